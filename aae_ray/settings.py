@@ -1,0 +1,499 @@
+"""What a run is: one frozen, typed, strict tree, with one dotted spelling of every key.
+
+`optim.discrimination_lr` is written so in a YAML file, on the command line, in Optuna, in MLflow and in the code that
+builds the optimizer. Unknown keys, wrong types and values out of range are collected and told all at once, each with
+its file, its line and the name that was probably meant.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+# ---------------------------------------------------------------------------------------------- mistakes of the user
+
+
+class UserError(Exception):
+    """A mistake of the user, told in sentences. Commands print it without a traceback and end with exit code 2."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it stands, which key it concerns, and what would be right."""
+
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
+
+
+class SettingsError(UserError):
+    """All the mistakes in the settings of a run, at once."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint ` Did you mean ...?` when a known name, or the last part of a dotted key, is close; else nothing."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    if not close:
+        leaf = name.rpartition(".")[2]
+        leaves = difflib.get_close_matches(leaf, [key.rpartition(".")[2] for key in known], n=1, cutoff=0.75)
+        close = [key for key in known if leaves and key.rpartition(".")[2] == leaves[0]][:1]
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+# ------------------------------------------------------------------------------------------------------- value types
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, got true or false")
+    return value
+
+
+def _widths(value: Any) -> Any:
+    """`256`, `"128-64"` and `[128, 64]` all name the widths of hidden layers."""
+    if isinstance(value, str) and re.fullmatch(r"\d+(-\d+)*", value):
+        return tuple(int(width) for width in value.split("-"))
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _seconds(value: Any) -> Any:
+    """`90`, `90s`, `10m`, `2h` and `1h30m` are durations."""
+    if isinstance(value, str) and value and re.fullmatch(r"(\d+h)?(\d+m)?(\d+s)?", value):
+        units = {"h": 3600, "m": 60, "s": 1}
+        return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", value))
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_not_bool)]
+Float = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+Positive = Annotated[Int, Field(ge=1)]
+Rate = Annotated[Float, Field(gt=0, le=10)]
+Momentum = Annotated[Float, Field(ge=0, lt=1)]
+Fraction = Annotated[Float, Field(ge=0, lt=1)]
+Widths = Annotated[tuple[Positive, ...], BeforeValidator(_widths), Field(min_length=1, max_length=8)]
+Duration = Annotated[Float, BeforeValidator(_seconds), Field(gt=0)]
+
+PriorName = Literal["gaussian", "uniform", "mixture", "swiss_roll"]
+PosteriorName = Literal["deterministic", "gaussian", "universal"]
+TaskName = Literal["unsupervised", "vae"]
+
+
+class Section(BaseModel):
+    """A part of the tree: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+# --------------------------------------------------------------------------------------------------------- the tree
+
+
+class Data(Section):
+    name: str = Field(
+        "digits",
+        min_length=1,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="digits, mnist, fashion-mnist, or a name for your own",
+    )
+    path: str | None = Field(
+        None, description="folder of IDX files, or Parquet file or folder; none for the named sets"
+    )
+    image_column: str | None = Field(None, description="Parquet column of images; found by its type when not given")
+    label_column: str | None = Field(
+        None, description="Parquet column of integer labels; `label` is taken if it is there"
+    )
+    cache: str | None = Field(None, description="folder of prepared data; ~/.cache/aae_ray when not given")
+    split_seed: Int = Field(0, ge=0, description="which images are for training, validation and test")
+    validation_fraction: Fraction = Field(0.2, gt=0, description="share of the images that is held out for validation")
+    test_fraction: Fraction = Field(
+        0.2, gt=0, description="share held out for the test; ignored where a set brings its own"
+    )
+
+    @model_validator(mode="after")
+    def _leaves_images_to_train_on(self) -> "Data":
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "data.validation_fraction and data.test_fraction leave no images to train on; their sum must be below 1"
+            )
+        return self
+
+
+class Model(Section):
+    network: Literal["dense", "convolutional"] = Field("dense", description="kind of encoder and decoder")
+    hidden: Widths = Field(
+        (128, 64), description="widths of the encoder's hidden layers, e.g. 128-64; the decoder mirrors them"
+    )
+    channels: Widths = Field(
+        (32, 64), description="channels of the convolutional layers, each of which halves the image"
+    )
+    discriminator_hidden: Widths = Field((128, 128), description="widths of the discriminator's hidden layers")
+    latent_dim: Int = Field(8, ge=2, le=4096, description="size of the code z")
+    prior: PriorName = Field("gaussian", description="p(z), the distribution imposed on the codes")
+    prior_scale: Float = Field(
+        1.0, gt=0, description="standard deviation of the Gaussian; multiplies the geometry of the others"
+    )
+    posterior: PosteriorName = Field("deterministic", description="q(z|x)")
+    noise_dim: Positive | None = Field(
+        None, description="noise inputs of the universal approximator; the latent size when not given"
+    )
+    initialization: Literal["pytorch", "normal"] = Field(
+        "pytorch", description="normal: N(0, 0.01^2) weights, zero biases (the paper)"
+    )
+    decoder_std: Float = Field(
+        1.0, gt=0, description="standard deviation of the VAE's p(x|z): weighs reconstruction against KL"
+    )
+    output: Literal["sigmoid", "linear"] = Field(
+        "sigmoid", description="last layer of the decoder; pixels are in [0, 1]"
+    )
+
+
+class Optim(Section):
+    algorithm: Literal["adam", "sgd"] = Field("adam", description="sgd has momentum, as in the paper")
+    reconstruction_lr: Rate = Field(
+        1e-3, description="learning rate of the phase reconstruct, and of the VAE's phase evidence"
+    )
+    discrimination_lr: Rate = Field(2e-4, description="learning rate of the phase discriminate")
+    regularization_lr: Rate = Field(2e-4, description="learning rate of the phase regularize")
+    reconstruction_momentum: Momentum = Field(0.9, description="SGD's momentum or Adam's beta1, phase reconstruct")
+    adversarial_momentum: Momentum = Field(
+        0.5, description="the same, phases discriminate and regularize; the paper has 0.1"
+    )
+    beta2: Momentum = Field(0.999, description="Adam's second decay")
+    lr_milestones: tuple[Annotated[Float, Field(gt=0, lt=1)], ...] = Field(
+        (), description="fractions of train.epochs at which every rate drops"
+    )
+    lr_decay: Float = Field(0.1, gt=0, le=1, description="factor of each drop")
+
+
+class Train(Section):
+    epochs: Positive = Field(27, description="the budget of one trial")
+    batch_size: Positive = Field(100, description="images per step over all workers")
+    reconstruction_reduction: Literal["half_sum", "sum", "mean"] = Field(
+        "half_sum",
+        description="half the squared error summed over pixels; sum; or mean over pixels; averaged over the batch",
+    )
+    adversarial_loss: Literal["non_saturating", "minimax"] = Field(
+        "non_saturating", description="what the encoder minimises to fool the discriminator"
+    )
+    dtype: Literal["float32", "float64"] = Field("float32", description="precision of the mathematics")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the GPU that the worker was given, else the CPU"
+    )
+
+
+class Health(Section):
+    stop: bool = Field(
+        True, description="whether an unhealthy trial is ended, with a named reason; a diverged one always is"
+    )
+    grace_fraction: Fraction = Field(0.3, description="share of train.epochs before which only divergence ends a trial")
+    patience: Positive = Field(3, description="epochs in a row for which a sign of illness must show")
+    saturated_loss_nats: Float = Field(
+        0.01,
+        ge=0,
+        description="discriminator loss below which it is saturated: codes and prior told apart with ease",
+    )
+    dead_logit_std: Float = Field(1e-4, ge=0, description="spread of the discriminator's logits below which it is dead")
+    collapsed_code_std: Float = Field(
+        0.01,
+        ge=0,
+        description="spread of the codes, in prior standard deviations, below which they have collapsed",
+    )
+
+
+class Tracking(Section):
+    uri: str | None = Field(
+        None,
+        description="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given",
+    )
+    experiment: str | None = Field(None, description="MLflow experiment; aae/<data> when not given")
+    register_model: bool = Field(True, description="whether the best decoder is registered when the study ends")
+    model_name: str | None = Field(None, description="registered model; aae-<data>-decoder when not given")
+
+
+class Budget(Section):
+    trials: Positive = Field(24, description="trials in all")
+    wall_clock: Duration | None = Field(None, description="such as 90s, 10m or 2h; no limit when not given")
+
+
+class Sampler(Section):
+    type: Literal["tpe", "nsga2", "random"] = Field("tpe", description="Optuna's sampler")
+    seed: Int = Field(0, ge=0, description="its seed")
+
+
+class Pruner(Section):
+    type: Literal["asha", "none"] = Field("asha", description="asha stops trials that are behind at the rungs")
+    grace_period: Positive = Field(3, description="first rung, in epochs")
+    reduction_factor: Int = Field(
+        3, ge=2, description="each rung is this many times the one before and keeps one in as many trials"
+    )
+    metric: str = Field("front", description="front: non-dominated rank over all objectives; or the name of one metric")
+
+
+class Study(Section):
+    name: str = Field(
+        "study",
+        min_length=1,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="prefix of the study's folder and MLflow run",
+    )
+    objectives: tuple[str, ...] = Field(
+        ("val/reconstruction_mse", "val/jsd_nats"),
+        min_length=1,
+        description="metrics to optimise; the table of metrics knows the directions",
+    )
+    budget: Budget = Budget()
+    sampler: Sampler = Sampler()
+    pruner: Pruner = Pruner()
+    workers_per_trial: Positive = Field(1, description="data-parallel workers of a gang")
+    resources_per_worker: dict[str, Annotated[Float, Field(gt=0)]] = Field(
+        {"CPU": 1}, description="Ray resources of one worker, e.g. {GPU: 1, CPU: 4}"
+    )
+    concurrent_trials: Positive | None = Field(
+        None, description="gangs at a time; as many as the cluster holds when not given"
+    )
+    folder: str = Field("runs", description="where studies keep their state; shared by all nodes (a path or s3://...)")
+    max_failures: Int = Field(2, ge=0, description="times a trial is retried from its checkpoint when a worker dies")
+    step_timeout: Duration = Field(1800, description="after this long without an answer a gang counts as hung")
+    select: Literal["nearest_to_ideal", "first_objective"] = Field(
+        "nearest_to_ideal", description="rule that picks the best trial from the front"
+    )
+
+
+class Settings(Section):
+    """Everything that defines a run. Defaults stand here and nowhere else."""
+
+    seed: Int = Field(0, ge=0, lt=2**63, description="initial weights, batch order and noise")
+    task: TaskName = Field("unsupervised", description="unsupervised: the adversarial autoencoder; vae: the baseline")
+    data: Data = Data()
+    model: Model = Model()
+    optim: Optim = Optim()
+    train: Train = Train()
+    health: Health = Health()
+    tracking: Tracking = Tracking()
+    study: Study = Study()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Settings":
+        if self.task == "vae" and (self.model.posterior, self.model.prior) != ("gaussian", "gaussian"):
+            raise ValueError(
+                "task vae needs model.posterior gaussian and model.prior gaussian "
+                "(its KL term has no closed form otherwise), "
+                f"got {self.model.posterior} and {self.model.prior}"
+            )
+        return self
+
+
+# ---------------------------------------------------------------------------------------- dotted keys, files, overrides
+
+
+def dotted_fields(section: type[BaseModel] = Settings, prefix: str = "") -> dict[str, FieldInfo]:
+    """Every leaf of the tree under its dotted key, in the order of the tree."""
+    fields: dict[str, FieldInfo] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            fields |= dotted_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = field
+    return fields
+
+
+def flatten(settings: Settings) -> dict[str, str | int | float | bool | None]:
+    """The tree as dotted keys with plain values, as MLflow records it; widths as `128-64`, lists joined by commas."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return ("-" if all(isinstance(item, int) for item in value) else ",").join(map(str, value))
+        return ",".join(f"{key}={amount:g}" for key, amount in value.items()) if isinstance(value, dict) else value
+
+    return {key: plain(setting(settings, key)) for key in dotted_fields()}
+
+
+def setting(settings: Settings, key: str) -> Any:
+    """The value under a dotted key."""
+    node: Any = settings
+    for part in key.split("."):
+        node = getattr(node, part)
+    return node
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as a tree of dictionaries."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, leaf = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise SettingsError([Problem(key, f"{part} is a value and has no parts")])
+        if isinstance(value, Mapping) and isinstance(node.get(leaf), dict):
+            node[leaf] |= value
+        else:
+            node[leaf] = value
+    return tree
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A value and the place where the user wrote it."""
+
+    value: Any
+    where: str
+
+
+def read_yaml(path: str | Path) -> dict[str, Entry]:
+    """A YAML file as dotted keys, each with its file and line; nested and dotted spellings mean the same.
+
+    Raises SettingsError when the file is missing, is not YAML, is not a mapping, or has a key twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingsError([Problem(str(path), f"cannot be read: {reason}")]) from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise SettingsError([Problem(where, f"is not YAML: {getattr(error, 'problem', None) or error}")]) from None
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise SettingsError([Problem(str(path), "must be a mapping of keys to values")])
+
+    entries: dict[str, Entry] = {}
+    problems: list[Problem] = []
+    loader = yaml.SafeLoader("")
+
+    def descend(node: yaml.MappingNode, prefix: str) -> None:
+        for key_node, value_node in node.value:
+            key, where = f"{prefix}{key_node.value}", f"{path}:{key_node.start_mark.line + 1}"
+            if isinstance(value_node, yaml.MappingNode) and value_node.value:
+                descend(value_node, f"{key}.")
+            elif key in entries:
+                problems.append(Problem(where, f"{key} is written twice, first at {entries[key].where}"))
+            else:
+                try:
+                    entries[key] = Entry(loader.construct_object(value_node, deep=True), where)
+                except yaml.YAMLError as error:
+                    problems.append(Problem(where, f"{key}: {getattr(error, 'problem', None) or error}"))
+
+    descend(root, "")
+    if problems:
+        raise SettingsError(problems)
+    return entries
+
+
+def read_overrides(arguments: Iterable[str]) -> dict[str, Entry]:
+    """`key=value` arguments of the command line; values are read as YAML."""
+    entries: dict[str, Entry] = {}
+    problems = []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            problems.append(
+                Problem("command line", f"{argument!r} is not of the form key=value, such as train.epochs=9")
+            )
+            continue
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        entries[key] = Entry(value, "command line")
+    if problems:
+        raise SettingsError(problems)
+    return entries
+
+
+def find_problems(entries: Mapping[str, Entry]) -> list[Problem]:
+    """Every mistake in these values, in the order in which they were written; empty when they make good settings."""
+    known = dotted_fields()
+    problems = []
+    for key, entry in entries.items():
+        if key in known or any(field_takes_keys(known[name]) and key.startswith(f"{name}.") for name in known):
+            continue
+        inside = [name for name in known if name.startswith(f"{key}.")]
+        if inside:
+            problems.append(
+                Problem(
+                    entry.where,
+                    f"{key} is a section, got {entry.value!r}; it holds {', '.join(inside[:4])}"
+                    + (", ..." if len(inside) > 4 else ""),
+                )
+            )
+        else:
+            problems.append(Problem(entry.where, f"{key} is not a setting.{did_you_mean(key, known)}"))
+    good = {
+        key: entry for key, entry in entries.items() if not any(p.message.startswith(f"{key} is") for p in problems)
+    }
+    try:
+        Settings.model_validate(nest({key: entry.value for key, entry in good.items()}))
+    except ValidationError as error:
+        for detail in error.errors():
+            problems.append(_from_pydantic(detail, good))
+    order = {entry.where: index for index, entry in enumerate(entries.values())}
+    return sorted(problems, key=lambda problem: order.get(problem.where, len(order)))
+
+
+def field_takes_keys(field: FieldInfo) -> bool:
+    """Whether a field is itself a mapping, whose keys are the user's (resources of a worker)."""
+    return get_origin(field.annotation) is dict
+
+
+def _from_pydantic(detail: Any, entries: Mapping[str, Entry]) -> Problem:
+    parts = [str(part) for part in detail["loc"]]
+    known = dotted_fields()
+    key = next(
+        (".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in known),
+        ".".join(parts),
+    )
+    entry = entries.get(key) or next((entries[name] for name in entries if name.startswith(f"{key}.")), None)
+    reason = re.sub(r"^(Value error|Input), ?", "", detail["msg"])
+    if entry is None or key not in known:  # a rule about several keys names them itself
+        touched = next((e for name, e in entries.items() if name in reason or name.partition(".")[0] == key), None)
+        return Problem(touched.where if touched else "settings", reason)
+    return Problem(entry.where, f"{key}: {_expectation(known[key], reason)}, got {entry.value!r}")
+
+
+def _expectation(field: FieldInfo, reason: str) -> str:
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    if choices:
+        return f"expected one of {', '.join(map(str, choices))}"
+    reason = re.sub(r"^Input should be ", "expected ", reason)
+    reason = re.sub(r", unable to parse string as an? \w+|, got a number with a fractional part", "", reason)
+    return reason.replace("a valid integer", "a whole number").replace("a valid number", "a number")
+
+
+def build(entries: Mapping[str, Entry]) -> Settings:
+    """Settings from values and the places they come from; raises SettingsError with every mistake."""
+    problems = find_problems(entries)
+    if problems:
+        raise SettingsError(problems)
+    return Settings.model_validate(nest({key: entry.value for key, entry in entries.items()}))
+
+
+def replace(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """A copy with these dotted keys changed; the whole tree is checked again."""
+    changed = settings.model_dump()
+    for key, value in values.items():
+        if key not in dotted_fields():
+            raise SettingsError([Problem("settings", f"{key} is not a setting.{did_you_mean(key, dotted_fields())}")])
+        *path, leaf = key.split(".")
+        node = changed
+        for part in path:
+            node = node[part]
+        node[leaf] = value
+    return Settings.model_validate(changed)

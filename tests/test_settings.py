@@ -1,0 +1,136 @@
+"""The settings tree: strict, frozen, one spelling of a key, every mistake told at once with its place."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from aae_ray.settings import (
+    Settings,
+    SettingsError,
+    build,
+    dotted_fields,
+    find_problems,
+    flatten,
+    read_overrides,
+    read_yaml,
+    replace,
+    setting,
+)
+
+
+def complaints(*overrides: str) -> list[str]:
+    return [str(problem) for problem in find_problems(read_overrides(overrides))]
+
+
+def test_defaults_are_good_and_every_leaf_is_described() -> None:
+    run = Settings()
+    assert flatten(run).keys() == dotted_fields().keys()
+    assert all(field.description for field in dotted_fields().values())
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings().train.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("optim.reconstruction_lr=1e-4", "optim.reconstruction_lr", 1e-4),
+        ("model.hidden=[128, 64]", "model.hidden", (128, 64)),
+        ("model.hidden=128-64", "model.hidden", (128, 64)),
+        ("model.hidden=32", "model.hidden", (32,)),
+        ("optim.lr_milestones=[0.01, 0.2]", "optim.lr_milestones", (0.01, 0.2)),
+        ("study.budget.wall_clock=1h30m", "study.budget.wall_clock", 5400.0),
+        ("study.resources_per_worker={GPU: 1}", "study.resources_per_worker", {"GPU": 1.0}),
+        ("study.resources_per_worker.GPU=0.5", "study.resources_per_worker", {"GPU": 0.5}),
+        ("tracking.uri=null", "tracking.uri", None),
+    ],
+)
+def test_values_are_read_by_their_type(override: str, key: str, value: object) -> None:
+    assert setting(build(read_overrides([override])), key) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epoch=3", "command line: train.epoch is not a setting. Did you mean train.epochs?"),
+        ("model.latentdim=3", "Did you mean model.latent_dim?"),
+        ("latent_dim=3", "Did you mean model.latent_dim?"),
+        ("train.epochs=abc", "train.epochs: expected a whole number, got 'abc'"),
+        ("train.epochs=2.5", "train.epochs: expected a whole number, got 2.5"),
+        ("train.epochs=0", "train.epochs: expected greater than or equal to 1, got 0"),
+        ("train.batch_size=true", "train.batch_size: expected a number, got true or false"),
+        (
+            "model.prior=gausian",
+            "model.prior: expected one of gaussian, uniform, mixture, swiss_roll, got 'gausian'",
+        ),
+        ("model.latent_dim=1", "model.latent_dim: expected greater than or equal to 2, got 1"),
+        ("optim.reconstruction_lr=.inf", "optim.reconstruction_lr: expected"),
+        ("optim.lr_milestones=[1.5]", "optim.lr_milestones: expected less than 1"),
+        ("model=3", "model is a section"),
+        ("study.budget.wall_clock=soon", "study.budget.wall_clock: expected a number"),
+        ("data.name=a/b", "data.name"),
+        ("task=vae", "task vae needs model.posterior gaussian and model.prior gaussian"),
+    ],
+)
+def test_a_mistake_is_a_sentence(override: str, expected: str) -> None:
+    found = complaints(override)
+    assert len(found) == 1 and expected in found[0]
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    found = complaints(
+        "train.epoch=3", "model.prior=x", "seed=-1", "data.validation_fraction=0.6", "data.test_fraction=0.6"
+    )
+    assert len(found) == 4
+    for part in ("train.epoch is not", "model.prior: expected", "seed: expected", "must be below 1"):
+        assert sum(part in text for text in found) == 1
+
+
+def test_an_argument_without_a_value_is_named() -> None:
+    with pytest.raises(SettingsError, match="'epochs' is not of the form key=value"):
+        read_overrides(["epochs"])
+
+
+def test_yaml_nested_and_dotted_spellings_mean_the_same_and_lines_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("train:\n  epochs: 3\nmodel.latent_dim: 4\noptim: {reconstruction_lr: 1e-3}\n")
+    entries = read_yaml(file)
+    assert {key: entry.value for key, entry in entries.items()} == {
+        "train.epochs": 3,
+        "model.latent_dim": 4,
+        "optim.reconstruction_lr": "1e-3",
+    }
+    assert entries["model.latent_dim"].where == f"{file}:3"
+    assert build(entries).optim.reconstruction_lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1, 2", "is not YAML"),
+        ("- 1\n- 2\n", "must be a mapping"),
+        ("train.epochs: 1\ntrain: {epochs: 2}\n", "train.epochs is written twice, first at"),
+    ],
+)
+def test_a_bad_yaml_file_is_named_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=expected) as caught:
+        read_yaml(file)
+    assert "bad.yaml" in str(caught.value)
+
+
+def test_a_missing_file_is_a_sentence() -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        read_yaml("nowhere.yaml")
+
+
+def test_replace_checks_the_whole_tree_again() -> None:
+    assert replace(Settings(), {"model.hidden": "8-4"}).model.hidden == (8, 4)
+    with pytest.raises(ValidationError, match="task vae needs"):
+        replace(Settings(), {"task": "vae"})
+    with pytest.raises(SettingsError, match=r"Did you mean train\.epochs"):
+        replace(Settings(), {"train.epoch": 1})
