@@ -1,0 +1,1 @@
+"""The mathematics of adversarial autoencoders, in PyTorch alone."""

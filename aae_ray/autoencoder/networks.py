@@ -1,0 +1,162 @@
+"""Encoders' trunks, decoders and discriminators: dense and convolutional.
+
+No BatchNorm anywhere: in a discriminator the statistics of prior and codes differ and leak, and over several workers
+they would need synchronising. Images travel as rows of pixels; convolutional networks fold them back themselves.
+
+Shapes: B batch, D pixels (C * H * W), C channels, H height, W width, F features, E noise, Z code.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from aae_ray.settings import UserError
+
+
+def dense_layers(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((inputs, *widths)))
+
+
+class DenseTrunk(nn.Module):
+    """x_BD -> features_BF. Noise, if any, enters at every hidden layer through a linear map of its own.
+
+    Noise that is only joined to the pixels is one input among hundreds and drowns; each layer that sees it again can
+    use it (the universal approximator posterior, Makhzani et al. 2015, section 2.1).
+    """
+
+    def __init__(self, inputs: int, hidden: tuple[int, ...], noise_dim: int = 0) -> None:
+        super().__init__()
+        self.layers = dense_layers(inputs, hidden)
+        self.noise_maps = nn.ModuleList(nn.Linear(noise_dim, width, bias=False) for width in hidden if noise_dim)
+        self.features = hidden[-1]
+
+    def forward(self, x_BD: Tensor, noise_BE: Tensor | None = None) -> Tensor:
+        h_BF = x_BD
+        for index, layer in enumerate(self.layers):
+            h_BF = layer(h_BF)
+            if self.noise_maps:
+                h_BF = h_BF + self.noise_maps[index](noise_BE)
+            h_BF = torch.relu(h_BF)
+        return h_BF
+
+
+class ConvTrunk(nn.Module):
+    """x_BD -> features_BF: convolutions that halve the image, then one dense layer. Noise shifts whole channels."""
+
+    def __init__(
+        self, shape: tuple[int, int, int], channels: tuple[int, ...], features: int, noise_dim: int = 0
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise((shape[0], *channels)))
+        self.noise_maps = nn.ModuleList(nn.Linear(noise_dim, width, bias=False) for width in channels if noise_dim)
+        height, width = conv_grid(shape, channels)[-1]
+        self.dense = nn.Linear(channels[-1] * height * width, features)
+        self.features = features
+
+    def forward(self, x_BD: Tensor, noise_BE: Tensor | None = None) -> Tensor:
+        h_BCHW = x_BD.unflatten(1, self.shape)
+        for index, layer in enumerate(self.layers):
+            h_BCHW = layer(h_BCHW)
+            if self.noise_maps:
+                h_BCHW = h_BCHW + self.noise_maps[index](noise_BE)[:, :, None, None]
+            h_BCHW = torch.relu(h_BCHW)
+        return torch.relu(self.dense(h_BCHW.flatten(1)))
+
+
+class DenseDecoder(nn.Module):
+    """z_BZ -> pixels_BD."""
+
+    def __init__(self, latent_dim: int, hidden: tuple[int, ...], outputs: int, output: str) -> None:
+        super().__init__()
+        self.layers = dense_layers(latent_dim, (*hidden, outputs))
+        self.sigmoid = output == "sigmoid"
+
+    def forward(self, z_BZ: Tensor) -> Tensor:
+        h_BF = z_BZ
+        for layer in self.layers[:-1]:
+            h_BF = torch.relu(layer(h_BF))
+        x_BD = self.layers[-1](h_BF)
+        return torch.sigmoid(x_BD) if self.sigmoid else x_BD
+
+
+class ConvDecoder(nn.Module):
+    """z_BZ -> pixels_BD: one dense layer to the coarsest grid, then transposed convolutions back up the same grids."""
+
+    def __init__(
+        self,
+        latent_dim: int,
+        features: int,
+        channels: tuple[int, ...],
+        shape: tuple[int, int, int],
+        output: str,
+    ) -> None:
+        super().__init__()
+        grids = conv_grid(shape, channels)
+        self.coarse = (channels[0], *grids[-1])
+        self.dense = nn.Sequential(
+            nn.Linear(latent_dim, features),
+            nn.ReLU(),
+            nn.Linear(features, channels[0] * grids[-1][0] * grids[-1][1]),
+        )
+        # An odd side was rounded down when it was halved: output_padding gives the lost row back.
+        self.layers = nn.ModuleList(
+            nn.ConvTranspose2d(
+                a,
+                b,
+                4,
+                stride=2,
+                padding=1,
+                output_padding=(fine[0] - 2 * coarse[0], fine[1] - 2 * coarse[1]),
+            )
+            for (a, b), (coarse, fine) in zip(pairwise((*channels, shape[0])), pairwise(reversed(grids)), strict=True)
+        )
+        self.sigmoid = output == "sigmoid"
+
+    def forward(self, z_BZ: Tensor) -> Tensor:
+        h_BCHW = torch.relu(self.dense(z_BZ)).unflatten(1, self.coarse)
+        for layer in self.layers[:-1]:
+            h_BCHW = torch.relu(layer(h_BCHW))
+        x_BD = self.layers[-1](h_BCHW).flatten(1)
+        return torch.sigmoid(x_BD) if self.sigmoid else x_BD
+
+
+def conv_grid(shape: tuple[int, int, int], channels: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Height and width of the image and after each convolution. Raises UserError when nothing would be left."""
+    _, height, width = shape
+    grids = [(height, width)]
+    for _ in channels:
+        height, width = height // 2, width // 2
+        grids.append((height, width))
+    if min(height, width) < 1:
+        raise UserError(
+            f"model.channels has {len(channels)} layers, each halves the image, "
+            f"and images of {shape[1]} x {shape[2]} pixels cannot be halved so often"
+        )
+    return grids
+
+
+class Discriminator(nn.Module):
+    """z_BZ -> logits_B, positive where z looks like a draw from the prior. Logits, not probabilities: a sigmoid
+    followed by a logarithm loses its gradient exactly where the discriminator is sure."""
+
+    def __init__(self, latent_dim: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layers = dense_layers(latent_dim, (*hidden, 1))
+
+    def forward(self, z_BZ: Tensor) -> Tensor:
+        h_BF = z_BZ
+        for layer in self.layers[:-1]:
+            h_BF = torch.relu(layer(h_BF))
+        logits_B: Tensor = self.layers[-1](h_BF).squeeze(1)
+        return logits_B
+
+
+def paper_initialization(module: nn.Module) -> None:
+    """Weights from N(0, 0.01^2), biases zero (Makhzani et al. 2015, appendix A.1)."""
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(parameter, std=0.01)

@@ -1,0 +1,77 @@
+"""Priors against their moments and their geometry."""
+
+import math
+
+import pytest
+import torch
+
+from aae_ray.autoencoder.priors import MIXTURE_COMPONENTS, Prior
+
+NAMES = ("gaussian", "uniform", "mixture", "swiss_roll")
+COUNT = 200_000
+
+
+def draw(prior: Prior, count: int = COUNT, seed: int = 0) -> torch.Tensor:
+    return prior.sample(count, torch.Generator().manual_seed(seed), torch.float64)
+
+
+@pytest.mark.parametrize("latent_dim", [2, 3, 8])
+@pytest.mark.parametrize("name", NAMES)
+def test_standard_deviations_and_shape(name: str, latent_dim: int) -> None:
+    prior = Prior(name, latent_dim, scale=2.5)
+    z_NZ = draw(prior)
+    assert z_NZ.shape == (COUNT, latent_dim)
+    torch.testing.assert_close(z_NZ.std(0), prior.std_Z.double(), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_draw_is_a_function_of_its_generator(name: str) -> None:
+    prior = Prior(name, 5)
+    assert torch.equal(draw(prior, 100), draw(prior, 100))
+    assert not torch.equal(draw(prior, 100), draw(prior, 100, seed=1))
+
+
+def test_gaussian_has_the_moments_of_a_gaussian() -> None:
+    z_NZ = draw(Prior("gaussian", 2))
+    assert z_NZ.mean(0).abs().max() < 0.01
+    torch.testing.assert_close((z_NZ**4).mean(0), torch.full((2,), 3.0, dtype=torch.float64), rtol=0.05, atol=0)
+
+
+def test_uniform_fills_its_box_and_nothing_else() -> None:
+    z_NZ = draw(Prior("uniform", 3, scale=2.0))
+    assert z_NZ.abs().max() <= 2
+    torch.testing.assert_close((z_NZ**4).mean(0), torch.full((3,), 2.0**4 / 5, dtype=torch.float64), rtol=0.02, atol=0)
+
+
+def test_mixture_has_ten_petals_of_the_stated_size() -> None:
+    z_NZ = draw(Prior("mixture", 2))
+    turn = 2 * math.pi / MIXTURE_COMPONENTS
+    component_N = torch.round(torch.atan2(z_NZ[:, 1], z_NZ[:, 0]) / turn) % MIXTURE_COMPONENTS
+    share = torch.bincount(component_N.long(), minlength=MIXTURE_COMPONENTS) / COUNT
+    torch.testing.assert_close(share, torch.full((MIXTURE_COMPONENTS,), 0.1), rtol=0.05, atol=0)
+    petal_N2 = z_NZ[component_N == 0]  # along the first axis
+    assert petal_N2[:, 0].mean().item() == pytest.approx(1.4, abs=0.03)
+    assert petal_N2[:, 0].std().item() == pytest.approx(0.5, abs=0.03)
+    assert petal_N2[:, 1].abs().median().item() < 0.05
+
+
+def test_swiss_roll_lies_on_its_spiral_with_uniform_area() -> None:
+    z_N2 = draw(Prior("swiss_roll", 2))
+    radius_N = z_N2.norm(dim=1)
+    angle_N = (4 * math.pi / 3) * radius_N
+    torch.testing.assert_close(
+        z_N2, radius_N[:, None] * torch.stack([angle_N.cos(), angle_N.sin()], 1), rtol=0, atol=1e-9
+    )
+    u_N = (radius_N / 3) ** 2  # uniform on [0, 1] by construction
+    assert u_N.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert (u_N**2).mean().item() == pytest.approx(1 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["mixture", "swiss_roll"])
+def test_further_coordinates_are_gaussian_and_independent(name: str) -> None:
+    z_NZ = draw(Prior(name, 4))
+    correlation = torch.corrcoef(z_NZ.T)
+    assert (correlation - torch.diag(correlation.diag()))[2:].abs().max() < 0.02
+    torch.testing.assert_close(
+        (z_NZ[:, 2:] ** 4).mean(0), torch.full((2,), 3.0, dtype=torch.float64), rtol=0.05, atol=0
+    )
