@@ -1,0 +1,1 @@
+"""The training of one configuration: plain PyTorch, with no knowledge of Ray, Optuna or MLflow."""
