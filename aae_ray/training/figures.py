@@ -1,0 +1,186 @@
+"""Figures of images and codes as PNG bytes, and the sheet of images that `generate` writes.
+
+Shapes: `N` images or codes, `Z` code, `C` channels (one grey, three RGB), `H` height, `W` width.
+"""
+
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from PIL.Image import Image
+
+Pixels = NDArray[np.uint8]          # of a picture: (height, width), or (height, width, 3)
+
+CELL_PIXELS = 64                    # small images are enlarged to about this size
+SHEET_PIXELS = 4096                 # unless the whole sheet would grow beyond this
+SEPARATOR = 2                       # pixels between images
+SEPARATOR_GREY = 128                # seen beside black and beside white images
+MARGIN = 8
+MOST_POINTS = 3000                  # in a scatter of codes: more hide each other
+MOST_LEGEND_ROWS = 11               # of one column: the prior and ten classes
+PRIOR_GREY = "#b8b8b8"
+
+# Nine colours of Paul Tol's "muted" scheme and the orange of his "vibrant" one: apart for colour-blind readers, and
+# none of them grey, which is the prior's.
+CLASS_COLOURS = (
+    "#332288", "#ee7733", "#117733", "#cc6677", "#88ccee", "#882255", "#ddcc77", "#44aa99", "#aa4499", "#999933",
+)  # fmt: skip
+
+# ------------------------------------------------------------------------------------------------ sheets of images
+
+
+def image_sheet(x_NCHW: Tensor, columns: int | None = None) -> "Image":
+    """Images in rows, with thin separators; small ones are enlarged without smoothing. Pixels outside [0, 1] are cut.
+
+    As many columns as rows when `columns` is not given. Raises ValueError for no images, or neither one nor three
+    channels.
+    """
+    from PIL import Image
+
+    return Image.fromarray(_grid(_to_pixels(x_NCHW), columns or math.ceil(math.sqrt(len(x_NCHW)))))
+
+
+def samples(x_NCHW: Tensor) -> bytes:
+    """A sheet of images as PNG."""
+    return _png(image_sheet(x_NCHW))
+
+
+def reconstructions(x_NCHW: Tensor, x_hat_NCHW: Tensor) -> bytes:
+    """Rows of pairs as PNG: each original above its reconstruction, at most eight pairs in a row.
+
+    Raises ValueError when the two differ in shape.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if x_NCHW.shape != x_hat_NCHW.shape:
+        raise ValueError(f"images have shape {tuple(x_NCHW.shape)}, reconstructions {tuple(x_hat_NCHW.shape)}")
+    originals, answers = _to_pixels(x_NCHW), _to_pixels(x_hat_NCHW)
+    rows = math.ceil(len(originals) / 8)
+    columns = math.ceil(len(originals) / rows)
+    strips = []
+    for start in range(0, len(originals), columns):
+        pair = [originals[start : start + columns], answers[start : start + columns]]
+        strips.append([_grid(images, columns) for images in pair])
+    height, width = strips[0][0].shape[:2]
+
+    font = ImageFont.load_default(size=13)
+    texts = ("original", "reconstruction")
+    left = 2 * MARGIN + math.ceil(max(font.getlength(text) for text in texts))
+    step = 2 * height - SEPARATOR + MARGIN
+    sheet = Image.new("RGB", (left + width + MARGIN, MARGIN + len(strips) * step), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, strip in enumerate(strips):
+        for below, (text, pixels) in enumerate(zip(texts, strip, strict=True)):
+            top = MARGIN + row * step + below * (height - SEPARATOR)
+            sheet.paste(Image.fromarray(pixels), (left, top))
+            draw.text((left - MARGIN, top + height // 2), text, "black", font, anchor="rm")
+    return _png(sheet)
+
+
+def _to_pixels(x_NCHW: Tensor) -> Pixels:
+    """Images as bytes, (N, H, W) or (N, H, W, 3); what is not a number is black."""
+    if x_NCHW.ndim != 4 or len(x_NCHW) == 0 or x_NCHW.shape[1] not in (1, 3):
+        raise ValueError(f"expected images of shape (N, 1 or 3, H, W), got {tuple(x_NCHW.shape)}")
+    x_NCHW = x_NCHW.detach().cpu().float().nan_to_num(0.0).clamp(0, 1)
+    bytes_NHWC = (x_NCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return bytes_NHWC[..., 0] if bytes_NHWC.shape[3] == 1 else bytes_NHWC
+
+
+def _grid(images: Pixels, columns: int) -> Pixels:
+    """Images side by side and below each other, enlarged, framed by separators; places left over stay grey."""
+    count, height, width = images.shape[:3]
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    longest = max(rows * height, columns * width)
+    enlarge = max(1, min(math.ceil(CELL_PIXELS / max(height, width)), SHEET_PIXELS // longest))
+    images = images.repeat(enlarge, 1).repeat(enlarge, 2)
+    down, across = height * enlarge + SEPARATOR, width * enlarge + SEPARATOR
+    cells = np.full((rows * columns, down, across, *images.shape[3:]), SEPARATOR_GREY, np.uint8)
+    cells[:count, SEPARATOR:, SEPARATOR:] = images
+    cells = cells.reshape(rows, columns, down, across, *images.shape[3:]).swapaxes(1, 2)
+    sheet = cells.reshape(rows * down, columns * across, *images.shape[3:])
+    frame = ((0, SEPARATOR), (0, SEPARATOR), *((0, 0),) * (sheet.ndim - 2))
+    return np.pad(sheet, frame, constant_values=SEPARATOR_GREY)
+
+
+def _png(image: "Image") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+# ----------------------------------------------------------------------------------------------------------- codes
+
+
+def code_scatter(codes_NZ: Tensor, labels_N: Tensor | NDArray[Any] | None, prior_NZ: Tensor, *, title: str) -> bytes:
+    """The first two coordinates of codes, coloured by class where there are labels, over prior samples; PNG.
+
+    `title` says what the points are, e.g. "held-out codes, Gaussian posterior". The figure adds when only two of Z
+    coordinates are shown, when points are left out (every k-th is drawn above 3000), and when codes are not finite.
+    """
+    from matplotlib.figure import Figure
+
+    plane_N2 = codes_NZ[:, :2].detach().cpu().double().numpy()
+    labels = None if labels_N is None else np.asarray(labels_N)
+    finite = np.isfinite(plane_N2).all(axis=1)
+    notes = [f"first two of {codes_NZ.shape[1]} coordinates"] if codes_NZ.shape[1] > 2 else []
+    if not finite.all():
+        notes.append(f"{(~finite).sum()} of {len(finite)} codes are not finite")
+    shown = np.flatnonzero(finite)
+    if len(shown) > MOST_POINTS:
+        notes.append(f"{MOST_POINTS} of {len(shown)} codes drawn")
+        shown = shown[np.linspace(0, len(shown) - 1, MOST_POINTS).astype(int)]
+
+    figure = Figure(figsize=(6.6, 5.6), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    size = 4.0 if len(shown) <= 1000 else 2.5
+    prior_N2 = prior_NZ[:MOST_POINTS, :2].detach().cpu().double().numpy()
+    _plot_points(axes, prior_N2, PRIOR_GREY, "prior", 1.5)
+    if labels is None:
+        _plot_points(axes, plane_N2[shown], CLASS_COLOURS[0], "codes", size)
+    else:
+        _plot_classes(axes, plane_N2[shown], labels[shown], np.unique(labels), size)
+    axes.set_title("\n".join([title, ", ".join(notes)]).strip(), fontsize=11)
+    axes.set_xlabel("z₁")
+    axes.set_ylabel("z₂")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.spines[["top", "right"]].set_visible(False)
+    entries = len(axes.get_legend_handles_labels()[1])
+    figure.legend(
+        loc="outside right upper", ncols=math.ceil(entries / MOST_LEGEND_ROWS), fontsize=9, markerscale=7 / size,
+        frameon=False, handletextpad=0.2, columnspacing=0.8,
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _plot_points(axes: "Axes", plane_N2: NDArray[np.float64], colour: Any, label: str, size: float) -> None:
+    axes.plot(*plane_N2.T, "o", color=colour, label=label, markersize=size, markeredgewidth=0, alpha=0.8)
+
+
+def _plot_classes(
+    axes: "Axes", plane_N2: NDArray[np.float64], labels_N: NDArray[Any], classes: NDArray[Any], size: float
+) -> None:
+    """Codes in the colour of their class. Its name stands at its most central code: colour is not the only sign."""
+    from matplotlib import colormaps
+    from matplotlib.patheffects import withStroke
+
+    many = len(classes) > len(CLASS_COLOURS)
+    colours = colormaps["viridis"](np.linspace(0, 1, len(classes))) if many else CLASS_COLOURS
+    for name, colour in zip(classes, colours, strict=False):
+        own_N2 = plane_N2[labels_N == name]
+        _plot_points(axes, own_N2, colour, str(name), size)
+        if len(own_N2) and not many:
+            x, y = own_N2[np.abs(own_N2 - np.median(own_N2, axis=0)).sum(axis=1).argmin()]
+            axes.text(
+                x, y, str(name), color=colour, fontsize=12, fontweight="bold", ha="center", va="center",
+                path_effects=[withStroke(linewidth=3, foreground="white")],
+            )

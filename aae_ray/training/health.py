@@ -1,0 +1,53 @@
+"""Signs of illness that end a trial, each under a name: searching on with a sick trial is a waste, and a feeble
+discriminator must not look like a good fit.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from aae_ray import settings
+
+DIVERGED = "diverged"
+SATURATED = "discriminator_saturated"
+DEAD = "discriminator_dead"
+COLLAPSED = "code_collapse"
+WORSE_THAN_MEAN = "worse_than_mean_image"
+EXPLODED = 1e9  # no metric of ours reaches this in a run that learns
+REASONS = (DIVERGED, SATURATED, DEAD, COLLAPSED, WORSE_THAN_MEAN)
+
+Metrics = Mapping[str, float]
+
+
+def illness(history: Sequence[Metrics], run: settings.Settings) -> str | None:
+    """The reason to end a trial after these epochs (metrics of each, oldest first), or None.
+
+    Divergence, a number that is not finite or absurdly large, ends a trial at once. The other signs count after the
+    grace period only, because a young run looks like a sick one, and must show in `health.patience` epochs in a row.
+    """
+    if not all(abs(value) < EXPLODED for value in history[-1].values()):  # also false for a NaN
+        return DIVERGED
+    health = run.health
+    recent = history[-health.patience :]
+    started = len(history) - health.patience >= math.ceil(health.grace_fraction * run.train.epochs)
+    if not health.stop or not started:
+        return None
+    return next((reason for reason, shows in SIGNS.items() if all(shows(metrics, health) for metrics in recent)), None)
+
+
+def _saturated(metrics: Metrics, health: settings.Health) -> bool:
+    return metrics.get("adv/discriminator_loss_nats", math.inf) < health.saturated_loss_nats
+
+
+def _dead(metrics: Metrics, health: settings.Health) -> bool:
+    return metrics.get("adv/logit_std", math.inf) < health.dead_logit_std
+
+
+def _collapsed(metrics: Metrics, health: settings.Health) -> bool:
+    return metrics["val/code_std"] < health.collapsed_code_std
+
+
+def _worse_than_mean(metrics: Metrics, health: settings.Health) -> bool:
+    return metrics["val/reconstruction_mse"] > metrics["val/mean_image_mse"]
+
+
+SIGNS = {SATURATED: _saturated, DEAD: _dead, COLLAPSED: _collapsed, WORSE_THAN_MEAN: _worse_than_mean}

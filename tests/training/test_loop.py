@@ -1,0 +1,207 @@
+"""The training loop: who moves when, exact resume, N workers equal to one, and that it learns."""
+
+import math
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from aae_ray.autoencoder.phases import TASKS
+from aae_ray.settings import Settings, UserError, replace
+from aae_ray.training import checkpoint
+from aae_ray.training.data import Dataset, load
+from aae_ray.training.loop import Interval, Training
+from aae_ray.training.metrics import METRICS
+
+VARIANTS = [
+    {"task": task, "model.posterior": posterior}
+    for task, posterior in product(TASKS, ("deterministic", "gaussian", "universal"))
+    if task != "vae" or posterior == "gaussian"
+]
+IDS = ["-".join(values.values()) for values in VARIANTS]
+
+
+def weights(training: Training) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": value.clone()
+        for name, player in training.model.players.items()
+        for key, value in player.state_dict().items()
+    }
+
+
+def without_clock(interval: Interval) -> list[dict[str, float]]:
+    return [
+        {name: value for name, value in metrics.items() if not name.startswith("perf/")} for metrics in interval.history
+    ]
+
+
+@pytest.mark.parametrize("values", VARIANTS, ids=IDS)
+@pytest.mark.parametrize("algorithm", ["adam", "sgd"])
+def test_exactly_the_named_players_move_in_each_phase(
+    values: dict[str, Any], algorithm: str, small_run: Settings, digits: Dataset
+) -> None:
+    training = Training(replace(small_run, values | {"optim.algorithm": algorithm}), digits)
+    step = next(training.batches.epoch(0))
+    for phase, batch in zip(training.model.phases, step.batches, strict=True):
+        before = weights(training)
+        everyone = training.model.phases
+        object.__setattr__(training.model, "phases", (phase,))
+        training.step(step._replace(batches=[batch]))
+        object.__setattr__(training.model, "phases", everyone)
+        moved = {
+            key.partition(".")[0] for key, value in weights(training).items() if not torch.equal(value, before[key])
+        }
+        assert moved == set(phase.moves), phase.name
+
+
+@pytest.mark.parametrize("values", VARIANTS, ids=IDS)
+def test_resume_in_mid_training_is_bit_for_bit(
+    values: dict[str, Any], small_run: Settings, digits: Dataset, tmp_path: Path
+) -> None:
+    run = replace(small_run, values | {"train.dtype": "float32", "optim.lr_milestones": (0.3, 0.8)})
+    unbroken = Training(run, digits)
+    whole = without_clock(unbroken.train(2)) + without_clock(unbroken.train(4))
+
+    first = Training(run, digits)
+    halves = without_clock(first.train(2))
+    checkpoint.save(first.state_dict(), tmp_path)
+    second = Training(run, digits)
+    second.load_state_dict(checkpoint.load(tmp_path))
+    assert second.epoch == 2
+    halves += without_clock(second.train(4))
+
+    assert halves == whole
+    for key, value in weights(unbroken).items():
+        assert torch.equal(value, weights(second)[key]), key
+
+
+def test_intervals_do_not_change_the_result(small_run: Settings, digits: Dataset) -> None:
+    at_once, in_pieces = Training(small_run, digits), Training(small_run, digits)
+    at_once.train()
+    for until in (1, 3, 4):
+        in_pieces.train(until)
+    for key, value in weights(at_once).items():
+        assert torch.equal(value, weights(in_pieces)[key]), key
+
+
+def test_an_interval_ends_when_its_time_is_up_and_measures_costly_metrics_only_as_planned(
+    small_run: Settings, digits: Dataset
+) -> None:
+    training = Training(small_run, digits)
+    early = training.train(4, at_most_seconds=0)
+    assert early.epoch == 1 and "val/jsd_nats" not in early.metrics
+    planned = training.train(4)
+    assert planned.epoch == 4 and len(planned.history) == 3
+    assert "val/jsd_nats" in planned.metrics and "val/jsd_nats" not in planned.history[0]
+    assert set(planned.metrics) - {"epoch"} <= set(METRICS)
+
+
+def test_a_training_learns_to_reconstruct_and_to_match_the_prior(small_run: Settings, digits: Dataset) -> None:
+    run = replace(
+        small_run,
+        {
+            "train.dtype": "float32",
+            "train.epochs": 30,
+            "train.batch_size": 50,
+            "model.hidden": (64, 32),
+            "optim.reconstruction_lr": 3e-3,
+            "optim.discrimination_lr": 1e-3,
+            "optim.regularization_lr": 1e-3,
+        },
+    )
+    training = Training(run, digits)
+    first = training.train(1).metrics
+    last = training.train().metrics
+    assert last["val/reconstruction_mse"] < 0.6 * last["val/mean_image_mse"]
+    assert last["val/sliced_wasserstein"] < first["val/sliced_wasserstein"]
+    assert last["val/jsd_nats"] < 0.35 < math.log(2)
+
+
+def test_learning_rates_drop_at_fractions_of_the_budget(small_run: Settings, digits: Dataset) -> None:
+    training = Training(
+        replace(small_run, {"train.epochs": 10, "optim.lr_milestones": (0.2, 0.5), "optim.lr_decay": 0.1}),
+        digits,
+    )
+    seen = []
+    for _ in range(6):
+        training.train(training.epoch + 1)
+        seen.append(training.optimizers["discriminate"].param_groups[0]["lr"] / training.run.optim.discrimination_lr)
+    assert seen == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01])
+
+
+def test_a_diverged_trial_says_so(small_run: Settings, digits: Dataset) -> None:
+    run = replace(
+        small_run,
+        {
+            "optim.algorithm": "sgd",
+            "optim.reconstruction_lr": 10.0,
+            "train.reconstruction_reduction": "sum",
+            "model.output": "linear",
+        },
+    )
+    interval = Training(run, digits).train()
+    assert interval.stop_reason == "diverged" and interval.epoch < 4
+
+
+def test_a_checkpoint_of_other_data_is_refused(small_run: Settings, digits: Dataset) -> None:
+    training = Training(small_run, digits)
+    with pytest.raises(UserError, match="trained on data with digest other"):
+        training.load_state_dict(training.state_dict() | {"data_digest": "other"})
+
+
+# ------------------------------------------------------------------------------------------------- several workers
+
+
+def _worker(rank: int, workers: int, folder: str, run: Settings) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
+    training = Training(
+        run,
+        load(run.data),
+        rank=rank,
+        workers=workers,
+        wrap=lambda player: DistributedDataParallel(player, forward_sync_buffers=False),
+    )
+    interval = training.train()
+    torch.save(
+        {"weights": weights(training), "history": [dict(m) for m in interval.history]},
+        f"{folder}/rank{rank}.pt",
+    )
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("values", VARIANTS, ids=IDS)
+def test_two_workers_equal_one_and_agree_exactly(
+    values: dict[str, Any], small_run: Settings, digits: Dataset, tmp_path: Path
+) -> None:
+    # 1,079 images in batches of 99: slices of unequal size, and a short last batch.
+    run = replace(
+        small_run,
+        values
+        | {
+            "train.epochs": 2,
+            "train.batch_size": 99,
+            "optim.algorithm": "sgd",
+            "optim.reconstruction_momentum": 0.5,
+        },
+    )
+    mp.spawn(_worker, args=(2, str(tmp_path), run), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    for key, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][key]), f"{key} differs between the workers"
+
+    alone = Training(run, digits)
+    history = alone.train().history
+    for key, value in weights(alone).items():
+        torch.testing.assert_close(
+            value, first["weights"][key], rtol=1e-9, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    for one, two in zip(history, first["history"], strict=True):
+        for name in one:
+            if not name.startswith(("perf/", "val/jsd")):
+                assert one[name] == pytest.approx(two[name], rel=1e-6, abs=1e-9), name
