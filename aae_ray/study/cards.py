@@ -1,0 +1,88 @@
+"""What a study leaves behind to be read: the best trial's settings, the model card, the summary on the parent run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from aae_ray.settings import Settings, dotted_fields, setting
+from aae_ray.study import report
+from aae_ray.study.ledger import Ledger, TrialRecord
+from aae_ray.study.space import Plan
+from aae_ray.training.metrics import METRICS
+
+
+def best_config(run: Settings, path: Path) -> Path:
+    """A file that `python -m aae_ray.train` takes: every setting that shapes the trial."""
+    values = {}
+    for key in dotted_fields():
+        if not key.startswith(("study.", "tracking.")):
+            value = setting(run, key)
+            values[key] = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump({"study": {"name": f"{run.study.name}-best"}, "run": values}, sort_keys=False)
+    path.write_text(f"# python -m aae_ray.train {path.name}\n{text}", encoding="utf-8")
+    return path
+
+
+def model_card(name: str, record: TrialRecord, run: Settings, test: Mapping[str, float], study_id: str) -> str:
+    """Markdown: what the decoder is, how good it is on images that no choice has seen, and how to use it."""
+    model = run.model
+    rows = [
+        f"| {metric} | {value:.4f} | {METRICS[metric].unit} |" for metric, value in test.items() if metric in METRICS
+    ]
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"Decoder of trial {record.name} of study {study_id}: task {run.task}, {model.posterior} "
+            f"posterior, {model.latent_dim}-dimensional "
+            f"{model.prior} prior of scale {model.prior_scale:g}, trained on {run.data.name} for {record.epoch} epochs.",
+            "",
+            "| metric on the test images | value | unit |",
+            "|---|---:|---|",
+            *rows,
+            "",
+            "```python",
+            "import mlflow, torch",
+            f'decoder = mlflow.pytorch.load_model("models:/{name}@champion")     # needs torch and mlflow alone',
+            f"images = decoder(codes)       # codes (B, {model.latent_dim}) in, images (B, C, H, W) in [0, 1] out",
+            "```",
+            "",
+        ]
+    )
+
+
+def summary(ledger: Ledger) -> str:
+    """Markdown for the parent run: the front as a table, and how the trials ended."""
+    front = ledger.front()
+    keys = list(front[0].params) if front else []
+    head = ["trial", *map(report.heading, ledger.objectives), *keys]
+    rows = [
+        [
+            record.name,
+            *(f"{record.metrics[name]:.4f}" for name in ledger.objectives),
+            *(report.number(record.params[key]) for key in keys),
+        ]
+        for record in front
+    ]
+    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    counts = ", ".join(f"{ledger.count(state)} {state}" for state in ("complete", "stopped", "failed"))
+    return "\n".join([f"{len(ledger.trials)} trials: {counts}.", "", "Pareto front:", "", *table])
+
+
+def resolved(plan: Plan) -> str:
+    """The whole study as a YAML text, with every default spelled out."""
+    run = plan.settings
+    values = {key: setting(run, key) for key in dotted_fields()}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return yaml.safe_dump(
+        {
+            "study": {key.removeprefix("study."): value for key, value in plain.items() if key.startswith("study.")},
+            "run": {
+                key: value for key, value in plain.items() if not key.startswith("study.") and key not in plan.space
+            },
+            "space": {key: str(distribution) for key, distribution in plan.space.items()},
+            "start": [dict(point) for point in plan.start],
+        },
+        sort_keys=False,
+    )

@@ -1,0 +1,224 @@
+"""A gang: a group of Ray Train workers, one DDP process group, kept warm from trial to trial.
+
+Starting a TorchTrainer costs seconds, training a small trial costs less than one. So a trial starts one TorchTrainer
+in a thread, whose workers take orders from a mailbox until they are told to quit:
+
+    trial (Tune actor)  --order-->  mailbox (actor)  --order-->  every worker
+                        <--reply--                   <--reply--  the first worker
+"""
+
+import threading
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.exceptions import GetTimeoutError, RayError
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from aae_ray.settings import Data, Settings, Study, UserError
+from aae_ray.study.mailbox import Mailbox
+from aae_ray.training.data import Dataset, load
+from aae_ray.training.loop import Interval, Training
+from aae_ray.training.pictures import trial_figures
+
+
+@dataclass(frozen=True)
+class Start:
+    """Begin a trial, from a saved state if there is one."""
+
+    run: Settings
+    state: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train up to an epoch, but report earlier when the time is up."""
+
+    until_epoch: int
+    at_most_seconds: float
+
+
+@dataclass(frozen=True)
+class Save:
+    """Hand out the state, and pictures of it if they are wanted."""
+
+    figures: bool
+
+
+@dataclass(frozen=True)
+class Quit:
+    """End the gang."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    state: dict[str, Any]
+    figures: Mapping[str, bytes] = field(default_factory=dict)  # file name -> PNG
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A trial that cannot go on, on a gang that can: training it again would fail again."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Dead:
+    """A gang that is no more."""
+
+    message: str
+
+
+Order = Start | Train | Save | Quit
+Reply = Interval | Saved | Failed | Dead | None
+
+
+class GangError(RuntimeError):
+    """The gang died or hangs. Tune retries the trial from its checkpoint on a new one."""
+
+
+def work(config: dict[str, Any]) -> None:
+    """What every worker of a gang does: take an order, carry it out, and, if it is the first worker, reply."""
+    mailbox = config["mailbox"]
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    worker = Worker(rank, workers, ray.train.torch.get_device())
+    number = 0
+    while not isinstance(order := _open(mailbox.take.remote(number)), Quit):
+        reply = worker.carry_out(order)
+        if rank == 0:
+            ray.get(mailbox.reply.remote(_sealed(reply)))
+        number += 1
+
+
+def _sealed(message: Order | Reply) -> list[ray.ObjectRef]:
+    """A message as the mailbox carries it: a reference that it passes on without unpacking what lies behind."""
+    return [ray.put(message)]
+
+
+def _open(sealed: ray.ObjectRef, timeout: float | None = None) -> Any:
+    return ray.get(ray.get(sealed, timeout=timeout)[0])
+
+
+class Worker:
+    """One process of a gang. Between trials it keeps its data sets and nothing else."""
+
+    def __init__(self, rank: int, workers: int, device: torch.device) -> None:
+        self.rank, self.workers, self.device = rank, workers, device
+        self.datasets: dict[Data, Dataset] = {}
+        self.training: Training | None = None
+
+    def carry_out(self, order: Order) -> Reply:
+        try:
+            return self._carry_out(order)
+        except UserError as error:  # the same on every worker: none is left waiting
+            return Failed("bad_input", str(error))
+        except torch.OutOfMemoryError as error:
+            if self.workers > 1:
+                raise  # the others wait for this worker: the gang must end
+            self.training = None
+            return Failed("out_of_memory", str(error).splitlines()[0])
+
+    def _carry_out(self, order: Order) -> Reply:
+        if isinstance(order, Start):
+            self.training = None  # the last trial's memory is free before the next asks for its own
+            self.training = self._begin(order)
+            return None
+        assert self.training is not None, "an order came before the start of a trial"
+        if isinstance(order, Train):
+            return self.training.train(order.until_epoch, order.at_most_seconds)
+        if self.rank > 0:
+            return None
+        assert isinstance(order, Save)
+        return Saved(self.training.state_dict(), trial_figures(self.training) if order.figures else {})
+
+    def _begin(self, order: Start) -> Training:
+        run = order.run
+        if run.data not in self.datasets:
+            self.datasets[run.data] = load(run.data)
+        device = torch.device("cpu") if run.train.device == "cpu" else self.device
+        if run.train.device == "cuda" and device.type != "cuda":
+            raise UserError(
+                "train.device is cuda and the worker has no GPU; ask for one with study.resources_per_worker={GPU: 1}"
+            )
+        training = Training(run, self.datasets[run.data], device, self.rank, self.workers, self._wrap)
+        if order.state is not None:
+            training.load_state_dict(order.state)
+        return training
+
+    def _wrap(self, player: nn.Module) -> nn.Module:
+        if self.workers == 1:
+            return player
+        return DistributedDataParallel(player, forward_sync_buffers=False)
+
+
+class Gang:
+    """The trial's end of a gang: give an order, get the reply."""
+
+    def __init__(self, name: str, run: Settings) -> None:
+        study = run.study
+        self.timeout = study.step_timeout
+        self.mailbox = ray.remote(num_cpus=0)(Mailbox).remote(study.workers_per_trial)
+        self.thread = threading.Thread(target=self._serve, args=(name, study), daemon=True)
+        self.thread.start()
+
+    def ask(self, order: Order) -> Reply:
+        """Carry out an order. Raises GangError when the gang is dead, or silent for longer than study.step_timeout."""
+        try:
+            ray.get(self.mailbox.post.remote(_sealed(order)))
+            reply: Reply = _open(self.mailbox.next_reply.remote(), timeout=self.timeout)
+        except GetTimeoutError:
+            raise GangError(
+                f"no answer to {type(order).__name__} within study.step_timeout={self.timeout:g} s"
+            ) from None
+        except RayError as error:
+            raise GangError(f"the gang's mailbox is gone: {error}") from None
+        if isinstance(reply, Dead):
+            raise GangError(reply.message)
+        return reply
+
+    def close(self) -> None:
+        """End the workers in order, and do not wait long for a gang that does not answer."""
+        if self.thread.is_alive():
+            self.mailbox.post.remote(_sealed(Quit()))
+            self.thread.join(timeout=20)
+
+    def _serve(self, name: str, study: Study) -> None:
+        """Runs the TorchTrainer until the gang quits or dies; a death becomes the reply to whatever was asked."""
+        message = "the gang has ended"
+        try:
+            trainer = ray.train.torch.TorchTrainer(
+                work,
+                train_loop_config={"mailbox": self.mailbox},
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=study.workers_per_trial,
+                    resources_per_worker=dict(study.resources_per_worker),
+                    use_gpu="GPU" in study.resources_per_worker,
+                ),
+                run_config=ray.train.RunConfig(
+                    name=name,
+                    storage_path=study.folder.rpartition("/")[0] + "/gangs",
+                    # A restart by Train would begin at order 0 and replay the past: Tune retries the trial instead.
+                    failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
+                ),
+            )
+            trainer.fit()
+        except BaseException as error:  # whatever it was, the trial must hear of it
+            message = f"the gang has died: {_last_line(error)}"
+        try:
+            self.mailbox.reply.remote(_sealed(Dead(message)))
+        except Exception:  # Ray itself is going down
+            return
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in "".join(traceback.format_exception_only(error)).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,48 @@
+"""Where a run comes from: commit, versions, machine, data."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("aae-ray", "torch", "ray", "optuna", "mlflow", "numpy", "scikit-learn", "pyarrow")
+
+
+def provenance() -> Mapping[str, str]:
+    """Tags for every run of a study: git commit and dirty flag of the code, versions, command line."""
+    tags = {f"version.{name}": _version(name) for name in PACKAGES}
+    tags |= {
+        "version.python": platform.python_version(),
+        "mlflow.source.name": " ".join(["python -m", Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "mlflow.source.type": "LOCAL",
+    }
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+        tags["mlflow.source.git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
+    return tags
+
+
+def _git(*arguments: str) -> str:
+    """Git's answer about the code's own checkout; nothing when the package was installed from elsewhere."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

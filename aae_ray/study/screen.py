@@ -1,0 +1,137 @@
+"""The live screen of a study on a terminal, and plain lines elsewhere."""
+
+import threading
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from aae_ray.study.ledger import Ledger, TrialRecord
+from aae_ray.study.report import describe, duration, heading, number
+from aae_ray.study.space import Plan
+
+ROWS = 12  # trials on the screen: those that run, then the latest
+STYLES = {"running": "cyan", "complete": "green", "stopped": "yellow", "failed": "red"}
+
+
+class Screen:
+    """Shows the ledger: redrawn in place on a terminal, a line per event in a log."""
+
+    def __init__(self, console: Console, ledger: Ledger, plan: Plan, title: str) -> None:
+        self.console, self.ledger, self.plan, self.title = console, ledger, plan, title
+        self.status = "starting Ray"
+        self.lock = threading.RLock()
+        self.began = time.monotonic()
+        self.first_end: float | None = None
+        self.live = (
+            Live(console=console, refresh_per_second=4, get_renderable=self.render, transient=True)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> "Screen":
+        if self.live:
+            self.live.start()
+        else:
+            self.console.print(self.title)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def say(self, status: str) -> None:
+        """What the study is doing when no trial is."""
+        self.status = status
+        if not self.live:
+            self.console.print(f"[{self._clock()}] {status}", markup=False)
+
+    def trial_began(self, record: TrialRecord) -> None:
+        self.status = ""
+        if not self.live:
+            again = f", attempt {record.attempts}" if record.attempts > 1 else ""
+            self.console.print(
+                f"[{self._clock()}] {record.name} begins{again}: {describe(record.params)}", markup=False
+            )
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        self.first_end = self.first_end or time.monotonic()
+        if not self.live:
+            values = "  ".join(
+                f"{name}={record.metrics[name]:.4f}" for name in self.ledger.objectives if name in record.metrics
+            )
+            reason = "" if record.state == "complete" else f" ({record.stop_reason})"
+            done = sum(r.ended is not None for r in self.ledger.trials.values())
+            self.console.print(
+                f"[{self._clock()}] {record.name} {record.state}{reason} after {record.epoch} epochs  {values}  "
+                f"[{done}/{self.plan.settings.study.budget.trials}]",
+                markup=False,
+            )
+
+    def render(self) -> Group:
+        with self.lock:
+            return Group(Text(self.title, style="bold"), self._progress(), *self._best(), Text(), self._table())
+
+    def _progress(self) -> Table:
+        trials = list(self.ledger.trials.values())
+        budget = self.plan.settings.study.budget.trials
+        done = sum(record.ended is not None for record in trials)
+        counts = "  ".join(
+            f"{self.ledger.count(state)} {state}" for state in ("running", "complete", "stopped", "failed")
+        )
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(
+            ProgressBar(total=budget, completed=done, width=24),
+            f"{done}/{budget}",
+            counts,
+            self._pace(done, budget),
+            Text(self.status, style="cyan"),
+        )
+        return grid
+
+    def _pace(self, done: int, budget: int) -> str:
+        elapsed = time.monotonic() - self.began
+        if self.first_end is None or done < 2 or time.monotonic() <= self.first_end:
+            return duration(elapsed)
+        rate = (done - 1) / (time.monotonic() - self.first_end)
+        return f"{duration(elapsed)}  {60 * rate:.0f} trials/min  about {duration((budget - done) / rate)} left"
+
+    def _best(self) -> list[Text]:
+        complete = self.ledger.complete()
+        if not complete:
+            return []
+        lines = [Text(f"front: {len(self.ledger.front())} trials")]
+        for index, name in enumerate(self.ledger.objectives):
+            best = min(complete, key=lambda record: self.ledger.values(record)[index])
+            lines.append(Text.assemble("best ", (heading(name), "bold"), f"  {best.metrics[name]:.4f}  {best.name}"))
+        return lines
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in ("trial", "state", "epoch"):
+            table.add_column(column, no_wrap=True, justify="right" if column == "epoch" else "left")
+        for name in self.ledger.objectives:
+            table.add_column(heading(name), justify="right", no_wrap=True)
+        table.add_column("what", no_wrap=True, overflow="ellipsis")
+        trials = sorted(self.ledger.trials.values(), key=lambda record: (record.ended is not None, -record.number))
+        for record in trials[:ROWS]:
+            values = [number(record.metrics[name]) if name in record.metrics else "" for name in self.ledger.objectives]
+            state = record.state if record.state in ("running", "complete") else f"{record.state}: {record.stop_reason}"
+            epochs = record.params.get("train.epochs", self.plan.settings.train.epochs)
+            table.add_row(
+                record.name,
+                Text(state, style=STYLES[record.state]),
+                f"{record.epoch}/{epochs}",
+                *values,
+                describe(record.params),
+            )
+        return table
+
+    def _clock(self) -> str:
+        return f"{time.monotonic() - self.began:6.1f} s"

@@ -1,0 +1,145 @@
+"""Ray Tune runs the trials of a study: the Tuner, what it calls back, and how it is stopped in order."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ray import tune
+
+from aae_ray.study.callback import StudyCallback
+from aae_ray.study.cluster import send_log_to
+from aae_ray.study.ledger import BUDGET, USER, Ledger, TrialRecord
+from aae_ray.study.pruner import FrontPruner
+from aae_ray.study.records import Records
+from aae_ray.study.screen import Screen
+from aae_ray.study.searcher import OptunaSearcher, create_study
+from aae_ray.study.space import Plan
+from aae_ray.study.trial import GangTrial
+
+FIGURES = "figures"  # of trials, in the study's folder
+
+
+class Search:
+    """Holds what a running search changes: the ledger, the latest checkpoint of each trial, Optuna's study."""
+
+    def __init__(
+        self, plan: Plan, study_id: str, folder: Path, ledger: Ledger, records: Records, screen: Screen
+    ) -> None:
+        self.plan, self.study_id, self.folder = plan, study_id, folder
+        self.ledger, self.records, self.screen = ledger, records, screen
+        self.optuna_study = create_study(plan, study_id, folder)
+        self.searcher = OptunaSearcher(self.optuna_study, plan)
+        self.checkpoints: dict[str, Any] = {}  # trial id -> its latest
+        self.interrupted = False
+
+    def run(self, gangs: int, *, verbose: bool) -> bool:
+        """Run all trials, on so many gangs at a time; returns whether the user interrupted."""
+        self.screen.say(
+            f"warming up {gangs} {'gang' if gangs == 1 else 'gangs'} of {self.plan.settings.study.workers_per_trial}"
+        )
+        if not verbose:
+            send_log_to(self.folder / "ray.log")
+        with stop_in_order(self._interrupt):
+            try:
+                self._fit(gangs, verbose)
+            except KeyboardInterrupt:
+                self.interrupted = True
+        self._end_open_trials(USER if self.interrupted else BUDGET)
+        return self.interrupted
+
+    def _fit(self, gangs: int, verbose: bool) -> None:
+        run, study = self.plan.settings, self.plan.settings.study
+        place, _, name = study.folder.rpartition("/")
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(GangTrial, base=run),
+                # The trial's actor asks for no CPU: its gang does, in a group of its own.
+                tune.PlacementGroupFactory([{"CPU": 0, "memory": 1048576}]),
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=self.searcher,
+                scheduler=FrontPruner(study, run.train.epochs),
+                num_samples=study.budget.trials,
+                max_concurrent_trials=gangs,
+                reuse_actors=True,
+                time_budget_s=study.budget.wall_clock,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=place,
+                callbacks=[StudyCallback(self)],
+                verbose=int(verbose),
+                failure_config=tune.FailureConfig(max_failures=study.max_failures),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
+            ),
+        )
+        tuner.fit()
+
+    # ---------------------------------------------------------------------------------------- what Tune calls back with
+
+    def trial_began(self, trial_id: str, params: dict[str, Any]) -> None:
+        record = self.ledger.begin(trial_id, params)
+        self.records.trial_began(record)
+        self.screen.trial_began(record)
+
+    def trial_reported(self, trial_id: str, result: dict[str, Any]) -> None:
+        for metrics in self.ledger.report(trial_id, result):
+            self.records.trial_epoch(self.ledger.trials[trial_id], metrics)
+
+    def trial_saved(self, trial_id: str, checkpoint: Any) -> None:
+        """Keep the latest checkpoint in mind, and its pictures in the study's folder and in MLflow."""
+        self.checkpoints[trial_id] = checkpoint
+        record = self.ledger.trials[trial_id]
+        with checkpoint.as_directory() as directory:
+            for picture in sorted(Path(directory, FIGURES).glob("*.png")):
+                target = self.folder / FIGURES / record.name / picture.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(picture, target)
+                self.records.trial_picture(record, target)
+
+    def trial_ended(self, trial_id: str, *, failed: bool = False, message: str | None = None) -> None:
+        record = self.ledger.trials.get(trial_id)
+        if record is not None and record.ended is None:  # a trial that never began has nothing to record
+            self._end(self.ledger.end(trial_id, failed=failed, message=message))
+
+    def _end_open_trials(self, reason: str) -> None:
+        """Trials that were still running when the search stopped: Tune says nothing of their end."""
+        for record in [record for record in self.ledger.trials.values() if record.ended is None]:
+            self._end(self.ledger.end(record.trial_id, reason))
+        self.searcher.close()
+
+    def _end(self, record: TrialRecord) -> None:
+        self.records.trial_ended(record, self.ledger)
+        self.screen.trial_ended(record)
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        self.screen.say("stopping in order; Ctrl-C again stops at once")
+
+
+@contextmanager
+def stop_in_order(on_stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a running search in order (Tune stops on SIGUSR1); a second Ctrl-C ends it at once."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        on_stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if callable(signal.getsignal(signal.SIGUSR1)):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        else:
+            raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (*numbers, signal.SIGUSR1)}
+    for number in numbers:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

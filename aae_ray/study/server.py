@@ -1,0 +1,53 @@
+"""The MLflow server or database: where it is, and how its client behaves."""
+
+import logging
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from aae_ray.settings import UserError
+
+SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+
+
+def tracking_uri(given: str | None) -> str:
+    """The MLflow server or database: as given, else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db of this folder.
+
+    Raises UserError for an address that MLflow cannot write to.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+    scheme = urlparse(uri).scheme.partition("+")[0]
+    if scheme not in SCHEMES:
+        raise UserError(
+            f"tracking.uri {uri!r} is not a server or database of MLflow; give http(s)://host:port or sqlite:///file.db"
+        )
+    if scheme == "sqlite":
+        path = Path(unquote(urlparse(uri).path)[1:]).absolute()
+        if not path.parent.is_dir():
+            raise UserError(f"tracking.uri {uri!r}: there is no folder {path.parent}")
+        uri = f"sqlite:///{path}"
+    return uri
+
+
+def quiet_mlflow() -> None:
+    """No telemetry, no minutes of waiting for a server that is down, no warnings. Before MLflow is imported."""
+    defaults = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def artifact_location(uri: str, experiment: str) -> str | None:
+    """Beside an SQLite database, as an absolute address; a server has its own place."""
+    if not uri.startswith("sqlite:"):
+        return None
+    database = Path(unquote(urlparse(uri).path)[1:])
+    return (database.parent / "mlartifacts" / experiment.replace("/", "-")).as_uri()

@@ -1,0 +1,199 @@
+"""One study from its plan to its report: the order of events, and nothing else."""
+
+import os
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from aae_ray.autoencoder.model import build_model
+from aae_ray.settings import Settings, UserError, replace, setting
+from aae_ray.study import report
+from aae_ray.study.cluster import cluster, gangs_that_fit
+from aae_ray.study.front import select
+from aae_ray.study.ledger import Ledger, TrialRecord
+from aae_ray.study.records import Records
+from aae_ray.study.screen import Screen
+from aae_ray.study.search import Search
+from aae_ray.study.server import tracking_uri
+from aae_ray.study.space import Plan
+from aae_ray.study.tracking import Tracker
+from aae_ray.training import checkpoint
+from aae_ray.training.data import Dataset, load
+from aae_ray.training.loop import Training
+
+SEND_SECONDS = 60  # to wait at the end for MLflow to take the last records
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study leaves behind."""
+
+    folder: Path
+    ledger: Ledger
+    best: TrialRecord | None
+    registration: dict[str, Any] | None
+    interrupted: bool
+
+
+def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome:
+    """Run a study to its end, its budget or Ctrl-C, and report. Raises UserError for what the user can put right."""
+    began = time.monotonic()
+    run = with_absolute_paths(plan.settings)
+    uri = tracking_uri(run.tracking.uri)
+    dataset = load(run.data)
+    build_model(run, dataset.shape)  # a network that does not fit the images is told now
+    ledger = Ledger(plan)
+    with Screen(console, ledger, plan, title_of(plan, dataset)) as screen, cluster(verbose=verbose):
+        gangs = gangs_that_fit(run)
+        study_id, folder, storage = make_folder(run)
+        plan = Plan(replace(run, {"study.folder": storage}), plan.space, plan.start)
+        tracker = Tracker(folder, uri, run.tracking.experiment or f"aae/{run.data.name}")
+        records = Records(tracker, plan, study_id, dataset)
+        records.study_began()
+        try:
+            search = Search(plan, study_id, folder, ledger, records, screen)
+            interrupted = search.run(gangs, verbose=verbose)
+            screen.say("choosing the best trial, drawing the plots")
+            records.plots(report.write_plots(search.optuna_study, plan, folder / "plots"))
+            best = choose(ledger, run.study.select)
+            if best:
+                training = rebuild(plan, dataset, best, search.checkpoints[best.trial_id])
+                records.best(best, training, folder, ledger, register=run.tracking.register_model and not interrupted)
+            records.study_ended(ledger, "KILLED" if interrupted else "FINISHED" if best else "FAILED")
+        except BaseException:  # whatever ends the study, its records say that it ended
+            records.study_ended(ledger, "FAILED")
+            tracker.close(SEND_SECONDS)
+            raise
+        screen.say("sending the last records to MLflow")
+        unsent = tracker.close(SEND_SECONDS)
+    outcome = Outcome(folder, ledger, best, tracker.results.get("registration") if best else None, interrupted)
+    print_report(console, outcome, plan, tracker, uri, unsent, time.monotonic() - began)
+    return outcome
+
+
+def print_report(
+    console: Console, outcome: Outcome, plan: Plan, tracker: Tracker, uri: str, unsent: int, seconds: float
+) -> None:
+    """The end of a study on the console: the front, the best, what was registered, what to type next."""
+    ledger, best, place = outcome.ledger, outcome.best, report.shell_path(outcome.folder)
+    lines = [report.bullet("study", report.outcome_line(ledger, seconds))]
+    if best:
+        console.print(report.front_table(ledger, best), "")
+        values = ", ".join(f"{name} {best.metrics[name]:.4f}" for name in ledger.objectives)
+        lines.append(
+            report.bullet(
+                "best trial",
+                f"{best.name} ({report.describe(best.params) or 'the settings as given'}): {values}",
+            )
+        )
+    failures = {record.message for record in ledger.trials.values() if record.state == "failed" and record.message}
+    lines += [report.bullet("failure", message) for message in sorted(failures)]
+    if warning := report.noise_warning(ledger):
+        lines.append(report.bullet("note", warning))
+    lines.append(report.bullet("registered", registration_line(outcome, unsent)))
+    lines.append(report.bullet("kept in", place))
+    lines += [report.bullet("MLflow", f"refused a record: {message}") for message in tracker.dropped]
+    if unsent:
+        lines.append(
+            report.bullet(
+                "MLflow",
+                f"{unsent} records wait in {place} ({tracker.problem or 'the server is slow'}); send them with",
+            )
+        )
+        lines.append(report.bullet("", f"  python -m aae_ray.tune --replay {place}"))
+    for line in lines:
+        console.print(line)
+    console.print("")
+    for label, text in next_commands(outcome, uri):
+        console.print(report.bullet(label, text), soft_wrap=True)
+
+
+def registration_line(outcome: Outcome, unsent: int) -> str:
+    made = outcome.registration
+    if made:
+        champion = "champion" if made["champion"] else "not the champion"
+        return f"{made['name']} version {made['version']}, {champion} ({made['reason']})"
+    if not outcome.best:
+        return "nothing: no trial was trained to its end"
+    if outcome.interrupted:
+        return "nothing: the study was interrupted"
+    return "nothing yet: MLflow did not take it" if unsent else "nothing: tracking.register_model is false"
+
+
+def next_commands(outcome: Outcome, uri: str) -> list[tuple[str, str]]:
+    """What to type next, each with what it does."""
+    commands = []
+    given = "" if uri == tracking_uri(None) else f" --tracking-uri {uri}"
+    if outcome.interrupted:
+        commands.append(("resume", f"python -m aae_ray.tune --resume {report.shell_path(outcome.folder)}"))
+    if outcome.registration:
+        commands.append(
+            (
+                "images",
+                f"python -m aae_ray.generate {outcome.registration['name']} --count 64 --out samples.png{given}",
+            )
+        )
+    if outcome.best:
+        commands.append(
+            (
+                "train again",
+                f"python -m aae_ray.train {report.shell_path(outcome.folder / 'best_config.yaml')}",
+            )
+        )
+    if uri.startswith("http"):
+        commands.append(("compare", uri))
+    else:
+        commands.append(("compare", f"mlflow ui --backend-store-uri {uri}"))
+    return commands
+
+
+def with_absolute_paths(run: Settings) -> Settings:
+    """Workers have a working folder of their own: what the user wrote is meant from where the command was typed."""
+    paths = {key: setting(run, key) for key in ("data.path", "data.cache")}
+    return replace(run, {key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if path})
+
+
+def make_folder(run: Settings) -> tuple[str, Path, str]:
+    """An id, a new local folder, and the place of the trials' checkpoints (below it, unless study.folder is remote)."""
+    study_id = f"{run.study.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    remote = "://" in run.study.folder
+    root = Path("runs" if remote else run.study.folder).expanduser().absolute()
+    folder = root / study_id
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        study_id += f"-{os.getpid()}"
+        folder = root / study_id
+        folder.mkdir()
+    except OSError as error:
+        raise UserError(f"study.folder {run.study.folder}: {folder} cannot be made: {error.strerror}") from None
+    return (
+        study_id,
+        folder,
+        f"{run.study.folder.rstrip('/')}/{study_id}" if remote else str(folder / "trials"),
+    )
+
+
+def title_of(plan: Plan, dataset: Dataset) -> str:
+    study, run = plan.settings.study, plan.settings
+    sizes = f"{len(dataset.train)} / {len(dataset.val)} / {len(dataset.test)} images"
+    goals = "  ".join(report.heading(name) for name in study.objectives)
+    return f"{study.name}: {dataset.name}, {sizes}, {study.budget.trials} trials of {run.train.epochs} epochs, {goals}"
+
+
+def choose(ledger: Ledger, rule: str) -> TrialRecord | None:
+    """The best trial of the front by the rule of `study.select`."""
+    front = ledger.front()
+    return front[select([ledger.values(record) for record in front], rule)] if front else None
+
+
+def rebuild(plan: Plan, dataset: Dataset, record: TrialRecord, saved: Any) -> Training:
+    """A trial's training from its checkpoint, on the CPU."""
+    training = Training(replace(plan.settings, record.params), dataset)
+    with saved.as_directory() as directory:
+        training.load_state_dict(checkpoint.load(directory))
+    return training

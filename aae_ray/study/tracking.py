@@ -1,0 +1,310 @@
+"""MLflow, written by one thread of one process, so that no outage stops or falsifies a study.
+
+Whatever is to be recorded is first appended to a spool, a file of JSON lines in the study's folder. A thread sends the
+lines in order, in batches, and notes how far it has come; what a server that is down did not take is sent when it is
+back, or later with `python -m aae_ray.tune --replay FOLDER`. Nothing here ever raises into a study.
+"""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from aae_ray.settings import UserError
+from aae_ray.study.registry import register
+from aae_ray.study.server import artifact_location, quiet_mlflow
+
+SPOOL, CURSOR = "mlflow_spool.jsonl", "mlflow_spool.cursor.json"
+STUDY = "study"  # the key of the parent run among the runs of a spool
+PARAM_CHARACTERS, TAG_CHARACTERS, BATCH = 6000, 8000, 100
+RETRY_SECONDS = (0.5, 1, 2, 5, 10, 20)
+PERMANENT = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+    "INVALID_STATE",
+}
+
+
+class Spool:
+    """The lines to send, and how far they have been sent. Appending is all that the study waits for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.cursor_path = folder / SPOOL, folder / CURSOR
+        cursor = json.loads(self.cursor_path.read_text()) if self.cursor_path.exists() else {}
+        self.sent: int = cursor.get("sent", 0)
+        self.runs: dict[str, str] = cursor.get("runs", {})  # our key of a run -> MLflow's run id
+        self.results: dict[str, Any] = cursor.get("results", {})
+        self.lock = threading.Condition()
+        self.lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self.file = self.path.open("a", encoding="utf-8")
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        with self.lock:
+            text = json.dumps(line)
+            self.file.write(text + "\n")
+            self.file.flush()
+            self.lines.append(text)
+            self.lock.notify_all()
+
+    def next(self, timeout: float) -> dict[str, Any] | None:
+        """The first unsent line, or None when there is none after this many seconds."""
+        with self.lock:
+            self.lock.wait_for(lambda: self.sent < len(self.lines), timeout)
+            return json.loads(self.lines[self.sent]) if self.sent < len(self.lines) else None
+
+    def advance(self) -> None:
+        with self.lock:
+            self.lines[self.sent] = ""  # sent: the memory is free
+            self.sent += 1
+            partial = self.cursor_path.with_suffix(".partial")
+            partial.write_text(json.dumps({"sent": self.sent, "runs": self.runs, "results": self.results}))
+            partial.replace(self.cursor_path)
+            self.lock.notify_all()
+
+    @property
+    def unsent(self) -> int:
+        return len(self.lines) - self.sent
+
+
+class Tracker:
+    """Takes records without waiting, and sends them in order from a thread."""
+
+    def __init__(self, folder: Path, uri: str | None = None, experiment: str | None = None) -> None:
+        self.spool = Spool(folder)
+        self.problem: str | None = None  # why sending is stuck at the moment
+        self.dropped: list[str] = []  # what MLflow refused for good
+        self.closing = threading.Event()
+        if uri is not None:
+            self.spool.append({"do": "open", "uri": uri, "experiment": experiment})
+        self.thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
+        self.thread.start()
+
+    # ------------------------------------------------------------------------------------------------ what is recorded
+
+    def create_run(self, run: str, name: str, tags: Mapping[str, Any], started: float) -> None:
+        self.spool.append(
+            {
+                "do": "create",
+                "run": run,
+                "name": name,
+                "tags": _texts(tags, TAG_CHARACTERS),
+                "time": int(started * 1000),
+            }
+        )
+
+    def log_params(self, run: str, params: Mapping[str, Any]) -> None:
+        self.spool.append({"do": "params", "run": run, "params": _texts(params, PARAM_CHARACTERS)})
+
+    def log_metrics(self, run: str, metrics: Mapping[str, float], step: int) -> None:
+        self.spool.append(
+            {
+                "do": "metrics",
+                "run": run,
+                "metrics": dict(metrics),
+                "step": step,
+                "time": int(time.time() * 1000),
+            }
+        )
+
+    def set_tags(self, run: str, tags: Mapping[str, Any]) -> None:
+        self.spool.append({"do": "tags", "run": run, "tags": _texts(tags, TAG_CHARACTERS)})
+
+    def log_dataset(self, run: str, name: str, digest: str, context: str, profile: Mapping[str, Any]) -> None:
+        self.spool.append(
+            {
+                "do": "dataset",
+                "run": run,
+                "name": name,
+                "digest": digest,
+                "context": context,
+                "profile": dict(profile),
+            }
+        )
+
+    def log_artifact(self, run: str, path: Path, folder: str | None = None) -> None:
+        """A file or folder that stays where it is until it is sent."""
+        self.spool.append({"do": "artifact", "run": run, "path": str(path.absolute()), "folder": folder})
+
+    def end_run(self, run: str, status: str, ended: float) -> None:
+        self.spool.append({"do": "end", "run": run, "status": status, "time": int(ended * 1000)})
+
+    def register(self, run: str, request: Mapping[str, Any]) -> None:
+        """Register a decoder; what came of it is under `registration` in `results`."""
+        self.spool.append({"do": "register", "run": run, "request": dict(request)})
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return self.spool.results
+
+    def run_id(self, run: str) -> str | None:
+        return self.spool.runs.get(run)
+
+    def close(self, seconds: float) -> int:
+        """Send what is left, for at most this long, and not to a server that is down; returns how much was not sent."""
+        deadline = time.monotonic() + seconds
+        with self.spool.lock:
+            while self.spool.unsent and self.problem is None and time.monotonic() < deadline:
+                self.spool.lock.wait(0.2)
+        self.closing.set()
+        with self.spool.lock:
+            self.spool.lock.notify_all()
+        self.thread.join(timeout=5)
+        return self.spool.unsent
+
+    # --------------------------------------------------------------------------------------------------- how it is sent
+
+    def _send_all(self) -> None:
+        sender, attempt = Sender(self.spool), 0
+        while not (self.closing.is_set() and (self.spool.unsent == 0 or self.problem)):
+            line = self.spool.next(timeout=0.5)
+            if line is None:
+                continue
+            try:
+                sender.send(line)
+            except Exception as error:  # a record must never cost a study
+                if not is_permanent(error):
+                    self.problem = _first_line(error)
+                    self.closing.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+                    attempt += 1
+                    if self.closing.is_set():
+                        return
+                    continue
+                self.dropped.append(f"{line['do']}: {_first_line(error)}")
+            self.problem, attempt = None, 0
+            self.spool.advance()
+
+
+class Sender:
+    """Carries out one line of a spool at MLflow. Doing a line twice does no harm."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.spool = spool
+        self.client: Any = None
+        self.experiment_id = ""
+        self.actions: dict[str, Callable[[dict[str, Any]], None]] = {
+            "open": self._open,
+            "create": self._create,
+            "params": self._params,
+            "metrics": self._metrics,
+            "tags": self._tags,
+            "dataset": self._dataset,
+            "artifact": self._artifact,
+            "end": self._end,
+            "register": self._register,
+        }
+
+    def send(self, line: dict[str, Any]) -> None:
+        if self.client is None and line["do"] != "open":  # a replay begins behind the line that opened the spool
+            self._open(json.loads(self.spool.path.open().readline()))
+        self.actions[line["do"]](line)
+
+    def _open(self, line: dict[str, Any]) -> None:
+        quiet_mlflow()
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=line["uri"], registry_uri=line["uri"])
+        experiment = client.get_experiment_by_name(line["experiment"])
+        if experiment is None:
+            place = artifact_location(line["uri"], line["experiment"])
+            self.experiment_id = client.create_experiment(line["experiment"], artifact_location=place)
+        else:
+            self.experiment_id = experiment.experiment_id
+            if experiment.lifecycle_stage == "deleted":
+                client.restore_experiment(self.experiment_id)
+        self.client = client
+        self.spool.results["experiment_id"] = self.experiment_id
+
+    def _create(self, line: dict[str, Any]) -> None:
+        tags = line["tags"] | {"mlflow.runName": line["name"]}
+        if line["run"] != STUDY:
+            tags["mlflow.parentRunId"] = self.spool.runs[STUDY]
+        query = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in ("aae.study_id", "aae.trial_id") if key in tags)
+        found = self.client.search_runs(
+            [self.experiment_id], f"{query} and tags.`aae.run_kind` = '{tags['aae.run_kind']}'", max_results=1
+        )
+        run = (
+            found[0]
+            if found
+            else self.client.create_run(self.experiment_id, start_time=line["time"], tags=tags, run_name=line["name"])
+        )
+        self.spool.runs[line["run"]] = run.info.run_id
+
+    def _params(self, line: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(key, value) for key, value in line["params"].items()]
+        for start in range(0, len(params), BATCH):
+            self.client.log_batch(self._id(line), params=params[start : start + BATCH])
+
+    def _metrics(self, line: dict[str, Any]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(key, value, line["time"], line["step"]) for key, value in line["metrics"].items()]
+        self.client.log_batch(self._id(line), metrics=metrics)
+
+    def _tags(self, line: dict[str, Any]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self._id(line), tags=[RunTag(key, value) for key, value in line["tags"].items()])
+
+    def _dataset(self, line: dict[str, Any]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = Dataset(
+            line["name"],
+            line["digest"],
+            "local",
+            json.dumps({"name": line["name"]}),
+            profile=json.dumps(line["profile"]),
+        )
+        self.client.log_inputs(self._id(line), [DatasetInput(data, [InputTag("mlflow.data.context", line["context"])])])
+
+    def _artifact(self, line: dict[str, Any]) -> None:
+        send = self.client.log_artifacts if os.path.isdir(line["path"]) else self.client.log_artifact
+        send(self._id(line), line["path"], line["folder"])
+
+    def _end(self, line: dict[str, Any]) -> None:
+        self.client.set_terminated(self._id(line), line["status"], line["time"])
+
+    def _register(self, line: dict[str, Any]) -> None:
+        self.spool.results["registration"] = register(self.client, self._id(line), line["request"])
+
+    def _id(self, line: dict[str, Any]) -> str:
+        return self.spool.runs[line["run"]]
+
+
+def replay(folder: Path, seconds: float = 600) -> tuple[int, int]:
+    """Send what is left in the spool of a study's folder; returns how many records were sent and how many are left.
+
+    Raises UserError when there is no spool, and when the server still does not answer.
+    """
+    if not (folder / SPOOL).exists():
+        raise UserError(f"{folder} is not the folder of a study: there is no {SPOOL} in it")
+    tracker = Tracker(folder)
+    before = tracker.spool.unsent
+    left = tracker.close(seconds)
+    if left and tracker.problem:
+        raise UserError(f"MLflow still does not take the {left} records of {folder}: {tracker.problem}")
+    return before - left, left
+
+
+def is_permanent(error: Exception) -> bool:
+    """Whether MLflow would refuse the same record again, rather than being out of reach for now."""
+    code = getattr(error, "error_code", None)
+    return code in PERMANENT or isinstance(error, (KeyError, FileNotFoundError, TypeError, ValueError))
+
+
+def _texts(values: Mapping[str, Any], limit: int) -> dict[str, str]:
+    return {key: str(value)[:limit] for key, value in values.items() if value is not None}
+
+
+def _first_line(error: Exception) -> str:
+    with contextlib.suppress(IndexError):
+        return str(error).splitlines()[0][:300]
+    return type(error).__name__

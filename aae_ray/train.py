@@ -1,0 +1,49 @@
+"""python -m aae_ray.train: train one configuration, as a study with an empty space and one trial."""
+
+from typing import Annotated
+
+import typer
+
+from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, run_command
+from aae_ray.settings import Problem, SettingsError
+
+
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE] [KEY=VALUE]...",
+            help=f"file with a `run:` block (the defaults if none), then {OVERRIDES_HELP}",
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="data-parallel workers; study.workers_per_trial")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="show the messages of Ray as well")] = False,
+) -> None:
+    """Train one configuration, record it like a study's trial, and register its decoder."""
+    path, overrides = file_and_overrides(arguments or [])
+    from aae_ray.study.report import console_for
+    from aae_ray.study.space import Plan, read_plan
+    from aae_ray.study.study import run_study
+
+    if workers is not None:
+        overrides.append(f"study.workers_per_trial={workers}")
+    plan = read_plan(path, ["study.budget.trials=1", "study.pruner.type=none", *overrides])
+    if plan.space:
+        raise SettingsError(
+            [
+                Problem(
+                    str(path),
+                    f"searches {', '.join(plan.space)}; train takes one configuration: give each a value, "
+                    f"or use python -m aae_ray.tune {path}",
+                )
+            ]
+        )
+    outcome = run_study(Plan(plan.settings, {}), console_for(), verbose=verbose)
+    if outcome.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if outcome.best is None:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    run_command(train, "train")

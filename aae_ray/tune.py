@@ -1,0 +1,69 @@
+"""python -m aae_ray.tune: run a study."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, run_command
+from aae_ray.settings import UserError
+
+DIGITS = Path(__file__).parent.parent / "search_spaces" / "digits.yaml"
+
+
+def tune(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE] [KEY=VALUE]...",
+            help=f"study to run (search_spaces/digits.yaml if none), then {OVERRIDES_HELP}",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, print the resolved study, start nothing")
+    ] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="send to MLflow what an outage kept back in a study's folder"),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="go on with an interrupted study (not in this release)"),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="show the messages of Ray as well")] = False,
+) -> None:
+    """Search for the best adversarial autoencoder of a data set, and register its decoder."""
+    from aae_ray.study.report import console_for
+
+    console = console_for()
+    if resume is not None:
+        raise UserError(
+            f"--resume {resume}: this release keeps all that a resumed study needs and cannot resume yet; "
+            "what finished is in MLflow, and the same study can be run again"
+        )
+    if replay is not None:
+        from aae_ray.study.tracking import replay as send
+
+        sent, left = send(replay)
+        console.print(f"{sent} records sent to MLflow, {left} left")
+        return
+    path, overrides = file_and_overrides(arguments or [])
+    from aae_ray.study.space import read_plan
+
+    plan = read_plan(path or str(DIGITS), overrides)
+    if dry_run:
+        from aae_ray.study.cards import resolved
+
+        console.print(resolved(plan), highlight=False, soft_wrap=True)
+        return
+    from aae_ray.study.study import run_study
+
+    outcome = run_study(plan, console, verbose=verbose)
+    if outcome.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if outcome.best is None:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    run_command(tune, "tune")

@@ -1,0 +1,105 @@
+"""Gangs: what one trial leaves behind does not reach the next; a state goes on exactly, on a warm or a fresh gang."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray.util.state import list_actors
+
+from aae_ray.settings import Settings, replace
+from aae_ray.study.cluster import cluster
+from aae_ray.study.gang import Failed, Gang, GangError, Save, Saved, Start, Train
+from aae_ray.training.loop import Interval
+from aae_ray.training.pictures import FIGURES
+
+FOREVER = 1e9
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with cluster(verbose=False):
+        yield
+
+
+def state_after(gang: Gang, run: Settings, *epochs: int, state: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The state of a trial after these intervals, from its beginning or from a saved state."""
+    assert gang.ask(Start(run, state)) is None
+    for epoch in epochs:
+        interval = gang.ask(Train(epoch, FOREVER))
+        assert isinstance(interval, Interval) and interval.epoch == epoch
+    saved = gang.ask(Save(figures=False))
+    assert isinstance(saved, Saved)
+    return saved.state
+
+
+def assert_equal(a: Any, b: Any, place: str = "state") -> None:
+    """Bit for bit, but for the clock."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), place
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), place
+        for key in a:
+            if not str(key).startswith("perf/"):
+                assert_equal(a[key], b[key], f"{place}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), place
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{place}[{index}]")
+    else:
+        assert a == b, place
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_warm_gang_gives_what_a_fresh_one_gives(
+    ray_session: None, small_run: Settings, tmp_path: Path, workers: int
+) -> None:
+    base = replace(
+        small_run,
+        {"study.folder": f"{tmp_path}/trials", "study.workers_per_trial": workers, "train.dtype": "float32"},
+    )
+    other = replace(
+        base, {"model.latent_dim": 7, "model.prior": "swiss_roll", "model.posterior": "universal", "seed": 9}
+    )
+
+    warm = Gang("warm", base)
+    state_after(warm, other, 2)  # somebody else's trial first
+    unbroken = state_after(warm, base, 2, 4)
+    half = state_after(warm, base, 2)
+    state_after(warm, other, 1)
+    resumed_warm = state_after(warm, base, 4, state=half)
+    saved = warm.ask(Save(figures=True))
+    assert isinstance(saved, Saved) and saved.figures.keys() == set(FIGURES)
+    warm.close()
+    assert not warm.thread.is_alive()
+
+    fresh = Gang("fresh", base)
+    resumed_fresh = state_after(fresh, base, 4, state=half)
+    alone = state_after(fresh, base, 2, 4)
+    fresh.close()
+
+    assert_equal(unbroken, alone)
+    assert_equal(unbroken, resumed_warm)
+    assert_equal(unbroken, resumed_fresh)
+
+
+def test_a_dead_worker_is_an_error_of_the_trial_and_bad_input_is_not(
+    ray_session: None, small_run: Settings, tmp_path: Path
+) -> None:
+    base = replace(small_run, {"study.folder": f"{tmp_path}/trials"})
+    gang = Gang("doomed", base)
+    too_deep = replace(base, {"model.network": "convolutional", "model.channels": (4, 4, 4, 4, 4)})
+    failed = gang.ask(Start(too_deep))
+    assert isinstance(failed, Failed) and failed.reason == "bad_input" and "model.channels" in failed.message
+    assert gang.ask(Start(base)) is None  # the gang lives on
+
+    workers = [actor for actor in list_actors() if actor.class_name == "RayTrainWorker" and actor.state == "ALIVE"]
+    assert workers
+    for actor in workers:
+        os.kill(actor.pid, signal.SIGKILL)
+    with pytest.raises(GangError):
+        gang.ask(Train(4, FOREVER))
+    gang.close()

@@ -1,0 +1,255 @@
+"""Whole studies through the commands a user types: real Ray, real Optuna, real MLflow, real processes killed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+# What Ray and its friends like to say, and a user must not see.
+CHATTER = re.compile(r"ray|raylet|\(pid=|Checkpoint|token|WARNING|Warning|Trial status|INFO|Traceback", re.IGNORECASE)
+OURS = re.compile(r"aae_ray|starting Ray|stopping Ray")
+
+
+def command(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"aae_ray.{name}", *arguments]
+
+
+@pytest.fixture
+def environment(cache: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "HOME": os.environ.get("HOME", "/root"),
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_TRACKING_URI": "",
+    } | {"COLUMNS": "120"}
+
+
+def run(
+    folder: Path, environment: dict[str, str], name: str, *arguments: str, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in environment.items() if value}
+    done = subprocess.run(command(name, *arguments), cwd=folder, env=clean, capture_output=True, text=True, timeout=280)
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def trial_runs(client: MlflowClient, experiment: str) -> tuple[mlflow.entities.Run, list[mlflow.entities.Run]]:
+    place = client.get_experiment_by_name(experiment)
+    assert place is not None
+    runs = client.search_runs([place.experiment_id])
+    (parent,) = [run for run in runs if run.data.tags["aae.run_kind"] == "study"]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == len(runs) - 1
+    return parent, children
+
+
+def optuna_states(folder: Path) -> list[str]:
+    (journal,) = folder.glob("runs/*/optuna_journal.log")
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+    (summary,) = optuna.get_all_study_summaries(storage)
+    return [trial.state.name for trial in optuna.load_study(study_name=summary.study_name, storage=storage).trials]
+
+
+def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = run(tmp_path, environment, "tune", "study.budget.trials=5", "train.epochs=9", "health.stop=false")
+    text = done.stdout
+    assert "Pareto front" in text and "best trial" in text
+    assert "aae-digits-decoder version 1, champion" in text
+    assert (
+        "python -m aae_ray.generate aae-digits-decoder" in text and "mlflow ui --backend-store-uri sqlite:///" in text
+    )
+    noise = [line for line in (done.stdout + done.stderr).splitlines() if CHATTER.search(OURS.sub("", line))]
+    assert not noise, noise
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    parent, children = trial_runs(client, "aae/digits")
+    assert parent.info.status == "FINISHED" and len(children) == 5
+    states = optuna_states(tmp_path)
+    assert sorted(states) == sorted(
+        {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL"}[c.info.status] for c in children
+    )
+    assert "COMPLETE" in states
+    assert {item.path for item in client.list_artifacts(parent.info.run_id)} >= {"plots", "best_config.yaml"}
+    assert {Path(item.path).name for item in client.list_artifacts(parent.info.run_id, "plots")} >= {
+        "pareto_front.html"
+    }
+    for child in children:
+        tags, params, metrics = child.data.tags, child.data.params, child.data.metrics
+        assert tags["aae.stop_reason"] and tags["aae.seed"] == "0" and tags["aae.data_digest"]
+        assert {
+            "model.latent_dim",
+            "optim.discrimination_lr",
+            "train.reconstruction_reduction",
+            "seed",
+        } <= params.keys()
+        assert {
+            "val/reconstruction_mse",
+            "val/jsd_nats",
+            "best/val/jsd_nats",
+            "adv/discriminator_loss_nats",
+        } <= metrics.keys()
+        epochs = [point.step for point in client.get_metric_history(child.info.run_id, "val/reconstruction_mse")]
+        assert epochs == list(range(1, len(epochs) + 1))
+        pictures = {Path(item.path).name for item in client.list_artifacts(child.info.run_id, "figures")}
+        assert pictures == {"reconstructions.png", "samples.png", "codes.png"}
+        assert [data.dataset.digest for data in child.inputs.dataset_inputs] == [tags["aae.data_digest"]]
+
+    version = client.get_model_version_by_alias("aae-digits-decoder", "champion")
+    best = client.get_run(version.run_id)
+    assert (
+        best.info.run_id in {child.info.run_id for child in children} and "test/reconstruction_mse" in best.data.metrics
+    )
+
+    made = run(tmp_path, environment, "generate", "aae-digits-decoder", "--count", "64", "--out", "samples.png")
+    assert "64 images of aae-digits-decoder version 1" in made.stdout and not made.stderr
+    with Image.open(tmp_path / "samples.png") as sheet:
+        assert sheet.width >= 64 and len(sheet.convert("L").getcolors()) > 10
+
+    config = next(tmp_path.glob("runs/*/best_config.yaml"))
+    checked = run(tmp_path, environment, "tune", str(config), "--dry-run")
+    assert f"model.latent_dim: {best.data.params['model.latent_dim']}" in checked.stdout
+
+    for arguments, sentence in [
+        (("no-such-model",), "there is no registered model 'no-such-model'"),
+        (("aae-digits-decoder", "--version", "challenger"), "no alias 'challenger'"),
+        (("aae-digits-decoder", "--version", "7"), "no version '7'"),
+        (("aae-digits-decoder", "--tracking-uri", "http://127.0.0.1:9"), "does not answer"),
+        (("aae-digits-decoder", "--tracking-uri", "sqlite:///nowhere.db"), "there is no MLflow database"),
+    ]:
+        refused = run(tmp_path, environment, "generate", *arguments, code=2)
+        assert (
+            sentence in refused.stderr and "Traceback" not in refused.stderr and len(refused.stderr.splitlines()) == 1
+        )
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def processes(folder: Path, name: str = "") -> list[int]:
+    """Process ids of a study started in this folder: its environment names the folder."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            mine = f"AAE_TEST_MARK={folder}".encode() in (place / "environ").read_bytes().split(b"\0")
+            if mine and name in (place / "cmdline").read_bytes().decode(errors="replace"):
+                found.append(int(place.name))
+        except OSError:
+            continue
+    return found
+
+
+def start(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    clean = {key: value for key, value in environment.items() if value} | {"AAE_TEST_MARK": str(folder)}
+    return subprocess.Popen(
+        command("tune", *arguments),
+        cwd=folder,
+        env=clean,
+        stdout=(folder / "out.txt").open("w"),
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+LONG = (
+    "study.budget.trials=2",
+    "train.epochs=400",
+    "study.pruner.type=none",
+    "health.stop=false",
+    "tracking.register_model=false",
+)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
+def test_a_killed_worker_costs_no_trial(tmp_path: Path, environment: dict[str, str]) -> None:
+    study = start(
+        tmp_path,
+        environment,
+        *LONG,
+        "train.epochs=600",
+        "study.pruner.type=asha",
+        "study.pruner.grace_period=100",
+        "study.pruner.reduction_factor=5",
+    )
+    log = tmp_path / "out.txt"
+    checkpoints = lambda: list(tmp_path.glob("runs/*/trials/*/checkpoint_*"))  # noqa: E731
+    wait_for(lambda: bool(checkpoints()) and bool(processes(tmp_path, "RayTrainWorker")))
+    os.kill(processes(tmp_path, "RayTrainWorker")[0], signal.SIGKILL)
+    assert study.wait(timeout=240) == 0, log.read_text()
+    text = log.read_text()
+    assert "attempt 2" in text and "2 trials in" in text and "0 failed" in text
+    _, children = trial_runs(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"), "aae/digits")
+    assert {child.info.status for child in children} <= {"FINISHED", "KILLED"} and len(children) == 2
+    assert "RUNNING" not in optuna_states(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
+def test_ctrl_c_stops_in_order_and_leaves_nothing_behind(tmp_path: Path, environment: dict[str, str]) -> None:
+    study = start(tmp_path, environment, *LONG, "study.budget.trials=9", "train.epochs=100000")
+    log = tmp_path / "out.txt"
+    wait_for(lambda: "t0001 begins" in log.read_text())
+    os.killpg(study.pid, signal.SIGINT)
+    assert study.wait(timeout=90) == 130, log.read_text()
+    text = log.read_text()
+    assert re.search(r"python -m aae_ray\.tune --resume runs/digits-\S+", text) and "Traceback" not in text
+    wait_for(lambda: not processes(tmp_path), 20)
+    parent, children = trial_runs(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"), "aae/digits")
+    assert parent.info.status == "KILLED"
+    assert {child.info.status for child in children} == {"KILLED"} and {
+        c.data.tags["aae.stop_reason"] for c in children
+    } == {"user"}
+    assert set(optuna_states(tmp_path)) == {"PRUNED"}
+
+
+def test_train_with_two_workers_makes_the_same_records(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = run(tmp_path, environment, "train", "train.epochs=4", "model.hidden=32-16", "--workers", "2")
+    assert "aae-digits-decoder version 1, champion" in done.stdout
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    parent, (child,) = trial_runs(client, "aae/digits")
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert child.data.params["model.hidden"] == "32-16" and parent.data.params["study.workers_per_trial"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("tune", ("train.epoch=3", "model.prior=gausian"), "Did you mean train.epochs?"),
+        ("tune", ("nowhere.yaml",), "nowhere.yaml: cannot be read"),
+        ("tune", ("a.yaml", "b.yaml"), "expected one file"),
+        ("tune", ("study.objectives=[val/jsd]",), "Did you mean val/jsd_nats?"),
+        ("tune", ("tracking.uri=file:///tmp/x",), "not a server or database of MLflow"),
+        ("tune", ("data.name=own",), "own"),
+        ("train", ("model.hidden=wide",), "model.hidden"),
+        ("train", ("model.network=convolutional", "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
+        ("generate", ("x", "--out", "nowhere/x.png"), "there is no folder"),
+    ],
+)
+def test_mistakes_are_sentences_with_exit_code_2(
+    tmp_path: Path, environment: dict[str, str], name: str, arguments: tuple[str, ...], sentence: str
+) -> None:
+    done = run(tmp_path, environment, name, *arguments, code=2)
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "mlflow.db").exists()
+
+
+def test_more_workers_than_the_machine_holds_are_refused_before_the_study_starts(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    done = run(tmp_path, environment, "tune", "study.workers_per_trial=1000", code=2)
+    assert "study.workers_per_trial=1000" in done.stderr and "needs CPU 1000 at once" in done.stderr
+    assert "Traceback" not in done.stderr

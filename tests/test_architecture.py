@@ -1,0 +1,105 @@
+"""The house: imports go down only, in no circle, and every foreign library has its owners."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "aae_ray"
+
+# From the top floor down; a module may import from floors below its own, and within its own floor in no circle.
+FLOORS = ["commands", "study", "training", "autoencoder", "settings"]
+
+# Who may import a foreign library, as prefixes of dotted module names.
+OWNERS = {
+    "ray": ("aae_ray.study.",),
+    "mlflow": ("aae_ray.study.tracking", "aae_ray.study.registry"),
+    "optuna": ("aae_ray.study.space", "aae_ray.study.searcher", "aae_ray.study.report"),
+    "pyarrow": ("aae_ray.training.parquet",),
+    "sklearn": ("aae_ray.training.data",),
+    "pooch": ("aae_ray.training.download",),
+    "matplotlib": ("aae_ray.training.figures",),
+    "typer": ("aae_ray.console", "aae_ray.tune", "aae_ray.train", "aae_ray.generate", "aae_ray.data"),
+    "torch": ("aae_ray.autoencoder.", "aae_ray.training.", "aae_ray.study.gang", "aae_ray.study.registry"),
+}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def floor(module: str) -> int:
+    part = (module.split(".") + [""])[1]
+    return FLOORS.index(part) if part in FLOORS else FLOORS.index("commands")
+
+
+def own_imports(module: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """Modules of ours, the most specific name of each."""
+    found = {name for name in imported(path) if name in known and name != "aae_ray"}
+    packages = {name for name in found if any(other.startswith(f"{name}.") for other in found)}
+    return found - packages - {module}
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_down_only(module: str) -> None:
+    known = modules()
+    for other in own_imports(module, known[module], known):
+        assert floor(other) >= floor(module), f"{module} imports {other}, which lies above it"
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    known = modules()
+    graph = {module: own_imports(module, path, known) for module, path in known.items()}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join([*trail[trail.index(module) :], module])
+        if module not in done:
+            for other in graph[module]:
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_every_foreign_library_has_its_owners(library: str) -> None:
+    for module, path in modules().items():
+        if any(name == library or name.startswith(f"{library}.") for name in imported(path)):
+            assert module.startswith(OWNERS[library]), f"{module} imports {library}"
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        ("aae_ray.settings", ("torch", "ray", "mlflow", "optuna")),
+        ("aae_ray.autoencoder.model", ("ray", "mlflow", "optuna", "matplotlib", "sklearn")),
+        ("aae_ray.training.loop", ("ray", "mlflow", "optuna", "matplotlib", "sklearn", "pyarrow")),
+        ("aae_ray.generate", ("ray", "torch", "mlflow")),
+        ("aae_ray.study.registry", ("ray", "optuna")),
+        ("aae_ray.tune", ("ray", "torch", "mlflow")),
+    ],
+)
+def test_importing_a_room_does_not_drag_in_the_ones_above(module: str, never: tuple[str, ...]) -> None:
+    code = f"import {module}, sys; print(*sorted(set(sys.modules) & {set(never)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+    assert done.stderr.strip() == ""
