@@ -35,8 +35,8 @@ def model_card(name: str, record: TrialRecord, run: Settings, test: Mapping[str,
             f"# {name}",
             "",
             f"Decoder of trial {record.name} of study {study_id}: task {run.task}, {model.posterior} "
-            f"posterior, {model.latent_dim}-dimensional "
-            f"{model.prior} prior of scale {model.prior_scale:g}, trained on {run.data.name} for {record.epoch} epochs.",
+            f"posterior, {model.latent_dim}-dimensional {model.prior} "
+            f"prior of scale {model.prior_scale:g}, trained on {run.data.name} for {record.epoch} epochs.",
             "",
             "| metric on the test images | value | unit |",
             "|---|---:|---|",

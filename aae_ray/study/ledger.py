@@ -87,11 +87,16 @@ class Ledger:
                 record.state, record.stop_reason = "failed", "diverged"
         return record
 
+    @property
+    def records(self) -> list[TrialRecord]:
+        """All trials; a copy, because the live screen reads from a thread of its own."""
+        return list(self.trials.values())
+
     def count(self, state: State) -> int:
-        return sum(record.state == state for record in self.trials.values())
+        return sum(record.state == state for record in self.records)
 
     def complete(self) -> list[TrialRecord]:
-        return [record for record in self.trials.values() if record.state == "complete" and self._values(record)]
+        return [record for record in self.records if record.state == "complete" and self._values(record)]
 
     def values(self, record: TrialRecord) -> list[float]:
         """Objective values of a complete trial, in the order of the objectives, smaller the better."""

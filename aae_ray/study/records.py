@@ -85,7 +85,7 @@ class Records:
 
     def _progress(self, ledger: Ledger) -> None:
         complete = ledger.complete()
-        ended = sum(record.ended is not None for record in ledger.trials.values())
+        ended = sum(record.ended is not None for record in ledger.records)
         metrics = {f"study/trials_{state}": float(ledger.count(state)) for state in ("complete", "stopped", "failed")}
         if complete:
             metrics["study/front_size"] = float(len(ledger.front()))

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def front_table(ledger: Ledger, best: TrialRecord | None) -> Table:
 def outcome_line(ledger: Ledger, seconds: float) -> str:
     """How many trials ended how, and why the others did not finish."""
     reasons: dict[str, int] = {}
-    for record in ledger.trials.values():
+    for record in ledger.records:
         if record.state != "complete" and record.stop_reason:
             reasons[record.stop_reason] = reasons.get(record.stop_reason, 0) + 1
     told = f" ({', '.join(f'{count} {reason}' for reason, count in sorted(reasons.items()))})" if reasons else ""
@@ -156,7 +157,9 @@ def write_plots(study: optuna.Study, plan: Plan, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in pages.items():
         try:
-            figures = draw()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Optuna's advice on its own defaults
+                figures = draw()
         except (ValueError, RuntimeError):  # e.g. all trials equal: there is no importance to speak of
             continue
         path = folder / name

@@ -1,21 +1,21 @@
 """The live screen of a study on a terminal, and plain lines elsewhere."""
 
-import threading
 import time
 from types import TracebackType
 
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from aae_ray.study.ledger import Ledger, TrialRecord
-from aae_ray.study.report import describe, duration, heading, number
+from aae_ray.study.ledger import Ledger, State, TrialRecord
+from aae_ray.study.report import describe, duration, heading
 from aae_ray.study.space import Plan
 
 ROWS = 12  # trials on the screen: those that run, then the latest
-STYLES = {"running": "cyan", "complete": "green", "stopped": "yellow", "failed": "red"}
+STYLES: dict[State, str] = {"running": "cyan", "complete": "green", "stopped": "yellow", "failed": "red"}
 
 
 class Screen:
@@ -24,7 +24,6 @@ class Screen:
     def __init__(self, console: Console, ledger: Ledger, plan: Plan, title: str) -> None:
         self.console, self.ledger, self.plan, self.title = console, ledger, plan, title
         self.status = "starting Ray"
-        self.lock = threading.RLock()
         self.began = time.monotonic()
         self.first_end: float | None = None
         self.live = (
@@ -67,7 +66,7 @@ class Screen:
                 f"{name}={record.metrics[name]:.4f}" for name in self.ledger.objectives if name in record.metrics
             )
             reason = "" if record.state == "complete" else f" ({record.stop_reason})"
-            done = sum(r.ended is not None for r in self.ledger.trials.values())
+            done = sum(r.ended is not None for r in self.ledger.records)
             self.console.print(
                 f"[{self._clock()}] {record.name} {record.state}{reason} after {record.epoch} epochs  {values}  "
                 f"[{done}/{self.plan.settings.study.budget.trials}]",
@@ -75,29 +74,20 @@ class Screen:
             )
 
     def render(self) -> Group:
-        with self.lock:
-            return Group(Text(self.title, style="bold"), self._progress(), *self._best(), Text(), self._table())
+        return Group(Text(self.title, style="bold"), self._progress(), *self._best(), Text(), self._table())
 
-    def _progress(self) -> Table:
-        trials = list(self.ledger.trials.values())
+    def _progress(self) -> Columns:
+        trials = self.ledger.records
         budget = self.plan.settings.study.budget.trials
         done = sum(record.ended is not None for record in trials)
-        counts = "  ".join(
-            f"{self.ledger.count(state)} {state}" for state in ("running", "complete", "stopped", "failed")
-        )
-        grid = Table.grid(padding=(0, 2))
-        grid.add_row(
-            ProgressBar(total=budget, completed=done, width=24),
-            f"{done}/{budget}",
-            counts,
-            self._pace(done, budget),
-            Text(self.status, style="cyan"),
-        )
-        return grid
+        counts = "  ".join(f"{self.ledger.count(state)} {state}" for state in STYLES)
+        bar = ProgressBar(total=budget, completed=done, width=24)
+        status = Text(self.status, style="cyan")
+        return Columns([bar, f"{done}/{budget}", counts, self._pace(done, budget), status], padding=(0, 2))
 
     def _pace(self, done: int, budget: int) -> str:
         elapsed = time.monotonic() - self.began
-        if self.first_end is None or done < 2 or time.monotonic() <= self.first_end:
+        if self.first_end is None or not 2 <= done < budget or time.monotonic() <= self.first_end:
             return duration(elapsed)
         rate = (done - 1) / (time.monotonic() - self.first_end)
         return f"{duration(elapsed)}  {60 * rate:.0f} trials/min  about {duration((budget - done) / rate)} left"
@@ -106,7 +96,8 @@ class Screen:
         complete = self.ledger.complete()
         if not complete:
             return []
-        lines = [Text(f"front: {len(self.ledger.front())} trials")]
+        front = len(self.ledger.front())
+        lines = [Text(f"front: {front} {'trial' if front == 1 else 'trials'}")]
         for index, name in enumerate(self.ledger.objectives):
             best = min(complete, key=lambda record: self.ledger.values(record)[index])
             lines.append(Text.assemble("best ", (heading(name), "bold"), f"  {best.metrics[name]:.4f}  {best.name}"))
@@ -119,9 +110,11 @@ class Screen:
         for name in self.ledger.objectives:
             table.add_column(heading(name), justify="right", no_wrap=True)
         table.add_column("what", no_wrap=True, overflow="ellipsis")
-        trials = sorted(self.ledger.trials.values(), key=lambda record: (record.ended is not None, -record.number))
+        trials = sorted(self.ledger.records, key=lambda record: (record.ended is not None, -record.number))
         for record in trials[:ROWS]:
-            values = [number(record.metrics[name]) if name in record.metrics else "" for name in self.ledger.objectives]
+            values = [
+                f"{record.metrics[name]:.4f}" if name in record.metrics else "" for name in self.ledger.objectives
+            ]
             state = record.state if record.state in ("running", "complete") else f"{record.state}: {record.stop_reason}"
             epochs = record.params.get("train.epochs", self.plan.settings.train.epochs)
             table.add_row(

@@ -109,8 +109,9 @@ class Search:
 
     def _end_open_trials(self, reason: str) -> None:
         """Trials that were still running when the search stopped: Tune says nothing of their end."""
-        for record in [record for record in self.ledger.trials.values() if record.ended is None]:
-            self._end(self.ledger.end(record.trial_id, reason))
+        for record in self.ledger.records:
+            if record.ended is None:
+                self._end(self.ledger.end(record.trial_id, reason))
         self.searcher.close()
 
     def _end(self, record: TrialRecord) -> None:

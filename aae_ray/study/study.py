@@ -90,7 +90,7 @@ def print_report(
                 f"{best.name} ({report.describe(best.params) or 'the settings as given'}): {values}",
             )
         )
-    failures = {record.message for record in ledger.trials.values() if record.state == "failed" and record.message}
+    failures = {record.message for record in ledger.records if record.state == "failed" and record.message}
     lines += [report.bullet("failure", message) for message in sorted(failures)]
     if warning := report.noise_warning(ledger):
         lines.append(report.bullet("note", warning))

@@ -212,7 +212,9 @@ class Sender:
         experiment = client.get_experiment_by_name(line["experiment"])
         if experiment is None:
             place = artifact_location(line["uri"], line["experiment"])
-            self.experiment_id = client.create_experiment(line["experiment"], artifact_location=place)
+            # Without the kind the user interface opens in its mode for chat models.
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            self.experiment_id = client.create_experiment(line["experiment"], artifact_location=place, tags=kind)
         else:
             self.experiment_id = experiment.experiment_id
             if experiment.lifecycle_stage == "deleted":

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL.Image import Image
 
-Pixels = NDArray[np.uint8]          # of a picture: (height, width), or (height, width, 3)
+Pixels = NDArray[np.uint8]  # of a picture: (height, width), or (height, width, 3)
 
-CELL_PIXELS = 64                    # small images are enlarged to about this size
-SHEET_PIXELS = 4096                 # unless the whole sheet would grow beyond this
-SEPARATOR = 2                       # pixels between images
-SEPARATOR_GREY = 128                # seen beside black and beside white images
+CELL_PIXELS = 64  # small images are enlarged to about this size
+SHEET_PIXELS = 4096  # unless the whole sheet would grow beyond this
+SEPARATOR = 2  # pixels between images
+SEPARATOR_GREY = 128  # seen beside black and beside white images
 MARGIN = 8
-MOST_POINTS = 3000                  # in a scatter of codes: more hide each other
-MOST_LEGEND_ROWS = 11               # of one column: the prior and ten classes
-PRIOR_GREY = "#b8b8b8"
+MOST_POINTS = 3000  # in a scatter of codes: more hide each other
+MOST_LEGEND_ROWS = 11  # of one column: the prior and ten classes
+PRIOR_GREY = "#a0a0a0"
 
 # Nine colours of Paul Tol's "muted" scheme and the orange of his "vibrant" one: apart for colour-blind readers, and
 # none of them grey, which is the prior's.
@@ -142,7 +142,7 @@ def code_scatter(codes_NZ: Tensor, labels_N: Tensor | NDArray[Any] | None, prior
     axes = figure.add_subplot()
     size = 4.0 if len(shown) <= 1000 else 2.5
     prior_N2 = prior_NZ[:MOST_POINTS, :2].detach().cpu().double().numpy()
-    _plot_points(axes, prior_N2, PRIOR_GREY, "prior", 1.5)
+    _plot_points(axes, prior_N2, PRIOR_GREY, "prior", 5)
     if labels is None:
         _plot_points(axes, plane_N2[shown], CLASS_COLOURS[0], "codes", size)
     else:
@@ -154,8 +154,13 @@ def code_scatter(codes_NZ: Tensor, labels_N: Tensor | NDArray[Any] | None, prior
     axes.spines[["top", "right"]].set_visible(False)
     entries = len(axes.get_legend_handles_labels()[1])
     figure.legend(
-        loc="outside right upper", ncols=math.ceil(entries / MOST_LEGEND_ROWS), fontsize=9, markerscale=7 / size,
-        frameon=False, handletextpad=0.2, columnspacing=0.8,
+        loc="outside right upper",
+        ncols=math.ceil(entries / MOST_LEGEND_ROWS),
+        fontsize=9,
+        markerscale=7 / size,
+        frameon=False,
+        handletextpad=0.2,
+        columnspacing=0.8,
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -181,6 +186,13 @@ def _plot_classes(
         if len(own_N2) and not many:
             x, y = own_N2[np.abs(own_N2 - np.median(own_N2, axis=0)).sum(axis=1).argmin()]
             axes.text(
-                x, y, str(name), color=colour, fontsize=12, fontweight="bold", ha="center", va="center",
+                x,
+                y,
+                str(name),
+                color=colour,
+                fontsize=12,
+                fontweight="bold",
+                ha="center",
+                va="center",
                 path_effects=[withStroke(linewidth=3, foreground="white")],
             )

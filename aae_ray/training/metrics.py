@@ -46,56 +46,91 @@ def _with_test_twins(metrics: Iterable[Metric]) -> dict[str, Metric]:
 
 METRICS: dict[str, Metric] = _with_test_twins(
     [
-        Metric("val/reconstruction_mse", "squared pixel", "min", "cheap",
-               "mean squared error per pixel, pixels in [0, 1]"),
-        Metric("val/mean_image_mse", "squared pixel", None, "cheap",
-               "mean squared error of always predicting the mean training image: the baseline"),
-        Metric("val/jsd_nats", "nats", "min", "costly",
-               "lower bound on the Jensen-Shannon divergence of codes and prior, by a fresh discriminator"),
-        Metric("val/jsd_nats_se", "nats", None, "costly",
-               "standard error of that bound over held-out examples"),
-        Metric("val/jsd_nats_floor", "nats", None, "costly",
-               "that bound for prior against prior: what a perfect match gets"),
-        Metric("val/sliced_wasserstein", "prior std", "min", "cheap",
-               "sliced Wasserstein-2 distance of codes and prior, in standard deviations of the prior"),
-        Metric("val/sliced_wasserstein_floor", "prior std", None, "cheap",
-               "that distance for prior against prior: what a perfect match gets"),
-        Metric("val/noise_use", "ratio", None, "cheap",
-               "share of the codes' variance that is noise of q(z|x), E_x[Var_noise z] / Var[z]; 0: noise ignored"),
-        Metric("val/code_std", "ratio", None, "cheap",
-               "standard deviation of the codes over the prior's, mean over dimensions; 0: collapsed"),
-        Metric("adv/discriminator_loss_nats", "nats", None, "cheap",
-               "mean of the two halves, (E_p[-log D] + E_q[-log(1 - D)]) / 2: log 2 = 0.693 when fooled"),
-        Metric("adv/accuracy_real", "ratio", None, "cheap",
-               "share of prior samples that the trial's discriminator takes for prior samples"),
-        Metric("adv/accuracy_fake", "ratio", None, "cheap",
-               "share of codes that the trial's discriminator takes for codes"),
-        Metric("adv/encoder_loss_nats", "nats", None, "cheap",
-               "what the encoder minimises to fool the discriminator"),
-        Metric("adv/logit_std", "nats", None, "cheap",
-               "standard deviation of the discriminator's logits; 0: dead"),
-        Metric("train/reconstruction_loss", "loss", None, "cheap",
-               "the loss that is trained; its scale depends on train.reconstruction_reduction"),
-        Metric("train/kl_nats", "nats", None, "cheap",
-               "E_x KL(q(z|x) || p(z)) of the VAE"),
-        Metric("perf/images_per_second", "images/s", "max", "cheap",
-               "training images per second over all workers"),
+        Metric(
+            "val/reconstruction_mse", "squared pixel", "min", "cheap", "mean squared error per pixel, pixels in [0, 1]"
+        ),
+        Metric(
+            "val/mean_image_mse",
+            "squared pixel",
+            None,
+            "cheap",
+            "mean squared error of always predicting the mean training image: the baseline",
+        ),
+        Metric(
+            "val/jsd_nats",
+            "nats",
+            "min",
+            "costly",
+            "lower bound on the Jensen-Shannon divergence of codes and prior, by a fresh discriminator",
+        ),
+        Metric("val/jsd_nats_se", "nats", None, "costly", "standard error of that bound over held-out examples"),
+        Metric(
+            "val/jsd_nats_floor",
+            "nats",
+            None,
+            "costly",
+            "that bound for prior against prior: what a perfect match gets",
+        ),
+        Metric(
+            "val/sliced_wasserstein",
+            "prior std",
+            "min",
+            "cheap",
+            "sliced Wasserstein-2 distance of codes and prior, in standard deviations of the prior",
+        ),
+        Metric(
+            "val/sliced_wasserstein_floor",
+            "prior std",
+            None,
+            "cheap",
+            "that distance for prior against prior: what a perfect match gets",
+        ),
+        Metric(
+            "val/noise_use",
+            "ratio",
+            None,
+            "cheap",
+            "share of the codes' variance that is noise of q(z|x), E_x[Var_noise z] / Var[z]; 0: noise ignored",
+        ),
+        Metric(
+            "val/code_std",
+            "ratio",
+            None,
+            "cheap",
+            "standard deviation of the codes over the prior's, mean over dimensions; 0: collapsed",
+        ),
+        Metric(
+            "adv/discriminator_loss_nats",
+            "nats",
+            None,
+            "cheap",
+            "mean of the two halves, (E_p[-log D] + E_q[-log(1 - D)]) / 2: log 2 = 0.693 when fooled",
+        ),
+        Metric(
+            "adv/accuracy_real",
+            "ratio",
+            None,
+            "cheap",
+            "share of prior samples that the trial's discriminator takes for prior samples",
+        ),
+        Metric(
+            "adv/accuracy_fake", "ratio", None, "cheap", "share of codes that the trial's discriminator takes for codes"
+        ),
+        Metric("adv/encoder_loss_nats", "nats", None, "cheap", "what the encoder minimises to fool the discriminator"),
+        Metric("adv/logit_std", "nats", None, "cheap", "standard deviation of the discriminator's logits; 0: dead"),
+        Metric(
+            "train/reconstruction_loss",
+            "loss",
+            None,
+            "cheap",
+            "the loss that is trained; its scale depends on train.reconstruction_reduction",
+        ),
+        Metric("train/kl_nats", "nats", None, "cheap", "E_x KL(q(z|x) || p(z)) of the VAE"),
+        Metric("perf/images_per_second", "images/s", "max", "cheap", "training images per second over all workers"),
     ]
 )
 
 # ------------------------------------------------------------------------------------------- images and moments
-
-
-def reconstruction_mse(x: Tensor, x_hat: Tensor) -> float:
-    """Mean squared error per pixel of images and reconstructions of equal shape (N, ...), pixels in [0, 1]."""
-    if x.shape != x_hat.shape:
-        raise ValueError(f"images have shape {tuple(x.shape)}, reconstructions {tuple(x_hat.shape)}")
-    return (x - x_hat).square().mean().item()
-
-
-def mean_image_mse(x: Tensor, mean_image: Tensor) -> float:
-    """`reconstruction_mse` of always predicting the mean training image; x (N, ...), mean_image (...)."""
-    return reconstruction_mse(x, mean_image.expand_as(x))
 
 
 def code_std(codes_NZ: Tensor, prior_std_Z: Tensor) -> float:
@@ -149,12 +184,12 @@ def sliced_wasserstein(codes_NZ: Tensor, prior_NZ: Tensor, prior_std_Z: Tensor |
 # --------------------------------------------------------------------------------------------------- JSD bound
 
 FOLDS = 5
-MOST_CODES = 10_000         # more would only narrow a standard error that is far below what tells trials apart
-PRIOR_SAMPLES = 2000        # at least; they cost nothing, and more of them than codes tighten the bound
+MOST_CODES = 10_000  # more would only narrow a standard error that is far below what tells trials apart
+PRIOR_SAMPLES = 2000  # at least; they cost nothing, and more of them than codes tighten the bound
 REFERENCE_SAMPLES = 2000
-RESOLUTION = 0.01           # of the distance to the prior, in the prior's standard deviations
+RESOLUTION = 0.01  # of the distance to the prior, in the prior's standard deviations
 HIDDEN = 48
-BATCH = 64                  # codes per step and network, and as many prior samples
+BATCH = 64  # codes per step and network, and as many prior samples
 LEARNING_RATE = 0.01
 # Steps and weight decay for this many codes per input of the network; `_held_out_losses` says how others scale.
 STEPS, WEIGHT_DECAY, CODES_PER_INPUT = 100, 4.0, 20
@@ -261,7 +296,8 @@ def _held_out_losses(fake_2NF: Tensor, real_NF: Tensor, generator: torch.Generat
     weights, biases = _start(inputs, generator)
     optimizer = torch.optim.AdamW(
         [{"params": weights, "weight_decay": WEIGHT_DECAY / growth}, {"params": biases, "weight_decay": 0.0}],
-        lr=LEARNING_RATE, fused=True,
+        lr=LEARNING_RATE,
+        fused=True,
     )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / steps, total_iters=steps)
     fake_rows_SKB = _training_rows(steps, count, generator)

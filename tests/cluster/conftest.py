@@ -14,8 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from laptop import REPOSITORY, SECONDS_FOR_A_COMMAND, Life, Machine, aws_client, head_machine, readme_commands
 from packaging.version import Version
+
+from tests.cluster.laptop import (
+    REPOSITORY,
+    SECONDS_FOR_A_COMMAND,
+    Life,
+    Machine,
+    aws_client,
+    head_machine,
+    readme_commands,
+)
 
 NEEDED_MOTO = Version("5.2.5")  # older ones break multipart uploads
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 import yaml
-from laptop import REPOSITORY, Call, Life, Node, aws_client, laptop_environment, readme_commands
 from packaging.requirements import Requirement
 
 from aae_ray.settings import build, read_overrides
 from aae_ray.study.cluster import possible_resources
+from tests.cluster.laptop import REPOSITORY, Call, Life, Node, aws_client, laptop_environment, readme_commands
 
 TEXT = (REPOSITORY / "cluster/gpu.yaml").read_text(encoding="utf-8")
 COMMANDS = (

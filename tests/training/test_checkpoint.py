@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from aae_ray.training import checkpoint
 
 
 def test_a_state_comes_back_as_it_went(tmp_path: Path) -> None:
-    state = {"weights": torch.arange(3.0), "epoch": 4, "history": [{"a": 0.5}]}
+    state: dict[str, Any] = {"weights": torch.arange(3.0), "epoch": 4, "history": [{"a": 0.5}]}
     checkpoint.save(state, tmp_path / "new" / "folder")
     again = checkpoint.load(tmp_path / "new" / "folder")
     assert torch.equal(again.pop("weights"), state.pop("weights")) and again == state

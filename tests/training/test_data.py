@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_sets import some_images, write_idx
 
 from aae_ray.settings import Data, UserError
 from aae_ray.training import data
 from aae_ray.training.download import PUBLISHED
+from tests.training.small_sets import some_images, write_idx
 
 SHARED = Path(os.environ.get("AAE_RAY_SHARED", Path(__file__).parents[2] / "../shared")) / "data"
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_sets import some_images, write_idx
 
 from aae_ray.settings import Data, UserError
 from aae_ray.training.data import Dataset, load
 from aae_ray.training.download import PUBLISHED, Progress, Published
 from aae_ray.training.idx import IDX_FILES
+from tests.training.small_sets import some_images, write_idx
 
 
 class Mirror:

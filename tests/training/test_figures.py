@@ -100,7 +100,7 @@ def test_reconstructions_show_both_and_change_with_either(channels: int, count: 
 
 def test_originals_stand_above_reconstructions() -> None:
     white, black = torch.ones(3, 1, 8, 8), torch.zeros(3, 1, 8, 8)
-    shown = pixels(reconstructions(white, black))[:, -CELL_PIXELS]         # a column through the last pair
+    shown = pixels(reconstructions(white, black))[:, -CELL_PIXELS]  # a column through the last pair
     assert np.flatnonzero((shown == 0).all(axis=1)).min() > CELL_PIXELS
 
 

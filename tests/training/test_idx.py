@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_sets import gather, idx_bytes
 
 from aae_ray.settings import UserError
 from aae_ray.training import idx
 from aae_ray.training.idx import IDX_FILES, find_idx, read_idx
+from tests.training.small_sets import gather, idx_bytes
 
 RANDOM = np.random.default_rng(0)
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = IDX_FILES

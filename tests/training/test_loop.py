@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from aae_ray.autoencoder.phases import TASKS
@@ -190,7 +190,7 @@ def test_two_workers_equal_one_and_agree_exactly(
             "optim.reconstruction_momentum": 0.5,
         },
     )
-    mp.spawn(_worker, args=(2, str(tmp_path), run), nprocs=2)
+    spawn(_worker, args=(2, str(tmp_path), run), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     for key, value in first["weights"].items():
         assert torch.equal(value, second["weights"][key]), f"{key} differs between the workers"
@@ -199,7 +199,7 @@ def test_two_workers_equal_one_and_agree_exactly(
     history = alone.train().history
     for key, value in weights(alone).items():
         torch.testing.assert_close(
-            value, first["weights"][key], rtol=1e-9, atol=1e-12, msg=lambda text, key=key: f"{key}: {text}"
+            value, first["weights"][key], rtol=1e-9, atol=1e-12, msg=f"{key} differs from one worker"
         )
     for one, two in zip(history, first["history"], strict=True):
         for name in one:

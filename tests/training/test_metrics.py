@@ -15,9 +15,7 @@ from aae_ray.training.metrics import (
     METRICS,
     code_std,
     jsd_bound,
-    mean_image_mse,
     noise_use,
-    reconstruction_mse,
     sliced_wasserstein,
 )
 
@@ -72,21 +70,6 @@ def test_the_default_objectives_have_directions() -> None:
 # ------------------------------------------------------------------------------------------- images and moments
 
 
-def test_reconstruction_mse_is_the_mean_over_pixels() -> None:
-    x = torch.zeros(2, 1, 2, 2)
-    x_hat = x.clone()
-    x_hat[0, 0, 0, 0] = 0.4
-    assert reconstruction_mse(x, x_hat) == pytest.approx(0.16 / 8)
-    with pytest.raises(ValueError, match="shape"):
-        reconstruction_mse(x, x_hat[:1])
-
-
-def test_the_mean_image_leaves_the_variance_of_the_pixels() -> None:
-    x = torch.rand(50, 1, 3, 4, generator=seeded(0))
-    assert mean_image_mse(x, x.mean(0)) == pytest.approx(x.var(0, correction=0).mean().item())
-    assert mean_image_mse(x, x.mean(0)) < mean_image_mse(x, torch.full((1, 3, 4), 0.6))
-
-
 def test_code_std_is_measured_in_the_priors_scale() -> None:
     codes_NZ = normal(20_000, 2, 0) * torch.tensor([1.0, 10.0])
     assert code_std(codes_NZ, torch.tensor([2.0, 5.0])) == pytest.approx((0.5 + 2) / 2, rel=0.02)
@@ -114,7 +97,7 @@ def test_noise_use_of_dead_dimensions_is_zero_and_one_draw_is_too_few() -> None:
 def test_sliced_wasserstein_of_a_shift(size: int) -> None:
     """Projections are shifted by <s, u>, so the distance is sqrt(E <s, u>^2) = |s| / sqrt(Z)."""
     z_NZ, shift_Z = normal(500, size, 0), 3 * torch.ones(size)
-    expected = 3.0                                          # |s| = 3 sqrt(Z)
+    expected = 3.0  # |s| = 3 sqrt(Z)
     assert sliced_wasserstein(z_NZ + shift_Z, z_NZ, 1.0, seed=0) == pytest.approx(expected, rel=0.12)
     halved = sliced_wasserstein(z_NZ + shift_Z, z_NZ, torch.full((size,), 2.0), seed=0)
     assert halved == pytest.approx(sliced_wasserstein(z_NZ + shift_Z, z_NZ, 1.0, seed=0) / 2, rel=1e-5)
@@ -171,7 +154,7 @@ def test_the_bound_is_about_zero_for_the_prior_and_log_2_for_what_lies_elsewhere
     assert -0.04 < matched.nats < 0.02 and -0.04 < matched.floor < 0.02
     elsewhere = jsd_bound(codes_NZ + 10 * prior.std_Z, drawn_from(prior), seed=0)
     assert 0.66 < elsewhere.nats < math.log(2)
-    assert elsewhere.floor == matched.floor                 # networks of codes and floor share nothing
+    assert elsewhere.floor == matched.floor  # networks of codes and floor share nothing
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 2.0, 4.0])
@@ -192,7 +175,7 @@ def test_the_bound_ranks_codes_by_how_far_they_are(size: int) -> None:
     shifts = [found(shifted(z_NZ, shift)) for shift in (0.0, 0.5, 1.0, 2.0, 4.0)]
     narrow = [found(scale * z_NZ) for scale in (1.0, 0.7, 0.5, 0.1)]
     ring_NZ = normal(1000, size, 2)
-    ring_NZ = ring_NZ[ring_NZ[:, :2].norm(dim=1) > 1][:360]             # a hole in the middle
+    ring_NZ = ring_NZ[ring_NZ[:, :2].norm(dim=1) > 1][:360]  # a hole in the middle
     assert shifts == sorted(shifts) and narrow == sorted(narrow)
     assert found(ring_NZ) > shifts[0] + 0.02
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_sets import gather
 
 from aae_ray.settings import UserError
 from aae_ray.training.parquet import read_parquet
+from tests.training.small_sets import gather
 
 RANDOM = np.random.default_rng(0)
 
