@@ -77,6 +77,13 @@ def _seconds(value: Any) -> Any:
     return value
 
 
+def _fractions(value: Any) -> Any:
+    """`0.5,0.8`, as a list is recorded, is a list."""
+    if isinstance(value, str) and re.fullmatch(r"[\d.,eE+-]*", value):
+        return tuple(part for part in value.split(",") if part)
+    return (value,) if isinstance(value, float) else value
+
+
 Int = Annotated[int, BeforeValidator(_not_bool)]
 Float = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 Positive = Annotated[Int, Field(ge=1)]
@@ -84,6 +91,7 @@ Rate = Annotated[Float, Field(gt=0, le=10)]
 Momentum = Annotated[Float, Field(ge=0, lt=1)]
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[Positive, ...], BeforeValidator(_widths), Field(min_length=1, max_length=8)]
+Milestones = Annotated[tuple[Annotated[Float, Field(gt=0, lt=1)], ...], BeforeValidator(_fractions)]
 Duration = Annotated[Float, BeforeValidator(_seconds), Field(gt=0)]
 
 PriorName = Literal["gaussian", "uniform", "mixture", "swiss_roll"]
@@ -171,9 +179,7 @@ class Optim(Section):
         0.5, description="the same, phases discriminate and regularize; the paper has 0.1"
     )
     beta2: Momentum = Field(0.999, description="Adam's second decay")
-    lr_milestones: tuple[Annotated[Float, Field(gt=0, lt=1)], ...] = Field(
-        (), description="fractions of train.epochs at which every rate drops"
-    )
+    lr_milestones: Milestones = Field((), description="fractions of train.epochs at which every rate drops")
     lr_decay: Float = Field(0.1, gt=0, le=1, description="factor of each drop")
 
 

@@ -9,9 +9,10 @@ start:                                                              points that 
   - {model.latent_dim: 8, model.prior: gaussian}
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import combinations_with_replacement
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -30,7 +31,6 @@ from aae_ray.settings import (
     nest,
     read_overrides,
     read_yaml,
-    replace,
 )
 from aae_ray.training.metrics import METRICS
 
@@ -40,9 +40,10 @@ FIELDS = {  # of a searched key: required, optional
     "int": ({"low", "high"}, {"log", "step"}),
     "categorical": ({"choices"}, set()),
 }
-COMBINATIONS = 512  # of choices that are checked against each other
+FIXED = ("study.", "tracking.", "data.")  # settings that no trial can have to itself
 
 Space = dict[str, BaseDistribution]
+Complain = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -69,26 +70,41 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
     problems: list[Problem] = []
     shared, searched, start = _sort_blocks(entries, problems)
     for key, entry in changes.items():
-        if key.startswith("space."):
-            searched[key.removeprefix("space.")] = entry
-        else:
-            shared[key] = entry
-            searched = {name: spec for name, spec in searched.items() if name.rpartition(".")[0] != key}
+        name = key.removeprefix("space.")
+        if name in dotted_fields():  # a key, or a whole distribution, instead of the file's
+            searched = {field: spec for field, spec in searched.items() if field.rpartition(".")[0] != name}
+        (searched if key.startswith("space.") else shared)[name] = entry
 
-    space, places = _distributions(searched, problems)
-    for key in space:
-        if key in shared:
-            problems.append(
-                Problem(shared[key].where, f"{key} is fixed here and searched at {places[key]}; keep one of them")
-            )
-    problems += find_problems(shared)
+    specs = _specs(searched, problems)
+    space = {name: _distribution(name, spec, problems) for name, spec in specs.items()}
+    places = {name: next(iter(spec.values())).where for name, spec in specs.items()}
+    good = {name: distribution for name, distribution in space.items() if distribution is not None}
+    for name in specs.keys() & shared.keys():
+        problems.append(
+            Problem(shared[name].where, f"{name} is fixed here and searched at {places[name]}; keep one of them")
+        )
+    points = _start_points(start, good, set(specs) - set(good) | set(changes), problems)
     problems += _metric_problems(shared)
-    points = _start_points(start, space, set(changes), problems)
+    found = find_problems(shared)
+    # Rules about several keys are judged together with what is searched, below.
+    problems += [problem for problem in found if not good or _names_a_key(problem)]
+    base = shared
     if not problems:
-        problems += _contradictions(build(shared), space, places)
+        base = shared | {name: Entry(_options(d)[0], places[name]) for name, d in good.items()}
+        problems += _contradictions(base, good, places)
     if problems:
         raise SettingsError(dict.fromkeys(problems))
-    return Plan(build(shared), space, points)
+    return Plan(build(base), good, points)
+
+
+def _names_a_key(problem: Problem) -> bool:
+    key = problem.message.partition(" ")[0].rstrip(":")
+    return (
+        key in dotted_fields()
+        and problem.message.startswith(f"{key}:")
+        or " is not a setting" in problem.message
+        or " is a section" in problem.message
+    )
 
 
 def _sort_blocks(
@@ -100,62 +116,59 @@ def _sort_blocks(
     start = None
     for key, entry in entries.items():
         block, _, rest = key.partition(".")
-        if block == "start" and not rest:
-            start = entry
-        elif not rest and block in BLOCKS and entry.value in ({}, None):
-            continue  # an empty block
-        elif block == "study" and rest:
+        if block == "start":
+            start = entry if not rest else Entry({rest: entry.value}, entry.where)
+        elif block in BLOCKS and not rest:
+            if entry.value not in ({}, None):
+                problems.append(
+                    Problem(entry.where, f"{block} must be a mapping of keys to values, got {entry.value!r}")
+                )
+        elif block == "study":
             shared[key] = entry
-        elif block == "run" and rest:
-            if rest.startswith("study."):
-                problems.append(Problem(entry.where, f"{rest} belongs under `study:`, not under `run:`"))
-            else:
-                shared[rest] = entry
-        elif block == "space" and rest:
-            searched[rest] = entry
+        elif block == "run" and rest.startswith("study."):
+            problems.append(Problem(entry.where, f"{rest} belongs under `study:`, not under `run:`"))
+        elif block in ("run", "space"):
+            (shared if block == "run" else searched)[rest] = entry
         elif key in dotted_fields():
             problems.append(Problem(entry.where, f"{key} stands outside a block; put it under `run:`"))
         else:
-            problems.append(
-                Problem(
-                    entry.where,
-                    f"{key} is not a block of a study's file; those are {', '.join(BLOCKS)}."
-                    + did_you_mean(block, BLOCKS),
-                )
-            )
+            hint = did_you_mean(block, BLOCKS)
+            known = ", ".join(BLOCKS)
+            problems.append(Problem(entry.where, f"{key} is not a block of a study's file; those are {known}.{hint}"))
     return shared, searched, start
 
 
-def _distributions(searched: Mapping[str, Entry], problems: list[Problem]) -> tuple[Space, dict[str, str]]:
-    """Optuna's distribution for each searched key, and the place where each is written."""
+def _specs(searched: Mapping[str, Entry], problems: list[Problem]) -> dict[str, dict[str, Entry]]:
+    """The fields of each searched key."""
     specs: dict[str, dict[str, Entry]] = {}
     for key, entry in searched.items():
         name, _, field = key.rpartition(".")
-        specs.setdefault(name or key, {})[field] = entry
-    space: Space = {}
-    places = {}
-    for name, spec in specs.items():
-        where = next(iter(spec.values())).where
-        found = _distribution(name, spec, where, problems)
-        if found is not None:
-            space[name], places[name] = found, where
-    return space, places
+        if key not in dotted_fields() and name:
+            specs.setdefault(name, {})[field] = entry
+        elif isinstance(entry.value, dict) and entry.value:
+            specs[key] = {str(field): Entry(value, entry.where) for field, value in entry.value.items()}
+        else:
+            example = "{type: int, low: 2, high: 8}"
+            problems.append(
+                Problem(entry.where, f"space {key}: must say what is searched, such as {example}, got {entry.value!r}")
+            )
+    return specs
 
 
-def _distribution(name: str, spec: Mapping[str, Entry], where: str, problems: list[Problem]) -> BaseDistribution | None:
-    before = len(problems)
+def _distribution(name: str, spec: Mapping[str, Entry], problems: list[Problem]) -> BaseDistribution | None:
+    """Optuna's distribution of a searched key, or None after telling what is wrong with it."""
+    before, where = len(problems), next(iter(spec.values())).where
 
-    def complain(message: str, field: str | None = None) -> None:
-        place = spec[field].where if field in spec else where  # type: ignore[index]
-        problems.append(Problem(place, f"space {name}: {message}"))
+    def complain(message: str, field: str = "") -> None:
+        problems.append(Problem(spec[field].where if field in spec else where, f"space {name}: {message}"))
 
-    known = dotted_fields()
-    if name not in known or name.startswith(("study.", "tracking.", "data.")):
-        hint = did_you_mean(name, [key for key in known if not key.startswith(("study.", "tracking.", "data."))])
+    searchable = [key for key in dotted_fields() if not key.startswith(FIXED)]
+    if name not in searchable:
+        hint = did_you_mean(name, searchable)
         problems.append(Problem(where, f"{name} is not a setting that can be searched.{hint}"))
         return None
     kind = spec["type"].value if "type" in spec else None
-    if kind not in FIELDS:
+    if not isinstance(kind, str) or kind not in FIELDS:
         complain(f"needs a type, one of {', '.join(FIELDS)}" + (f", got {kind!r}" if kind else ""), "type")
         return None
     required, optional = FIELDS[kind]
@@ -165,55 +178,72 @@ def _distribution(name: str, spec: Mapping[str, Entry], where: str, problems: li
         complain(f"type {kind} needs {field!r}")
     if len(problems) > before:
         return None
+    found = (
+        _categorical(name, spec["choices"], complain, problems)
+        if kind == "categorical"
+        else _range(name, kind, spec, complain, problems)
+    )
+    return found if len(problems) == before else None
 
-    values = {field: entry.value for field, entry in spec.items() if field != "type"}
-    if kind == "categorical":
-        return _categorical(name, spec["choices"], complain, problems)
-    if kind == "float" and known[name].annotation is int:
-        complain("is a whole number; use type int", "type")
-    numbers = {}
+
+def _range(
+    name: str, kind: str, spec: Mapping[str, Entry], complain: Complain, problems: list[Problem]
+) -> BaseDistribution | None:
+    before, numbers = len(problems), {}
     for field in ("low", "high", "step"):
-        if field in values:
-            try:
-                numbers[field] = (int if kind == "int" else float)(str(values[field]))
-            except ValueError:
-                complain(
-                    f"{field} must be {'a whole number' if kind == 'int' else 'a number'}, got {values[field]!r}",
-                    field,
-                )
-    if "log" in values and not isinstance(values["log"], bool):
-        complain(f"log must be true or false, got {values['log']!r}", "log")
+        if field in spec:
+            value = number(spec[field].value)
+            if value is None or (kind == "int" and value != int(value)):
+                wanted = "a whole number" if kind == "int" else "a number"
+                wanted = "a finite number" if isinstance(spec[field].value, float) and kind == "float" else wanted
+                complain(f"{field} must be {wanted}, got {spec[field].value!r}", field)
+            else:
+                numbers[field] = value
+    log = spec["log"].value if "log" in spec else False
+    if not isinstance(log, bool):
+        complain(f"log must be true or false, got {log!r}", "log")
     if len(problems) > before:
         return None
-    log = values.get("log", False)
-    if numbers["low"] >= numbers["high"]:
-        complain(f"low must be below high, got {numbers['low']} and {numbers['high']}", "low")
-    if log and numbers["low"] <= 0:
-        complain(f"log needs low above 0, got {numbers['low']}", "low")
-    if log and "step" in numbers:
+    low, high, step = numbers["low"], numbers["high"], numbers.get("step")
+    if low >= high:
+        complain(f"low must be below high, got {low:g} and {high:g}", "low")
+    if log and low <= 0:
+        complain(f"log needs low above 0, got {low}", "low")
+    if log and step is not None:
         complain("log and step exclude each other", "step")
-    if numbers.get("step", 1) <= 0:
-        complain(f"step must be above 0, got {numbers['step']}", "step")
+    if step is not None and step <= 0:
+        complain(f"step must be above 0, got {spec['step'].value}", "step")
+    if dotted_fields()[name].annotation is bool:
+        complain("is true or false; use type categorical with choices: [true, false]", "type")
     for field in ("low", "high"):
-        problems += find_problems({name: Entry(numbers[field], spec[field].where)})
+        bound = int(numbers[field]) if kind == "int" else numbers[field]
+        problems += find_problems({name: Entry(bound, spec[field].where)})
+    if len(problems) == before and kind == "float" and find_problems({name: Entry(low + 0.382 * (high - low), "")}):
+        complain("is a whole number; use type int", "type")
     if len(problems) > before:
         return None
     if kind == "int":
-        return IntDistribution(int(numbers["low"]), int(numbers["high"]), log=log, step=int(numbers.get("step", 1)))
-    return FloatDistribution(numbers["low"], numbers["high"], log=log, step=numbers.get("step"))
+        return IntDistribution(int(low), int(high), log=log, step=int(step or 1))
+    return FloatDistribution(low, high, log=log, step=step)
 
 
-def _categorical(name: str, entry: Entry, complain: Any, problems: list[Problem]) -> BaseDistribution | None:
+def number(value: Any) -> float | None:
+    """A finite number, also where YAML reads one as text (`1e-4`); None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        found = float(value)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _categorical(name: str, entry: Entry, complain: Complain, problems: list[Problem]) -> BaseDistribution | None:
     if not isinstance(entry.value, list) or not entry.value:
         complain(f"choices must be a list with at least one value, got {entry.value!r}", "choices")
         return None
     # A choice alone may contradict the defaults (task: vae): that is judged later, all choices together.
-    found = [
-        p
-        for value in entry.value
-        for p in find_problems({name: Entry(value, entry.where)})
-        if p.message.startswith(name)
-    ]
+    found = [p for value in entry.value for p in find_problems({name: Entry(value, entry.where)}) if _names_a_key(p)]
     problems += found
     if found:
         return None
@@ -235,33 +265,27 @@ def _plain(name: str, value: Any) -> Any:
 def _metric_problems(shared: Mapping[str, Entry]) -> list[Problem]:
     problems = []
     goals = [name for name, metric in METRICS.items() if metric.direction and name.startswith("val/")]
-    entry = shared.get("study.objectives")
-    names = entry.value if entry and isinstance(entry.value, list) else []
-    wanted = [(entry, name) for name in names]
-    metric = shared.get("study.pruner.metric")
-    if metric and metric.value != "front":
-        wanted.append((metric, metric.value))
-    for place, name in wanted:
-        if name not in goals and place:
-            what = (
-                "is a diagnostic without a direction"
-                if name in METRICS and not METRICS[name].direction
-                else "is not a metric to search on"
-            )
-            problems.append(
-                Problem(
-                    place.where,
-                    f"{name} {what}; those are {', '.join(goals)}.{did_you_mean(str(name), goals)}",
-                )
-            )
-    if len(set(map(str, names))) < len(names) and entry:
-        problems.append(Problem(entry.where, f"study.objectives names a metric twice: {names}"))
+    objectives, pruner = shared.get("study.objectives"), shared.get("study.pruner.metric")
+    names = objectives.value if objectives and isinstance(objectives.value, list) else []
+    wanted = [(objectives, name) for name in names]
+    if pruner and pruner.value != "front":
+        wanted.append((pruner, pruner.value))
+    for entry, name in wanted:
+        if entry is None or not isinstance(name, str) or name in goals:
+            continue  # what is no text is told as a wrong type
+        diagnostic = name in METRICS and not METRICS[name].direction
+        what = "is a diagnostic without a direction" if diagnostic else "is not a metric to search on"
+        hint = did_you_mean(name, goals)
+        problems.append(Problem(entry.where, f"{name} {what}; those are {', '.join(goals)}.{hint}"))
+    if objectives and len(set(map(str, names))) < len(names):
+        problems.append(Problem(objectives.where, f"study.objectives names a metric twice: {names}"))
     return problems
 
 
 def _start_points(
-    start: Entry | None, space: Space, fixed: set[str], problems: list[Problem]
+    start: Entry | None, space: Space, skipped: set[str], problems: list[Problem]
 ) -> tuple[dict[str, Any], ...]:
+    """The points to try first, without the keys that the command line fixed or that are wrong themselves."""
     if start is None or start.value in (None, []):
         return ()
     if not isinstance(start.value, list) or not all(isinstance(point, dict) for point in start.value):
@@ -273,42 +297,47 @@ def _start_points(
     for point in start.value:
         values = {}
         for key, value in point.items():
-            if key in fixed:
-                continue  # the command line fixed it
-            if key not in space:
-                problems.append(Problem(start.where, f"start: {key} is not searched.{did_you_mean(str(key), space)}"))
+            if key in skipped:
                 continue
-            distribution = space[key]
-            plain = _plain(key, value) if isinstance(distribution, CategoricalDistribution) else value
-            if isinstance(plain, str) and not isinstance(distribution, CategoricalDistribution):
-                try:
-                    plain = float(plain)  # PyYAML reads 1e-4 as text
-                except ValueError:
-                    problems.append(Problem(start.where, f"start: {key} must be a number, got {value!r}"))
-                    continue
-            inside = (
-                plain in distribution.choices
-                if isinstance(distribution, CategoricalDistribution)
-                else distribution.low <= plain <= distribution.high
-            )
-            if not inside:
+            if key not in space:
+                hint = did_you_mean(str(key), space)
+                problems.append(Problem(start.where, f"start: {key} is not searched.{hint}"))
+                continue
+            categorical = isinstance(space[key], CategoricalDistribution)
+            if not categorical and number(value) is None and not isinstance(value, float):
+                problems.append(Problem(start.where, f"start: {key} must be a number, got {value!r}"))
+                continue
+            plain = _plain(key, value) if categorical else number(value)
+            if not _inside(space[key], plain):
                 problems.append(Problem(start.where, f"start: {key}={value} lies outside of what is searched"))
-            values[key] = plain
+            values[key] = int(plain or 0) if isinstance(space[key], IntDistribution) else plain
         points.append(values)
     return tuple(points)
 
 
-def _contradictions(shared: Settings, space: Space, places: Mapping[str, str]) -> list[Problem]:
-    """Choices that cannot go together, found by trying them; numbers take their lower bounds."""
-    options = {name: d.choices if isinstance(d, CategoricalDistribution) else (d.low,) for name, d in space.items()}
+def _inside(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    if value is None or not distribution.low <= value <= distribution.high:
+        return False
+    steps = (value - distribution.low) / distribution.step if distribution.step else 0
+    return abs(steps - round(steps)) < 1e-9 or bool(getattr(distribution, "log", False) and value == int(value))
+
+
+def _options(distribution: BaseDistribution) -> Sequence[Any]:
+    """The values of a distribution that are tried against those of others: choices, or the lower bound."""
+    return distribution.choices if isinstance(distribution, CategoricalDistribution) else (distribution.low,)
+
+
+def _contradictions(base: Mapping[str, Entry], space: Space, places: Mapping[str, str]) -> list[Problem]:
+    """Values that cannot go together, found by trying every pair of choices, the others at their first."""
     problems: dict[str, Problem] = {}
-    for values in islice(product(*options.values()), COMBINATIONS):
-        point = dict(zip(options, values, strict=True))
-        try:
-            replace(shared, point)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            named = [name for name in space if name in reason or name == "task"]
-            where = places[named[0]] if named else "space"
-            problems.setdefault(reason, Problem(where, f"space allows what does not go together: {reason}"))
+    choices = [(name, value) for name, distribution in space.items() for value in _options(distribution)]
+    for (first, a), (second, b) in combinations_with_replacement(choices, 2):
+        tried = {**base, first: Entry(a, places[first]), second: Entry(b, places[second])}
+        for problem in find_problems(tried):
+            named = [name for name in space if name in problem.message.split() or name in problem.message]
+            reason = problem.message.partition(", got")[0]
+            told = f"space allows what does not go together: {problem.message}"
+            problems.setdefault(reason, Problem(places[named[0]] if named else problem.where, told))
     return list(problems.values())
