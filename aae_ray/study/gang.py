@@ -9,8 +9,7 @@ in a thread, whose workers take orders from a mailbox until they are told to qui
 
 import threading
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -25,7 +24,7 @@ from aae_ray.settings import Data, Settings, Study, UserError
 from aae_ray.study.mailbox import Mailbox
 from aae_ray.training.data import Dataset, load
 from aae_ray.training.loop import Interval, Training
-from aae_ray.training.pictures import trial_figures
+from aae_ray.training.pictures import Sketch, sketch
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,9 @@ class Train:
 
 @dataclass(frozen=True)
 class Save:
-    """Hand out the state, and pictures of it if they are wanted."""
+    """Hand out the state, and a sketch of its pictures if they are wanted."""
 
-    figures: bool
+    pictures: bool
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Quit:
 @dataclass(frozen=True)
 class Saved:
     state: dict[str, Any]
-    figures: Mapping[str, bytes] = field(default_factory=dict)  # file name -> PNG
+    pictures: Sketch | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class Worker:
         if self.rank > 0:
             return None
         assert isinstance(order, Save)
-        return Saved(self.training.state_dict(), trial_figures(self.training) if order.figures else {})
+        return Saved(self.training.state_dict(), sketch(self.training) if order.pictures else None)
 
     def _begin(self, order: Start) -> Training:
         run = order.run

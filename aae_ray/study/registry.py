@@ -3,6 +3,7 @@
 Shapes: B batch, Z code, C channels, H height, W width.
 """
 
+import copy
 import json
 import os
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.priors import Prior
 from aae_ray.settings import UserError
-from aae_ray.study.front import fronts, select
+from aae_ray.study.front import dominates, fronts, select
 from aae_ray.study.server import quiet_mlflow
 
 CHAMPION = "champion"
@@ -47,7 +48,7 @@ def export(model: Model, folder: Path, about: Mapping[str, Any], example_seed: i
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    decoder = Decoder(model).to(device="cpu", dtype=torch.float32).eval()
+    decoder = copy.deepcopy(Decoder(model)).to(device="cpu", dtype=torch.float32).eval()
     for parameter in decoder.parameters():
         parameter.requires_grad_(False)
     example_BZ = model.prior.sample(2, torch.Generator().manual_seed(example_seed))
@@ -119,11 +120,12 @@ def _compare(client: Any, name: str, version: Any, request: Mapping[str, Any]) -
                 f"version {champion.version} was measured on {what}; compare them and move the alias by hand",
             )
     rival = json.loads(champion.tags["objective_values"])
-    points = [*request["front"], rival]
+    own = json.loads(request["tags"]["objective_values"])
+    points = [rival, *request["front"]]  # first, so that it stays when the rule is indifferent
     first = [index for index, rank in enumerate(fronts(points)) if rank == 0]
     chosen = first[select([points[index] for index in first], request["rule"])]
-    if chosen == len(points) - 1:
-        return False, f"version {champion.version} is better"
+    if chosen == 0 or own == rival or dominates(rival, own):
+        return False, f"version {champion.version} is as good or better"
     return True, f"better than version {champion.version}"
 
 
@@ -157,8 +159,8 @@ def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder
             f"there is no MLflow database {uri.removeprefix('sqlite:///')}; "
             "run a study here first, or give --tracking-uri"
         )
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     try:
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         names = [model.name for model in client.search_registered_models(max_results=200)]
     except Exception as error:
         raise UserError(f"the MLflow server {uri} does not answer: {str(error).splitlines()[0][:200]}") from None

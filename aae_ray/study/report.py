@@ -1,7 +1,7 @@
 """What a study says of itself: the tables at its end, and Optuna's plots as web pages."""
 
 import os
-import re
+import shlex
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -176,4 +176,4 @@ def _page(figures: Sequence[Any], title: str) -> str:
 def shell_path(path: Path) -> str:
     """A path as one would type it: relative when it lies below this folder."""
     text = os.path.relpath(path)
-    return str(path) if text.startswith("..") else re.sub(r"([ '\"$])", r"\\\1", text)
+    return shlex.quote(str(path) if text.startswith("..") else text)

@@ -1,9 +1,10 @@
 """Ray Tune runs the trials of a study: the Tuner, what it calls back, and how it is stopped in order."""
 
+import logging
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from aae_ray.study.screen import Screen
 from aae_ray.study.searcher import OptunaSearcher, create_study
 from aae_ray.study.space import Plan
 from aae_ray.study.trial import GangTrial
+from aae_ray.training import pictures
 
 FIGURES = "figures"  # of trials, in the study's folder
 
@@ -35,6 +37,8 @@ class Search:
         self.optuna_study = create_study(plan, study_id, folder)
         self.searcher = OptunaSearcher(self.optuna_study, plan)
         self.checkpoints: dict[str, Any] = {}  # trial id -> its latest
+        self.sketches: dict[str, pictures.Sketch | None] = {}
+        self.draughtsman = ThreadPoolExecutor(1, "pictures")
         self.interrupted = False
 
     def run(self, gangs: int, *, verbose: bool) -> bool:
@@ -92,15 +96,10 @@ class Search:
             self.records.trial_epoch(self.ledger.trials[trial_id], metrics)
 
     def trial_saved(self, trial_id: str, checkpoint: Any) -> None:
-        """Keep the latest checkpoint in mind, and its pictures in the study's folder and in MLflow."""
+        """Keep the latest checkpoint in mind, and the sketch of its pictures."""
         self.checkpoints[trial_id] = checkpoint
-        record = self.ledger.trials[trial_id]
         with checkpoint.as_directory() as directory:
-            for picture in sorted(Path(directory, FIGURES).glob("*.png")):
-                target = self.folder / FIGURES / record.name / picture.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(picture, target)
-                self.records.trial_picture(record, target)
+            self.sketches[trial_id] = pictures.load(Path(directory)) or self.sketches.get(trial_id)
 
     def trial_ended(self, trial_id: str, *, failed: bool = False, message: str | None = None) -> None:
         record = self.ledger.trials.get(trial_id)
@@ -113,10 +112,23 @@ class Search:
             if record.ended is None:
                 self._end(self.ledger.end(record.trial_id, reason))
         self.searcher.close()
+        self.draughtsman.shutdown()
 
     def _end(self, record: TrialRecord) -> None:
+        self.draughtsman.submit(self._draw, record, self.sketches.pop(record.trial_id, None))
         self.records.trial_ended(record, self.ledger)
         self.screen.trial_ended(record)
+
+    def _draw(self, record: TrialRecord, sketch: pictures.Sketch | None) -> None:
+        """The pictures of a trial that has ended, into the study's folder and MLflow; runs in a thread of its own."""
+        folder = self.folder / FIGURES / record.name
+        try:
+            for name, png in (pictures.draw(sketch) if sketch else {}).items():
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(png)
+                self.records.trial_picture(record, folder / name)
+        except Exception:  # a picture must never cost a study
+            logging.getLogger(__name__).exception("the pictures of %s could not be drawn", record.name)
 
     def _interrupt(self) -> None:
         self.interrupted = True

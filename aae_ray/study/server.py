@@ -3,7 +3,7 @@
 import logging
 import os
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import urlsplit
 
 from aae_ray.settings import UserError
 
@@ -16,17 +16,30 @@ def tracking_uri(given: str | None) -> str:
     Raises UserError for an address that MLflow cannot write to.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
-    scheme = urlparse(uri).scheme.partition("+")[0]
-    if scheme not in SCHEMES:
+    scheme, colon, rest = uri.partition(":")
+    scheme = scheme.lower().partition("+")[0]
+    if not colon or scheme not in SCHEMES or (scheme.startswith("http") and not _host(uri)):
         raise UserError(
             f"tracking.uri {uri!r} is not a server or database of MLflow; give http(s)://host:port or sqlite:///file.db"
         )
     if scheme == "sqlite":
-        path = Path(unquote(urlparse(uri).path)[1:]).absolute()
+        name = rest.removeprefix("///").partition("?")[0]  # as SQLAlchemy reads it: no %20, and # is a character
+        if not rest.startswith("///") or not name:
+            raise UserError(f"tracking.uri {uri!r} names no file; give sqlite:///file.db")
+        path = Path(name).absolute()
+        if path.is_dir():
+            raise UserError(f"tracking.uri {uri!r}: {path} is a folder")
         if not path.parent.is_dir():
             raise UserError(f"tracking.uri {uri!r}: there is no folder {path.parent}")
         uri = f"sqlite:///{path}"
     return uri
+
+
+def _host(uri: str) -> str | None:
+    try:
+        return urlsplit(uri).hostname
+    except ValueError:
+        return None
 
 
 def quiet_mlflow() -> None:
@@ -34,7 +47,7 @@ def quiet_mlflow() -> None:
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
@@ -49,5 +62,5 @@ def artifact_location(uri: str, experiment: str) -> str | None:
     """Beside an SQLite database, as an absolute address; a server has its own place."""
     if not uri.startswith("sqlite:"):
         return None
-    database = Path(unquote(urlparse(uri).path)[1:])
+    database = Path(uri.partition(":///")[2].partition("?")[0])
     return (database.parent / "mlartifacts" / experiment.replace("/", "-")).as_uri()

@@ -41,30 +41,42 @@ class Spool:
         self.runs: dict[str, str] = cursor.get("runs", {})  # our key of a run -> MLflow's run id
         self.results: dict[str, Any] = cursor.get("results", {})
         self.lock = threading.Condition()
-        self.lines = self.path.read_text().splitlines() if self.path.exists() else []
+        whole = self.path.read_text() if self.path.exists() else ""
+        whole = whole[: whole.rfind("\n") + 1]  # a crash may have cut the last line off
+        if self.path.exists():
+            os.truncate(self.path, len(whole))
+        self.lines = whole.splitlines()
+        self.sent = min(self.sent, len(self.lines))  # the note may have outlived lines that a crash took
+        self.sent_before = self.sent  # by another process
+        self.broken: str | None = None  # why lines are kept in memory alone
         self.file = self.path.open("a", encoding="utf-8")
 
     def append(self, line: Mapping[str, Any]) -> None:
         with self.lock:
-            text = json.dumps(line)
-            self.file.write(text + "\n")
-            self.file.flush()
+            text = json.dumps(line, default=str)
+            if self.broken is None:
+                try:
+                    self.file.write(text + "\n")
+                    self.file.flush()
+                except OSError as error:
+                    self.broken = str(error)
             self.lines.append(text)
             self.lock.notify_all()
 
-    def next(self, timeout: float) -> dict[str, Any] | None:
+    def next(self, timeout: float) -> str | None:
         """The first unsent line, or None when there is none after this many seconds."""
         with self.lock:
             self.lock.wait_for(lambda: self.sent < len(self.lines), timeout)
-            return json.loads(self.lines[self.sent]) if self.sent < len(self.lines) else None
+            return self.lines[self.sent] if self.sent < len(self.lines) else None
 
     def advance(self) -> None:
         with self.lock:
             self.lines[self.sent] = ""  # sent: the memory is free
             self.sent += 1
-            partial = self.cursor_path.with_suffix(".partial")
-            partial.write_text(json.dumps({"sent": self.sent, "runs": self.runs, "results": self.results}))
-            partial.replace(self.cursor_path)
+            with contextlib.suppress(OSError):  # an older note only means that lines are sent twice
+                partial = self.cursor_path.with_suffix(".partial")
+                partial.write_text(json.dumps({"sent": self.sent, "runs": self.runs, "results": self.results}))
+                partial.replace(self.cursor_path)
             self.lock.notify_all()
 
     @property
@@ -147,35 +159,32 @@ class Tracker:
 
     def close(self, seconds: float) -> int:
         """Send what is left, for at most this long, and not to a server that is down; returns how much was not sent."""
-        deadline = time.monotonic() + seconds
-        with self.spool.lock:
-            while self.spool.unsent and self.problem is None and time.monotonic() < deadline:
-                self.spool.lock.wait(0.2)
-        self.closing.set()
-        with self.spool.lock:
-            self.spool.lock.notify_all()
-        self.thread.join(timeout=5)
+        self.closing.set()  # ends a pause: what is stuck is tried once more
+        self.thread.join(seconds)
         return self.spool.unsent
 
     # --------------------------------------------------------------------------------------------------- how it is sent
 
     def _send_all(self) -> None:
         sender, attempt = Sender(self.spool), 0
-        while not (self.closing.is_set() and (self.spool.unsent == 0 or self.problem)):
-            line = self.spool.next(timeout=0.5)
-            if line is None:
+        while not (self.closing.is_set() and self.spool.unsent == 0):
+            text = self.spool.next(timeout=0.5)
+            if text is None:
                 continue
+            last_chance = self.closing.is_set()
+            line: dict[str, Any] = {}
             try:
+                line = json.loads(text)
                 sender.send(line)
             except Exception as error:  # a record must never cost a study
-                if not is_permanent(error):
+                if sender.client is None or not is_permanent(error):  # no record is at fault before there is a server
                     self.problem = _first_line(error)
+                    if last_chance:
+                        return
                     self.closing.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
                     attempt += 1
-                    if self.closing.is_set():
-                        return
                     continue
-                self.dropped.append(f"{line['do']}: {_first_line(error)}")
+                self.dropped.append(f"{line.get('do', 'unreadable')}: {_first_line(error)}")
             self.problem, attempt = None, 0
             self.spool.advance()
 
@@ -289,11 +298,10 @@ def replay(folder: Path, seconds: float = 600) -> tuple[int, int]:
     if not (folder / SPOOL).exists():
         raise UserError(f"{folder} is not the folder of a study: there is no {SPOOL} in it")
     tracker = Tracker(folder)
-    before = tracker.spool.unsent
     left = tracker.close(seconds)
     if left and tracker.problem:
         raise UserError(f"MLflow still does not take the {left} records of {folder}: {tracker.problem}")
-    return before - left, left
+    return tracker.spool.sent - tracker.spool.sent_before, left
 
 
 def is_permanent(error: Exception) -> bool:

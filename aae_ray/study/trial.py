@@ -9,11 +9,10 @@ from ray import tune
 from aae_ray.settings import Settings, replace
 from aae_ray.study.gang import Failed, Gang, Order, Reply, Save, Saved, Start, Train
 from aae_ray.study.pruner import rungs
-from aae_ray.training import checkpoint, health
+from aae_ray.training import checkpoint, health, pictures
 from aae_ray.training.loop import Interval
 
-REPORT_SECONDS = 15.0  # a long interval reports in between, at the end of an epoch
-FIGURES = "figures"  # folder of pictures inside a checkpoint
+REPORT_SECONDS = 5.0  # a long interval reports in between, at the end of an epoch
 FAILURES = (health.DIVERGED, "bad_input", "out_of_memory")
 
 
@@ -66,10 +65,11 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """The gang's state, and its pictures where trials are compared: at rungs and at the end."""
         if self.failure is None:
-            saved = self._ask(Save(figures=self.epoch == self.until or self.stopped is not None))
+            saved = self._ask(Save(pictures=self.epoch == self.until or self.stopped is not None))
             if isinstance(saved, Saved):
                 checkpoint.save(saved.state, checkpoint_dir)
-                write_figures(saved.figures, Path(checkpoint_dir))
+                if saved.pictures is not None:
+                    pictures.save(saved.pictures, Path(checkpoint_dir))
         if self.failure is not None:
             (Path(checkpoint_dir) / "failure.txt").write_text(f"{self.failure.reason}: {self.failure.message}\n")
 
@@ -93,9 +93,3 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]
         if isinstance(reply, Failed):
             self.failure = reply
         return reply
-
-
-def write_figures(figures: Mapping[str, bytes], folder: Path) -> None:
-    for name, png in figures.items():
-        (folder / FIGURES).mkdir(exist_ok=True)
-        (folder / FIGURES / name).write_bytes(png)

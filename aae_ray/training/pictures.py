@@ -1,32 +1,79 @@
-"""The pictures of a trial: reconstructions, samples, and the codes against their prior."""
+"""The pictures of a trial: reconstructions, samples, and the codes against their prior.
+
+A worker only sketches them: it hands out the numbers behind the pictures, which is cheap. Whoever keeps the records
+draws them, once a trial has ended, off the path of the training.
+
+Shapes: N images or codes, C channels, H height, W width, Z code.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from aae_ray.training import figures
 from aae_ray.training.loop import Training
 
 COUNT = 64  # images in a picture
 CODES = 2000  # points in the scatter
+FILE = "sketch.npz"
 FIGURES = ("reconstructions.png", "samples.png", "codes.png")
 
+Sketch = Mapping[str, NDArray[np.generic]]
 
-def trial_figures(training: Training) -> dict[str, bytes]:
-    """File name and PNG of each picture, of held-out images."""
-    evaluation, run = training.evaluation, training.run
+
+def sketch(training: Training) -> Sketch:
+    """The numbers behind the pictures of a model: images as uint8, the first two coordinates of held-out codes."""
+    evaluation, model, labels_N = training.evaluation, training.run.model, training.dataset.labels_N
     codes_NZ = evaluation.codes("val")[:CODES]
-    labels = training.dataset.labels_N
+    originals_NCHW, answers_NCHW = evaluation.reconstructions("val", COUNT // 2)
+    title = f"held-out codes, {model.posterior} posterior, {model.prior} prior, epoch {training.epoch}"
+    if model.latent_dim > 2:
+        title += f"\nfirst two of {model.latent_dim} coordinates"
+    found: dict[str, NDArray[np.generic]] = {
+        "originals": _bytes(originals_NCHW),
+        "answers": _bytes(answers_NCHW),
+        "samples": _bytes(evaluation.samples(COUNT)),
+        "codes": codes_NZ[:, :2].float().numpy(),
+        "prior": evaluation.prior(len(codes_NZ))[:, :2].float().numpy(),
+        "title": np.array(title),
+    }
+    if labels_N is not None:
+        found["labels"] = labels_N[training.dataset.val][:CODES]
+    return found
+
+
+def save(drawing: Sketch, folder: Path) -> None:
+    np.savez(folder / FILE, allow_pickle=False, **drawing)
+
+
+def load(folder: Path) -> Sketch | None:
+    """The sketch in a folder, if there is one."""
+    if not (folder / FILE).exists():
+        return None
+    with np.load(folder / FILE, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def draw(drawing: Sketch) -> dict[str, bytes]:
+    """File name and PNG of each picture."""
     scatter = figures.code_scatter(
-        codes_NZ,
-        None if labels is None else labels[training.dataset.val][:CODES],
-        evaluation.prior(len(codes_NZ)),
-        title=f"held-out codes, {run.model.posterior} posterior, {run.model.prior} prior, epoch {training.epoch}",
+        torch.tensor(drawing["codes"]),
+        drawing.get("labels"),
+        torch.tensor(drawing["prior"]),
+        title=str(drawing["title"]),
     )
-    return dict(
-        zip(
-            FIGURES,
-            (
-                figures.reconstructions(*evaluation.reconstructions("val", COUNT // 2)),
-                figures.samples(evaluation.samples(COUNT)),
-                scatter,
-            ),
-            strict=True,
-        )
-    )
+    reconstructions = figures.reconstructions(_pixels(drawing["originals"]), _pixels(drawing["answers"]))
+    pictures = (reconstructions, figures.samples(_pixels(drawing["samples"])), scatter)
+    return dict(zip(FIGURES, pictures, strict=True))
+
+
+def _bytes(x_NCHW: torch.Tensor) -> NDArray[np.generic]:
+    pixels: NDArray[np.generic] = x_NCHW.nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
+    return pixels
+
+
+def _pixels(x_NCHW: NDArray[np.generic]) -> torch.Tensor:
+    return torch.tensor(x_NCHW) / 255

@@ -14,7 +14,7 @@ from aae_ray.settings import Settings, replace
 from aae_ray.study.cluster import cluster
 from aae_ray.study.gang import Failed, Gang, GangError, Save, Saved, Start, Train
 from aae_ray.training.loop import Interval
-from aae_ray.training.pictures import FIGURES
+from aae_ray.training.pictures import FIGURES, draw
 
 FOREVER = 1e9
 
@@ -31,7 +31,7 @@ def state_after(gang: Gang, run: Settings, *epochs: int, state: dict[str, Any] |
     for epoch in epochs:
         interval = gang.ask(Train(epoch, FOREVER))
         assert isinstance(interval, Interval) and interval.epoch == epoch
-    saved = gang.ask(Save(figures=False))
+    saved = gang.ask(Save(pictures=False))
     assert isinstance(saved, Saved)
     return saved.state
 
@@ -53,7 +53,7 @@ def assert_equal(a: Any, b: Any, place: str = "state") -> None:
         assert a == b, place
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_warm_gang_gives_what_a_fresh_one_gives(
     ray_session: None, small_run: Settings, tmp_path: Path, workers: int
 ) -> None:
@@ -71,8 +71,8 @@ def test_a_warm_gang_gives_what_a_fresh_one_gives(
     half = state_after(warm, base, 2)
     state_after(warm, other, 1)
     resumed_warm = state_after(warm, base, 4, state=half)
-    saved = warm.ask(Save(figures=True))
-    assert isinstance(saved, Saved) and saved.figures.keys() == set(FIGURES)
+    saved = warm.ask(Save(pictures=True))
+    assert isinstance(saved, Saved) and saved.pictures is not None and set(draw(saved.pictures)) == set(FIGURES)
     warm.close()
     assert not warm.thread.is_alive()
 

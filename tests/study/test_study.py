@@ -44,6 +44,10 @@ def run(
     return done
 
 
+def client_of(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder}/mlflow.db", registry_uri=f"sqlite:///{folder}/mlflow.db")
+
+
 def trial_runs(client: MlflowClient, experiment: str) -> tuple[mlflow.entities.Run, list[mlflow.entities.Run]]:
     place = client.get_experiment_by_name(experiment)
     assert place is not None
@@ -72,7 +76,7 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
     noise = [line for line in (done.stdout + done.stderr).splitlines() if CHATTER.search(OURS.sub("", line))]
     assert not noise, noise
 
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client = client_of(tmp_path)
     parent, children = trial_runs(client, "aae/digits")
     assert parent.info.status == "FINISHED" and len(children) == 5
     states = optuna_states(tmp_path)
@@ -181,9 +185,9 @@ def test_a_killed_worker_costs_no_trial(tmp_path: Path, environment: dict[str, s
         tmp_path,
         environment,
         *LONG,
-        "train.epochs=600",
+        "train.epochs=200",
         "study.pruner.type=asha",
-        "study.pruner.grace_period=100",
+        "study.pruner.grace_period=20",
         "study.pruner.reduction_factor=5",
     )
     log = tmp_path / "out.txt"
@@ -197,7 +201,7 @@ def test_a_killed_worker_costs_no_trial(tmp_path: Path, environment: dict[str, s
     assert study.wait(timeout=240) == 0, log.read_text()
     text = log.read_text()
     assert "attempt 2" in text and "2 trials in" in text and "0 failed" in text
-    _, children = trial_runs(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"), "aae/digits")
+    _, children = trial_runs(client_of(tmp_path), "aae/digits")
     assert {child.info.status for child in children} <= {"FINISHED", "KILLED"} and len(children) == 2
     assert "RUNNING" not in optuna_states(tmp_path)
 
@@ -212,7 +216,7 @@ def test_ctrl_c_stops_in_order_and_leaves_nothing_behind(tmp_path: Path, environ
     text = log.read_text()
     assert re.search(r"python -m aae_ray\.tune --resume runs/digits-\S+", text) and "Traceback" not in text
     wait_for(lambda: not processes(tmp_path), 20)
-    parent, children = trial_runs(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"), "aae/digits")
+    parent, children = trial_runs(client_of(tmp_path), "aae/digits")
     assert parent.info.status == "KILLED"
     assert {child.info.status for child in children} == {"KILLED"} and {
         c.data.tags["aae.stop_reason"] for c in children
@@ -223,7 +227,7 @@ def test_ctrl_c_stops_in_order_and_leaves_nothing_behind(tmp_path: Path, environ
 def test_train_with_two_workers_makes_the_same_records(tmp_path: Path, environment: dict[str, str]) -> None:
     done = run(tmp_path, environment, "train", "train.epochs=4", "model.hidden=32-16", "--workers", "2")
     assert "aae-digits-decoder version 1, champion" in done.stdout
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client = client_of(tmp_path)
     parent, (child,) = trial_runs(client, "aae/digits")
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
     assert child.data.params["model.hidden"] == "32-16" and parent.data.params["study.workers_per_trial"] == "2"

@@ -1,0 +1,205 @@
+"""Four ways to run the same trials: the platform's gangs, a plain Trainable, Ray's documented pattern, a loop.
+
+All train the same configurations with the same `Training`, its evaluation included, and keep the trained state.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.search import Searcher
+
+from aae_ray.settings import Settings, replace
+from aae_ray.study import gang
+from aae_ray.study.gang import Order, Reply, Worker, work
+from aae_ray.study.trial import GangTrial
+from aae_ray.training import checkpoint
+from aae_ray.training.data import Dataset, load
+from aae_ray.training.loop import Interval, Training
+
+Point = dict[str, Any]
+DRIVER = "TRAIN_DRIVER_RESOURCE"  # what a trial's own process asks for, under the name that Ray's documentation uses
+CLOCK = "clock/"  # prefix of the seconds among a trial's results
+
+
+class Fixed(Searcher):  # type: ignore[misc]
+    """Suggests the same points in the same order to every arm."""
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        super().__init__(metric="epoch", mode="max")
+        self.points = list(points)
+
+    def suggest(self, trial_id: str) -> Point | str:
+        return self.points.pop(0) if self.points else str(Searcher.FINISHED)
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        pass
+
+
+class Ends(tune.Callback):  # type: ignore[misc]
+    """When the run began and when each trial ended, with its last results, in the order of the ends."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.at: list[float] = []
+        self.results: list[dict[str, Any]] = []
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.at.append(time.monotonic())
+        self.results.append(dict(trial.last_result))
+
+
+# ------------------------------------------------------------------------------------------------- the platform's gangs
+
+
+class TimedWorker(Worker):
+    """Adds to each report how long it took to carry out the orders since the last one."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.seconds: dict[str, float] = {}
+
+    def carry_out(self, order: Order) -> Reply:
+        start = time.monotonic()
+        reply = super().carry_out(order)
+        self.seconds[f"{CLOCK}worker_{type(order).__name__.lower()}"] = time.monotonic() - start
+        if isinstance(reply, Interval):
+            reply.metrics.update(self.seconds)
+        return reply
+
+
+def timed_work(config: dict[str, Any]) -> None:
+    gang.Worker = TimedWorker  # type: ignore[assignment, misc]
+    work(config)
+
+
+class TimedGangTrial(GangTrial):
+    """The platform's trial with clocks: on its worker, and on each of Tune's calls."""
+
+    def setup(self, config: Point, base: Settings) -> None:
+        gang.work = timed_work
+        self.seconds: dict[str, float] = {}
+        super().setup(config, base)
+
+    def reset_config(self, new_config: Point) -> bool:
+        start = time.monotonic()
+        done = super().reset_config(new_config)
+        self.seconds[f"{CLOCK}reset"] = time.monotonic() - start
+        return done
+
+    def step(self) -> dict[str, Any]:
+        start = time.monotonic()
+        result = super().step()
+        self.seconds[f"{CLOCK}step"] = time.monotonic() - start
+        return result | self.seconds
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        start = time.monotonic()
+        super().save_checkpoint(checkpoint_dir)
+        self.seconds[f"{CLOCK}save"] = time.monotonic() - start
+
+
+# -------------------------------------------------------------------------------------------------- a plain Trainable
+
+
+class PlainTrial(tune.Trainable):  # type: ignore[misc]
+    """The training in the trial's own process: what `reuse_actors` alone gives for trials of one worker."""
+
+    def setup(self, config: Point, base: Settings) -> None:
+        self.base, self.dataset = base, load(base.data)
+        self.reset_config(config)
+
+    def reset_config(self, new_config: Point) -> bool:
+        self.training = Training(replace(self.base, new_config), self.dataset)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return self.training.train().metrics | {"done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        checkpoint.save(self.training.state_dict(), checkpoint_dir)
+
+
+# ------------------------------------------------------------------------------------------- Ray's documented pattern
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Runs in a worker of a TorchTrainer: metrics after each epoch, the state after the last."""
+    run: Settings = config["run"]
+    training = Training(run, load(run.data))
+    for _ in range(run.train.epochs - 1):
+        ray.train.report(training.train(at_most_seconds=0).metrics)
+    metrics = training.train().metrics
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(training.state_dict(), folder)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def documented_trial(config: Point, base: Settings, folder: str) -> None:
+    """Ray's documentation, "Hyperparameter Tuning with Ray Tune": a Tune function starts a TorchTrainer per trial."""
+    ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"run": replace(base, config)},
+        scaling_config=ray.train.ScalingConfig(num_workers=1),
+        run_config=ray.train.RunConfig(
+            name=f"train-{tune.get_context().get_trial_id()}", storage_path=folder, callbacks=[TuneReportCallback()]
+        ),
+    ).fit()
+
+
+# ------------------------------------------------------------------------------------------------------------ running
+
+
+def ours(base: Settings) -> Any:
+    """The platform's trial, as a study runs it: its own process asks for no CPU, its gang does."""
+    return tune.with_resources(
+        tune.with_parameters(TimedGangTrial, base=base),
+        tune.PlacementGroupFactory([{"CPU": 0, "memory": 1048576}]),
+    )
+
+
+def plain(base: Settings) -> Any:
+    return tune.with_resources(tune.with_parameters(PlainTrial, base=base), {"CPU": 1})
+
+
+def documented(base: Settings, folder: Path) -> Any:
+    return tune.with_resources(tune.with_parameters(documented_trial, base=base, folder=str(folder)), {DRIVER: 0.01})
+
+
+def run_tune(trainable: Any, points: Sequence[Point], slots: int, folder: Path, *, reuse: bool) -> Ends:
+    """Run the points through Ray Tune, `slots` at a time. A class that is reused also saves its state at the end."""
+    ends = Ends()
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=Fixed(points), num_samples=len(points), max_concurrent_trials=slots, reuse_actors=reuse
+        ),
+        run_config=tune.RunConfig(
+            name=f"run-{time.monotonic_ns()}",
+            storage_path=str(folder),
+            callbacks=[ends],
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=int(reuse), num_to_keep=1),
+        ),
+    )
+    results = tuner.fit()
+    if results.errors:
+        raise RuntimeError(f"{len(results.errors)} trials failed, the first with: {results.errors[0]}")
+    return ends
+
+
+def run_serially(points: Sequence[Point], base: Settings, dataset: Dataset) -> list[float]:
+    """The same trials one after the other in this process; returns the seconds of each."""
+    seconds = []
+    for point in points:
+        start = time.perf_counter()
+        Training(replace(base, point), dataset).train()
+        seconds.append(time.perf_counter() - start)
+    return seconds
