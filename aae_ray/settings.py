@@ -225,7 +225,9 @@ class Tracking(Section):
     )
     experiment: str | None = Field(None, description="MLflow experiment; aae/<data> when not given")
     register_model: bool = Field(True, description="whether the best decoder is registered when the study ends")
-    model_name: str | None = Field(None, description="registered model; aae-<data>-decoder when not given")
+    model_name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9._ -]+$", description="registered model; aae-<data>-decoder when not given"
+    )
 
 
 class Budget(Section):
@@ -235,7 +237,7 @@ class Budget(Section):
 
 class Sampler(Section):
     type: Literal["tpe", "nsga2", "random"] = Field("tpe", description="Optuna's sampler")
-    seed: Int = Field(0, ge=0, description="its seed")
+    seed: Int = Field(0, ge=0, lt=2**32, description="its seed")
 
 
 class Pruner(Section):
@@ -264,7 +266,7 @@ class Study(Section):
     pruner: Pruner = Pruner()
     workers_per_trial: Positive = Field(1, description="data-parallel workers of a gang")
     resources_per_worker: dict[str, Annotated[Float, Field(gt=0)]] = Field(
-        {"CPU": 1}, description="Ray resources of one worker, e.g. {GPU: 1, CPU: 4}"
+        {"CPU": 1}, min_length=1, description="Ray resources of one worker, e.g. {GPU: 1, CPU: 4}"
     )
     concurrent_trials: Positive | None = Field(
         None, description="gangs at a time; as many as the cluster holds when not given"
@@ -280,7 +282,7 @@ class Study(Section):
 class Settings(Section):
     """Everything that defines a run. Defaults stand here and nowhere else."""
 
-    seed: Int = Field(0, ge=0, lt=2**63, description="initial weights, batch order and noise")
+    seed: Int = Field(0, ge=0, lt=2**32, description="initial weights, batch order and noise")
     task: TaskName = Field("unsupervised", description="unsupervised: the adversarial autoencoder; vae: the baseline")
     data: Data = Data()
     model: Model = Model()
@@ -359,6 +361,16 @@ class Entry:
     where: str
 
 
+class Loader(yaml.SafeLoader):
+    """YAML without dates: 1000-64-32 are widths."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:timestamp"]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_yaml(path: str | Path) -> dict[str, Entry]:
     """A YAML file as dotted keys, each with its file and line; nested and dotted spellings mean the same.
 
@@ -370,7 +382,7 @@ def read_yaml(path: str | Path) -> dict[str, Entry]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise SettingsError([Problem(str(path), f"cannot be read: {reason}")]) from None
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -382,7 +394,7 @@ def read_yaml(path: str | Path) -> dict[str, Entry]:
 
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []
-    loader = yaml.SafeLoader("")
+    loader = Loader("")
 
     def descend(node: yaml.MappingNode, prefix: str) -> None:
         for key_node, value_node in node.value:
@@ -415,7 +427,7 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Entry]:
             )
             continue
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=Loader)
         except yaml.YAMLError:
             value = text
         entries[key] = Entry(value, "command line")

@@ -134,3 +134,11 @@ def test_replace_checks_the_whole_tree_again() -> None:
         replace(Settings(), {"task": "vae"})
     with pytest.raises(SettingsError, match=r"Did you mean train\.epochs"):
         replace(Settings(), {"train.epoch": 1})
+
+
+def test_widths_that_look_like_a_date_are_widths(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("model.hidden: 1024-12-10\nmodel.discriminator_hidden: 1000-64-32\n")
+    run = build(read_yaml(file) | read_overrides(["model.channels=1000-10-10"]))
+    assert (run.model.hidden, run.model.discriminator_hidden) == ((1024, 12, 10), (1000, 64, 32))
+    assert run.model.channels == (1000, 10, 10)

@@ -64,7 +64,7 @@ HEADS: dict[str, type[nn.Module]] = {
 
 
 def noise_dim(model: settings.Model) -> int:
-    """Noise inputs per example: none, one a code dimension, or as many as the settings say (at least the code's)."""
+    """Noise inputs per example: none, one a code dimension, or as many as the settings say."""
     if model.posterior == "deterministic":
         return 0
     return model.latent_dim if model.posterior == "gaussian" or model.noise_dim is None else model.noise_dim

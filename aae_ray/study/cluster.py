@@ -48,7 +48,11 @@ def cluster(*, verbose: bool) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS") or read_ray_address():
         # Processes on the nodes of a cluster have the environment of their node, not of this process.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        place = os.environ.get("RAY_ADDRESS") or "the address that this machine remembers (forget it with `ray stop`)"
+        raise UserError(f"no Ray cluster answers at {place}: {str(error).splitlines()[0]}") from None
     try:
         token = Path("~/.ray/auth_token").expanduser()
         if token.exists():

@@ -49,7 +49,9 @@ class Ledger:
     def begin(self, trial_id: str, params: Mapping[str, Any]) -> TrialRecord:
         """A trial begins, or begins again after a failure."""
         if trial_id in self.trials:
-            self.trials[trial_id].attempts += 1
+            record = self.trials[trial_id]
+            record.attempts += 1
+            record.state, record.stop_reason, record.message = "running", None, None
         else:
             self.trials[trial_id] = TrialRecord(len(self.trials), trial_id, dict(params))
         return self.trials[trial_id]

@@ -61,7 +61,12 @@ class Records:
             return
         run = replace(self.plan.settings, record.params)
         told = report.describe(record.params)
-        tags = self.tags | {"aae.run_kind": "trial", "aae.trial_id": record.trial_id, "aae.attempt": 1}
+        tags = self.tags | {
+            "aae.seed": run.seed,
+            "aae.run_kind": "trial",
+            "aae.trial_id": record.trial_id,
+            "aae.attempt": 1,
+        }
         self.tracker.create_run(record.name, f"{record.name}-{told}".rstrip("-"), tags, record.started)
         self.tracker.log_params(record.name, trial_params(run))
         self._log_dataset(record.name)

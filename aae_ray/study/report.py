@@ -160,7 +160,7 @@ def write_plots(study: optuna.Study, plan: Plan, folder: Path) -> list[Path]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Optuna's advice on its own defaults
                 figures = draw()
-        except (ValueError, RuntimeError):  # e.g. all trials equal: there is no importance to speak of
+        except Exception:  # e.g. all trials equal: there is no importance to speak of
             continue
         path = folder / name
         path.write_text(_page(figures, name.removesuffix(".html").replace("_", " ")), encoding="utf-8")

@@ -14,7 +14,7 @@ from ray import tune
 
 from aae_ray.study.callback import StudyCallback
 from aae_ray.study.cluster import send_log_to
-from aae_ray.study.ledger import BUDGET, USER, Ledger, TrialRecord
+from aae_ray.study.ledger import BUDGET, ERROR, USER, Ledger, TrialRecord
 from aae_ray.study.pruner import FrontPruner
 from aae_ray.study.records import Records
 from aae_ray.study.screen import Screen
@@ -53,6 +53,9 @@ class Search:
                 self._fit(gangs, verbose)
             except KeyboardInterrupt:
                 self.interrupted = True
+            except BaseException:
+                self._end_open_trials(ERROR)
+                raise
         self._end_open_trials(USER if self.interrupted else BUDGET)
         return self.interrupted
 
@@ -110,6 +113,8 @@ class Search:
         """Trials that were still running when the search stopped: Tune says nothing of their end."""
         for record in self.ledger.records:
             if record.ended is None:
+                if record.state == "complete":  # its last report was taken, and the state behind it never saved
+                    record.state, record.stop_reason = "running", None
                 self._end(self.ledger.end(record.trial_id, reason))
         self.searcher.close()
         self.draughtsman.shutdown()
@@ -139,9 +144,14 @@ class Search:
 def stop_in_order(on_stop: Callable[[], None]) -> Iterator[None]:
     """Ctrl-C and SIGTERM end a running search in order (Tune stops on SIGUSR1); a second Ctrl-C ends it at once."""
 
+    stopping = False
+
     def handler(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        if stopping:  # Tune puts this handler back when it stops: a second Ctrl-C comes here again
+            raise KeyboardInterrupt
+        stopping = True
         on_stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         if callable(signal.getsignal(signal.SIGUSR1)):
             os.kill(os.getpid(), signal.SIGUSR1)
         else:

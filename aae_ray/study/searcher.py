@@ -59,6 +59,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self.objectives = plan.settings.study.objectives
         self.numbers: dict[str, int] = {}  # Tune's trial id -> Optuna's number
         self.open: dict[str, optuna.Trial] = {}
+        self.reported: dict[str, int] = {}  # the last epoch that the sampler was told of
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         trial = self.study.ask(fixed_distributions=self.space)
@@ -68,15 +69,19 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """With one objective the sampler also learns from pruned trials; Optuna takes no such reports with several."""
-        value = result.get(self.objectives[0], math.nan)
-        if len(self.objectives) == 1 and trial_id in self.open and math.isfinite(value):
+        value = float(result.get(self.objectives[0], math.nan))
+        if len(self.objectives) > 1 or trial_id not in self.open or not math.isfinite(value):
+            return
+        if self.reported.get(trial_id) != result[EPOCH]:
+            self.reported[trial_id] = int(result[EPOCH])
             self.open[trial_id].report(value, int(result[EPOCH]))
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna the end of a trial by our own protocol: the values at the end of its budget count."""
-        trial = self.open.pop(trial_id, None)
-        if trial is None:
+        if trial_id not in self.open:
             return
+        self.on_trial_result(trial_id, result or {})  # Tune does not hand on the result that a scheduler stops
+        trial = self.open.pop(trial_id)
         values = [float((result or {}).get(name, math.nan)) for name in self.objectives]
         state = final_state(result, error, values)
         self.study.tell(trial, values if state is TrialState.COMPLETE else None, state=state)

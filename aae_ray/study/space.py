@@ -40,7 +40,7 @@ FIELDS = {  # of a searched key: required, optional
     "int": ({"low", "high"}, {"log", "step"}),
     "categorical": ({"choices"}, set()),
 }
-FIXED = ("study.", "tracking.", "data.")  # settings that no trial can have to itself
+FIXED = ("study.", "tracking.", "data.", "train.epochs")  # settings that no trial can have to itself
 
 Space = dict[str, BaseDistribution]
 Complain = Callable[[str, str], None]

@@ -1,6 +1,7 @@
 """One study from its plan to its report: the order of events, and nothing else."""
 
 import os
+import shlex
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +25,7 @@ from aae_ray.study.tracking import Tracker
 from aae_ray.training import checkpoint
 from aae_ray.training.data import Dataset, load
 from aae_ray.training.loop import Training
+from aae_ray.training.metrics import LEAST_CODES
 
 SEND_SECONDS = 60  # to wait at the end for MLflow to take the last records
 
@@ -37,6 +39,7 @@ class Outcome:
     best: TrialRecord | None
     registration: dict[str, Any] | None
     interrupted: bool
+    asked_to_register: bool
 
 
 def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome:
@@ -46,6 +49,12 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
     uri = tracking_uri(run.tracking.uri)
     dataset = load(run.data)
     build_model(run, dataset.shape)  # a network that does not fit the images is told now
+    for part, indices in (("validation", dataset.val), ("test", dataset.test)):
+        if len(indices) < LEAST_CODES:
+            raise UserError(
+                f"data.name {dataset.name} has {len(indices)} {part} images, too few to measure on; "
+                f"give data.{part}_fraction so that there are at least {LEAST_CODES}"
+            )
     ledger = Ledger(plan)
     with Screen(console, ledger, plan, title_of(plan, dataset)) as screen, cluster(verbose=verbose):
         gangs = gangs_that_fit(run)
@@ -70,7 +79,8 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
             raise
         screen.say("sending the last records to MLflow")
         unsent = tracker.close(SEND_SECONDS)
-    outcome = Outcome(folder, ledger, best, tracker.results.get("registration") if best else None, interrupted)
+    registration = tracker.results.get("registration") if best else None
+    outcome = Outcome(folder, ledger, best, registration, interrupted, run.tracking.register_model)
     print_report(console, outcome, plan, tracker, uri, unsent, time.monotonic() - began)
     return outcome
 
@@ -121,13 +131,15 @@ def registration_line(outcome: Outcome, unsent: int) -> str:
         return "nothing: no trial was trained to its end"
     if outcome.interrupted:
         return "nothing: the study was interrupted"
-    return "nothing yet: MLflow did not take it" if unsent else "nothing: tracking.register_model is false"
+    if not outcome.asked_to_register:
+        return "nothing: tracking.register_model is false"
+    return "nothing yet: MLflow did not take it" if unsent else "nothing: MLflow refused it, see below"
 
 
 def next_commands(outcome: Outcome, uri: str) -> list[tuple[str, str]]:
     """What to type next, each with what it does."""
     commands = []
-    given = "" if uri == tracking_uri(None) else f" --tracking-uri {uri}"
+    given = "" if uri == tracking_uri(None) else f" --tracking-uri {shlex.quote(uri)}"
     if outcome.interrupted:
         commands.append(("resume", f"python -m aae_ray.tune --resume {report.shell_path(outcome.folder)}"))
     if outcome.registration:
@@ -147,7 +159,7 @@ def next_commands(outcome: Outcome, uri: str) -> list[tuple[str, str]]:
     if uri.startswith("http"):
         commands.append(("compare", uri))
     else:
-        commands.append(("compare", f"mlflow ui --backend-store-uri {uri}"))
+        commands.append(("compare", f"mlflow ui --backend-store-uri {shlex.quote(uri)}"))
     return commands
 
 

@@ -1,6 +1,5 @@
 """Everything that a run needs to go on, in one file: written atomically, read without running code."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,7 @@ def save(state: dict[str, Any], folder: str | Path) -> Path:
     target = Path(folder) / FILE
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    torch.save(state, partial)
     partial.replace(target)
     return target
 

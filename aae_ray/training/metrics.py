@@ -184,6 +184,7 @@ def sliced_wasserstein(codes_NZ: Tensor, prior_NZ: Tensor, prior_std_Z: Tensor |
 # --------------------------------------------------------------------------------------------------- JSD bound
 
 FOLDS = 5
+LEAST_CODES = 2 * FOLDS  # held-out images without which there is nothing to measure on
 MOST_CODES = 10_000  # more would only narrow a standard error that is far below what tells trials apart
 PRIOR_SAMPLES = 2000  # at least; they cost nothing, and more of them than codes tighten the bound
 REFERENCE_SAMPLES = 2000
@@ -224,9 +225,9 @@ def jsd_bound(codes_NZ: Tensor, draw_prior: Callable[[int, int], Tensor], *, see
     UserError for fewer than ten codes.
     """
     count = min(len(codes_NZ), MOST_CODES) // FOLDS * FOLDS
-    if count < 2 * FOLDS:
+    if count < LEAST_CODES:
         raise UserError(
-            f"val/jsd_nats and test/jsd_nats need at least {2 * FOLDS} held-out images, got {len(codes_NZ)}; "
+            f"val/jsd_nats and test/jsd_nats need at least {LEAST_CODES} held-out images, got {len(codes_NZ)}; "
             "raise data.validation_fraction or data.test_fraction, or give more images"
         )
     prior_count = max(count, PRIOR_SAMPLES)

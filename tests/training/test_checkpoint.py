@@ -21,10 +21,11 @@ def test_a_state_comes_back_as_it_went(tmp_path: Path) -> None:
 def test_a_crash_while_writing_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save({"epoch": 1}, tmp_path)
 
-    def crash(descriptor: int) -> None:
+    def crash(state: object, file: Path) -> None:
+        file.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "fsync", crash)
+    monkeypatch.setattr(torch, "save", crash)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save({"epoch": 2}, tmp_path)
     assert checkpoint.load(tmp_path) == {"epoch": 1}
