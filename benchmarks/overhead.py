@@ -1,8 +1,9 @@
-"""python -m benchmarks.overhead: trials per hour of a study of small trials, against three other ways to run them."""
+"""python benchmarks/overhead.py: trials per hour of a study of small trials, against three other ways to run them."""
 
 import argparse
 import logging
 import os
+import sys
 import tempfile
 import time
 import warnings
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when PyTorch is imported, and handed on to Ray's workers
+if not __package__:  # run as a file: its neighbours are found from the root, by Ray's workers too
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
 os.environ.setdefault("RAY_worker_niceness", "0")  # else Ray's workers yield to whatever runs, and a loop does not
 
 import numpy as np
@@ -188,7 +192,7 @@ def overhead(block: Block) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python benchmarks/overhead.py", description=__doc__)
     parser.add_argument("--gangs", type=int, default=os.cpu_count(), help="at a time; as many as cores when not given")
     parser.add_argument("--trials-per-gang", type=int, default=15, help="in a block; each gang's first is not counted")
     parser.add_argument("--epochs", type=int, default=5, help="of a trial")

@@ -1,4 +1,4 @@
-"""python -m benchmarks.step: time of a training step, against the same mathematics by hand and against pythae.
+"""python benchmarks/step.py: time of a training step, against the same mathematics by hand and against pythae.
 
 Shapes: B batch, N examples, D pixels, Z code.
 """
@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ from typing import Any
 from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when PyTorch is imported
+if not __package__:  # run as a file: its neighbours are found from the root, by Ray's workers too
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
 
 import numpy as np
 import torch
@@ -274,7 +278,7 @@ def silence() -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python benchmarks/step.py", description=__doc__)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="WIDTHS", help="such as 64-32 512")
     parser.add_argument("--images", type=int, default=3000, help="images of an epoch")
     parser.add_argument("--rounds", type=int, default=10, help="blocks of each arm")
