@@ -142,7 +142,7 @@ def code_scatter(codes_NZ: Tensor, labels_N: Tensor | NDArray[Any] | None, prior
     axes = figure.add_subplot()
     size = 4.0 if len(shown) <= 1000 else 2.5
     prior_N2 = prior_NZ[:MOST_POINTS, :2].detach().cpu().double().numpy()
-    _plot_points(axes, prior_N2, PRIOR_GREY, "prior", 5)
+    _plot_points(axes, prior_N2, PRIOR_GREY, "prior", 2.5)
     if labels is None:
         _plot_points(axes, plane_N2[shown], CLASS_COLOURS[0], "codes", size)
     else:

@@ -124,17 +124,9 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
     checked = run(tmp_path, environment, "tune", str(config), "--dry-run")
     assert f"model.latent_dim: {best.data.params['model.latent_dim']}" in checked.stdout
 
-    for arguments, sentence in [
-        (("no-such-model",), "there is no registered model 'no-such-model'"),
-        (("aae-digits-decoder", "--version", "challenger"), "no alias 'challenger'"),
-        (("aae-digits-decoder", "--version", "7"), "no version '7'"),
-        (("aae-digits-decoder", "--tracking-uri", "http://127.0.0.1:9"), "does not answer"),
-        (("aae-digits-decoder", "--tracking-uri", "sqlite:///nowhere.db"), "there is no MLflow database"),
-    ]:
-        refused = run(tmp_path, environment, "generate", *arguments, code=2)
-        assert (
-            sentence in refused.stderr and "Traceback" not in refused.stderr and len(refused.stderr.splitlines()) == 1
-        )
+    refused = run(tmp_path, environment, "generate", "no-such-model", code=2)
+    assert "there is no registered model 'no-such-model'" in refused.stderr
+    assert "Traceback" not in refused.stderr and len(refused.stderr.splitlines()) == 1
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
