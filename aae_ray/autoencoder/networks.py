@@ -29,7 +29,6 @@ class DenseTrunk(nn.Module):
         super().__init__()
         self.layers = dense_layers(inputs, hidden)
         self.noise_maps = nn.ModuleList(nn.Linear(noise_dim, width, bias=False) for width in hidden if noise_dim)
-        self.features = hidden[-1]
 
     def forward(self, x_BD: Tensor, noise_BE: Tensor | None = None) -> Tensor:
         h_BF = x_BD
@@ -53,7 +52,6 @@ class ConvTrunk(nn.Module):
         self.noise_maps = nn.ModuleList(nn.Linear(noise_dim, width, bias=False) for width in channels if noise_dim)
         height, width = conv_grid(shape, channels)[-1]
         self.dense = nn.Linear(channels[-1] * height * width, features)
-        self.features = features
 
     def forward(self, x_BD: Tensor, noise_BE: Tensor | None = None) -> Tensor:
         h_BCHW = x_BD.unflatten(1, self.shape)

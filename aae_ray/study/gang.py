@@ -108,7 +108,7 @@ def _open(sealed: ray.ObjectRef, timeout: float | None = None) -> Any:
 
 
 class Worker:
-    """One process of a gang. Between trials it keeps its data sets and nothing else."""
+    """One process of a gang. From one trial to the next it keeps its data sets and nothing else."""
 
     def __init__(self, rank: int, workers: int, device: torch.device) -> None:
         self.rank, self.workers, self.device = rank, workers, device
@@ -118,7 +118,7 @@ class Worker:
     def carry_out(self, order: Order) -> Reply:
         try:
             return self._carry_out(order)
-        except UserError as error:  # the same on every worker: none is left waiting
+        except UserError as error:  # of the settings: the same on every worker of a node
             return Failed("bad_input", str(error))
         except torch.OutOfMemoryError as error:
             if self.workers > 1:

@@ -1,5 +1,6 @@
 """What a study says of itself: the tables at its end, and Optuna's plots as web pages."""
 
+import logging
 import os
 import shlex
 import warnings
@@ -95,7 +96,7 @@ def duration(seconds: float) -> str:
 
 
 def noise_warning(ledger: Ledger) -> str | None:
-    """A sentence when trials on the front differ in the JSD bound by less than its standard error."""
+    """A sentence when trials on the front differ in the JSD bound by at most two standard errors."""
     values = [
         (r.metrics["val/jsd_nats"], r.metrics["val/jsd_nats_se"])
         for r in ledger.front()
@@ -160,7 +161,8 @@ def write_plots(study: optuna.Study, plan: Plan, folder: Path) -> list[Path]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Optuna's advice on its own defaults
                 figures = draw()
-        except Exception:  # e.g. all trials equal: there is no importance to speak of
+        except Exception:  # e.g. all trials equal: there is no importance to speak of; a plot must not cost a study
+            logging.getLogger(__name__).info("%s could not be drawn", name, exc_info=True)
             continue
         path = folder / name
         path.write_text(_page(figures, name.removesuffix(".html").replace("_", " ")), encoding="utf-8")

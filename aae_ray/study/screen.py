@@ -3,10 +3,8 @@
 import time
 from types import TracebackType
 
-from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +13,7 @@ from aae_ray.study.report import describe, duration, heading
 from aae_ray.study.space import Plan
 
 ROWS = 12  # trials on the screen: those that run, then the latest
+BAR = 24  # characters
 STYLES: dict[State, str] = {"running": "cyan", "complete": "green", "stopped": "yellow", "failed": "red"}
 
 
@@ -74,16 +73,22 @@ class Screen:
             )
 
     def render(self) -> Group:
-        return Group(Text(self.title, style="bold"), self._progress(), *self._best(), Text(), self._table())
+        return Group(
+            Text(self.title, style="bold"),
+            self._progress(),
+            Text(self.status, style="cyan"),
+            *self._best(),
+            self._table(),
+        )
 
-    def _progress(self) -> Columns:
+    def _progress(self) -> Text:
         trials = self.ledger.records
         budget = self.plan.settings.study.budget.trials
         done = sum(record.ended is not None for record in trials)
         counts = "  ".join(f"{self.ledger.count(state)} {state}" for state in STYLES)
-        bar = ProgressBar(total=budget, completed=done, width=24)
-        status = Text(self.status, style="cyan")
-        return Columns([bar, f"{done}/{budget}", counts, self._pace(done, budget), status], padding=(0, 2))
+        filled = min(BAR, round(BAR * done / budget))
+        bar = (("━" * filled, "green"), ("━" * (BAR - filled), "dim"))
+        return Text.assemble(*bar, f"  {done}/{budget}  {counts}  {self._pace(done, budget)}")
 
     def _pace(self, done: int, budget: int) -> str:
         elapsed = time.monotonic() - self.began

@@ -13,7 +13,6 @@ DEAD = "discriminator_dead"
 COLLAPSED = "code_collapse"
 WORSE_THAN_MEAN = "worse_than_mean_image"
 EXPLODED = 1e9  # no metric of ours reaches this in a run that learns
-REASONS = (DIVERGED, SATURATED, DEAD, COLLAPSED, WORSE_THAN_MEAN)
 
 Metrics = Mapping[str, float]
 

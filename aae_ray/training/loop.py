@@ -30,7 +30,7 @@ class Interval:
 
     epoch: int  # epochs trained so far
     history: tuple[dict[str, float], ...]  # metrics of each epoch of this interval, with `epoch`
-    stop_reason: str | None  # a name from health.REASONS, or None
+    stop_reason: str | None  # a name from training.health, or None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -93,10 +93,6 @@ class Training:
     def epoch(self) -> int:
         """Epochs trained so far."""
         return len(self.history)
-
-    @property
-    def finished(self) -> bool:
-        return self.epoch >= self.run.train.epochs
 
     def train(self, until_epoch: int | None = None, at_most_seconds: float = float("inf")) -> Interval:
         """Train whole epochs until this one, or until the time is up, or until the trial is found ill; then report.
