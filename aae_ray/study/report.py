@@ -110,7 +110,7 @@ def noise_warning(ledger: Ledger) -> str | None:
         return None
     return (
         f"the trials on the front differ in val/jsd_nats by {spread:.4f}, "
-        f"not more than its noise (standard error {error:.4f})"
+        f"within two of its standard errors ({error:.4f} each)"
     )
 
 
