@@ -18,8 +18,8 @@ from ray.tune.search import Searcher
 
 from aae_ray.settings import Settings, replace
 from aae_ray.study import gang
-from aae_ray.study.gang import Order, Reply, Worker, work
-from aae_ray.study.trial import GangTrial
+from aae_ray.study.gang import Begin, Failed, Train, Trained, Worker, work
+from aae_ray.study.trial import GangTrial, trainable
 from aae_ray.training import checkpoint
 from aae_ray.training.data import Dataset, load
 from aae_ray.training.loop import Interval, Training
@@ -60,19 +60,32 @@ class Ends(tune.Callback):  # type: ignore[misc]
 
 
 class TimedWorker(Worker):
-    """Adds to each report how long it took to carry out the orders since the last one."""
+    """Adds to each report how long its parts took on the worker."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.seconds: dict[str, float] = {}
 
-    def carry_out(self, order: Order) -> Reply:
+    def carry_out(self, order: Train) -> Trained | Failed | None:
         start = time.monotonic()
         reply = super().carry_out(order)
-        self.seconds[f"{CLOCK}worker_{type(order).__name__.lower()}"] = time.monotonic() - start
-        if isinstance(reply, Interval):
-            reply.metrics.update(self.seconds)
+        if isinstance(reply, Trained):
+            self.seconds[f"{CLOCK}worker"] = time.monotonic() - start
+            reply.interval.metrics.update(self.seconds)
         return reply
+
+    def _begin(self, trial: Begin) -> Training:
+        training = super()._begin(trial)
+        train = training.train
+
+        def timed(*arguments: Any) -> Interval:
+            start = time.monotonic()
+            interval = train(*arguments)
+            self.seconds[f"{CLOCK}training"] = time.monotonic() - start
+            return interval
+
+        training.train = timed  # type: ignore[method-assign, assignment]
+        return training
 
 
 def timed_work(config: dict[str, Any]) -> None:
@@ -83,10 +96,10 @@ def timed_work(config: dict[str, Any]) -> None:
 class TimedGangTrial(GangTrial):
     """The platform's trial with clocks: on its worker, and on each of Tune's calls."""
 
-    def setup(self, config: Point, base: Settings) -> None:
+    def setup(self, config: Point, base: Settings, muster: Any) -> None:
         gang.work = timed_work
         self.seconds: dict[str, float] = {}
-        super().setup(config, base)
+        super().setup(config, base, muster)
 
     def reset_config(self, new_config: Point) -> bool:
         start = time.monotonic()
@@ -157,12 +170,9 @@ def documented_trial(config: Point, base: Settings, folder: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ running
 
 
-def ours(base: Settings) -> Any:
+def ours(base: Settings, slots: int) -> Any:
     """The platform's trial, as a study runs it: its own process asks for no CPU, its gang does."""
-    return tune.with_resources(
-        tune.with_parameters(TimedGangTrial, base=base),
-        tune.PlacementGroupFactory([{"CPU": 0, "memory": 1048576}]),
-    )
+    return trainable(base, slots, TimedGangTrial)
 
 
 def plain(base: Settings) -> Any:

@@ -151,12 +151,10 @@ def where_time_goes(blocks: Sequence[Block]) -> dict[str, float]:
     mean = {name: float(np.mean(seconds)) for name, seconds in clocks.items()}
     cycle = float(np.mean([seconds for block in blocks for seconds in block.cycles]))
     return {
-        "training": mean["worker_train"],
-        "building the networks": mean["worker_start"],
-        "state and pictures": mean["worker_save"],
-        "writing and carrying the state": mean["save"] - mean["worker_save"],
-        "messages of start and training": mean["reset"] - mean["worker_start"] + mean["step"] - mean["worker_train"],
-        "Ray Tune between its calls": cycle - mean["reset"] - mean["step"] - mean["save"],
+        "training": mean["training"],
+        "building the networks, state and pictures": mean["worker"] - mean["training"],
+        "writing the state": mean["save"],
+        "messages, and Ray Tune between its calls": cycle - mean["worker"] - mean["save"],
     }
 
 
@@ -181,13 +179,13 @@ def measure_warm(
         return warm_block(arms.run_tune(trainable, points, slots, folder / "tune", reuse=True))
 
     serial()  # loads what PyTorch loads on first use
-    blocks = {"serial": serial, "ours": lambda: tuned(arms.ours(base)), "plain": lambda: tuned(arms.plain(base))}
+    blocks = {"serial": serial, "ours": lambda: tuned(arms.ours(base, slots)), "plain": lambda: tuned(arms.plain(base))}
     return interleave(blocks, rounds)
 
 
 def overhead(block: Block) -> float:
     """Mean seconds of a warm trial in which its worker did not train."""
-    trained = [result[f"{CLOCK}worker_train"] for result in block.results]
+    trained = [result[f"{CLOCK}training"] for result in block.results]
     return float(np.mean(block.cycles) - np.mean(trained))
 
 

@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_maximum_startup_concurrency": "64",  # at three times as many starting processes it warns the user
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the records
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours also tells apart who ended the study
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # costly metrics are absent between rungs

@@ -5,8 +5,12 @@ in a thread, whose workers take orders from a mailbox until they are told to qui
 
     trial (Tune actor)  --order-->  mailbox (actor)  --order-->  every worker
                         <--reply--                   <--reply--  the first worker
+
+An order and its reply take milliseconds, which counts when a trial trains for less than a second. So the order that
+begins a trial also trains it, it is given before Tune asks for a result, and its reply carries the state as well.
 """
 
+import itertools
 import threading
 import traceback
 from dataclasses import dataclass
@@ -28,8 +32,8 @@ from aae_ray.training.pictures import Sketch, sketch
 
 
 @dataclass(frozen=True)
-class Start:
-    """Begin a trial, from a saved state if there is one."""
+class Begin:
+    """A trial to begin, from a saved state if there is one."""
 
     run: Settings
     state: dict[str, Any] | None = None
@@ -37,17 +41,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Train:
-    """Train up to an epoch, but report earlier when the time is up."""
+    """Train up to an epoch, but report earlier when the time is up; begin another trial first, if there is one."""
 
     until_epoch: int
     at_most_seconds: float
-
-
-@dataclass(frozen=True)
-class Save:
-    """Hand out the state, and a sketch of its pictures if they are wanted."""
-
-    pictures: bool
+    begin: Begin | None = None
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,17 @@ class Quit:
 
 
 @dataclass(frozen=True)
-class Saved:
+class Ready:
+    """The workers have been started: what a gang says first."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An interval, the state behind it, and a sketch of its pictures where trials are compared (rungs, the end)."""
+
+    interval: Interval
     state: dict[str, Any]
-    pictures: Sketch | None = None
+    pictures: Sketch | None
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,12 @@ class Dead:
     message: str
 
 
-Order = Start | Train | Save | Quit
-Reply = Interval | Saved | Failed | Dead | None
+Order = Train | Quit
+Reply = Ready | Trained | Failed | Dead
 
 
 class GangError(RuntimeError):
-    """The gang died or hangs. Tune retries the trial from its checkpoint on a new one."""
+    """The gang died or hangs. Its trial goes on from its last state on a new one."""
 
 
 def work(config: dict[str, Any]) -> None:
@@ -90,12 +96,15 @@ def work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     worker = Worker(rank, workers, ray.train.torch.get_device())
-    number = 0
-    while not isinstance(order := _open(mailbox.take.remote(number)), Quit):
+    if rank == 0:
+        mailbox.reply.remote(_sealed(Ready()))
+    for number in itertools.count():
+        order = _open(mailbox.take.remote(number))
+        if isinstance(order, Quit):
+            return
         reply = worker.carry_out(order)
-        if rank == 0:
-            ray.get(mailbox.reply.remote(_sealed(reply)))
-        number += 1
+        if reply is not None:
+            mailbox.reply.remote(_sealed(reply))
 
 
 def _sealed(message: Order | Reply) -> list[ray.ObjectRef]:
@@ -115,9 +124,14 @@ class Worker:
         self.datasets: dict[Data, Dataset] = {}
         self.training: Training | None = None
 
-    def carry_out(self, order: Order) -> Reply:
+    def carry_out(self, order: Train) -> Trained | Failed | None:
+        """Train; only the first worker has something to reply."""
         try:
-            return self._carry_out(order)
+            if order.begin:
+                self.training = None  # the last trial's memory is free before the next asks for its own
+                self.training = self._begin(order.begin)
+            assert self.training is not None, "an order came before the start of a trial"
+            return self._train(self.training, order)
         except UserError as error:  # of the settings: the same on every worker of a node
             return Failed("bad_input", str(error))
         except torch.OutOfMemoryError as error:
@@ -126,21 +140,15 @@ class Worker:
             self.training = None
             return Failed("out_of_memory", str(error).splitlines()[0])
 
-    def _carry_out(self, order: Order) -> Reply:
-        if isinstance(order, Start):
-            self.training = None  # the last trial's memory is free before the next asks for its own
-            self.training = self._begin(order)
-            return None
-        assert self.training is not None, "an order came before the start of a trial"
-        if isinstance(order, Train):
-            return self.training.train(order.until_epoch, order.at_most_seconds)
+    def _train(self, training: Training, order: Train) -> Trained | None:
+        interval = training.train(order.until_epoch, order.at_most_seconds)
         if self.rank > 0:
             return None
-        assert isinstance(order, Save)
-        return Saved(self.training.state_dict(), sketch(self.training) if order.pictures else None)
+        compared = interval.epoch == order.until_epoch or interval.stop_reason is not None
+        return Trained(interval, training.state_dict(), sketch(training) if compared else None)
 
-    def _begin(self, order: Start) -> Training:
-        run = order.run
+    def _begin(self, trial: Begin) -> Training:
+        run = trial.run
         if run.data not in self.datasets:
             self.datasets[run.data] = load(run.data)
         device = torch.device("cpu") if run.train.device == "cpu" else self.device
@@ -149,8 +157,8 @@ class Worker:
                 "train.device is cuda and the worker has no GPU; ask for one with study.resources_per_worker={GPU: 1}"
             )
         training = Training(run, self.datasets[run.data], device, self.rank, self.workers, self._wrap)
-        if order.state is not None:
-            training.load_state_dict(order.state)
+        if trial.state is not None:
+            training.load_state_dict(trial.state)
         return training
 
     def _wrap(self, player: nn.Module) -> nn.Module:
@@ -160,24 +168,46 @@ class Worker:
 
 
 class Gang:
-    """The trial's end of a gang: give an order, get the reply."""
+    """The trial's end of a gang: give orders, get their replies."""
 
     def __init__(self, name: str, run: Settings) -> None:
         study = run.study
         self.timeout = study.step_timeout
+        self.under_way = 0  # orders whose reply nobody has asked for yet
         self.mailbox = ray.remote(num_cpus=0)(Mailbox).remote(study.workers_per_trial)
         self.thread = threading.Thread(target=self._serve, args=(name, study), daemon=True)
         self.thread.start()
 
-    def ask(self, order: Order) -> Reply:
-        """Carry out an order. Raises GangError when the gang is dead, or silent for longer than study.step_timeout."""
+    def wait_until_ready(self) -> None:
+        """Wait for the workers. Raises GangError when they die on the way."""
+        self._next_reply(None)  # they may wait for nodes that a cluster has yet to start
+
+    def post(self, order: Train) -> None:
+        """Give an order without waiting for it."""
+        self.mailbox.post.remote(_sealed(order))
+        self.under_way += 1
+
+    def reply(self) -> Trained | Failed:
+        """The reply to the last order; those to orders before it are dropped.
+
+        Raises GangError when the gang is dead, or silent for longer than study.step_timeout.
+        """
+        while self.under_way > 0:
+            reply = self._next_reply(self.timeout)
+            self.under_way -= 1
+        assert isinstance(reply, Trained | Failed)
+        return reply
+
+    def ask(self, order: Train) -> Trained | Failed:
+        """Carry out an order and wait for the reply, as `reply` does."""
+        self.post(order)
+        return self.reply()
+
+    def _next_reply(self, timeout: float | None) -> Reply:
         try:
-            ray.get(self.mailbox.post.remote(_sealed(order)))
-            reply: Reply = _open(self.mailbox.next_reply.remote(), timeout=self.timeout)
+            reply: Reply = _open(self.mailbox.next_reply.remote(), timeout)
         except GetTimeoutError:
-            raise GangError(
-                f"no answer to {type(order).__name__} within study.step_timeout={self.timeout:g} s"
-            ) from None
+            raise GangError(f"no answer within study.step_timeout={timeout:g} s") from None
         except RayError as error:
             raise GangError(f"the gang's mailbox is gone: {error}") from None
         if isinstance(reply, Dead):
@@ -205,7 +235,7 @@ class Gang:
                 run_config=ray.train.RunConfig(
                     name=name,
                     storage_path=study.folder.rpartition("/")[0] + "/gangs",
-                    # A restart by Train would begin at order 0 and replay the past: Tune retries the trial instead.
+                    # A restart by Train would begin at order 0 and replay the past: the trial starts a new gang.
                     failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
                 ),
             )

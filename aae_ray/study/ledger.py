@@ -29,6 +29,7 @@ class TrialRecord:
     stop_reason: str | None = None
     message: str | None = None
     attempts: int = 1
+    gangs: int = 1  # of the latest attempt in a process of its own
     started: float = field(default_factory=time.time)
     ended: float | None = None
 
@@ -51,6 +52,7 @@ class Ledger:
         if trial_id in self.trials:
             record = self.trials[trial_id]
             record.attempts += 1
+            record.gangs = 1
             record.state, record.stop_reason, record.message = "running", None, None
         else:
             self.trials[trial_id] = TrialRecord(len(self.trials), trial_id, dict(params))
@@ -67,6 +69,8 @@ class Ledger:
                     record.best[name] = (value, int(metrics["epoch"]))
         if fresh:
             record.epoch, record.metrics = int(fresh[-1]["epoch"]), dict(fresh[-1])
+        gangs = result.get("attempt", 1)
+        record.attempts, record.gangs = record.attempts + gangs - record.gangs, gangs
         record.stop_reason, record.message = result.get("stop_reason"), result.get("message")
         if result.get("failed"):
             record.state = "failed"

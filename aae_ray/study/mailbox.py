@@ -1,6 +1,10 @@
-"""The mailbox between a trial and its gang. It stands alone in this file, so that its process starts light and fast."""
+"""The mailbox between a trial and its gang, and the muster of all gangs: async Ray actors that others wait at.
+
+They stand alone in this file, so that their processes start light and fast.
+"""
 
 import asyncio
+import contextlib
 from typing import Any
 
 
@@ -39,3 +43,23 @@ class Mailbox:
 
     async def next_reply(self) -> Any:
         return await self.replies.get()
+
+
+class Muster:
+    """Where new gangs wait for each other before their first trial.
+
+    Ray Tune hands a trial whose process is still starting to the next process that gets free, and throws the starting
+    one away. When trials are shorter than a start, the first gang takes everything and no other one ever comes up.
+    """
+
+    def __init__(self, gangs: int) -> None:
+        self.missing = gangs
+        self.complete = asyncio.Event()
+
+    async def arrive(self, patience: float) -> None:
+        """Return when as many gangs have arrived as there should be, or after so many seconds."""
+        self.missing -= 1
+        if self.missing <= 0:
+            self.complete.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.complete.wait(), patience)

@@ -20,7 +20,7 @@ from aae_ray.study.records import Records
 from aae_ray.study.screen import Screen
 from aae_ray.study.searcher import OptunaSearcher, create_study
 from aae_ray.study.space import Plan
-from aae_ray.study.trial import GangTrial
+from aae_ray.study.trial import trainable
 from aae_ray.training import pictures
 
 FIGURES = "figures"  # of trials, in the study's folder
@@ -63,11 +63,7 @@ class Search:
         run, study = self.plan.settings, self.plan.settings.study
         place, _, name = study.folder.rpartition("/")
         tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(GangTrial, base=run),
-                # The trial's actor asks for no CPU: its gang does, in a group of its own.
-                tune.PlacementGroupFactory([{"CPU": 0, "memory": 1048576}]),
-            ),
+            trainable(run, gangs),
             tune_config=tune.TuneConfig(
                 search_alg=self.searcher,
                 scheduler=FrontPruner(study, run.train.epochs),
@@ -95,8 +91,13 @@ class Search:
         self.screen.trial_began(record)
 
     def trial_reported(self, trial_id: str, result: dict[str, Any]) -> None:
+        record = self.ledger.trials[trial_id]
+        attempts = record.attempts
         for metrics in self.ledger.report(trial_id, result):
-            self.records.trial_epoch(self.ledger.trials[trial_id], metrics)
+            self.records.trial_epoch(record, metrics)
+        if record.attempts > attempts:  # its gang died, and it went on with a new one
+            self.records.trial_began(record)
+            self.screen.trial_began(record)
 
     def trial_saved(self, trial_id: str, checkpoint: Any) -> None:
         """Keep the latest checkpoint in mind, and the sketch of its pictures."""

@@ -1,95 +1,135 @@
 """A trial as Ray Tune sees it: maps Tune's calls onto a gang, and Tune's checkpoints onto the gang's state."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from aae_ray.settings import Settings, replace
-from aae_ray.study.gang import Failed, Gang, Order, Reply, Save, Saved, Start, Train
+from aae_ray.study.gang import Begin, Failed, Gang, GangError, Train, Trained
+from aae_ray.study.mailbox import Muster
 from aae_ray.study.pruner import rungs
 from aae_ray.training import checkpoint, health, pictures
-from aae_ray.training.loop import Interval
 
 REPORT_SECONDS = 5.0  # a long interval reports in between, at the end of an epoch
-FAILURES = (health.DIVERGED, "bad_input", "out_of_memory")
+MUSTER_SECONDS = 60.0  # gangs wait for each other; not for ever, a cluster may take minutes to start its nodes
+GANG_DIED = "gang_died"
+FAILURES = (health.DIVERGED, "bad_input", "out_of_memory", GANG_DIED)
+
+
+def trainable(run: Settings, gangs: int, kind: type["GangTrial"] | None = None) -> Any:
+    """What Tune runs, so many at a time: a trial whose own process asks for no CPU, its gang does."""
+    muster = ray.remote(num_cpus=0)(Muster).remote(gangs)
+    return tune.with_resources(
+        tune.with_parameters(kind or GangTrial, base=run, muster=muster),
+        tune.PlacementGroupFactory([{"CPU": 0, "memory": 1048576}]),
+    )
 
 
 class GangTrial(tune.Trainable):  # type: ignore[misc]
     """One step trains up to the next rung. With `reuse_actors` the next trial runs on the same, warm gang."""
 
-    stopped: str | None
+    gang: Gang | None  # None when the last one has died
+    state: dict[str, Any] | None  # where a new gang would go on
+    saved: Trained | None  # the last interval: what its state was, and which pictures belong to it
     failure: Failed | None
 
-    def setup(self, config: dict[str, Any], base: Settings) -> None:
+    def setup(self, config: dict[str, Any], base: Settings, muster: Any) -> None:
         self.base = base
-        self.gang = Gang(f"gang-{self.trial_id}", base)
-        self._start(config)
+        self.names = (f"gang-{self.trial_id}-{number}" for number in itertools.count())
+        self.gang = self._new_gang()
+        ray.get(muster.arrive.remote(MUSTER_SECONDS))
+        self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._start(new_config)
+        self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """Metrics by epoch, and how the trial stands: `finished` after its whole budget, `stop_reason`, `failed`."""
-        if self.failure is None:
-            self.until = next((rung for rung in self.rungs if rung > self.epoch), self.run.train.epochs)
-            reply = self._ask(Train(self.until, REPORT_SECONDS))
-            if isinstance(reply, Interval):
-                return self._report(reply)
-        assert self.failure is not None
+        reply = self._train()
+        if isinstance(reply, Trained):
+            self.saved, self.state, self.epoch = reply, reply.state, reply.interval.epoch
+            return self._report(reply)
+        self.failure = reply
         return {
             "epoch": self.epoch,
             "history": [],
+            "attempt": self.attempt,
             "finished": False,
             "done": True,
             "failed": True,
-            "stop_reason": self.failure.reason,
-            "message": self.failure.message,
+            "stop_reason": reply.reason,
+            "message": reply.message,
         }
 
-    def _report(self, interval: Interval) -> dict[str, Any]:
-        self.epoch, self.stopped = interval.epoch, interval.stop_reason
-        finished = self.epoch >= self.run.train.epochs and not self.stopped
+    def _train(self) -> Trained | Failed:
+        """Train on the gang, or on a new one from the last state when it dies, `study.max_failures` times."""
+        while True:
+            try:
+                if self.gang is None:
+                    self.gang = self._new_gang()
+                    self.gang.post(self._order(Begin(self.run, self.state)))
+                elif not self.gang.under_way:
+                    self.gang.post(self._order())
+                return self.gang.reply()
+            except GangError as error:
+                if self.gang is not None:
+                    self.gang.close()
+                    self.gang = None
+                if self.attempt > self.run.study.max_failures:
+                    return Failed(GANG_DIED, str(error))
+                self.attempt += 1
+
+    def _order(self, begin: Begin | None = None) -> Train:
+        until = next((rung for rung in self.rungs if rung > self.epoch), self.run.train.epochs)
+        return Train(until, REPORT_SECONDS, begin)
+
+    def _report(self, trained: Trained) -> dict[str, Any]:
+        interval = trained.interval
+        finished = interval.epoch >= self.run.train.epochs and not interval.stop_reason
         return {
             **{name: value for name, value in interval.metrics.items() if name != "epoch"},
-            "epoch": self.epoch,
+            "epoch": interval.epoch,
             "history": list(interval.history),
+            "attempt": self.attempt,
             "finished": finished,
-            "stop_reason": self.stopped,
-            "failed": self.stopped in FAILURES,
-            "done": finished or self.stopped is not None,
+            "stop_reason": interval.stop_reason,
+            "failed": interval.stop_reason in FAILURES,
+            "done": finished or interval.stop_reason is not None,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The gang's state, and its pictures where trials are compared: at rungs and at the end."""
-        if self.failure is None:
-            saved = self._ask(Save(pictures=self.epoch == self.until or self.stopped is not None))
-            if isinstance(saved, Saved):
-                checkpoint.save(saved.state, checkpoint_dir)
-                if saved.pictures is not None:
-                    pictures.save(saved.pictures, Path(checkpoint_dir))
+        """The state behind the last report, and its pictures."""
+        if self.saved is not None:
+            checkpoint.save(self.saved.state, checkpoint_dir)
+            if self.saved.pictures is not None:
+                pictures.save(self.saved.pictures, Path(checkpoint_dir))
         if self.failure is not None:
             (Path(checkpoint_dir) / "failure.txt").write_text(f"{self.failure.reason}: {self.failure.message}\n")
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         if (Path(checkpoint_dir) / checkpoint.FILE).exists():
-            self._start(self.config, checkpoint.load(checkpoint_dir))
+            self._begin(self.config, checkpoint.load(checkpoint_dir))
 
     def cleanup(self) -> None:
-        self.gang.close()
+        if self.gang is not None:
+            self.gang.close()
 
-    def _start(self, config: Mapping[str, Any], state: dict[str, Any] | None = None) -> None:
-        self.run = replace(self.base, config)
+    def _begin(self, config: Mapping[str, Any], state: dict[str, Any] | None = None) -> None:
+        """Begin a trial. Its gang starts to train at once: by the time that Tune asks, there may be a result."""
+        self.run, self.state = replace(self.base, config), state
         self.rungs = rungs(self.run.study.pruner, self.run.train.epochs)
-        self.failure = None
-        self.stopped = None
-        self.until = self.epoch = len(state["history"]) if state else 0
-        self._ask(Start(self.run, state))
+        self.saved = self.failure = None
+        self.attempt = 1
+        self.epoch = len(state["history"]) if state else 0
+        if self.gang is not None:
+            self.gang.post(self._order(Begin(self.run, state)))
 
-    def _ask(self, order: Order) -> Reply:
-        reply = self.gang.ask(order)
-        if isinstance(reply, Failed):
-            self.failure = reply
-        return reply
+    def _new_gang(self) -> Gang:
+        gang = Gang(next(self.names), self.base)
+        gang.wait_until_ready()
+        return gang

@@ -196,3 +196,16 @@ def test_the_value_at_the_end_of_the_budget_counts_not_the_best_on_the_way(ledge
 
 def test_an_empty_ledger_has_an_empty_front(ledger: Ledger) -> None:
     assert ledger.front() == [] and ledger.complete() == []
+
+
+def test_a_gang_that_died_counts_as_an_attempt(ledger: Ledger) -> None:
+    """A trial goes on with a new gang in its own process, or begins again in a new process: both are attempts."""
+    record = ledger.begin("a", {})
+    ledger.report("a", result(epoch(1, 0.5), attempt=1))
+    assert record.attempts == 1
+    ledger.report("a", result(epoch(2, 0.5), attempt=2))
+    ledger.report("a", result(epoch(3, 0.5), attempt=2))
+    assert record.attempts == 2
+    ledger.begin("a", {})
+    ledger.report("a", result(epoch(4, 0.5), attempt=1))
+    assert record.attempts == 3
