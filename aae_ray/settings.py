@@ -96,7 +96,16 @@ Duration = Annotated[Float, BeforeValidator(_seconds), Field(gt=0)]
 
 PriorName = Literal["gaussian", "uniform", "mixture", "swiss_roll"]
 PosteriorName = Literal["deterministic", "gaussian", "universal"]
-TaskName = Literal["unsupervised", "vae"]
+TaskName = Literal[
+    "unsupervised",
+    "label_informed",
+    "supervised",
+    "semi_supervised",
+    "clustering",
+    "reduction",
+    "semi_supervised_reduction",
+    "vae",
+]
 
 
 class Section(BaseModel):
@@ -128,6 +137,12 @@ class Data(Section):
     test_fraction: Fraction = Field(
         0.2, gt=0, description="share held out for the test; ignored where a set brings its own"
     )
+    labels: Float | None = Field(
+        None,
+        gt=0,
+        description="labels that training knows, evenly over the classes, which ones decides `seed`: a number, or a "
+        "fraction of the training images below 1; all when not given",
+    )
 
     @model_validator(mode="after")
     def _leaves_images_to_train_on(self) -> "Data":
@@ -135,6 +150,8 @@ class Data(Section):
             raise ValueError(
                 "data.validation_fraction and data.test_fraction leave no images to train on; their sum must be below 1"
             )
+        if self.labels is not None and self.labels >= 1 and self.labels != int(self.labels):
+            raise ValueError(f"data.labels must be a whole number or a fraction below 1, got {self.labels:g}")
         return self
 
 
@@ -152,9 +169,16 @@ class Model(Section):
     prior_scale: Float = Field(
         1.0, gt=0, description="standard deviation of the Gaussian; multiplies the geometry of the others"
     )
+    prior_components: Int = Field(
+        10, ge=2, le=1000, description="Gaussians of the mixture, and segments of the swiss roll that a label selects"
+    )
     posterior: PosteriorName = Field("deterministic", description="q(z|x)")
     noise_dim: Positive | None = Field(
         None, description="noise inputs of the universal approximator; the latent size when not given"
+    )
+    clusters: Int = Field(16, ge=2, le=10_000, description="clusters of the tasks clustering and reduction")
+    head_distance: Float = Field(
+        5.0, gt=0, description="distance below which two cluster heads of a reduction repel each other"
     )
     initialization: Literal["pytorch", "normal"] = Field(
         "pytorch", description="normal: N(0, 0.01^2) weights, zero biases (the paper)"
@@ -174,10 +198,12 @@ class Optim(Section):
     )
     discrimination_lr: Rate = Field(2e-4, description="learning rate of the phase discriminate")
     regularization_lr: Rate = Field(2e-4, description="learning rate of the phase regularize")
+    classification_lr: Rate = Field(1e-3, description="learning rate of the phase classify")
     reconstruction_momentum: Momentum = Field(0.9, description="SGD's momentum or Adam's beta1, phase reconstruct")
     adversarial_momentum: Momentum = Field(
         0.5, description="the same, phases discriminate and regularize; the paper has 0.1"
     )
+    classification_momentum: Momentum = Field(0.9, description="the same, phase classify")
     beta2: Momentum = Field(0.999, description="Adam's second decay")
     lr_milestones: Milestones = Field((), description="fractions of train.epochs at which every rate drops")
     lr_decay: Float = Field(0.1, gt=0, le=1, description="factor of each drop")
@@ -186,6 +212,15 @@ class Optim(Section):
 class Train(Section):
     epochs: Positive = Field(27, description="the budget of one trial")
     batch_size: Positive = Field(100, description="images per step over all workers")
+    labelled_batch_size: Positive = Field(
+        100, description="labelled images per step of the phase classify; all of them where there are fewer"
+    )
+    input_noise: Float = Field(0.0, ge=0, le=10, description="standard deviation of noise on the encoder's images")
+    input_dropout: Fraction = Field(0.0, description="share of the encoder's pixels that are dropped")
+    style_noise: Float = Field(
+        0.0, ge=0, description="standard deviation of noise on what the style discriminator sees, codes and prior alike"
+    )
+    label_noise: Float = Field(0.0, ge=0, description="the same for the label discriminator")
     reconstruction_reduction: Literal["half_sum", "sum", "mean"] = Field(
         "half_sum",
         description="half the squared error summed over pixels; sum; or mean over pixels; averaged over the batch",
@@ -194,6 +229,9 @@ class Train(Section):
         "non_saturating", description="what the encoder minimises to fool the discriminator"
     )
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of the mathematics")
+    mixed_precision: bool = Field(
+        False, description="products in bfloat16 while training, weights and losses as train.dtype says"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU that the worker was given, else the CPU"
     )
@@ -274,6 +312,9 @@ class Study(Section):
     folder: str = Field("runs", description="where studies keep their state; shared by all nodes (a path or s3://...)")
     max_failures: Int = Field(2, ge=0, description="times a trial is retried from its checkpoint when a worker dies")
     step_timeout: Duration = Field(1800, description="after this long without an answer a gang counts as hung")
+    finalists: Literal["best", "front", "all"] = Field(
+        "front", description="trials that are measured on the test images when the study ends"
+    )
     select: Literal["nearest_to_ideal", "first_objective"] = Field(
         "nearest_to_ideal", description="rule that picks the best trial from the front"
     )
@@ -283,7 +324,10 @@ class Settings(Section):
     """Everything that defines a run. Defaults stand here and nowhere else."""
 
     seed: Int = Field(0, ge=0, lt=2**32, description="initial weights, batch order and noise")
-    task: TaskName = Field("unsupervised", description="unsupervised: the adversarial autoencoder; vae: the baseline")
+    task: TaskName = Field(
+        "unsupervised",
+        description="the adversarial autoencoder of the paper's section 2 and its variants; vae: the baseline",
+    )
     data: Data = Data()
     model: Model = Model()
     optim: Optim = Optim()
@@ -294,12 +338,30 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Settings":
-        if self.task == "vae" and (self.model.posterior, self.model.prior) != ("gaussian", "gaussian"):
-            raise ValueError(
+        model, wrong = self.model, []
+        if self.task == "vae" and (model.posterior, model.prior) != ("gaussian", "gaussian"):
+            wrong.append(
                 "task vae needs model.posterior gaussian and model.prior gaussian "
                 "(its KL term has no closed form otherwise), "
-                f"got {self.model.posterior} and {self.model.prior}"
+                f"got {model.posterior} and {model.prior}"
             )
+        if self.task == "label_informed" and model.prior not in ("mixture", "swiss_roll"):
+            wrong.append(
+                "task label_informed needs model.prior mixture or swiss_roll, whose parts belong to the classes, "
+                f"got {model.prior}"
+            )
+        if self.task in ("clustering", "reduction") and model.clusters > self.train.batch_size:
+            wrong.append(
+                f"model.clusters is more than train.batch_size can fill: each cluster should have an image in a batch, "
+                f"got {model.clusters} and {self.train.batch_size}"
+            )
+        if self.task == "supervised" and self.data.labels is not None:
+            wrong.append(
+                "task supervised needs the label of every image and data.labels leaves some out; "
+                f"take data.labels away, got {self.data.labels:g}"
+            )
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 

@@ -33,6 +33,7 @@ from aae_ray.autoencoder.phases import (
     DISCRIMINATE,
     RECONSTRUCT,
     TASKS,
+    UNSUPERVISED,
     Batch,
     Outcome,
     Phase,
@@ -103,9 +104,9 @@ class NoEvaluation(Evaluation):
         return {}
 
 
-def our_epoch(run: Settings, dataset: Dataset, task: tuple[Phase, ...] = TASKS["unsupervised"]) -> Epoch:
+def our_epoch(run: Settings, dataset: Dataset, phases: tuple[Phase, ...] = UNSUPERVISED) -> Epoch:
     """An epoch of the platform's training: order, gather, noise, phases, records."""
-    with patch.dict(TASKS, {"unsupervised": task}):
+    with patch.dict(TASKS, {"unsupervised": TASKS["unsupervised"]._replace(phases=phases)}):
         training = Training(run, dataset)
     training.evaluation = NoEvaluation(run, training.model, dataset, training.images)
 

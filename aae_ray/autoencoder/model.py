@@ -1,6 +1,6 @@
 """The players of a task, and what they do together: encode, decode, sample.
 
-Shapes: B batch, N samples, C channels, H height, W width, D pixels (C * H * W), E noise, Z code.
+Shapes: B batch, N samples, C channels, H height, W width, D pixels (C * H * W), E noise, Z code, K classes or clusters.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,32 +11,55 @@ from torch import Tensor, nn
 
 from aae_ray import settings
 from aae_ray.autoencoder import networks, posteriors
-from aae_ray.autoencoder.phases import TASKS, Phase, encode
+from aae_ray.autoencoder.phases import TASKS, Phase, encode, place
 from aae_ray.autoencoder.posteriors import Code
-from aae_ray.autoencoder.priors import Prior, build_prior
+from aae_ray.autoencoder.priors import Prior, build_prior, sample_classes
 
 Shape = tuple[int, int, int]
 
 
-def _trunk(model: settings.Model, shape: Shape) -> nn.Module:
+@dataclass(frozen=True)
+class Sizes:
+    """What the players of a task must fit: images, and the labels that some of them are told."""
+
+    shape: Shape
+    classes: int  # size of y, 0 for a task without
+    slots: int  # of a label-informed discriminator, 0 for any other
+    joined: int  # how much of y stands beside the style at the decoder
+
+
+def _trunk(model: settings.Model, sizes: Sizes) -> nn.Module:
     in_trunk = posteriors.noise_dim(model) if model.posterior == "universal" else 0
     if model.network == "convolutional":
-        return networks.ConvTrunk(shape, model.channels, model.hidden[-1], in_trunk)
-    return networks.DenseTrunk(_pixels(shape), model.hidden, in_trunk)
+        return networks.ConvTrunk(sizes.shape, model.channels, model.hidden[-1], in_trunk)
+    return networks.DenseTrunk(_pixels(sizes.shape), model.hidden, in_trunk)
 
 
-def _style_head(model: settings.Model, shape: Shape) -> nn.Module:
+def _style_head(model: settings.Model, sizes: Sizes) -> nn.Module:
     return posteriors.HEADS[model.posterior](model.hidden[-1], model.latent_dim, posteriors.noise_dim(model))
 
 
-def _decoder(model: settings.Model, shape: Shape) -> nn.Module:
+def _label_head(model: settings.Model, sizes: Sizes) -> nn.Module:
+    return nn.Linear(model.hidden[-1], sizes.classes)
+
+
+def _decoder(model: settings.Model, sizes: Sizes) -> nn.Module:
+    inputs = model.latent_dim + sizes.joined
     if model.network == "convolutional":
-        return networks.ConvDecoder(model.latent_dim, model.hidden[-1], model.channels[::-1], shape, model.output)
-    return networks.DenseDecoder(model.latent_dim, model.hidden[::-1], _pixels(shape), model.output)
+        return networks.ConvDecoder(inputs, model.hidden[-1], model.channels[::-1], sizes.shape, model.output)
+    return networks.DenseDecoder(inputs, model.hidden[::-1], _pixels(sizes.shape), model.output)
 
 
-def _style_discriminator(model: settings.Model, shape: Shape) -> nn.Module:
-    return networks.Discriminator(model.latent_dim, model.discriminator_hidden)
+def _cluster_heads(model: settings.Model, sizes: Sizes) -> nn.Module:
+    return networks.ClusterHeads(sizes.classes, model.latent_dim, spread=model.head_distance)
+
+
+def _style_discriminator(model: settings.Model, sizes: Sizes) -> nn.Module:
+    return networks.Discriminator(model.latent_dim + sizes.slots, model.discriminator_hidden)
+
+
+def _label_discriminator(model: settings.Model, sizes: Sizes) -> nn.Module:
+    return networks.Discriminator(sizes.classes, model.discriminator_hidden)
 
 
 def _pixels(shape: Shape) -> int:
@@ -44,58 +67,82 @@ def _pixels(shape: Shape) -> int:
 
 
 # The smallest groups of parameters that always train together, each with its builder.
-PLAYERS: dict[str, Callable[[settings.Model, Shape], nn.Module]] = {
+PLAYERS: dict[str, Callable[[settings.Model, Sizes], nn.Module]] = {
     "trunk": _trunk,
     "style_head": _style_head,
     "decoder": _decoder,
     "style_discriminator": _style_discriminator,
+    "label_head": _label_head,
+    "label_discriminator": _label_discriminator,
+    "cluster_heads": _cluster_heads,
 }
 
 
 @dataclass(frozen=True)
 class Model:
-    """The players of one task, its phases and its prior."""
+    """The players of one task, its phases and its priors."""
 
     players: Mapping[str, nn.Module]
     phases: tuple[Phase, ...]
     prior: Prior
     noise_dim: int  # posterior noise per example, 0 for a deterministic posterior
-    shape: Shape  # of an image: (C, H, W)
+    sizes: Sizes
+
+    @property
+    def shape(self) -> Shape:
+        """Of an image: (C, H, W)."""
+        return self.sizes.shape
+
+    @property
+    def classes(self) -> int:
+        """Size of the label y that the decoder is told, 0 for none."""
+        return self.sizes.classes
 
     def encode(self, x_BD: Tensor, noise_BE: Tensor | None) -> Code:
         """Codes of images given as rows of pixels in [0, 1]."""
         return encode(self.players, x_BD, noise_BE)
 
-    def decode(self, z_BZ: Tensor) -> Tensor:
-        """Rows of pixels, shape (B, D), of codes."""
-        x_BD: Tensor = self.players["decoder"](z_BZ)
+    def place(self, z_BZ: Tensor, y_BK: Tensor | None) -> Tensor:
+        """What the decoder sees of a style and a label; in a reduction, the representation W y + z."""
+        return place(self.players, z_BZ, y_BK)
+
+    def decode(self, z_BZ: Tensor, y_BK: Tensor | None = None) -> Tensor:
+        """Rows of pixels, shape (B, D), of codes, and of labels or their probabilities where the task has them."""
+        x_BD: Tensor = self.players["decoder"](self.place(z_BZ, y_BK))
         return x_BD
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Images decoded from draws of the prior, shape (N, C, H, W)."""
+        """Images decoded from draws of the priors p(z) and p(y), shape (N, C, H, W)."""
         weight = next(self.players["decoder"].parameters())
         z_NZ = self.prior.sample(count, generator, weight.dtype).to(weight.device)
-        x_NCHW: Tensor = self.decode(z_NZ).unflatten(1, self.shape)
+        y_NK = sample_classes(count, self.classes, generator, weight.dtype).to(weight.device) if self.classes else None
+        x_NCHW: Tensor = self.decode(z_NZ, y_NK).unflatten(1, self.shape)
         return x_NCHW
 
 
-def build_model(run: settings.Settings, shape: Shape, device: torch.device | str = "cpu") -> Model:
+def build_model(
+    run: settings.Settings, shape: Shape, device: torch.device | str = "cpu", classes: int | None = None
+) -> Model:
     """The model that the settings describe, for images of this shape (C, H, W), with initial weights from the seed.
 
-    Each player's weights come from (seed, its place in the table), so that they do not depend on the other players,
-    on what was built before in this process, or on the device. Raises UserError when a network does not fit the images.
+    `classes` is their number in the data; a task with labels needs it. Each player's weights come from (seed, its
+    place in the table), so that they do not depend on the other players, on what was built before in this process, or
+    on the device. Raises UserError when a network does not fit the images.
     """
-    phases = TASKS[run.task]
-    needed = {name for phase in phases for name in phase.moves}
+    task = TASKS[run.task]
+    needed = {name for phase in task.phases for name in phase.moves}
+    y = {"classes": classes or 0, "clusters": run.model.clusters, None: 0}[task.y]
+    joined = 0 if "cluster_heads" in needed else y
+    sizes = Sizes(shape, y, (classes or 0) + 1 if task.slots else 0, joined)
     dtype = getattr(torch, run.train.dtype)
     players: dict[str, nn.Module] = {}
-    for place, (name, build) in enumerate(PLAYERS.items()):
+    for index, (name, build) in enumerate(PLAYERS.items()):
         if name not in needed:
             continue
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(run.seed * len(PLAYERS) + place)
-            player = build(run.model, shape)
-            if run.model.initialization == "normal":
+            torch.manual_seed(run.seed * len(PLAYERS) + index)
+            player = build(run.model, sizes)
+            if run.model.initialization == "normal" and name != "cluster_heads":
                 networks.paper_initialization(player)
         players[name] = player.to(device=device, dtype=dtype)
-    return Model(players, phases, build_prior(run.model), posteriors.noise_dim(run.model), shape)
+    return Model(players, task.phases, build_prior(run.model), posteriors.noise_dim(run.model), sizes)

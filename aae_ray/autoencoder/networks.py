@@ -3,7 +3,7 @@
 No BatchNorm anywhere: in a discriminator the statistics of prior and codes differ and leak, and over several workers
 they would need synchronising. Images travel as rows of pixels; convolutional networks fold them back themselves.
 
-Shapes: B batch, D pixels (C * H * W), C channels, H height, W width, F features, E noise, Z code.
+Shapes: B batch, D pixels (C * H * W), C channels, H height, W width, F features, E noise, Z code, K clusters.
 """
 
 from itertools import pairwise
@@ -149,6 +149,18 @@ class Discriminator(nn.Module):
             h_BF = torch.relu(layer(h_BF))
         logits_B: Tensor = self.layers[-1](h_BF).squeeze(1)
         return logits_B
+
+
+class ClusterHeads(nn.Module):
+    """y_BK -> place_BZ: where in code space each cluster lives; a soft assignment mixes the places (section 7)."""
+
+    def __init__(self, clusters: int, latent_dim: int, spread: float) -> None:
+        super().__init__()
+        # Far apart from the start: heads that coincide have no direction in which to leave each other.
+        self.heads_KZ = nn.Parameter(spread * torch.randn(clusters, latent_dim))
+
+    def forward(self, y_BK: Tensor) -> Tensor:
+        return y_BK @ self.heads_KZ
 
 
 def paper_initialization(module: nn.Module) -> None:

@@ -1,14 +1,15 @@
-"""The phases of one training step: which players each moves, and the loss that it minimises.
+"""The phases of one training step: which players each moves, and the loss that it minimises; the table of tasks.
 
 A loss is a pure function of players, batch and noise: nothing is drawn and no state is kept inside. It returns one
 value per example, so that the loop alone decides what an average is, also over several workers and a short last batch.
+Sections are those of Makhzani et al. 2015.
 
-Shapes: B batch, D pixels, E noise, Z code.
+Shapes: B batch, D pixels, E noise, Z code, K classes or clusters, S slots of a label-informed discriminator.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +19,25 @@ from aae_ray import settings
 from aae_ray.autoencoder.posteriors import Code
 
 Players = Mapping[str, nn.Module]
+Source = Literal["all", "labelled"]
 
 
 class Batch(NamedTuple):
-    """What one phase of one step works on; noise and prior draws come from outside, as functions of the step."""
+    """What one phase of one step works on; noise and prior draws come from outside, as functions of the step.
+
+    What a task or its settings do not ask for is None.
+    """
 
     x_BD: Tensor
-    posterior_noise_BE: Tensor | None
-    prior_BZ: Tensor | None
+    posterior_noise_BE: Tensor | None = None
+    prior_BZ: Tensor | None = None  # draws of p(z)
+    classes_BK: Tensor | None = None  # draws of p(y), one-hot
+    labels_BK: Tensor | None = None  # of the images, one-hot
+    slots_BS: Tensor | None = None  # of the images, one-hot, the last slot for those without a label
+    input_noise_BD: Tensor | None = None
+    input_mask_BD: Tensor | None = None  # what survives dropout, scaled up
+    style_noise_B2Z: Tensor | None = None  # on what a discriminator sees: of the prior's draws, of the codes
+    label_noise_B2K: Tensor | None = None
 
 
 class Outcome(NamedTuple):
@@ -48,12 +60,44 @@ class Phase(NamedTuple):
     learning_rate: str  # dotted keys of the settings that its optimizer obeys
     momentum: str
     summary: Summary  # an epoch's metrics, from what the phase saw of all its examples
-    draws_prior: bool = False
+    draws: tuple[str, ...] = ()  # fields of the batch that are drawn for it, where the task has a use for them
+    source: Source = "all"  # the images that it works on
+
+
+class Task(NamedTuple):
+    """A row of the table of tasks: phases that are played in this order on every mini-batch, and what y is."""
+
+    phases: tuple[Phase, ...]
+    section: str  # of the paper
+    y: Literal["classes", "clusters"] | None = None  # what the decoder is told besides the style z
+    labels: Literal["some", "all"] | None = None  # that training must know
+    slots: bool = False  # whether the style discriminator is told the label
+
+
+# ------------------------------------------------------------------------------------------------------- what is shared
+
+
+def corrupt(batch: Batch) -> Tensor:
+    """The images as the encoder sees them in training: with noise (section 5), some pixels dropped (section 6)."""
+    x_BD = batch.x_BD
+    if batch.input_noise_BD is not None:
+        x_BD = x_BD + batch.input_noise_BD
+    return x_BD if batch.input_mask_BD is None else x_BD * batch.input_mask_BD
 
 
 def encode(players: Players, x_BD: Tensor, noise_BE: Tensor | None) -> Code:
-    code: Code = players["style_head"](players["trunk"](x_BD, noise_BE), noise_BE)
-    return code
+    """q(z|x), and q(y|x) where the task has a label head: both read the same trunk."""
+    features_BF = players["trunk"](x_BD, noise_BE)
+    code: Code = players["style_head"](features_BF, noise_BE)
+    return code._replace(label_logits_BK=players["label_head"](features_BF)) if "label_head" in players else code
+
+
+def place(players: Players, z_BZ: Tensor, y_BK: Tensor | None) -> Tensor:
+    """What the decoder is given: style and label side by side, or in a reduction their sum W y + z (section 7)."""
+    if "cluster_heads" in players:
+        place_BZ: Tensor = players["cluster_heads"](y_BK) + z_BZ
+        return place_BZ
+    return z_BZ if y_BK is None else torch.cat([y_BK, z_BZ], dim=1)
 
 
 def reconstruction_loss(x_BD: Tensor, reconstruction_BD: Tensor, reduction: str) -> Tensor:
@@ -66,34 +110,109 @@ def reconstruction_loss(x_BD: Tensor, reconstruction_BD: Tensor, reduction: str)
     return error_B * {"half_sum": 0.5, "sum": 1.0, "mean": 1 / x_BD.shape[1]}[reduction]
 
 
+def head_penalty(heads_KZ: Tensor, distance: float) -> Tensor:
+    """Sum over pairs of cluster heads of how much nearer than this distance they are (section 7), a scalar."""
+    return F.relu(distance - F.pdist(heads_KZ)).sum()
+
+
+def _encoded(players: Players, batch: Batch) -> Code:
+    return encode(players, corrupt(batch), batch.posterior_noise_BE)
+
+
+def _told(code: Code, batch: Batch) -> Tensor | None:
+    """y as the decoder is told it: q(y|x) where the encoder answers with one, else the image's own label, if any."""
+    return batch.labels_BK if code.label_logits_BK is None else code.label_logits_BK.softmax(1)
+
+
+class Game(NamedTuple):
+    """What a discriminator is to tell apart."""
+
+    discriminator: nn.Module
+    real_B: Tensor | None  # draws of the prior, where the phase has any
+    fake_B: Tensor
+    noise_B2: Tensor | None
+    slots_BS: Tensor | None = None
+
+
+def _games(players: Players, batch: Batch, code: Code) -> list[Game]:
+    """Styles against p(z), and labels against p(y) where the encoder answers with a label."""
+    style = players["style_discriminator"]
+    games = [Game(style, batch.prior_BZ, code.z_BZ, batch.style_noise_B2Z, batch.slots_BS)]
+    if code.label_logits_BK is not None:
+        fake_BK = code.label_logits_BK.softmax(1)
+        games.append(Game(players["label_discriminator"], batch.classes_BK, fake_BK, batch.label_noise_B2K))
+    return games
+
+
+def _seen(game: Game, kind: int) -> Tensor:
+    """What the discriminator sees of the real examples (kind 0) or of the fake ones (kind 1).
+
+    Noise blurs both alike: real labels are corners of a simplex, and no softmax ever reaches one. The slot of its
+    label tells the discriminator which part of the prior an example should come from (section 2.3).
+    """
+    seen_B = (game.real_B, game.fake_B)[kind]
+    assert seen_B is not None
+    if game.noise_B2 is not None:
+        seen_B = seen_B + game.noise_B2[:, kind]
+    return seen_B if game.slots_BS is None else torch.cat([seen_B, game.slots_BS], dim=1)
+
+
+# -------------------------------------------------------------------------------------------------------------- losses
+
+
 def reconstruct(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
-    """Reconstruction phase: encoder and decoder minimise the reconstruction error (section 2, figure 1)."""
-    z_BZ = encode(players, batch.x_BD, batch.posterior_noise_BE).z_BZ
-    return Outcome(reconstruction_loss(batch.x_BD, players["decoder"](z_BZ), run.train.reconstruction_reduction))
+    """Reconstruction phase: encoder and decoder minimise the reconstruction error (section 2, figure 1).
+
+    In a reduction the cluster heads move with them, and repel each other.
+    """
+    code = _encoded(players, batch)
+    answer_BD = players["decoder"](place(players, code.z_BZ, _told(code, batch)))
+    error_B = reconstruction_loss(batch.x_BD, answer_BD, run.train.reconstruction_reduction)
+    if "cluster_heads" not in players:
+        return Outcome(error_B)
+    (heads_KZ,) = players["cluster_heads"].parameters()
+    return Outcome(error_B + head_penalty(heads_KZ, run.model.head_distance), error_B.detach())
 
 
 def discriminate(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
-    """Regularization phase, first half: the discriminator learns to tell prior draws (real) from codes (fake).
+    """Regularization phase, first half: each discriminator learns to tell prior draws (real) from codes (fake).
 
     Per example the mean of both halves of the cross-entropy, in nats: log 2 when the discriminator is fooled. Real and
     fake codes go through it in one forward.
     """
-    assert batch.prior_BZ is not None
     with torch.no_grad():
-        fake_BZ = encode(players, batch.x_BD, batch.posterior_noise_BE).z_BZ
-    logits_2B = players["style_discriminator"](torch.cat([batch.prior_BZ, fake_BZ]))
-    real_B, fake_B = logits_2B.chunk(2)
-    return Outcome(0.5 * (F.softplus(-real_B) + F.softplus(fake_B)), logits_2B.detach().view(2, -1).T)
+        code = _encoded(players, batch)
+    loss_B, seen = torch.zeros_like(batch.x_BD[:, 0]), []
+    for game in _games(players, batch, code):
+        logits_2B = game.discriminator(torch.cat([_seen(game, 0), _seen(game, 1)]))
+        real_B, fake_B = logits_2B.chunk(2)
+        loss_B = loss_B + 0.5 * (F.softplus(-real_B) + F.softplus(fake_B))
+        seen.append(logits_2B.detach().view(2, -1).T)
+    return Outcome(loss_B, torch.cat(seen, dim=1))
 
 
 def regularize(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
-    """Regularization phase, second half: the encoder learns to fool the discriminator.
+    """Regularization phase, second half: the encoder learns to fool the discriminators.
 
     Non-saturating: -log D(z). Minimax, as the game is written: log(1 - D(z)), whose gradient vanishes where the
     discriminator is sure.
     """
-    logits_B = players["style_discriminator"](encode(players, batch.x_BD, batch.posterior_noise_BE).z_BZ)
-    return Outcome(F.softplus(-logits_B) if run.train.adversarial_loss == "non_saturating" else -F.softplus(logits_B))
+    losses = []
+    for game in _games(players, batch, _encoded(players, batch)):
+        logits_B = game.discriminator(_seen(game, 1))
+        saturates = run.train.adversarial_loss == "minimax"
+        losses.append(-F.softplus(logits_B) if saturates else F.softplus(-logits_B))
+    loss_BG = torch.stack(losses, dim=1)
+    return Outcome(loss_BG.sum(1), loss_BG.detach())
+
+
+def classify(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
+    """Semi-supervised classification phase: q(y|x) minimises the cross-entropy on a labelled mini-batch (section 5)."""
+    assert batch.labels_BK is not None
+    logits_BK = players["label_head"](players["trunk"](corrupt(batch), batch.posterior_noise_BE))
+    loss_B = F.cross_entropy(logits_BK, batch.labels_BK, reduction="none")
+    wrong_B = logits_BK.argmax(1) != batch.labels_BK.argmax(1)
+    return Outcome(loss_B, torch.stack([loss_B.detach(), wrong_B.to(loss_B.dtype)], dim=1))
 
 
 def evidence(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
@@ -102,7 +221,7 @@ def evidence(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
     With the reduction half_sum this is, up to a constant, the negative evidence lower bound of a decoder that answers
     with a Gaussian of standard deviation `model.decoder_std`.
     """
-    code = encode(players, batch.x_BD, batch.posterior_noise_BE)
+    code = _encoded(players, batch)
     assert code.mean_BZ is not None and code.log_variance_BZ is not None
     log_ratio_BZ = code.log_variance_BZ - 2 * math.log(run.model.prior_scale)  # log of q's variance over p's
     distance_BZ = code.mean_BZ.square() / run.model.prior_scale**2
@@ -111,22 +230,41 @@ def evidence(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
     return Outcome(error_B / run.model.decoder_std**2 + kl_B, torch.stack([error_B, kl_B], dim=1).detach())
 
 
+# ----------------------------------------------------------------------------------------------------------- summaries
+
+GAMES = ("adv/", "adv/label_")  # prefixes of the metrics of the style's game and the label's
+
+
 def reconstruct_summary(loss_N: Tensor) -> dict[str, float]:
     return {"train/reconstruction_loss": loss_N.mean().item()}
 
 
-def discriminate_summary(logits_N2: Tensor) -> dict[str, float]:
-    real_N, fake_N = logits_N2.unbind(1)
+def discriminate_summary(logits_NM: Tensor) -> dict[str, float]:
+    """Of two columns for each game: the logits of its real and of its fake examples."""
+    found: dict[str, float] = {}
+    for prefix, logits_N2 in zip(GAMES, logits_NM.split(2, dim=1), strict=False):
+        real_N, fake_N = logits_N2.unbind(1)
+        found |= {
+            f"{prefix}discriminator_loss_nats": 0.5 * (F.softplus(-real_N).mean() + F.softplus(fake_N).mean()).item(),
+            f"{prefix}accuracy_real": (real_N > 0).double().mean().item(),
+            f"{prefix}accuracy_fake": (fake_N < 0).double().mean().item(),
+            f"{prefix}logit_std": logits_N2.std(correction=0).item(),
+        }
+    return found
+
+
+def regularize_summary(loss_NG: Tensor) -> dict[str, float]:
     return {
-        "adv/discriminator_loss_nats": 0.5 * (F.softplus(-real_N).mean() + F.softplus(fake_N).mean()).item(),
-        "adv/accuracy_real": (real_N > 0).double().mean().item(),
-        "adv/accuracy_fake": (fake_N < 0).double().mean().item(),
-        "adv/logit_std": logits_N2.std(correction=0).item(),
+        f"{prefix}encoder_loss_nats": loss_N.mean().item() for prefix, loss_N in zip(GAMES, loss_NG.T, strict=False)
     }
 
 
-def regularize_summary(loss_N: Tensor) -> dict[str, float]:
-    return {"adv/encoder_loss_nats": loss_N.mean().item()}
+def classify_summary(seen_N2: Tensor) -> dict[str, float]:
+    loss_N, wrong_N = seen_N2.unbind(1)
+    return {
+        "train/classification_loss_nats": loss_N.mean().item(),
+        "train/classification_error": wrong_N.double().mean().item(),
+    }
 
 
 def evidence_summary(parts_N2: Tensor) -> dict[str, float]:
@@ -134,8 +272,12 @@ def evidence_summary(parts_N2: Tensor) -> dict[str, float]:
     return {"train/reconstruction_loss": error_N.mean().item(), "train/kl_nats": kl_N.mean().item()}
 
 
+# ---------------------------------------------------------------------------------------------------------- the tables
+
 ENCODER = ("trunk", "style_head")
+LABELLING_ENCODER = (*ENCODER, "label_head")
 RECONSTRUCTION = ("optim.reconstruction_lr", "optim.reconstruction_momentum")
+ADVERSARY = ("prior_BZ", "classes_BK", "style_noise_B2Z", "label_noise_B2K")
 
 RECONSTRUCT = Phase("reconstruct", (*ENCODER, "decoder"), reconstruct, *RECONSTRUCTION, reconstruct_summary)
 DISCRIMINATE = Phase(
@@ -145,7 +287,7 @@ DISCRIMINATE = Phase(
     "optim.discrimination_lr",
     "optim.adversarial_momentum",
     discriminate_summary,
-    draws_prior=True,
+    draws=ADVERSARY,
 )
 REGULARIZE = Phase(
     "regularize",
@@ -154,11 +296,34 @@ REGULARIZE = Phase(
     "optim.regularization_lr",
     "optim.adversarial_momentum",
     regularize_summary,
+    draws=("style_noise_B2Z", "label_noise_B2K"),
+)
+CLASSIFY = Phase(
+    "classify",
+    ("trunk", "label_head"),
+    classify,
+    "optim.classification_lr",
+    "optim.classification_momentum",
+    classify_summary,
+    source="labelled",
 )
 EVIDENCE = Phase("evidence", (*ENCODER, "decoder"), evidence, *RECONSTRUCTION, evidence_summary)
 
-# A task is a tuple of phases, played in this order on every mini-batch.
-TASKS: dict[str, tuple[Phase, ...]] = {
-    "unsupervised": (RECONSTRUCT, DISCRIMINATE, REGULARIZE),  # Makhzani et al. 2015, section 2
-    "vae": (EVIDENCE,),  # Kingma and Welling 2014, the baseline
+UNSUPERVISED = (RECONSTRUCT, DISCRIMINATE, REGULARIZE)
+LABELLING = (
+    RECONSTRUCT._replace(moves=(*LABELLING_ENCODER, "decoder")),
+    DISCRIMINATE._replace(moves=("style_discriminator", "label_discriminator")),
+    REGULARIZE._replace(moves=LABELLING_ENCODER),
+)
+REDUCING = (RECONSTRUCT._replace(moves=(*LABELLING_ENCODER, "decoder", "cluster_heads")), *LABELLING[1:])
+
+TASKS: dict[str, Task] = {
+    "unsupervised": Task(UNSUPERVISED, "2"),
+    "label_informed": Task(UNSUPERVISED, "2.3", labels="some", slots=True),
+    "supervised": Task(UNSUPERVISED, "4", y="classes", labels="all"),
+    "semi_supervised": Task((*LABELLING, CLASSIFY), "5", y="classes", labels="some"),
+    "clustering": Task(LABELLING, "6", y="clusters"),
+    "reduction": Task(REDUCING, "7", y="clusters"),
+    "semi_supervised_reduction": Task((*REDUCING, CLASSIFY), "7", y="classes", labels="some"),
+    "vae": Task((EVIDENCE,), "none: Kingma and Welling 2014, the baseline"),
 }

@@ -3,7 +3,7 @@
 A head takes features and noise, and returns codes; the noise is handed in, nothing is drawn inside. `noise_dim` says
 how much of it a head takes per example. The universal approximator's noise also enters the trunk, at every layer.
 
-Shapes: B batch, F features, E noise, Z code.
+Shapes: B batch, F features, E noise, Z code, K classes or clusters.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,13 @@ from aae_ray import settings
 
 
 class Code(NamedTuple):
-    """Codes, with the moments of q(z|x) where it is Gaussian (the VAE's KL term needs those of the same pass)."""
+    """Codes, with the moments of q(z|x) where it is Gaussian (the VAE's KL term needs those of the same pass), and
+    the logits of q(y|x) where the task has a label head."""
 
     z_BZ: Tensor
     mean_BZ: Tensor | None = None
     log_variance_BZ: Tensor | None = None
+    label_logits_BK: Tensor | None = None
 
 
 class Deterministic(nn.Module):

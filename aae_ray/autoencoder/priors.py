@@ -3,9 +3,9 @@
 A prior only has to be sampled (Makhzani et al. 2015, section 2). The paper shows the mixture and the swiss roll as
 pictures and gives no coordinates; theirs here are those of the public implementations that reproduce the pictures.
 Both live in the first two coordinates, the remaining ones are Gaussian, so that prior and latent size can be searched
-together.
+together. They have parts, a component or a stretch of the roll, of which a label selects one (section 2.3).
 
-Shapes: N samples, Z code.
+Shapes: N samples, Z code, K classes or clusters, P reference points.
 """
 
 import math
@@ -16,25 +16,30 @@ from torch import Generator, Tensor
 
 from aae_ray import settings
 
-MIXTURE_COMPONENTS = 10
 MIXTURE_RADIUS = 1.4
 MIXTURE_STD = (0.5, 0.05)  # along and across the ray from the origin
 ROLL_RADIUS = 3.0
 ROLL_ANGLE = 4 * math.pi  # two turns
+ROLL_POINTS = 1000  # to find where on the roll a code lies
 
 
-def _gaussian(count: int, generator: Generator, dtype: torch.dtype) -> Tensor:
+Plane = Callable[[int, Generator, torch.dtype, int, Tensor | None], Tensor]
+
+
+def _gaussian(count: int, generator: Generator, dtype: torch.dtype, parts: int, part_N: Tensor | None) -> Tensor:
     return torch.randn(count, 2, generator=generator, dtype=dtype)
 
 
-def _uniform(count: int, generator: Generator, dtype: torch.dtype) -> Tensor:
+def _uniform(count: int, generator: Generator, dtype: torch.dtype, parts: int, part_N: Tensor | None) -> Tensor:
     return 2 * torch.rand(count, 2, generator=generator, dtype=dtype) - 1
 
 
-def _mixture(count: int, generator: Generator, dtype: torch.dtype) -> Tensor:
-    """Component k of ten: N(0, diag(0.5^2, 0.05^2)) shifted by 1.4 along the first axis, then turned by 2 pi k / 10."""
-    component_N = torch.randint(MIXTURE_COMPONENTS, (count,), generator=generator)
-    turn_N = (2 * math.pi / MIXTURE_COMPONENTS) * component_N.to(dtype)
+def _mixture(count: int, generator: Generator, dtype: torch.dtype, parts: int, part_N: Tensor | None) -> Tensor:
+    """Component k of n: N(0, diag(0.5^2, 0.05^2)) shifted by 1.4 along the first axis, then turned by 2 pi k / n."""
+    component_N = torch.randint(parts, (count,), generator=generator)
+    if part_N is not None:
+        component_N = torch.where(part_N >= 0, part_N, component_N)
+    turn_N = (2 * math.pi / parts) * component_N.to(dtype)
     along_N, across_N = (
         torch.randn(count, 2, generator=generator, dtype=dtype) * torch.tensor(MIXTURE_STD, dtype=dtype)
     ).unbind(1)
@@ -43,9 +48,16 @@ def _mixture(count: int, generator: Generator, dtype: torch.dtype) -> Tensor:
     return torch.stack([along_N * cos_N - across_N * sin_N, along_N * sin_N + across_N * cos_N], dim=1)
 
 
-def _swiss_roll(count: int, generator: Generator, dtype: torch.dtype) -> Tensor:
-    """Radius 3 sqrt(u), angle 4 pi sqrt(u), with u uniform on [0, 1]."""
-    root_N = torch.rand(count, generator=generator, dtype=dtype).sqrt()
+def _swiss_roll(count: int, generator: Generator, dtype: torch.dtype, parts: int, part_N: Tensor | None) -> Tensor:
+    """Radius 3 sqrt(u), angle 4 pi sqrt(u), with u uniform on [0, 1], or on [k / n, (k + 1) / n] for segment k."""
+    u_N = torch.rand(count, generator=generator, dtype=dtype)
+    if part_N is not None:
+        u_N = torch.where(part_N >= 0, (part_N + u_N) / parts, u_N)
+    return _on_the_roll(u_N)
+
+
+def _on_the_roll(u_N: Tensor) -> Tensor:
+    root_N = u_N.sqrt()
     angle_N = ROLL_ANGLE * root_N
     return ROLL_RADIUS * torch.stack([root_N * angle_N.cos(), root_N * angle_N.sin()], dim=1)
 
@@ -64,7 +76,7 @@ def _roll_std() -> tuple[float, float]:
 _MIXTURE_COORDINATE_STD = math.sqrt((MIXTURE_RADIUS**2 + MIXTURE_STD[0] ** 2 + MIXTURE_STD[1] ** 2) / 2)
 
 # name -> how the first two coordinates are drawn, and their standard deviations, at scale 1
-_PLANES: dict[str, tuple[Callable[[int, Generator, torch.dtype], Tensor], tuple[float, float]]] = {
+_PLANES: dict[str, tuple[Plane, tuple[float, float]]] = {
     "gaussian": (_gaussian, (1.0, 1.0)),
     "uniform": (_uniform, (3**-0.5, 3**-0.5)),
     "mixture": (_mixture, (_MIXTURE_COORDINATE_STD, _MIXTURE_COORDINATE_STD)),
@@ -79,20 +91,50 @@ class Prior:
     prior is uniform in every coordinate; the mixture and the swiss roll are completed by Gaussian coordinates.
     """
 
-    def __init__(self, name: str, latent_dim: int, scale: float = 1.0) -> None:
-        self.name, self.latent_dim, self.scale = name, latent_dim, scale
+    def __init__(self, name: str, latent_dim: int, scale: float = 1.0, parts: int = 10) -> None:
+        self.name, self.latent_dim, self.scale, self.parts = name, latent_dim, scale, parts
         self._plane, plane_std = _PLANES[name]
         self._rest = _uniform if name == "uniform" else _gaussian
         rest_std = plane_std[0] if name == "uniform" else 1.0
         self.std_Z = scale * torch.tensor([*plane_std, *[rest_std] * (latent_dim - 2)])
 
-    def sample(self, count: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        """`count` independent draws, shape (count, Z), on the generator's device (the CPU)."""
-        planes = [self._plane(count, generator, dtype)]
-        planes += [self._rest(count, generator, dtype) for _ in range(2, self.latent_dim, 2)]
+    def sample(
+        self,
+        count: int,
+        generator: Generator,
+        dtype: torch.dtype = torch.float32,
+        part_N: Tensor | None = None,
+    ) -> Tensor:
+        """`count` independent draws, shape (count, Z), on the generator's device (the CPU).
+
+        `part_N` names the component or segment that each draw comes from, -1 any; priors without parts ignore it.
+        """
+        planes = [self._plane(count, generator, dtype, self.parts, part_N)]
+        planes += [self._rest(count, generator, dtype, self.parts, None) for _ in range(2, self.latent_dim, 2)]
         return self.scale * torch.cat(planes, dim=1)[:, : self.latent_dim]
+
+    def part_of(self, z_NZ: Tensor) -> Tensor:
+        """The component or segment that each code is nearest to, (N,): by angle in the mixture, else on the roll.
+
+        Raises ValueError for a prior without parts.
+        """
+        plane_N2 = z_NZ[:, :2] / self.scale
+        if self.name == "mixture":
+            turn_N = torch.atan2(plane_N2[:, 1], plane_N2[:, 0]) * (self.parts / (2 * math.pi))
+            return turn_N.round().long() % self.parts
+        if self.name == "swiss_roll":
+            u_P = (torch.arange(ROLL_POINTS, dtype=z_NZ.dtype) + 0.5) / ROLL_POINTS
+            nearest_N = torch.cdist(plane_N2, _on_the_roll(u_P)).argmin(1)
+            return (u_P[nearest_N] * self.parts).long()
+        raise ValueError(f"the {self.name} prior has no parts")
+
+
+def sample_classes(count: int, classes: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The categorical prior p(y): uniform over the classes, draws are exact one-hots, shape (count, K) (section 5)."""
+    drawn_N = torch.randint(classes, (count,), generator=generator)
+    return torch.nn.functional.one_hot(drawn_N, classes).to(dtype)
 
 
 def build_prior(model: settings.Model) -> Prior:
     """The prior that the settings name."""
-    return Prior(model.prior, model.latent_dim, model.prior_scale)
+    return Prior(model.prior, model.latent_dim, model.prior_scale, model.prior_components)

@@ -24,9 +24,12 @@ def best_config(run: Settings, path: Path) -> Path:
     return path
 
 
-def model_card(name: str, record: TrialRecord, run: Settings, test: Mapping[str, float], study_id: str) -> str:
+def model_card(
+    name: str, record: TrialRecord, run: Settings, classes: int, test: Mapping[str, float], study_id: str
+) -> str:
     """Markdown: what the decoder is, how good it is on images that no choice has seen, and how to use it."""
     model = run.model
+    codes = f"{classes} + {model.latent_dim}: a one-hot label, then a style" if classes else model.latent_dim
     rows = [
         f"| {metric} | {value:.4f} | {METRICS[metric].unit} |" for metric, value in test.items() if metric in METRICS
     ]
@@ -45,7 +48,7 @@ def model_card(name: str, record: TrialRecord, run: Settings, test: Mapping[str,
             "```python",
             "import mlflow, torch",
             f'decoder = mlflow.pytorch.load_model("models:/{name}@champion")     # needs torch and mlflow alone',
-            f"images = decoder(codes)       # codes (B, {model.latent_dim}) in, images (B, C, H, W) in [0, 1] out",
+            f"images = decoder(codes)       # codes (B, {codes}) in, images (B, C, H, W) in [0, 1] out",
             "```",
             "",
         ]

@@ -11,6 +11,7 @@ begins a trial also trains it, it is given before Tune asks for a result, and it
 """
 
 import itertools
+import os
 import threading
 import traceback
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class Dead:
     message: str
 
 
+MODESTY = 10  # training takes what is left: whoever passes on its result, or its next order, comes first
 Order = Train | Quit
 Reply = Ready | Trained | Failed | Dead
 
@@ -93,6 +95,7 @@ class GangError(RuntimeError):
 def work(config: dict[str, Any]) -> None:
     """What every worker of a gang does: take an order, carry it out, and, if it is the first worker, reply."""
     mailbox = config["mailbox"]
+    os.nice(MODESTY)
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     worker = Worker(rank, workers, ray.train.torch.get_device())

@@ -18,6 +18,7 @@ from aae_ray.training.data import Dataset
 from aae_ray.training.loop import Training
 
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "running": "RUNNING"}
+ABOUT = ("task", "prior", "prior_scale", "prior_components", "latent_dim", "classes", "image_shape", "data.digest")
 STUDY_KEYS = ("study.", "tracking.")  # settings of the study, not of a trial
 
 
@@ -111,18 +112,31 @@ class Records:
 
     # --------------------------------------------------------------------------------------------------------- the best
 
-    def best(self, record: TrialRecord, training: Training, folder: Path, ledger: Ledger, *, register: bool) -> None:
-        """The winner on the test images, its settings, and its decoder for the registry."""
+    def finalist(self, record: TrialRecord, training: Training) -> dict[str, float]:
+        """What a trial is worth on the test images, that no choice has seen."""
         test = training.evaluation.cheap("test") | training.evaluation.costly("test")
         self.tracker.log_metrics(record.name, {name: value for name, value in test.items() if math.isfinite(value)}, 0)
+        return test
+
+    def best(
+        self,
+        record: TrialRecord,
+        training: Training,
+        test: Mapping[str, float],
+        folder: Path,
+        ledger: Ledger,
+        *,
+        register: bool,
+    ) -> None:
+        """The winner: its settings, and its decoder for the registry."""
         self.tracker.set_tags(STUDY, {"aae.best_trial": record.name})
         self.tracker.log_artifact(STUDY, best_config(training.run, folder / "best_config.yaml"))
         if not register:
             return
-        tags = self._version_tags(record, training.run, ledger, test)
+        tags = self._version_tags(record, training, ledger, test)
         name = training.run.tracking.model_name or f"aae-{training.run.data.name}-decoder"
-        card = model_card(name, record, training.run, test, self.study_id)
-        about = {key: tags[key] for key in ("prior", "prior_scale", "latent_dim", "image_shape", "data.digest")}
+        card = model_card(name, record, training.run, training.model.classes, test, self.study_id)
+        about = {key: tags[key] for key in ABOUT}
         exported = registry.export(training.model, folder, about)
         (folder / "model_card.md").write_text(card, encoding="utf-8")
         self.tracker.log_artifact(record.name, folder / "model_card.md")
@@ -140,8 +154,9 @@ class Records:
         )
 
     def _version_tags(
-        self, record: TrialRecord, run: Settings, ledger: Ledger, test: Mapping[str, float]
+        self, record: TrialRecord, training: Training, ledger: Ledger, test: Mapping[str, float]
     ) -> dict[str, str]:
+        run = training.run
         tags = {
             "aae.trial": f"{self.study_id}/{record.trial_id}/{record.epoch}",
             "data.name": run.data.name,
@@ -153,6 +168,8 @@ class Records:
             "posterior": run.model.posterior,
             "prior": run.model.prior,
             "prior_scale": run.model.prior_scale,
+            "prior_components": run.model.prior_components,
+            "classes": training.model.classes,
             "latent_dim": run.model.latent_dim,
             "objectives": ",".join(ledger.objectives),
             "objective_values": json.dumps(ledger.values(record)),

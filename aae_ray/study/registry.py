@@ -1,6 +1,6 @@
 """The best decoder: exported without pickle, registered once, promoted when it is better, loaded by name.
 
-Shapes: B batch, Z code, C channels, H height, W width.
+Shapes: B batch, Z code, K classes or clusters, C channels, H height, W width.
 """
 
 import copy
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from aae_ray.autoencoder.model import Model
-from aae_ray.autoencoder.priors import Prior
+from aae_ray.autoencoder.phases import place
+from aae_ray.autoencoder.priors import Prior, sample_classes
 from aae_ray.settings import UserError
 from aae_ray.study.front import dominates, fronts, select
 from aae_ray.study.server import quiet_mlflow
@@ -26,16 +27,32 @@ FOLDER = "decoder"  # of the exported model, in the study's folder and among a r
 
 
 class Decoder(nn.Module):
-    """What is published: codes z_BZ in, images x_BCHW in [0, 1] out, on the CPU in float32."""
+    """What is published: codes in, images x_BCHW in [0, 1] out, on the CPU in float32.
+
+    Codes are z_BZ; where the task has labels, the label comes first, one-hot or as probabilities, and the code has
+    K + Z numbers.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.decoder = model.players["decoder"]
-        self.shape = model.shape
+        self.players = nn.ModuleDict(
+            {name: player for name, player in model.players.items() if name in ("decoder", "cluster_heads")}
+        )
+        self.shape, self.classes = model.shape, model.classes
 
-    def forward(self, z_BZ: Tensor) -> Tensor:
-        x_BCHW: Tensor = self.decoder(z_BZ).unflatten(1, self.shape).clamp(0, 1)
+    def forward(self, codes_BZ: Tensor) -> Tensor:
+        y_BK, z_BZ = codes_BZ[:, : self.classes], codes_BZ[:, self.classes :]
+        players = dict(self.players.items())
+        decoded_BD = players["decoder"](place(players, z_BZ, y_BK if self.classes else None))
+        x_BCHW: Tensor = decoded_BD.unflatten(1, self.shape).clamp(0, 1)
         return x_BCHW
+
+
+def draw_codes(prior: Prior, classes: int, count: int, seed: int) -> Tensor:
+    """Codes for a published decoder from its priors, (count, Z), or (count, K + Z) where the task has labels."""
+    generator = torch.Generator().manual_seed(seed)
+    z_NZ = prior.sample(count, generator)
+    return torch.cat([sample_classes(count, classes, generator), z_NZ], dim=1) if classes else z_NZ
 
 
 def export(model: Model, folder: Path, about: Mapping[str, Any], example_seed: int = 0) -> Path:
@@ -51,9 +68,9 @@ def export(model: Model, folder: Path, about: Mapping[str, Any], example_seed: i
     decoder = copy.deepcopy(Decoder(model)).to(device="cpu", dtype=torch.float32).eval()
     for parameter in decoder.parameters():
         parameter.requires_grad_(False)
-    example_BZ = model.prior.sample(2, torch.Generator().manual_seed(example_seed))
+    example_BZ = draw_codes(model.prior, model.classes, 2, example_seed)
     signature = ModelSignature(
-        Schema([TensorSpec(np.dtype("float32"), (-1, model.prior.latent_dim))]),
+        Schema([TensorSpec(np.dtype("float32"), (-1, example_BZ.shape[1]))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, *model.shape))]),
     )
     target = folder / FOLDER
@@ -131,18 +148,19 @@ def _compare(client: Any, name: str, version: Any, request: Mapping[str, Any]) -
 
 @dataclass(frozen=True)
 class LoadedDecoder:
-    """A registered decoder, with the prior that it was trained with."""
+    """A registered decoder, with the priors that it was trained with."""
 
     name: str
     version: str
     module: nn.Module
     prior: Prior
+    classes: int  # size of the label that it is told, 0 for none
+    data_digest: str
 
     def sample(self, count: int, seed: int) -> Tensor:
         """Images (count, C, H, W) in [0, 1] decoded from draws of the prior."""
-        z_NZ = self.prior.sample(count, torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            images: Tensor = self.module(z_NZ)
+            images: Tensor = self.module(draw_codes(self.prior, self.classes, count, seed))
         return images
 
 
@@ -200,5 +218,9 @@ def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder
         name,
         str(version.version),
         module,
-        Prior(tags["prior"], int(tags["latent_dim"]), float(tags["prior_scale"])),
+        Prior(
+            tags["prior"], int(tags["latent_dim"]), float(tags["prior_scale"]), int(tags.get("prior_components", 10))
+        ),
+        int(tags.get("classes", 0)),
+        tags.get("data.digest", ""),
     )

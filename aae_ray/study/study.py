@@ -24,6 +24,7 @@ from aae_ray.study.space import Plan
 from aae_ray.study.tracking import Tracker
 from aae_ray.training import checkpoint
 from aae_ray.training.data import Dataset, load
+from aae_ray.training.labels import check
 from aae_ray.training.loop import Training
 from aae_ray.training.metrics import LEAST_CODES
 
@@ -40,6 +41,7 @@ class Outcome:
     registration: dict[str, Any] | None
     interrupted: bool
     asked_to_register: bool
+    tests: dict[str, dict[str, float]]  # of each finalist by its name: what it is worth on the test images
 
 
 def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome:
@@ -48,7 +50,8 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
     run = with_absolute_paths(plan.settings)
     uri = tracking_uri(run.tracking.uri)
     dataset = load(run.data)
-    build_model(run, dataset.shape)  # a network that does not fit the images is told now
+    check(run, dataset)
+    build_model(run, dataset.shape, classes=dataset.classes)  # a network that does not fit the images is told now
     for part, indices in (("validation", dataset.val), ("test", dataset.test)):
         if len(indices) < LEAST_CODES:
             raise UserError(
@@ -69,9 +72,14 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
             screen.say("choosing the best trial, drawing the plots")
             records.plots(report.write_plots(search.optuna_study, plan, folder / "plots"))
             best = choose(ledger, run.study.select)
-            if best:
-                training = rebuild(plan, dataset, best, search.checkpoints[best.trial_id])
-                records.best(best, training, folder, ledger, register=run.tracking.register_model and not interrupted)
+            tests: dict[str, dict[str, float]] = {}
+            for record in finalists(ledger, best, run.study.finalists):
+                screen.say(f"measuring {record.name} on the test images")
+                training = rebuild(plan, dataset, record, search.checkpoints[record.trial_id])
+                tests[record.name] = records.finalist(record, training)
+                if record is best:
+                    register = run.tracking.register_model and not interrupted
+                    records.best(best, training, tests[best.name], folder, ledger, register=register)
             records.study_ended(ledger, "KILLED" if interrupted else "FINISHED" if best else "FAILED")
         except BaseException:  # whatever ends the study, its records say that it ended
             records.study_ended(ledger, "FAILED")
@@ -80,7 +88,7 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
         screen.say("sending the last records to MLflow")
         unsent = tracker.close(SEND_SECONDS)
     registration = tracker.results.get("registration") if best else None
-    outcome = Outcome(folder, ledger, best, registration, interrupted, run.tracking.register_model)
+    outcome = Outcome(folder, ledger, best, registration, interrupted, run.tracking.register_model, tests)
     print_report(console, outcome, plan, tracker, uri, unsent, time.monotonic() - began)
     return outcome
 
@@ -201,6 +209,13 @@ def choose(ledger: Ledger, rule: str) -> TrialRecord | None:
     """The best trial of the front by the rule of `study.select`."""
     front = ledger.front()
     return front[select([ledger.values(record) for record in front], rule)] if front else None
+
+
+def finalists(ledger: Ledger, best: TrialRecord | None, which: str) -> list[TrialRecord]:
+    """The trials that `study.finalists` names."""
+    if which == "all":
+        return ledger.complete()
+    return ledger.front() if which == "front" else [record for record in (best,) if record]
 
 
 def rebuild(plan: Plan, dataset: Dataset, record: TrialRecord, saved: Any) -> Training:

@@ -3,22 +3,30 @@
 The global order and the global noise are drawn alike on every worker, and each takes its slice: so N workers see what
 one worker would, and a resumed run sees what the unbroken one would, with no generator's state saved.
 
-Shapes: S steps, G examples of a global batch, B examples of this worker's slice, D pixels, E noise, Z code.
+Shapes: S steps, G examples of a global batch, B examples of this worker's slice, D pixels, E noise, Z code,
+K classes or clusters, N images of the set.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_ray.autoencoder.model import Model
-from aae_ray.autoencoder.phases import Batch, Phase
+from aae_ray.autoencoder.phases import TASKS, Batch, Phase
+from aae_ray.autoencoder.priors import sample_classes
+from aae_ray.settings import Settings
 from aae_ray.training.data import Dataset
+from aae_ray.training.labels import known_labels
 
 NOISE_BLOCK_STEPS = 32  # noise is drawn for this many steps at a time: one seeding instead of many
 RESIDENT_SHARE = 0.5  # a GPU keeps the whole set when it takes at most this share of the free memory
+
+Rows = NDArray[np.int64]
 
 
 def generator_for(seed: int, *counters: int) -> torch.Generator:
@@ -29,6 +37,8 @@ def generator_for(seed: int, *counters: int) -> torch.Generator:
 
 # First counter behind the seed: what the numbers are for. The phases of training come after these.
 ORDER, EVALUATION, FIRST_PHASE = 0, 1, 2
+# Last counter of a phase, where there is one: what is drawn step by step.
+LABELLED, CORRUPTION = 1, 2
 
 
 class Images:
@@ -55,65 +65,116 @@ class Images:
 
 
 class Step(NamedTuple):
-    """One step of this worker: a batch for each phase, and the number of examples in the global batch."""
+    """One step of this worker: a batch for each phase, and the number of examples in each global batch."""
 
     batches: list[Batch]
-    examples: int
+    examples: list[int]
 
 
 class Batches:
     """The steps of an epoch for one worker of a gang. Every training image is visited once an epoch, in a last batch
-    that may be smaller."""
+    that may be smaller. Phases on labelled images take batches of their own, round after round through the labels."""
 
     def __init__(
-        self,
-        model: Model,
-        images: Images,
-        train: np.ndarray,
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int,
-        workers: int,
+        self, run: Settings, model: Model, images: Images, dataset: Dataset, *, rank: int = 0, workers: int = 1
     ) -> None:
-        self.model, self.images, self.train = model, images, train
-        self.batch_size, self.seed, self.rank, self.workers = batch_size, seed, rank, workers
+        self.run, self.model, self.images = run, model, images
+        self.train, self.seed, self.rank, self.workers = dataset.train, run.seed, rank, workers
+        self.labels_N = torch.from_numpy(known_labels(dataset, run))
+        self.labelled = np.flatnonzero(self.labels_N.numpy() >= 0)
+        self.sizes = {
+            "all": run.train.batch_size,
+            "labelled": min(run.train.labelled_batch_size, len(self.labelled)),
+        }
 
     def epoch(self, epoch: int) -> Iterator[Step]:
+        batch_size, phases = self.sizes["all"], self.model.phases
         order = self.train[torch.randperm(len(self.train), generator=generator_for(self.seed, ORDER, epoch)).numpy()]
-        starts = range(0, len(order), self.batch_size)
+        starts = range(0, len(order), batch_size)
+        rounds = self._labelled_rounds(epoch, len(starts))
         for step, start in enumerate(starts):
             block, offset = divmod(step, NOISE_BLOCK_STEPS)
             if offset == 0:
+                span = order[start : start + NOISE_BLOCK_STEPS * batch_size]
                 steps = min(NOISE_BLOCK_STEPS, len(starts) - step)
-                noise = [
-                    self._noise(place, phase, steps, epoch, block) for place, phase in enumerate(self.model.phases)
-                ]
-            indices = order[start : start + self.batch_size]
-            mine = worker_slice(len(indices), self.rank, self.workers)
-            x_BD = self.images[indices[mine]]
+                drawn = [self._drawn(place, phase, steps, span, epoch, block) for place, phase in enumerate(phases)]
+            rows = {"all": order[start : start + batch_size], "labelled": rounds[step]}
+            mine = {source: worker_slice(len(some), self.rank, self.workers) for source, some in rows.items()}
+            x_BD = {source: self.images[rows[source][mine[source]]] for source in {phase.source for phase in phases}}
             batches = [
-                Batch(x_BD, *(None if drawn_SG is None else drawn_SG[offset, mine] for drawn_SG in drawn))
-                for drawn in noise
+                Batch(
+                    x_BD[phase.source],
+                    **{name: drawn_SG[offset, mine[phase.source]] for name, drawn_SG in drawn[place].items()},
+                    **self._labels(phase, rows[phase.source][mine[phase.source]]),
+                    **self._corruption(place, phase, len(rows[phase.source]), mine[phase.source], epoch, step),
+                )
+                for place, phase in enumerate(phases)
             ]
-            yield Step(batches, len(indices))
+            yield Step(batches, [len(rows[phase.source]) for phase in phases])
 
-    def _noise(
-        self, place: int, phase: Phase, steps: int, epoch: int, block: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Posterior noise (S, G, E) and prior draws (S, G, Z) of a phase for a block of steps, where it takes any."""
-        generator, dtype, device = (
-            generator_for(self.seed, FIRST_PHASE + place, epoch, block),
-            self.images.dtype,
-            self.images.device,
-        )
-        size = (steps, self.batch_size)
-        eta_SGE = prior_SGZ = None
-        if self.model.noise_dim:
-            eta_SGE = torch.randn(*size, self.model.noise_dim, generator=generator, dtype=dtype).to(device)
-        if phase.draws_prior:
-            prior_SGZ = self.model.prior.sample(steps * self.batch_size, generator, dtype).view(*size, -1).to(device)
-        return eta_SGE, prior_SGZ
+    def _labelled_rounds(self, epoch: int, steps: int) -> Rows:
+        """Labelled images of each step, (S, G): all of them in a random order, then all of them in another, ..."""
+        size = self.sizes["labelled"]
+        if not any(phase.source == "labelled" for phase in self.model.phases):
+            return np.empty((steps, 0), np.int64)
+        rounds = -(-steps * size // len(self.labelled))
+        places = torch.rand(rounds, len(self.labelled), generator=generator_for(self.seed, ORDER, epoch, LABELLED))
+        rows: Rows = self.labelled[places.argsort(1).flatten()[: steps * size].view(steps, size).numpy()]
+        return rows
+
+    def _drawn(self, place: int, phase: Phase, steps: int, span: Rows, epoch: int, block: int) -> dict[str, Tensor]:
+        """Posterior noise and what the phase draws from priors, each (S, G, ...), for a block of steps."""
+        generator = generator_for(self.seed, FIRST_PHASE + place, epoch, block)
+        model, train, dtype = self.model, self.run.train, self.images.dtype
+        size = (steps, self.sizes[phase.source])
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*size, *shape, generator=generator, dtype=dtype)
+
+        def prior() -> Tensor:
+            part_N = None
+            if model.sizes.slots:  # a labelled image is held against its part of the prior, the others against all
+                part_N = torch.full((steps * size[1],), -1)
+                part_N[: len(span)] = self.labels_N[span]
+            return model.prior.sample(steps * size[1], generator, dtype, part_N).view(*size, -1)
+
+        found = {}
+        if model.noise_dim:
+            found["posterior_noise_BE"] = normal(model.noise_dim)
+        if "prior_BZ" in phase.draws:
+            found["prior_BZ"] = prior()
+        if "classes_BK" in phase.draws and model.classes and "label_discriminator" in model.players:
+            found["classes_BK"] = sample_classes(steps * size[1], model.classes, generator, dtype).view(*size, -1)
+        if "style_noise_B2Z" in phase.draws and train.style_noise:
+            found["style_noise_B2Z"] = train.style_noise * normal(2, model.prior.latent_dim)
+        if "label_noise_B2K" in phase.draws and train.label_noise and "label_discriminator" in model.players:
+            found["label_noise_B2K"] = train.label_noise * normal(2, model.classes)
+        return {name: tensor.to(self.images.device) for name, tensor in found.items()}
+
+    def _corruption(
+        self, place: int, phase: Phase, examples: int, mine: slice, epoch: int, step: int
+    ) -> dict[str, Tensor]:
+        """Noise on the images and dropout of pixels: as large as the images, so drawn for one step at a time."""
+        train, found = self.run.train, {}
+        if not train.input_noise and not train.input_dropout:
+            return {}
+        generator = generator_for(self.seed, FIRST_PHASE + place, epoch, step, CORRUPTION)
+        size, dtype = (examples, self.images.rows_ND.shape[1]), self.images.dtype
+        if train.input_noise:
+            found["input_noise_BD"] = train.input_noise * torch.randn(*size, generator=generator, dtype=dtype)[mine]
+        if train.input_dropout:
+            kept_BD = torch.rand(*size, generator=generator, dtype=dtype)[mine] >= train.input_dropout
+            found["input_mask_BD"] = kept_BD.to(dtype) / (1 - train.input_dropout)
+        return {name: tensor.to(self.images.device) for name, tensor in found.items()}
+
+    def _labels(self, phase: Phase, rows: Rows) -> Mapping[str, Any]:
+        """One-hot labels of these images, or their slots of a label-informed discriminator, where the task has any."""
+        labels_B, sizes, found = self.labels_N[rows], self.model.sizes, {}
+        if sizes.slots:
+            found["slots_BS"] = F.one_hot(torch.where(labels_B < 0, sizes.slots - 1, labels_B), sizes.slots)
+        elif phase.source == "labelled" or TASKS[self.run.task].labels == "all":
+            found["labels_BK"] = F.one_hot(labels_B, sizes.classes)
+        return {name: tensor.to(self.images.device, self.images.dtype) for name, tensor in found.items()}
 
 
 def worker_slice(examples: int, rank: int, workers: int) -> slice:

@@ -1,17 +1,21 @@
 """What a model is worth on held-out images: the same protocol for every trial, with fixed seeds.
 
-Shapes: N examples, M draws of noise, D pixels, E noise, Z code.
+Shapes: N examples, M draws of noise, D pixels, E noise, Z code, K classes or clusters.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aae_ray.autoencoder.model import Model
+from aae_ray.autoencoder.phases import TASKS
+from aae_ray.autoencoder.priors import sample_classes
 from aae_ray.settings import Settings
-from aae_ray.training import metrics
+from aae_ray.training import clusters, metrics
 from aae_ray.training.batches import EVALUATION, Images, generator_for
 from aae_ray.training.data import Dataset
 
@@ -21,7 +25,15 @@ NOISE_IMAGES = 512
 
 # Protocol seed: fixed for all trials, so that their metrics differ by the model alone. Behind it, what is drawn.
 PROTOCOL_SEED = 2015
-PRIOR, POSTERIOR, USE_OF_NOISE, FLOOR = range(4)
+PRIOR, POSTERIOR, USE_OF_NOISE, FLOOR, PRIOR_LABELS = range(5)
+
+
+class Encoded(NamedTuple):
+    """Held-out images of a part, in its order: codes z, labels or their probabilities y where the decoder takes any."""
+
+    z_NZ: Tensor
+    y_NK: Tensor | None
+    reconstruction_mse: float
 
 
 class Evaluation:
@@ -33,17 +45,46 @@ class Evaluation:
 
     def cheap(self, part: str) -> dict[str, float]:
         """The metrics that are taken every epoch, named after the part: `val/...` or `test/...`."""
-        z_NZ, mse = self._codes_and_mse(part)
+        z_NZ, y_NK, mse = self._look_at(part)
         found = {
             "reconstruction_mse": mse,
             "mean_image_mse": self._mean_image_mse(part),
             "code_std": metrics.code_std(z_NZ, self.model.prior.std_Z),
             "sliced_wasserstein": self._sliced_wasserstein(z_NZ),
             "sliced_wasserstein_floor": self._sliced_wasserstein_floor(len(z_NZ)),
+            **self._labelling(part, z_NZ, y_NK),
         }
         if self.model.noise_dim:
             found["noise_use"] = self._noise_use(part)
         return {f"{part}/{name}": value for name, value in found.items()}
+
+    def _labelling(self, part: str, z_NZ: Tensor, y_NK: Tensor | None) -> dict[str, float]:
+        """How the labels that the encoder answers with, or the parts of the prior that it chose, agree with the truth.
+
+        Clusters get their labels by the paper's rule (section 6), from the validation images.
+        """
+        task, found = TASKS[self.run.task], {}
+        labels_N = self._true_labels(part)
+        if task.slots and labels_N is not None:
+            found["part_error"] = (self.model.prior.part_of(z_NZ) != labels_N).double().mean().item()
+        if "label_head" not in self.model.players or y_NK is None:
+            return found
+        answers_N = y_NK.argmax(1)
+        if task.y == "clusters":
+            found["clusters_used"] = float(clusters.clusters_used(answers_N, self.model.classes))
+            found["cluster_entropy_nats"] = clusters.usage_entropy(answers_N, self.model.classes)
+            if labels_N is None:
+                return found
+            found["hungarian_accuracy"] = clusters.hungarian_accuracy(answers_N, labels_N)
+            found["nmi"] = clusters.normalized_mutual_information(answers_N, labels_N)
+            found["ari"] = clusters.adjusted_rand_index(answers_N, labels_N)
+            examples_NK = y_NK if part == "val" else self._look_at("val").y_NK
+            known_N = self._true_labels("val")
+            assert examples_NK is not None and known_N is not None
+            answers_N = clusters.assign_by_confidence(examples_NK, known_N)[answers_N]
+        if labels_N is not None:
+            found["classification_error"] = (answers_N != labels_N).double().mean().item()
+        return found
 
     def costly(self, part: str) -> dict[str, float]:
         """The metrics that are taken at rungs and at the end: a fresh discriminator is trained on held-out codes."""
@@ -54,17 +95,41 @@ class Evaluation:
             f"{part}/jsd_nats_floor": bound.floor,
         }
 
-    @torch.no_grad()
     def codes(self, part: str) -> Tensor:
         """Held-out codes z_NZ in the order of the part, on the CPU, one draw of the posterior each."""
-        return torch.cat([z_NZ.cpu() for _, z_NZ in self._encoded(part)])
+        return self._look_at(part).z_NZ
+
+    @torch.no_grad()
+    def places(self, part: str) -> Tensor:
+        """Where held-out images lie in the picture of code space: their codes, in a reduction W y + z (section 7)."""
+        z_NZ, y_NK, _ = self._look_at(part)
+        if "cluster_heads" not in self.model.players:
+            return z_NZ
+        assert y_NK is not None
+        return self.model.place(z_NZ.to(self.images.device), y_NK.to(self.images.device)).cpu()
 
     @torch.no_grad()
     def reconstructions(self, part: str, count: int) -> tuple[Tensor, Tensor]:
         """The first images of a part and what becomes of them, each (N, C, H, W), on the CPU."""
-        x_BD, z_BZ = next(self._encoded(part))
+        x_BD, z_BZ, y_BK = next(self._encoded(part))
+        answer_BD = self.model.decode(z_BZ, y_BK)
         shape = self.dataset.shape
-        return x_BD[:count].unflatten(1, shape).cpu(), self.model.decode(z_BZ[:count]).unflatten(1, shape).cpu()
+        return x_BD[:count].unflatten(1, shape).cpu(), answer_BD[:count].unflatten(1, shape).cpu()
+
+    @torch.no_grad()
+    def styles(self, count: int) -> Tensor:
+        """A sheet for a decoder that is told a label: a style a row, a label a column, (count * K, C, H, W).
+
+        The first row has the style 0; in a task with clusters these are the images of its cluster heads.
+        """
+        model, classes = self.model, self.model.classes
+        z_NZ = self._prior(count, 0)
+        z_NZ[0] = 0
+        y_NK = torch.eye(classes).repeat(count, 1)
+        places = (z_NZ.repeat_interleave(classes, 0), y_NK)
+        z_NZ, y_NK = (part.to(self.images.device, self.images.dtype) for part in places)
+        x_NCHW: Tensor = model.decode(z_NZ, y_NK).unflatten(1, self.dataset.shape).cpu()
+        return x_NCHW
 
     @torch.no_grad()
     def samples(self, count: int) -> Tensor:
@@ -72,23 +137,43 @@ class Evaluation:
         return self.model.sample(count, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR)).cpu()
 
     def prior(self, count: int) -> Tensor:
-        """Draws of the prior to show beside the codes, (N, Z)."""
-        return self._prior(count, 0)
+        """Draws of the prior to show beside the codes, (N, Z); in a reduction W y + z, with y from its own prior."""
+        z_NZ = self._prior(count, 0)
+        if "cluster_heads" not in self.model.players:
+            return z_NZ
+        y_NK = sample_classes(count, self.model.classes, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR_LABELS))
+        places = (part.to(self.images.device, self.images.dtype) for part in (z_NZ, y_NK))
+        with torch.no_grad():
+            return self.model.place(*places).cpu()
 
     @torch.no_grad()
-    def _codes_and_mse(self, part: str) -> tuple[Tensor, float]:
-        codes, squared_error, pixels = [], 0.0, 0
-        for x_BD, z_BZ in self._encoded(part):
-            squared_error += (self.model.decode(z_BZ) - x_BD).square().sum(dtype=torch.float64).item()
+    def _look_at(self, part: str) -> Encoded:
+        codes, labels, squared_error, pixels = [], [], 0.0, 0
+        for x_BD, z_BZ, y_BK in self._encoded(part):
+            squared_error += (self.model.decode(z_BZ, y_BK) - x_BD).square().sum(dtype=torch.float64).item()
             pixels += x_BD.numel()
             codes.append(z_BZ.cpu())
-        return torch.cat(codes), squared_error / pixels
+            if y_BK is not None:
+                labels.append(y_BK.cpu())
+        return Encoded(torch.cat(codes), torch.cat(labels) if labels else None, squared_error / pixels)
 
-    def _encoded(self, part: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Chunks of images x_BD with their codes z_BZ."""
+    def _encoded(self, part: str) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Chunks of images x_BD with their codes z_BZ and, where the decoder takes it, y_BK: q(y|x), else the truth."""
         generator = generator_for(PROTOCOL_SEED, EVALUATION, POSTERIOR)
-        for x_BD in self._chunks(self._indices(part)):
-            yield x_BD, self.model.encode(x_BD, self._noise(len(x_BD), generator)).z_BZ
+        indices = self._indices(part)
+        for start in range(0, len(indices), CHUNK):
+            x_BD = self.images[indices[start : start + CHUNK]]
+            code = self.model.encode(x_BD, self._noise(len(x_BD), generator))
+            y_BK = None if code.label_logits_BK is None else code.label_logits_BK.softmax(1)
+            if y_BK is None and self.model.classes:
+                truth_N = self._true_labels(part)
+                assert truth_N is not None
+                y_BK = F.one_hot(truth_N[start : start + CHUNK], self.model.classes).to(x_BD)
+            yield x_BD, code.z_BZ, y_BK
+
+    def _true_labels(self, part: str) -> Tensor | None:
+        labels_N = self.dataset.labels_N
+        return None if labels_N is None else torch.from_numpy(np.asarray(labels_N)[self._indices(part)])
 
     def _noise(self, count: int, generator: torch.Generator) -> Tensor | None:
         if not self.model.noise_dim:

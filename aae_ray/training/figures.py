@@ -47,9 +47,9 @@ def image_sheet(x_NCHW: Tensor, columns: int | None = None) -> "Image":
     return Image.fromarray(_grid(_to_pixels(x_NCHW), columns or math.ceil(math.sqrt(len(x_NCHW)))))
 
 
-def samples(x_NCHW: Tensor) -> bytes:
+def samples(x_NCHW: Tensor, columns: int | None = None) -> bytes:
     """A sheet of images as PNG."""
-    return _png(image_sheet(x_NCHW))
+    return _png(image_sheet(x_NCHW, columns))
 
 
 def reconstructions(x_NCHW: Tensor, x_hat_NCHW: Tensor) -> bytes:

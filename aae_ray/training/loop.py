@@ -20,6 +20,7 @@ from aae_ray.training.batches import Batches, Images, Step
 from aae_ray.training.data import Dataset
 from aae_ray.training.evaluation import Evaluation
 from aae_ray.training.health import illness
+from aae_ray.training.labels import check
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -70,22 +71,15 @@ class Training:
                 f"data.name {self.dataset.name}: {len(self.dataset.train)} training images are too few "
                 f"for {self.workers} workers"
             )
-        self.model = build_model(self.run, self.dataset.shape, self.device)
+        check(self.run, self.dataset)
+        self.model = build_model(self.run, self.dataset.shape, self.device, self.dataset.classes)
         # Wrapped one by one, while all parameters ask for gradients: one wrapper over players that take turns leaves
         # the discriminator different on every worker, and nothing says so.
         self.wrapped = {name: self.wrap(player) for name, player in self.model.players.items()}
         self._turns = {phase.name: Turn(phase, self.model.players, self.wrapped) for phase in self.model.phases}
         self.optimizers = {phase.name: self._optimizer(phase) for phase in self.model.phases}
         self.images = Images(self.dataset, self.device, getattr(torch, self.run.train.dtype))
-        self.batches = Batches(
-            self.model,
-            self.images,
-            self.dataset.train,
-            batch_size=self.run.train.batch_size,
-            seed=self.run.seed,
-            rank=self.rank,
-            workers=self.workers,
-        )
+        self.batches = Batches(self.run, self.model, self.images, self.dataset, rank=self.rank, workers=self.workers)
         self.evaluation = Evaluation(self.run, self.model, self.dataset, self.images)
         self.history: list[dict[str, float]] = []
 
@@ -131,14 +125,14 @@ class Training:
         Gradients are averaged over workers, so each worker divides by an even share of the global batch: this makes
         N workers equal to one also where their slices differ in size.
         """
-        share = step.examples / self.workers
         sights = []
-        for phase, batch in zip(self.model.phases, step.batches, strict=True):
+        for phase, batch, examples in zip(self.model.phases, step.batches, step.examples, strict=True):
             players = self._turns[phase.name].begin()
             optimizer = self.optimizers[phase.name]
             optimizer.zero_grad()
-            loss_B, seen_BM = phase.loss(players, batch, self.run)
-            (loss_B.sum() / share).backward()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.train.mixed_precision):
+                loss_B, seen_BM = phase.loss(players, batch, self.run)
+            (loss_B.sum() * (self.workers / examples)).backward()
             optimizer.step()
             sights.append(loss_B.detach() if seen_BM is None else seen_BM)
         return sights

@@ -99,6 +99,25 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "cheap",
             "standard deviation of the codes over the prior's, mean over dimensions; 0: collapsed",
         ),
+        Metric("val/classification_error", "ratio", "min", "cheap", "share of images whose label q(y|x) gets wrong"),
+        Metric(
+            "val/hungarian_accuracy",
+            "ratio",
+            "max",
+            "cheap",
+            "share of images in the cluster of their class, at most one cluster for each, the best such pairing",
+        ),
+        Metric("val/nmi", "ratio", "max", "cheap", "normalized mutual information of clusters and classes"),
+        Metric("val/ari", "ratio", "max", "cheap", "adjusted Rand index of clusters and classes; 0: random"),
+        Metric("val/clusters_used", "clusters", None, "cheap", "clusters that hold an image; the others are empty"),
+        Metric("val/cluster_entropy_nats", "nats", "max", "cheap", "entropy of the sizes of the clusters"),
+        Metric(
+            "val/part_error",
+            "ratio",
+            "min",
+            "cheap",
+            "share of codes that lie in a part of the prior which belongs to another label",
+        ),
         Metric(
             "adv/discriminator_loss_nats",
             "nats",
@@ -118,6 +137,15 @@ METRICS: dict[str, Metric] = _with_test_twins(
         ),
         Metric("adv/encoder_loss_nats", "nats", None, "cheap", "what the encoder minimises to fool the discriminator"),
         Metric("adv/logit_std", "nats", None, "cheap", "standard deviation of the discriminator's logits; 0: dead"),
+        Metric("adv/label_discriminator_loss_nats", "nats", None, "cheap", "the same, of the label discriminator"),
+        Metric("adv/label_accuracy_real", "ratio", None, "cheap", "the same, of the label discriminator"),
+        Metric("adv/label_accuracy_fake", "ratio", None, "cheap", "the same, of the label discriminator"),
+        Metric("adv/label_logit_std", "nats", None, "cheap", "the same, of the label discriminator"),
+        Metric("adv/label_encoder_loss_nats", "nats", None, "cheap", "the same, against the label discriminator"),
+        Metric(
+            "train/classification_loss_nats", "nats", None, "cheap", "cross-entropy of q(y|x) on the labelled batches"
+        ),
+        Metric("train/classification_error", "ratio", None, "cheap", "share of labelled images in error, in training"),
         Metric(
             "train/reconstruction_loss",
             "loss",

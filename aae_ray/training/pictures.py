@@ -19,7 +19,9 @@ from aae_ray.training.loop import Training
 COUNT = 64  # images in a picture
 CODES = 2000  # points in the scatter
 FILE = "sketch.npz"
+STYLES = 8  # rows of the sheet of styles
 FIGURES = ("reconstructions.png", "samples.png", "codes.png")
+STYLE_SHEET = "styles.png"  # where the decoder is told a label: a style a row, a label a column
 
 Sketch = Mapping[str, NDArray[np.generic]]
 
@@ -27,7 +29,7 @@ Sketch = Mapping[str, NDArray[np.generic]]
 def sketch(training: Training) -> Sketch:
     """The numbers behind the pictures of a model: images as uint8, the first two coordinates of held-out codes."""
     evaluation, model, labels_N = training.evaluation, training.run.model, training.dataset.labels_N
-    codes_NZ = evaluation.codes("val")[:CODES]
+    codes_NZ = evaluation.places("val")[:CODES]
     originals_NCHW, answers_NCHW = evaluation.reconstructions("val", COUNT // 2)
     title = f"held-out codes, {model.posterior} posterior, {model.prior} prior, epoch {training.epoch}"
     if model.latent_dim > 2:
@@ -42,6 +44,8 @@ def sketch(training: Training) -> Sketch:
     }
     if labels_N is not None:
         found["labels"] = labels_N[training.dataset.val][:CODES]
+    if training.model.classes:
+        found["styles"] = _bytes(evaluation.styles(STYLES))
     return found
 
 
@@ -67,7 +71,11 @@ def draw(drawing: Sketch) -> dict[str, bytes]:
     )
     reconstructions = figures.reconstructions(_pixels(drawing["originals"]), _pixels(drawing["answers"]))
     pictures = (reconstructions, figures.samples(_pixels(drawing["samples"])), scatter)
-    return dict(zip(FIGURES, pictures, strict=True))
+    sheets = dict(zip(FIGURES, pictures, strict=True))
+    if "styles" in drawing:
+        images_NCHW = _pixels(drawing["styles"])
+        sheets[STYLE_SHEET] = figures.samples(images_NCHW, columns=len(images_NCHW) // STYLES)
+    return sheets
 
 
 def _bytes(x_NCHW: torch.Tensor) -> NDArray[np.generic]:

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from aae_ray.autoencoder import phases
 from aae_ray.autoencoder.model import Model, build_model
 from aae_ray.autoencoder.phases import TASKS, Batch, Phase
+from aae_ray.autoencoder.priors import sample_classes
 from aae_ray.settings import Settings, UserError, replace
 from aae_ray.training.metrics import METRICS
 
 SHAPE = (1, 8, 8)
+CLASSES = 4
 VARIANTS = [
     (task, posterior, network)
     for task, posterior, network in product(
@@ -30,22 +32,46 @@ def variant(task: str, posterior: str, network: str, **more: object) -> Settings
         "model.network": network,
         "train.dtype": "float64",
         "model.latent_dim": 5,
+        "model.clusters": 6,
     }
+    if task == "label_informed":
+        values["model.prior"] = "mixture"
     return replace(Settings(), values | more)
 
 
+def build(run: Settings, shape: tuple[int, int, int] = SHAPE) -> Model:
+    return build_model(run, shape, classes=CLASSES)
+
+
 def batch_for(model: Model, size: int = 7, seed: int = 0) -> Batch:
+    """A batch with all that any task asks for, noise of every kind included."""
     generator = torch.Generator().manual_seed(seed)
-    pixels = math.prod(model.shape)
-    x_BD = torch.rand(size, pixels, generator=generator, dtype=torch.float64)
-    noise_BE = torch.randn(size, model.noise_dim, generator=generator, dtype=torch.float64) if model.noise_dim else None
-    return Batch(x_BD, noise_BE, model.prior.sample(size, generator, torch.float64))
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(size, *shape, generator=generator, dtype=torch.float64)
+
+    def one_hot(classes: int) -> torch.Tensor:
+        return sample_classes(size, classes, generator, torch.float64)
+
+    pixels, y, slots = math.prod(model.shape), model.classes, model.sizes.slots
+    return Batch(
+        torch.rand(size, pixels, generator=generator, dtype=torch.float64),
+        normal(model.noise_dim) if model.noise_dim else None,
+        model.prior.sample(size, generator, torch.float64),
+        classes_BK=one_hot(y) if y else None,
+        labels_BK=one_hot(y) if y else None,
+        slots_BS=one_hot(slots) if slots else None,
+        input_noise_BD=0.1 * normal(pixels),
+        input_mask_BD=torch.rand(size, pixels, generator=generator, dtype=torch.float64),
+        style_noise_B2Z=0.1 * normal(2, model.prior.latent_dim),
+        label_noise_B2K=0.1 * normal(2, y) if y else None,
+    )
 
 
 @pytest.mark.parametrize(("task", "posterior", "network"), VARIANTS)
 def test_each_phase_gives_gradients_to_the_players_it_moves(task: str, posterior: str, network: str) -> None:
     run = variant(task, posterior, network)
-    model = build_model(run, SHAPE)
+    model = build(run)
     for phase in model.phases:
         for player in model.players.values():
             player.zero_grad()
@@ -55,12 +81,15 @@ def test_each_phase_gives_gradients_to_the_players_it_moves(task: str, posterior
         for name in phase.moves:
             for key, parameter in model.players[name].named_parameters():
                 assert parameter.grad is not None and parameter.grad.abs().sum() > 0, f"{phase.name}: {name}.{key}"
+        for name in model.players.keys() - set(phase.moves):
+            if phase.name in ("discriminate", "classify"):  # the others look through players that they do not move
+                assert all(parameter.grad is None for parameter in model.players[name].parameters()), name
 
 
 @pytest.mark.parametrize(("task", "posterior", "network"), VARIANTS)
 def test_a_loss_is_a_pure_function(task: str, posterior: str, network: str) -> None:
     run = variant(task, posterior, network)
-    model = build_model(run, SHAPE)
+    model = build(run)
     before = torch.get_rng_state()
     for phase in model.phases:
         first, second = (phase.loss(model.players, batch_for(model), run).loss_B for _ in range(2))
@@ -73,7 +102,7 @@ def test_a_loss_is_a_pure_function(task: str, posterior: str, network: str) -> N
 @pytest.mark.parametrize(("task", "posterior", "network"), VARIANTS)
 def test_each_example_has_its_own_loss(task: str, posterior: str, network: str) -> None:
     run = variant(task, posterior, network)
-    model = build_model(run, SHAPE)
+    model = build(run)
     whole = batch_for(model)
     half = Batch(*(None if part is None else part[:3] for part in whole))  # type: ignore[arg-type]
     for phase in model.phases:
@@ -88,27 +117,22 @@ def test_each_example_has_its_own_loss(task: str, posterior: str, network: str) 
 @pytest.mark.parametrize(("task", "posterior", "network"), VARIANTS)
 def test_encode_decode_and_sample_have_the_right_shapes(task: str, posterior: str, network: str) -> None:
     for shape in (SHAPE, (3, 13, 10)):
-        model = build_model(variant(task, posterior, network), shape)
+        model = build(variant(task, posterior, network), shape)
         batch = batch_for(model)
         z_BZ = model.encode(batch.x_BD, batch.posterior_noise_BE).z_BZ
         assert z_BZ.shape == (7, 5)
-        assert model.decode(z_BZ).shape == batch.x_BD.shape
+        assert model.decode(z_BZ, batch.labels_BK).shape == batch.x_BD.shape
         assert model.sample(3, torch.Generator()).shape == (3, *shape)
 
 
-@pytest.mark.parametrize(
-    "phase", {phase.name: phase for task in TASKS.values() for phase in task}.values(), ids=lambda p: p.name
-)
-def test_every_metric_of_a_phase_is_in_the_table(phase: Phase) -> None:
-    run = (
-        variant("vae", "gaussian", "dense")
-        if phase.name == "evidence"
-        else variant("unsupervised", "gaussian", "dense")
-    )
-    model = build_model(run, SHAPE)
-    outcome = phase.loss(model.players, batch_for(model), run)
-    found = phase.summary(outcome.loss_B.detach() if outcome.seen_BM is None else outcome.seen_BM)
-    assert found and set(found) <= set(METRICS)
+@pytest.mark.parametrize(("task", "posterior", "network"), [v for v in VARIANTS if v[1:] == ("gaussian", "dense")])
+def test_every_metric_of_a_phase_is_in_the_table(task: str, posterior: str, network: str) -> None:
+    run = variant(task, posterior, network)
+    model = build(run)
+    for phase in model.phases:
+        outcome = phase.loss(model.players, batch_for(model), run)
+        found = phase.summary(outcome.loss_B.detach() if outcome.seen_BM is None else outcome.seen_BM)
+        assert found and set(found) <= set(METRICS)
 
 
 @pytest.mark.parametrize(("reduction", "factor"), [("half_sum", 0.5), ("sum", 1.0), ("mean", 1 / 4)])
@@ -133,9 +157,9 @@ def constant_discriminator(model: Model, logit: float) -> None:
 def test_adversarial_losses_against_their_formulas_and_finite_far_out(logit: float) -> None:
     for form in ("non_saturating", "minimax"):
         run = variant("unsupervised", "deterministic", "dense", **{"train.adversarial_loss": form})
-        model = build_model(run, SHAPE)
+        model = build(run)
         constant_discriminator(model, logit)
-        batch = batch_for(model)
+        batch = batch_for(model)._replace(style_noise_B2Z=None)
         d = torch.sigmoid(torch.tensor(logit, dtype=torch.float64))
         told_apart = phases.discriminate(model.players, batch, run).loss_B
         fooled = phases.regularize(model.players, batch, run).loss_B
@@ -147,7 +171,7 @@ def test_adversarial_losses_against_their_formulas_and_finite_far_out(logit: flo
 
 def test_a_fooled_discriminator_has_a_loss_of_log_two() -> None:
     run = variant("unsupervised", "deterministic", "dense")
-    model = build_model(run, SHAPE)
+    model = build(run)
     constant_discriminator(model, 0.0)
     outcome = phases.discriminate(model.players, batch_for(model), run)
     assert outcome.seen_BM is not None
@@ -157,7 +181,7 @@ def test_a_fooled_discriminator_has_a_loss_of_log_two() -> None:
 def test_the_discriminator_learns_and_the_encoder_fools_it() -> None:
     """A discriminator step lowers its loss; an encoder step raises the logits of its codes."""
     run = variant("unsupervised", "deterministic", "dense")
-    model = build_model(run, SHAPE)
+    model = build(run)
     batch = batch_for(model, 64)
 
     def descend(phase: Phase) -> tuple[float, float]:
@@ -174,7 +198,7 @@ def test_the_discriminator_learns_and_the_encoder_fools_it() -> None:
 
 def test_the_discriminator_phase_does_not_reach_the_encoder() -> None:
     run = variant("unsupervised", "universal", "dense")
-    model = build_model(run, SHAPE)
+    model = build(run)
     phases.discriminate(model.players, batch_for(model), run).loss_B.sum().backward()
     assert all(p.grad is None for name in phases.ENCODER for p in model.players[name].parameters())
 
@@ -182,9 +206,9 @@ def test_the_discriminator_phase_does_not_reach_the_encoder() -> None:
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_evidence_against_torch_distributions(scale: float) -> None:
     run = variant("vae", "gaussian", "dense", **{"model.prior_scale": scale})
-    model = build_model(run, SHAPE)
+    model = build(run)
     batch = batch_for(model)
-    code = model.encode(batch.x_BD, batch.posterior_noise_BE)
+    code = model.encode(phases.corrupt(batch), batch.posterior_noise_BE)
     assert code.mean_BZ is not None and code.log_variance_BZ is not None
     posterior = torch.distributions.Normal(code.mean_BZ, (0.5 * code.log_variance_BZ).exp())
     kl_B = torch.distributions.kl_divergence(
@@ -196,7 +220,7 @@ def test_evidence_against_torch_distributions(scale: float) -> None:
 
 def test_universal_noise_enters_hidden_layers_as_well_as_the_head() -> None:
     for network in ("dense", "convolutional"):
-        model = build_model(variant("unsupervised", "universal", network), SHAPE)
+        model = build(variant("unsupervised", "universal", network))
         batch = batch_for(model)
         assert batch.posterior_noise_BE is not None
         trunk = model.players["trunk"]
@@ -206,11 +230,11 @@ def test_universal_noise_enters_hidden_layers_as_well_as_the_head() -> None:
 
 def test_initial_weights_depend_on_the_seed_and_on_nothing_else() -> None:
     run = variant("unsupervised", "deterministic", "dense")
-    first = build_model(run, SHAPE)
+    first = build(run)
     torch.rand(10)
-    again = build_model(run, SHAPE)
-    vae = build_model(variant("vae", "gaussian", "dense"), SHAPE)
-    other = build_model(replace(run, {"seed": 1}), SHAPE)
+    again = build(run)
+    vae = build(variant("vae", "gaussian", "dense"))
+    other = build(replace(run, {"seed": 1}))
     for name in first.players:
         for (_, a), (_, b), (_, c) in zip(
             *(m.players[name].named_parameters() for m in (first, again, other)), strict=True
@@ -242,3 +266,101 @@ def test_images_too_small_for_the_convolutions_are_refused() -> None:
             variant("unsupervised", "deterministic", "convolutional", **{"model.channels": (8, 8, 8, 8)}),
             SHAPE,
         )
+
+
+# ------------------------------------------------------------------------------------- what labels are told to whom
+
+
+def test_the_decoder_is_told_the_label_and_the_encoder_is_not() -> None:
+    run = variant("supervised", "deterministic", "dense")
+    model = build(run)
+    batch = batch_for(model)
+    assert batch.labels_BK is not None
+    other = batch._replace(labels_BK=batch.labels_BK.roll(1, dims=1))
+    loss_B, other_B = (phases.reconstruct(model.players, b, run).loss_B for b in (batch, other))
+    assert not torch.isclose(loss_B, other_B).any()
+    for phase in (phases.discriminate, phases.regularize):
+        assert torch.equal(phase(model.players, batch, run).loss_B, phase(model.players, other, run).loss_B)
+
+
+def test_the_slot_reaches_the_discriminator_alike_for_real_and_fake_and_never_the_encoder() -> None:
+    run = variant("label_informed", "deterministic", "dense")
+    model = build(run)
+    batch = batch_for(model)._replace(style_noise_B2Z=None)
+    assert batch.slots_BS is not None and batch.slots_BS.shape == (7, CLASSES + 1)
+    seen: list[torch.Tensor] = []
+    model.players["style_discriminator"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    phases.discriminate(model.players, batch, run)
+    phases.regularize(model.players, batch, run)
+    both, fake = seen
+    for slots in (both[:7, 5:], both[7:, 5:], fake[:, 5:]):
+        assert torch.equal(slots, batch.slots_BS)
+    other = batch._replace(slots_BS=batch.slots_BS.roll(1, dims=1))
+    assert torch.equal(
+        phases.reconstruct(model.players, batch, run).loss_B, phases.reconstruct(model.players, other, run).loss_B
+    )
+
+
+def test_classification_against_the_log_softmax() -> None:
+    run = variant("semi_supervised", "deterministic", "dense")
+    model = build(run)
+    batch = batch_for(model)
+    assert batch.labels_BK is not None
+    logits_BK = model.encode(phases.corrupt(batch), None).label_logits_BK
+    assert logits_BK is not None
+    expected_B = -(logits_BK.log_softmax(1) * batch.labels_BK).sum(1)
+    outcome = phases.classify(model.players, batch, run)
+    torch.testing.assert_close(outcome.loss_B, expected_B)
+    assert outcome.seen_BM is not None
+    wrong = (logits_BK.argmax(1) != batch.labels_BK.argmax(1)).double().mean().item()
+    assert phases.classify_summary(outcome.seen_BM)["train/classification_error"] == pytest.approx(wrong)
+
+
+@pytest.mark.parametrize("game", [0, 1])
+def test_each_discriminator_learns_towards_its_own_target(game: int) -> None:
+    """On separable examples a step of the phase lowers the loss of the style's discriminator and of the label's."""
+    run = variant("semi_supervised", "deterministic", "dense")
+    model = build(run)
+    batch = batch_for(model, 64)
+    name = ("adv/", "adv/label_")[game] + "discriminator_loss_nats"
+
+    def loss() -> float:
+        seen_BM = phases.discriminate(model.players, batch, run).seen_BM
+        assert seen_BM is not None
+        return phases.discriminate_summary(seen_BM)[name]
+
+    before = loss()
+    phases.discriminate(model.players, batch, run).loss_B.mean().backward()
+    for player in ("style_discriminator", "label_discriminator"):
+        for parameter in model.players[player].parameters():
+            assert parameter.grad is not None
+            parameter.data -= 0.05 * parameter.grad
+    assert loss() < before
+
+
+def test_the_head_penalty_by_hand() -> None:
+    heads_KZ = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])  # distances 5, 1 and the root of 18
+    assert phases.head_penalty(heads_KZ, 4.0).item() == pytest.approx(3.0)
+    assert phases.head_penalty(heads_KZ, 0.5).item() == 0
+    assert phases.head_penalty(heads_KZ, 6.0).item() == pytest.approx(1 + 5 + 6 - 18**0.5)
+
+
+def test_a_reduction_is_the_cluster_head_plus_the_style() -> None:
+    model = build(variant("reduction", "deterministic", "dense"))
+    (heads_KZ,) = model.players["cluster_heads"].parameters()
+    z_BZ, y_BK = torch.randn(6, 5, dtype=torch.float64), torch.eye(6, dtype=torch.float64)
+    torch.testing.assert_close(model.place(z_BZ, y_BK), heads_KZ + z_BZ)
+    assert phases.head_penalty(heads_KZ, 5.0) < 15 * 5  # they start apart
+
+
+def test_corruption_is_noise_then_dropout_and_the_target_stays_clean() -> None:
+    x_BD = torch.full((2, 4), 0.5)
+    noise_BD, mask_BD = torch.full((2, 4), 0.25), torch.tensor([[0.0, 2.0, 0.0, 2.0]]).expand(2, 4)
+    batch = Batch(x_BD, input_noise_BD=noise_BD, input_mask_BD=mask_BD)
+    assert torch.equal(phases.corrupt(batch), torch.tensor([[0.0, 1.5, 0.0, 1.5]]).expand(2, 4))
+    run = variant("unsupervised", "deterministic", "dense")
+    model = build(run)
+    whole = batch_for(model)
+    answer_BD = model.decode(model.encode(phases.corrupt(whole), None).z_BZ)
+    expected_B = 0.5 * (answer_BD - whole.x_BD).square().sum(1)
+    torch.testing.assert_close(phases.reconstruct(model.players, whole, run).loss_B, expected_B)

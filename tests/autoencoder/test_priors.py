@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from aae_ray.autoencoder.priors import MIXTURE_COMPONENTS, Prior
+from aae_ray.autoencoder.priors import Prior, sample_classes
 
 NAMES = ("gaussian", "uniform", "mixture", "swiss_roll")
 COUNT = 200_000
@@ -45,10 +45,10 @@ def test_uniform_fills_its_box_and_nothing_else() -> None:
 
 def test_mixture_has_ten_petals_of_the_stated_size() -> None:
     z_NZ = draw(Prior("mixture", 2))
-    turn = 2 * math.pi / MIXTURE_COMPONENTS
-    component_N = torch.round(torch.atan2(z_NZ[:, 1], z_NZ[:, 0]) / turn) % MIXTURE_COMPONENTS
-    share = torch.bincount(component_N.long(), minlength=MIXTURE_COMPONENTS) / COUNT
-    torch.testing.assert_close(share, torch.full((MIXTURE_COMPONENTS,), 0.1), rtol=0.05, atol=0)
+    turn = 2 * math.pi / 10
+    component_N = torch.round(torch.atan2(z_NZ[:, 1], z_NZ[:, 0]) / turn) % 10
+    share = torch.bincount(component_N.long(), minlength=10) / COUNT
+    torch.testing.assert_close(share, torch.full((10,), 0.1), rtol=0.05, atol=0)
     petal_N2 = z_NZ[component_N == 0]  # along the first axis
     assert petal_N2[:, 0].mean().item() == pytest.approx(1.4, abs=0.03)
     assert petal_N2[:, 0].std().item() == pytest.approx(0.5, abs=0.03)
@@ -75,3 +75,51 @@ def test_further_coordinates_are_gaussian_and_independent(name: str) -> None:
     torch.testing.assert_close(
         (z_NZ[:, 2:] ** 4).mean(0), torch.full((2,), 3.0, dtype=torch.float64), rtol=0.05, atol=0
     )
+
+
+# ------------------------------------------------------------------------------------------------- parts and classes
+
+
+@pytest.mark.parametrize("parts", [4, 10])
+def test_a_label_selects_a_component_of_the_mixture(parts: int) -> None:
+    prior = Prior("mixture", 3, scale=2.0, parts=parts)
+    part_N = torch.arange(8000) % parts
+    z_N3 = prior.sample(8000, torch.Generator().manual_seed(0), torch.float64, part_N)
+    turn_N = 2 * math.pi * part_N.double() / parts
+    along_N = (z_N3[:, 0] * turn_N.cos() + z_N3[:, 1] * turn_N.sin()) / 2
+    across_N = (z_N3[:, 1] * turn_N.cos() - z_N3[:, 0] * turn_N.sin()) / 2
+    assert along_N.mean().item() == pytest.approx(1.4, abs=0.03)
+    assert along_N.std().item() == pytest.approx(0.5, abs=0.02)
+    assert across_N.mean().abs() < 0.005 and across_N.std().item() == pytest.approx(0.05, abs=0.005)
+    assert (prior.part_of(z_N3) == part_N).double().mean() > 0.97  # the inner ends of the petals meet
+
+
+@pytest.mark.parametrize("parts", [4, 10])
+def test_a_label_selects_a_segment_of_the_roll(parts: int) -> None:
+    prior = Prior("swiss_roll", 2, parts=parts)
+    part_N = torch.arange(4000) % parts
+    z_N2 = prior.sample(4000, torch.Generator().manual_seed(0), torch.float64, part_N)
+    u_N = (z_N2.norm(dim=1) / 3) ** 2
+    assert ((u_N * parts).long().clamp_max(parts - 1) == part_N).double().mean() > 0.999
+    assert (prior.part_of(z_N2) == part_N).double().mean() > 0.98
+
+
+@pytest.mark.parametrize("name", ["mixture", "swiss_roll"])
+def test_no_label_selects_the_whole_prior(name: str) -> None:
+    prior = Prior(name, 2)
+    unlabelled = prior.sample(1000, torch.Generator().manual_seed(0), part_N=torch.full((1000,), -1))
+    assert torch.equal(unlabelled, prior.sample(1000, torch.Generator().manual_seed(0)))
+    counts = torch.bincount(prior.part_of(unlabelled), minlength=10)
+    assert counts.min() > 60
+
+
+@pytest.mark.parametrize("name", ["gaussian", "uniform"])
+def test_a_prior_without_parts_says_so(name: str) -> None:
+    with pytest.raises(ValueError, match=f"the {name} prior has no parts"):
+        Prior(name, 2).part_of(torch.zeros(1, 2))
+
+
+def test_the_categorical_prior_draws_every_class_as_an_exact_one_hot() -> None:
+    y_NK = sample_classes(COUNT, 5, torch.Generator().manual_seed(0))
+    assert y_NK.shape == (COUNT, 5) and set(y_NK.unique().tolist()) == {0.0, 1.0} and (y_NK.sum(1) == 1).all()
+    torch.testing.assert_close(y_NK.mean(0), torch.full((5,), 0.2), rtol=0.02, atol=0)

@@ -133,7 +133,7 @@ def far_away(
     uri = f"sqlite:///{folder}/mlflow.db"
     client = client_of(uri)
     run = settings_of("dense")
-    card = model_card(NAME, TrialRecord(0, "ab12", {}), run, {}, "digits-1")
+    card = model_card(NAME, TrialRecord(0, "ab12", {}), run, 0, {}, "digits-1")
     registry.register(
         client, new_run(client), request_of("s/ab12/3", [[0.1, 0.1]], folder=exported["dense"], run=run, card=card)
     )

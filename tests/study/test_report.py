@@ -201,6 +201,7 @@ def test_the_card_tells_what_the_decoder_is_and_how_good() -> None:
         "aae-digits-decoder",
         TrialRecord(7, "ab", {}, epoch=27),
         run,
+        0,
         {"test/reconstruction_mse": 0.01234, "test/jsd_nats": 0.2, "other": 1.0},
         "digits-1",
     )

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from aae_ray.autoencoder.model import build_model
+from aae_ray.autoencoder.phases import Batch
 from aae_ray.settings import Settings, replace
 from aae_ray.training import batches as module
 from aae_ray.training.batches import Batches, Images, worker_slice
@@ -12,9 +13,10 @@ from aae_ray.training.data import Dataset
 
 
 def make(run: Settings, digits: Dataset, rank: int = 0, workers: int = 1, seed: int = 0) -> Batches:
-    model = build_model(run, digits.shape)
+    run = replace(run, {"seed": seed})
+    model = build_model(run, digits.shape, classes=digits.classes)
     images = Images(digits, torch.device("cpu"), torch.float64)
-    return Batches(model, images, digits.train, batch_size=run.train.batch_size, seed=seed, rank=rank, workers=workers)
+    return Batches(run, model, images, digits, rank=rank, workers=workers)
 
 
 @pytest.fixture
@@ -31,13 +33,16 @@ def test_an_epoch_visits_every_training_image_once(run: Settings, digits: Datase
     assert seen.min() >= 0 and seen.max() <= 1
 
 
+@pytest.mark.parametrize("task", ["unsupervised", "label_informed", "semi_supervised"])
 @pytest.mark.parametrize("workers", [1, 2, 3, 40])
-def test_slices_make_up_the_global_batch(run: Settings, digits: Dataset, workers: int) -> None:
+def test_slices_make_up_the_global_batch(run: Settings, digits: Dataset, workers: int, task: str) -> None:
+    noise = {"train.input_noise": 0.1, "train.input_dropout": 0.1, "train.style_noise": 0.1, "train.label_noise": 0.1}
+    run = replace(run, {"task": task, "model.prior": "swiss_roll", "data.labels": 50} | noise)
     whole = list(make(run, digits).epoch(1))
     parts = [list(make(run, digits, rank, workers).epoch(1)) for rank in range(workers)]
     for index, step in enumerate(whole):
         for phase, batch in enumerate(step.batches):
-            for field in ("x_BD", "posterior_noise_BE", "prior_BZ"):
+            for field in Batch._fields:
                 pieces = [getattr(part[index].batches[phase], field) for part in parts]
                 if getattr(batch, field) is None:
                     assert pieces == [None] * workers
@@ -75,3 +80,49 @@ def test_noise_goes_on_beyond_one_block(run: Settings, digits: Dataset) -> None:
 def test_only_the_phase_that_needs_prior_draws_gets_them(run: Settings, digits: Dataset) -> None:
     step = next(make(run, digits).epoch(0))
     assert [batch.prior_BZ is not None for batch in step.batches] == [False, True, False]
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+
+def test_labelled_batches_go_round_through_all_labels(run: Settings, digits: Dataset) -> None:
+    run = replace(run, {"task": "semi_supervised", "data.labels": 50, "train.labelled_batch_size": 20})
+    batches = make(run, digits)
+    steps = list(batches.epoch(0))
+    assert {step.examples[-1] for step in steps} == {20} and len(steps) == -(-len(digits.train) // 32)
+    rows = torch.cat([step.batches[-1].x_BD for step in steps])
+    known = {tuple(row.tolist()) for row in batches.images[batches.labelled]}
+    for start in range(0, len(rows) - 50, 50):
+        assert {tuple(row.tolist()) for row in rows[start : start + 50]} == known
+    assert sum(len(step.batches[0].x_BD) for step in steps) == len(digits.train)  # the epoch is not cut to the labels
+
+
+def test_the_label_of_an_image_travels_with_it(run: Settings, digits: Dataset) -> None:
+    assert digits.labels_N is not None
+    by_pixels = {
+        tuple((image.reshape(-1) / 255).tolist()): int(label)
+        for image, label in zip(digits.images_NCHW, digits.labels_N, strict=True)
+    }
+    run = replace(run, {"task": "semi_supervised", "data.labels": 100})
+    step = next(make(run, digits).epoch(0))
+    *_, labelled = step.batches
+    assert labelled.labels_BK is not None and step.batches[0].labels_BK is None  # most of them are not known
+    assert [by_pixels[tuple(row.tolist())] for row in labelled.x_BD] == labelled.labels_BK.argmax(1).tolist()
+
+
+def test_a_labelled_image_is_held_against_its_part_of_the_prior(run: Settings, digits: Dataset) -> None:
+    """Positive draws come from the labelled image's own component, those of the others from all; the slots agree."""
+    for prior in ("mixture", "swiss_roll"):
+        settings = replace(run, {"task": "label_informed", "model.prior": prior, "data.labels": 0.4})
+        batches = make(settings, digits)
+        assert len(batches.labelled) == round(0.4 * len(digits.train))
+        whole = [step.batches[1] for step in batches.epoch(0)]
+        slots_N = torch.cat([batch.slots_BS.argmax(1) for batch in whole if batch.slots_BS is not None])
+        parts_N = batches.model.prior.part_of(
+            torch.cat([batch.prior_BZ for batch in whole if batch.prior_BZ is not None])
+        )
+        told = slots_N < 10
+        assert told.double().mean().item() == pytest.approx(0.4, abs=0.001)
+        assert (parts_N[told] == slots_N[told]).double().mean() > 0.97  # components touch, segments meet
+        counts = torch.bincount(parts_N[~told], minlength=10)
+        assert counts.min() > 0.5 * counts.double().mean() and (slots_N[~told] == 10).all()

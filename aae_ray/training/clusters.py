@@ -1,0 +1,51 @@
+"""How well clusters agree with classes, and how evenly they are used.
+
+Shapes: N images, K clusters, C classes.
+"""
+
+import torch
+from torch import Tensor
+
+
+def assign_by_confidence(probabilities_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """The label of each cluster, (K,): that of the image which is most surely in it (Makhzani et al., section 6)."""
+    return labels_N[probabilities_NK.argmax(0)]
+
+
+def contingency(clusters_N: Tensor, labels_N: Tensor) -> Tensor:
+    """How many images lie in each cluster and class, (K, C)."""
+    clusters, classes = int(clusters_N.max()) + 1, int(labels_N.max()) + 1
+    return torch.bincount(clusters_N * classes + labels_N, minlength=clusters * classes).view(clusters, classes)
+
+
+def hungarian_accuracy(clusters_N: Tensor, labels_N: Tensor) -> float:
+    """Share of images that are right when every class has at most one cluster and the pairing is the best one."""
+    from scipy.optimize import linear_sum_assignment
+
+    counts_KC = contingency(clusters_N, labels_N).numpy()
+    return float(counts_KC[linear_sum_assignment(counts_KC, maximize=True)].sum()) / len(labels_N)
+
+
+def normalized_mutual_information(clusters_N: Tensor, labels_N: Tensor) -> float:
+    """Mutual information over the mean of both entropies; 1: the same partition, 0: independent."""
+    from sklearn.metrics import normalized_mutual_info_score
+
+    return float(normalized_mutual_info_score(labels_N.numpy(), clusters_N.numpy()))
+
+
+def adjusted_rand_index(clusters_N: Tensor, labels_N: Tensor) -> float:
+    """Agreement on pairs of images, corrected for chance; 1: the same partition, about 0: random."""
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(labels_N.numpy(), clusters_N.numpy()))
+
+
+def clusters_used(clusters_N: Tensor, clusters: int) -> int:
+    """Clusters that hold at least one image."""
+    return int((torch.bincount(clusters_N, minlength=clusters) > 0).sum())
+
+
+def usage_entropy(clusters_N: Tensor, clusters: int) -> float:
+    """Entropy of the clusters' shares in nats; log K when all are used alike, 0 when one holds everything."""
+    share_K = torch.bincount(clusters_N, minlength=clusters).double() / len(clusters_N)
+    return float(-torch.special.xlogy(share_K, share_K).sum())
