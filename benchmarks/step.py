@@ -166,7 +166,7 @@ class HandWritten:
         with torch.no_grad():
             fake_BZ = self.encoder(x_BD)
         real_B1, fake_B1 = self.discriminator(torch.cat([prior_BZ, fake_BZ])).chunk(2)
-        (0.5 * (F.softplus(-real_B1).mean() + F.softplus(fake_B1).mean())).backward()
+        (F.softplus(-real_B1).mean() + F.softplus(fake_B1).mean()).backward()
         self.discrimination.step()
 
         self.regularization.zero_grad()

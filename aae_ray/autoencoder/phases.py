@@ -177,8 +177,8 @@ def reconstruct(players: Players, batch: Batch, run: settings.Settings) -> Outco
 def discriminate(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
     """Regularization phase, first half: each discriminator learns to tell prior draws (real) from codes (fake).
 
-    Per example the mean of both halves of the cross-entropy, in nats: log 2 when the discriminator is fooled. Real and
-    fake codes go through it in one forward.
+    Per example -log D(real) - log(1 - D(fake)), both halves in full as the game is written: a mean of the two would
+    halve the paper's learning rate. Real and fake codes go through the discriminator in one forward.
     """
     with torch.no_grad():
         code = _encoded(players, batch)
@@ -186,7 +186,7 @@ def discriminate(players: Players, batch: Batch, run: settings.Settings) -> Outc
     for game in _games(players, batch, code):
         logits_2B = game.discriminator(torch.cat([_seen(game, 0), _seen(game, 1)]))
         real_B, fake_B = logits_2B.chunk(2)
-        loss_B = loss_B + 0.5 * (F.softplus(-real_B) + F.softplus(fake_B))
+        loss_B = loss_B + F.softplus(-real_B) + F.softplus(fake_B)
         seen.append(logits_2B.detach().view(2, -1).T)
     return Outcome(loss_B, torch.cat(seen, dim=1))
 
@@ -240,7 +240,8 @@ def reconstruct_summary(loss_N: Tensor) -> dict[str, float]:
 
 
 def discriminate_summary(logits_NM: Tensor) -> dict[str, float]:
-    """Of two columns for each game: the logits of its real and of its fake examples."""
+    """Of two columns for each game, the logits of its real and of its fake examples; losses are means of both halves,
+    log 2 when the discriminator is fooled."""
     found: dict[str, float] = {}
     for prefix, logits_N2 in zip(GAMES, logits_NM.split(2, dim=1), strict=False):
         real_N, fake_N = logits_N2.unbind(1)

@@ -188,7 +188,16 @@ def _worker(rank: int, workers: int, folder: str, run: Settings) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("values", VARIANTS, ids=IDS)
+@pytest.mark.parametrize(
+    "values",
+    [
+        values
+        if values["task"] in ("unsupervised", "vae") or values["model.posterior"] == "deterministic"
+        else pytest.param(values, marks=pytest.mark.slow)
+        for values in VARIANTS
+    ],
+    ids=IDS,
+)
 def test_two_workers_equal_one_and_agree_exactly(
     values: dict[str, Any], small_run: Settings, digits: Dataset, tmp_path: Path
 ) -> None:

@@ -1,0 +1,111 @@
+"""Every task of the paper, trained on the digits, against the trivial answer that it has to beat by a wide margin."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from aae_ray.autoencoder.phases import TASKS
+from aae_ray.settings import Settings, replace
+from aae_ray.training.data import Dataset
+from aae_ray.training.loop import Training
+from aae_ray.training.metrics import METRICS
+from aae_ray.training.pictures import FIGURES, STYLE_SHEET, draw, sketch
+
+CHANCE = 0.9  # ten classes: the error of the largest class, of a random label, of a random part of the prior
+SHARED = {
+    "model.hidden": (128, 128),
+    "model.discriminator_hidden": (128, 128),
+    "model.latent_dim": 8,
+    "train.dtype": "float32",
+    "train.batch_size": 50,
+    "train.epochs": 40,
+    "optim.reconstruction_lr": 2e-3,
+    "optim.discrimination_lr": 1e-3,
+    "optim.regularization_lr": 1e-3,
+}
+INFORMED = {
+    "train.epochs": 80,
+    "model.latent_dim": 2,
+    "data.labels": 0.3,
+    "optim.reconstruction_lr": 5e-4,
+    "optim.discrimination_lr": 1e-2,
+    "optim.regularization_lr": 3e-3,
+}
+NOISY = {"train.label_noise": 0.3}
+
+# Task, what it is given, the metric it is for, and what the metric must reach.
+GOALS: list[tuple[str, dict[str, Any], str, float]] = [
+    ("unsupervised", {}, "val/reconstruction_mse", 0.4),  # times the error of the mean image
+    ("vae", {"model.posterior": "gaussian", "model.decoder_std": 0.3}, "val/reconstruction_mse", 0.6),
+    ("supervised", {}, "val/reconstruction_mse", 0.4),
+    ("label_informed", INFORMED | {"model.prior": "mixture"}, "val/part_error", 0.4),
+    ("label_informed", INFORMED | {"model.prior": "swiss_roll"}, "val/part_error", 0.4),
+    ("semi_supervised", NOISY | {"data.labels": 50, "train.input_noise": 0.3}, "val/classification_error", 0.25),
+    ("clustering", NOISY | {"model.clusters": 16, "model.latent_dim": 5}, "val/classification_error", 0.7),
+    ("reduction", NOISY | {"model.clusters": 16, "model.latent_dim": 2}, "val/classification_error", 0.6),
+    ("semi_supervised_reduction", NOISY | {"data.labels": 50, "model.latent_dim": 2}, "val/classification_error", 0.4),
+]
+
+
+def test_every_task_has_a_goal() -> None:
+    assert {task for task, *_ in GOALS} == set(TASKS)
+
+
+@pytest.mark.parametrize(("task", "values", "metric", "goal"), GOALS, ids=[f"{g[0]}-{i}" for i, g in enumerate(GOALS)])
+def test_a_task_beats_the_trivial_answer(
+    task: str, values: dict[str, Any], metric: str, goal: float, small_run: Settings, digits: Dataset
+) -> None:
+    training = Training(replace(small_run, SHARED | {"task": task} | values), digits)
+    found = training.train().metrics
+    assert set(found) - {"epoch"} <= set(METRICS)
+    baseline = found["val/mean_image_mse"] if metric == "val/reconstruction_mse" else 1.0
+    assert goal * baseline < (found["val/mean_image_mse"] if baseline != 1.0 else CHANCE)
+    assert found[metric] < goal * baseline, f"{metric} is {found[metric]:.3f}"
+    if TASKS[task].y == "clusters":
+        assert found["val/clusters_used"] >= 5 and found["val/nmi"] > 0.3 and found["val/ari"] > 0.1
+        assert found["val/hungarian_accuracy"] > 0.3
+    tested = training.evaluation.cheap("test")
+    assert tested[metric.replace("val/", "test/")] < 1.5 * goal * baseline
+
+    sheets = draw(sketch(training))
+    assert set(sheets) == {*FIGURES, *([STYLE_SHEET] if training.model.classes else [])}
+
+
+def test_label_information_needs_its_labels(small_run: Settings, digits: Dataset) -> None:
+    """With a label of every class and no more, the parts of the prior mean little: the labels do the work above."""
+    values = SHARED | INFORMED | {"task": "label_informed", "model.prior": "mixture", "data.labels": 10}
+    found = Training(replace(small_run, values | {"train.epochs": 30}), digits).train().metrics
+    assert found["val/part_error"] > 0.5
+
+
+def test_a_cluster_is_named_after_its_surest_validation_image(small_run: Settings, digits: Dataset) -> None:
+    training = Training(replace(small_run, {"task": "clustering", "model.clusters": 12}), digits)
+    training.train(1)
+    evaluation = training.evaluation
+    val, test = evaluation._look_at("val").y_NK, evaluation._look_at("test").y_NK
+    assert val is not None and test is not None and digits.labels_N is not None
+    name_of_cluster = torch.from_numpy(digits.labels_N[digits.val])[val.argmax(0)]
+    wrong_N = name_of_cluster[test.argmax(1)] != torch.from_numpy(digits.labels_N[digits.test])
+    expected = wrong_N.double().mean().item()
+    assert evaluation.cheap("test")["test/classification_error"] == pytest.approx(expected)
+
+
+def test_mixed_precision_changes_the_products_and_not_the_weights(small_run: Settings, digits: Dataset) -> None:
+    mixed, full = (
+        Training(
+            replace(small_run, {"train.dtype": "float32", "optim.algorithm": "sgd", "train.mixed_precision": on}), digits
+        )
+        for on in (True, False)
+    )
+    kinds: set[torch.dtype] = set()
+    mixed.model.players["decoder"].layers[0].register_forward_hook(  # type: ignore[union-attr, index, operator]
+        lambda _, inputs, answer: kinds.add(answer.dtype)
+    )
+    step = next(mixed.batches.epoch(0))
+    mixed.step(step)
+    full.step(step)
+    assert kinds == {torch.bfloat16}
+    weight, same = (next(training.model.players["decoder"].parameters()) for training in (mixed, full))
+    assert weight.dtype == torch.float32 and not torch.equal(weight, same)
+    torch.testing.assert_close(weight, same, rtol=0.1, atol=5e-3)
