@@ -23,7 +23,14 @@ OWNERS = {
     "scipy": ("aae_ray.training.clusters",),
     "pooch": ("aae_ray.training.download",),
     "matplotlib": ("aae_ray.training.figures",),
-    "typer": ("aae_ray.console", "aae_ray.tune", "aae_ray.train", "aae_ray.generate", "aae_ray.data"),
+    "typer": (
+        "aae_ray.console",
+        "aae_ray.tune",
+        "aae_ray.train",
+        "aae_ray.generate",
+        "aae_ray.evaluate",
+        "aae_ray.data",
+    ),
     "torch": ("aae_ray.autoencoder.", "aae_ray.training.", "aae_ray.study.gang", "aae_ray.study.registry"),
 }
 

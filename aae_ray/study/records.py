@@ -14,11 +14,14 @@ from aae_ray.study.ledger import Ledger, TrialRecord
 from aae_ray.study.provenance import provenance
 from aae_ray.study.space import Plan
 from aae_ray.study.tracking import STUDY, Tracker
-from aae_ray.training.data import Dataset
+from aae_ray.training.assessment import NEAREST_SHEET, assess
+from aae_ray.training.data import Dataset, cache_folder
+from aae_ray.training.judge import SMALLEST, judge_for
 from aae_ray.training.loop import Training
 
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "running": "RUNNING"}
 ABOUT = ("task", "prior", "prior_scale", "prior_components", "latent_dim", "classes", "image_shape", "data.digest")
+FIGURES = "figures"  # of trials, in the study's folder
 STUDY_KEYS = ("study.", "tracking.")  # settings of the study, not of a trial
 
 
@@ -113,9 +116,19 @@ class Records:
     # --------------------------------------------------------------------------------------------------------- the best
 
     def finalist(self, record: TrialRecord, training: Training) -> dict[str, float]:
-        """What a trial is worth on the test images, that no choice has seen."""
+        """What a trial is worth on the test images, that no choice has seen, and what its samples are worth."""
         test = training.evaluation.cheap("test") | training.evaluation.costly("test")
+        judge = None
+        if training.dataset.labels_N is not None and min(training.dataset.shape[1:]) >= SMALLEST:
+            judge = judge_for(training.dataset, cache_folder(training.run.data))
+            self.tracker.set_tags(record.name, {"aae.judge": judge.digest})
+        assessment = assess(training.evaluation, judge)
+        test |= assessment.metrics
         self.tracker.log_metrics(record.name, {name: value for name, value in test.items() if math.isfinite(value)}, 0)
+        folder = self.tracker.spool.path.parent / FIGURES / record.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / NEAREST_SHEET).write_bytes(assessment.nearest_sheet)
+        self.trial_picture(record, folder / NEAREST_SHEET)
         return test
 
     def best(
@@ -159,7 +172,7 @@ class Records:
         run = training.run
         tags = {
             "aae.trial": f"{self.study_id}/{record.trial_id}/{record.epoch}",
-            "data.name": run.data.name,
+            **{key: value for key, value in flatten(run).items() if key.startswith("data.") and value is not None},
             "data.digest": self.dataset.digest,
             "data.split": f"seed {run.data.split_seed}, validation {run.data.validation_fraction:g}, "
             f"test {run.data.test_fraction:g}",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.phases import place
 from aae_ray.autoencoder.priors import Prior, sample_classes
-from aae_ray.settings import UserError
+from aae_ray.settings import UserError, dotted_fields
 from aae_ray.study.front import dominates, fronts, select
 from aae_ray.study.server import quiet_mlflow
 
@@ -156,6 +156,8 @@ class LoadedDecoder:
     prior: Prior
     classes: int  # size of the label that it is told, 0 for none
     data_digest: str
+    shape: tuple[int, ...]  # of an image
+    settings: Mapping[str, str]  # of the data that it was trained on, under their dotted keys
 
     def sample(self, count: int, seed: int) -> Tensor:
         """Images (count, C, H, W) in [0, 1] decoded from draws of the prior."""
@@ -223,4 +225,6 @@ def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder
         ),
         int(tags.get("classes", 0)),
         tags.get("data.digest", ""),
+        tuple(int(side) for side in tags["image_shape"].split("x")),
+        {key: value for key, value in tags.items() if key in dotted_fields()},
     )

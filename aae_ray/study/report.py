@@ -4,7 +4,7 @@ import logging
 import os
 import shlex
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,19 @@ def front_table(ledger: Ledger, best: TrialRecord | None) -> Table:
             *(number(record.params[key]) for key in keys),
             style=style,
         )
+    return table
+
+
+def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
+    """Metrics with their units and what they mean, a line each."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    table.add_column("metric", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
+    table.add_column("what it is", overflow="ellipsis", no_wrap=True)
+    for name, value in metrics.items():
+        metric = METRICS[name]
+        table.add_row(name, f"{value:.4g}", metric.unit, metric.meaning)
     return table
 
 

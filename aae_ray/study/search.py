@@ -16,14 +16,12 @@ from aae_ray.study.callback import StudyCallback
 from aae_ray.study.cluster import send_log_to
 from aae_ray.study.ledger import BUDGET, ERROR, USER, Ledger, TrialRecord
 from aae_ray.study.pruner import FrontPruner
-from aae_ray.study.records import Records
+from aae_ray.study.records import FIGURES, Records
 from aae_ray.study.screen import Screen
 from aae_ray.study.searcher import OptunaSearcher, create_study
 from aae_ray.study.space import Plan
 from aae_ray.study.trial import trainable
 from aae_ray.training import pictures
-
-FIGURES = "figures"  # of trials, in the study's folder
 
 
 class Search:

@@ -87,10 +87,11 @@ def prepared_folder(data: settings.Data) -> Path:
 def _prepared_folder(data: settings.Data, source: "_Source") -> Path:
     content = json.dumps([PREPARED_FORMAT, source.identity], sort_keys=True)
     fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return _cache(data) / f"{data.name}-{fingerprint}"
+    return cache_folder(data) / f"{data.name}-{fingerprint}"
 
 
-def _cache(data: settings.Data) -> Path:
+def cache_folder(data: settings.Data) -> Path:
+    """Where prepared data lie, and what is derived from them."""
     return Path(data.cache or "~/.cache/aae_ray").expanduser().absolute()
 
 
@@ -114,7 +115,7 @@ def _find_source(data: settings.Data, progress: Progress = _untold) -> _Source:
         return _Source({"digits": "scikit-learn"}, _read_digits)
     if data.name in PUBLISHED:
         published = PUBLISHED[data.name]
-        folder = _cache(data) / "downloads" / data.name
+        folder = cache_folder(data) / "downloads" / data.name
         identity = {"sha256": dict(published.sha256)}
         return _Source(identity, lambda: read_idx(download(published, folder, progress)))
     known = ("digits", *PUBLISHED)

@@ -138,13 +138,22 @@ class Evaluation:
 
     def prior(self, count: int) -> Tensor:
         """Draws of the prior to show beside the codes, (N, Z); in a reduction W y + z, with y from its own prior."""
-        z_NZ = self._prior(count, 0)
         if "cluster_heads" not in self.model.players:
-            return z_NZ
-        y_NK = sample_classes(count, self.model.classes, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR_LABELS))
-        places = (part.to(self.images.device, self.images.dtype) for part in (z_NZ, y_NK))
+            return self._prior(count, 0)
         with torch.no_grad():
-            return self.model.place(*places).cpu()
+            return self.model.place(*self.prior_places(count)).cpu()
+
+    def prior_codes(self, count: int, seed: int) -> Tensor:
+        """Draws of p(z), (N, Z), a function of the seed alone, on the CPU."""
+        return self._prior(count, seed)
+
+    def prior_places(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Draws of p(z), (N, Z), and of p(y), (N, K), where the decoder is told a label; on the model's device."""
+        z_NZ = self._prior(count, 0).to(self.images.device, self.images.dtype)
+        if not self.model.classes:
+            return z_NZ, None
+        y_NK = sample_classes(count, self.model.classes, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR_LABELS))
+        return z_NZ, y_NK.to(z_NZ)
 
     @torch.no_grad()
     def _look_at(self, part: str) -> Encoded:

@@ -52,7 +52,9 @@ def samples(x_NCHW: Tensor, columns: int | None = None) -> bytes:
     return _png(image_sheet(x_NCHW, columns))
 
 
-def reconstructions(x_NCHW: Tensor, x_hat_NCHW: Tensor) -> bytes:
+def reconstructions(
+    x_NCHW: Tensor, x_hat_NCHW: Tensor, texts: tuple[str, str] = ("original", "reconstruction")
+) -> bytes:
     """Rows of pairs as PNG: each original above its reconstruction, at most eight pairs in a row.
 
     Raises ValueError when the two differ in shape.
@@ -71,7 +73,6 @@ def reconstructions(x_NCHW: Tensor, x_hat_NCHW: Tensor) -> bytes:
     height, width = strips[0][0].shape[:2]
 
     font = ImageFont.load_default(size=13)
-    texts = ("original", "reconstruction")
     left = 2 * MARGIN + math.ceil(max(font.getlength(text) for text in texts))
     step = 2 * height - SEPARATOR + MARGIN
     sheet = Image.new("RGB", (left + width + MARGIN, MARGIN + len(strips) * step), "white")

@@ -154,6 +154,38 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "the loss that is trained; its scale depends on train.reconstruction_reduction",
         ),
         Metric("train/kl_nats", "nats", None, "cheap", "E_x KL(q(z|x) || p(z)) of the VAE"),
+        *(
+            Metric(f"quality/{name}", unit, None, "costly", meaning)
+            for name, unit, meaning in (
+                ("fid_local", "", "Frechet distance of features of samples and test images, by the data's own judge"),
+                ("fid_local_floor", "", "that distance for as many real training images"),
+                ("kid_local", "", "kernel distance of the same features, unbiased"),
+                ("kid_local_se", "", "its standard error over subsets"),
+                ("kid_local_floor", "", "that distance for real training images"),
+                ("precision", "ratio", "share of samples within reach of a test image, among those features"),
+                ("recall", "ratio", "share of test images within reach of a sample"),
+                ("density", "ratio", "test images within reach of a sample, over those expected; 1: alike"),
+                ("coverage", "ratio", "share of test images that have a sample within reach"),
+                ("coverage_floor", "ratio", "that share for as many real training images"),
+                ("class_kl_nats", "nats", "divergence of the samples' classes from uniform"),
+                ("class_confidence", "ratio", "mean confidence of the judge in the class of a sample"),
+                ("class_entropy_nats", "nats", "mean entropy of the judge's answer for a sample"),
+                ("classes_missing", "classes", "classes with less than a fifth of their share of the samples"),
+                ("judge_accuracy", "ratio", "of the judge itself, on the test images"),
+                ("parzen_nats", "nats", "Parzen window log-likelihood of the test images under samples"),
+                ("parzen_samples", "images", "how many samples: the score rises with them; 10,000 in the paper"),
+                ("parzen_nats_se", "nats", "its standard error over test images"),
+                ("parzen_sigma", "pixel", "the window that the validation images chose"),
+                ("parzen_anchor_nats", "nats", "the same with as many real training images in place of the samples"),
+                ("imq_mmd", "", "squared kernel discrepancy of held-out codes and prior"),
+                ("imq_mmd_floor", "", "that discrepancy for prior against prior"),
+                (
+                    "reencoding_error",
+                    "prior std",
+                    "distance of prior samples from the codes of their images, per dimension",
+                ),
+            )
+        ),
         Metric("perf/images_per_second", "images/s", "max", "cheap", "training images per second over all workers"),
     ]
 )

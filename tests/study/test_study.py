@@ -120,6 +120,15 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
     with Image.open(tmp_path / "samples.png") as sheet:
         assert sheet.width >= 64 and len(sheet.convert("L").getcolors() or ()) > 10
 
+    sheets = {Path(item.path).name for item in client.list_artifacts(best.info.run_id, "figures")}
+    assert "nearest.png" in sheets and "quality/fid_local" in best.data.metrics and best.data.tags["aae.judge"]
+    judged = run(tmp_path, environment, "evaluate", "aae-digits-decoder")
+    assert "quality/kid_local" in judged.stdout and "no praise" in judged.stdout and not judged.stderr
+    (evaluation,) = client.search_runs([best.info.experiment_id], "tags.`aae.run_kind` = 'evaluation'")
+    assert evaluation.info.status == "FINISHED"
+    for name in ("quality/fid_local", "quality/parzen_nats"):  # the same protocol: the same figures
+        assert evaluation.data.metrics[name] == pytest.approx(best.data.metrics[name], rel=0.2)
+
     config = next(tmp_path.glob("runs/*/best_config.yaml"))
     checked = run(tmp_path, environment, "tune", str(config), "--dry-run")
     assert f"model.latent_dim: {best.data.params['model.latent_dim']}" in checked.stdout
@@ -237,6 +246,10 @@ def test_train_with_two_workers_makes_the_same_records(tmp_path: Path, environme
         ("train", ("model.hidden=wide",), "model.hidden"),
         ("train", ("model.network=convolutional", "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
         ("generate", ("x", "--out", "nowhere/x.png"), "there is no folder"),
+        ("evaluate", ("x", "--out", "x.jpg"), "give a name that ends in .png"),
+        ("tune", ("task=clustering", "model.clusters=200"), "model.clusters is more than train.batch_size can fill"),
+        ("tune", ("task=semi_supervised", "data.labels=5"), "data.labels gives 5 labels to 10 classes"),
+        ("train", ("task=label_informed", "model.prior=mixture", "model.prior_components=7"), "7 components"),
     ],
 )
 def test_mistakes_are_sentences_with_exit_code_2(

@@ -94,12 +94,13 @@ def test_a_cluster_is_named_after_its_surest_validation_image(small_run: Setting
 def test_mixed_precision_changes_the_products_and_not_the_weights(small_run: Settings, digits: Dataset) -> None:
     mixed, full = (
         Training(
-            replace(small_run, {"train.dtype": "float32", "optim.algorithm": "sgd", "train.mixed_precision": on}), digits
+            replace(small_run, {"train.dtype": "float32", "optim.algorithm": "sgd", "train.mixed_precision": on}),
+            digits,
         )
         for on in (True, False)
     )
     kinds: set[torch.dtype] = set()
-    mixed.model.players["decoder"].layers[0].register_forward_hook(  # type: ignore[union-attr, index, operator]
+    mixed.model.players["decoder"].layers[0].register_forward_hook(  # type: ignore[union-attr, index]
         lambda _, inputs, answer: kinds.add(answer.dtype)
     )
     step = next(mixed.batches.epoch(0))

@@ -1,0 +1,53 @@
+"""python -m aae_ray.evaluate: what a registered decoder, or a trial's checkpoint, is worth on the test images.
+
+python -m aae_ray.evaluate aae-digits-decoder                              the champion's samples
+python -m aae_ray.evaluate runs/STUDY/trials/TRIAL/checkpoint_000000       samples, codes and reconstructions
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aae_ray.console import OVERRIDES_HELP, run_command
+from aae_ray.settings import UserError
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="registered model, or folder of a checkpoint", metavar="MODEL")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help=f"{OVERRIDES_HELP}; data.* say where the data are"),
+    ] = None,
+    version: Annotated[str, typer.Option(help="alias or version of a registered model")] = "champion",
+    out: Annotated[Path, typer.Option(help="sheet of samples beside their nearest training images")] = Path(
+        "nearest.png"
+    ),
+    any_data: Annotated[
+        bool, typer.Option("--any-data", help="evaluate on data that the model was not trained on")
+    ] = False,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db if none"),
+    ] = None,
+) -> None:
+    """Measure a model by one protocol with fixed seeds, and record the figures in MLflow."""
+    if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: give a name that ends in .png, in a folder that exists")
+    from aae_ray.study import server
+    from aae_ray.study.evaluations import measure, record
+    from aae_ray.study.report import bullet, console_for, metrics_table
+
+    console, uri = console_for(), server.tracking_uri(tracking_uri)
+    found = measure(model, overrides or [], version=version, uri=uri, any_data=any_data)
+    out.write_bytes(found.assessment.nearest_sheet)
+    console.print(metrics_table(found.name, found.assessment.metrics), "")
+    for remark in found.assessment.remarks:
+        console.print(bullet("note", remark), soft_wrap=True)
+    console.print(bullet("sheet", str(out)))
+    unsent = record(found, uri, out)
+    console.print(bullet("recorded", f"run {found.run_name} in MLflow" if not unsent else "not yet: MLflow is away"))
+
+
+if __name__ == "__main__":
+    run_command(evaluate, "evaluate")

@@ -1,0 +1,115 @@
+"""An evaluation outside of a study, of a registered decoder or a checkpoint, recorded as an MLflow run of its own."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aae_ray.settings import Entry, Settings, UserError, build, dotted_fields, read_overrides
+from aae_ray.study import registry
+from aae_ray.study.provenance import provenance
+from aae_ray.study.tracking import STUDY, Tracker
+from aae_ray.training import checkpoint
+from aae_ray.training.assessment import Assessment, assess, assess_samples
+from aae_ray.training.data import Dataset, cache_folder, load
+from aae_ray.training.judge import SMALLEST, Judge, judge_for
+from aae_ray.training.loop import Training
+
+SEND_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured of what, and on which data."""
+
+    name: str
+    run: Settings
+    dataset: Dataset
+    judge: Judge | None
+    assessment: Assessment
+
+    @property
+    def run_name(self) -> str:
+        return f"evaluate-{self.name}"
+
+
+def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any_data: bool) -> Evaluated:
+    """Evaluate a checkpoint's folder, or a registered decoder by name. Raises UserError when there is no such thing,
+    or when the data are of another digest, unless `any_data`, or of another shape."""
+    changes = read_overrides(overrides)
+    if Path(model, checkpoint.FILE).exists():
+        return _checkpoint(Path(model), changes, any_data)
+    if Path(model).exists():
+        raise UserError(f"{model} holds no checkpoint: there is no {checkpoint.FILE} in it")
+    return _registered(model, changes, version, uri, any_data)
+
+
+def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> Evaluated:
+    state = checkpoint.load(folder)
+    run = _settings(state["settings"], changes, str(folder))
+    dataset, judge = _data(run)
+    _same_data(str(folder), state["data_digest"], tuple(state["shape"]), dataset, any_data)
+    training = Training(run, dataset)
+    training.load_state_dict(state | {"data_digest": dataset.digest})
+    assessment = assess(training.evaluation, judge)
+    assessment.metrics = training.evaluation.cheap("test") | training.evaluation.costly("test") | assessment.metrics
+    return Evaluated(folder.name, run, dataset, judge, assessment)
+
+
+def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str, any_data: bool) -> Evaluated:
+    decoder = registry.load(name, uri, version)
+    about = {key: value for key, value in decoder.settings.items() if key.startswith("data.")}
+    run = _settings(about, changes, name)
+    dataset, judge = _data(run)
+    _same_data(f"{name} version {decoder.version}", decoder.data_digest, decoder.shape, dataset, any_data)
+    assessment = assess_samples(lambda count: decoder.sample(count, seed=0), dataset, judge)
+    return Evaluated(f"{name}-{decoder.version}", run, dataset, judge, assessment)
+
+
+def _settings(recorded: Mapping[str, Any], changes: Mapping[str, Entry], where: str) -> Settings:
+    known = dotted_fields()
+    values = {
+        key: Entry(value, where)
+        for key, value in recorded.items()
+        if key in known and value is not None and not key.startswith(("study.", "tracking."))
+    }
+    return build(values | dict(changes))
+
+
+def _data(run: Settings) -> tuple[Dataset, Judge | None]:
+    dataset = load(run.data)
+    judged = dataset.labels_N is not None and min(dataset.shape[1:]) >= SMALLEST
+    return dataset, judge_for(dataset, cache_folder(run.data)) if judged else None
+
+
+def _same_data(what: str, digest: str, shape: tuple[int, ...], dataset: Dataset, any_data: bool) -> None:
+    if shape != dataset.shape:
+        told, own = ("x".join(map(str, some)) for some in (shape, dataset.shape))
+        raise UserError(f"{what} makes images of {told}, and those of data.name {dataset.name} are {own}")
+    if digest != dataset.digest and not any_data:
+        raise UserError(
+            f"{what} was trained on data with digest {digest}, and data.name {dataset.name} has {dataset.digest}; "
+            "name its own data with data.name and data.path, or give --any-data"
+        )
+
+
+def record(found: Evaluated, uri: str, sheet: Path) -> int:
+    """Write an evaluation to MLflow as a run of its own; returns how many records could not be sent."""
+    began = time.time()
+    folder = Path(found.run.study.folder) / f"evaluation-{time.strftime('%Y%m%d-%H%M%S', time.localtime(began))}"
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = Tracker(folder, uri, f"aae/{found.dataset.name}")
+    tags = {
+        "aae.study_id": folder.name,
+        "aae.run_kind": "evaluation",
+        "aae.evaluated": found.name,
+        "aae.data_digest": found.dataset.digest,
+        "aae.judge": found.judge.digest if found.judge else None,
+        **provenance(),
+    }
+    tracker.create_run(STUDY, found.run_name, {key: value for key, value in tags.items() if value}, began)
+    tracker.log_metrics(STUDY, found.assessment.metrics, 0)
+    tracker.log_artifact(STUDY, sheet, "figures")
+    tracker.end_run(STUDY, "FINISHED", time.time())
+    return tracker.close(SEND_SECONDS)

@@ -1,0 +1,147 @@
+"""One protocol for what a trained model is worth: its samples against real images, its codes against their prior.
+
+Seeds and sizes are fixed, so that models of any task compare. Samples are held against the test images, features of
+both come from the data's own judge; a floor says what real images get.
+
+Shapes: N test images, M samples, C channels, H height, W width, D pixels, Z code.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aae_ray.settings import UserError
+from aae_ray.training import figures, quality
+from aae_ray.training.data import Dataset
+from aae_ray.training.evaluation import PROTOCOL_SEED, Evaluation
+from aae_ray.training.judge import Judge
+
+PARZEN_SAMPLES = 10_000
+PARZEN_VALIDATION = 1000  # images that choose the window
+MOST = 10_000  # samples and images that are compared
+SHOWN = 32  # samples in the sheet of nearest images
+NEAREST_SHEET = "nearest.png"
+PARZEN_ADVICE = (
+    "a Parzen score above that of real images is no praise: blurred, centroid-like samples score higher than real ones"
+)
+
+Draw = Callable[[int], Tensor]  # a number of samples -> images (M, C, H, W) in [0, 1], the same ones each time
+
+
+@dataclass
+class Assessment:
+    """Metrics by name, the sheet of nearest images, and remarks for the reader."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    nearest_sheet: bytes = b""
+    remarks: list[str] = field(default_factory=list)
+
+
+def assess(evaluation: Evaluation, judge: Judge | None) -> Assessment:
+    """What a whole model is worth: its samples and its codes."""
+    found = assess_samples(evaluation.samples, evaluation.dataset, judge)
+    found.metrics |= assess_codes(evaluation)
+    return found
+
+
+def assess_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Assessment:
+    """What samples are worth. Without a judge (data without labels) the metrics on its features are left out."""
+    found = Assessment()
+    samples_MCHW = draw(PARZEN_SAMPLES).cpu().clamp(0, 1)
+    test_NCHW = _images(dataset, dataset.test[:MOST])
+    if judge is None:
+        found.remarks.append("without labels there is no judge: FID, KID, coverage and classes are left out")
+    else:
+        found.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge)
+        if found.metrics["quality/classes_missing"]:
+            histogram = quality.class_histogram(judge.probabilities(samples_MCHW))
+            told = ", ".join(map(str, histogram.missing))
+            found.remarks.append(f"coverage alarm: samples hardly ever show class {told}")
+    _parzen(found, samples_MCHW, test_NCHW, dataset)
+    fake_NCHW = samples_MCHW[:SHOWN]
+    train_NCHW = _images(dataset, dataset.train)
+    nearest_N = quality.nearest_images(fake_NCHW.flatten(1), train_NCHW.flatten(1))
+    texts = ("sample", "nearest training image")
+    found.nearest_sheet = figures.reconstructions(fake_NCHW, train_NCHW[nearest_N], texts)
+    return found
+
+
+def _judged(samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, judge: Judge) -> dict[str, float]:
+    count = min(len(test_NCHW), len(dataset.train), MOST)
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(PROTOCOL_SEED)))
+    real_NF = judge.features(test_NCHW[:count])
+    fake_NF = judge.features(samples_MCHW[:count])
+    train_NF = judge.features(_images(dataset, np.sort(random.permutation(dataset.train)[:count])))
+    kid, kid_floor = (
+        quality.kernel_distance(real_NF, other_NF, seed=PROTOCOL_SEED) for other_NF in (fake_NF, train_NF)
+    )
+    balls = quality.prdc(real_NF, fake_NF)
+    classes = quality.class_histogram(judge.probabilities(samples_MCHW))
+    return {
+        "quality/fid_local": quality.frechet_distance(real_NF, fake_NF),
+        "quality/fid_local_floor": quality.frechet_distance(real_NF, train_NF),
+        "quality/kid_local": kid.value,
+        "quality/kid_local_se": kid.standard_error,
+        "quality/kid_local_floor": kid_floor.value,
+        "quality/precision": balls.precision,
+        "quality/recall": balls.recall,
+        "quality/density": balls.density,
+        "quality/coverage": balls.coverage,
+        "quality/coverage_floor": quality.prdc(real_NF, train_NF).coverage,
+        "quality/class_kl_nats": classes.kl_to_uniform_nats,
+        "quality/class_confidence": classes.confidence,
+        "quality/class_entropy_nats": classes.entropy_nats,
+        "quality/classes_missing": float(len(classes.missing)),
+        "quality/judge_accuracy": judge.accuracy,
+    }
+
+
+def _parzen(found: Assessment, samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset) -> None:
+    """The log-likelihood by the paper's protocol beside that of as many real training images (section 3)."""
+    validation_ND = _images(dataset, dataset.val[:PARZEN_VALIDATION]).flatten(1)
+    test_ND = test_NCHW.flatten(1)
+    real_MD = _images(dataset, dataset.train[:PARZEN_SAMPLES]).flatten(1)
+    try:
+        score = quality.parzen(samples_MCHW[: len(real_MD)].flatten(1), validation_ND, test_ND)
+        anchor = quality.parzen(real_MD, validation_ND, test_ND)
+    except UserError as error:
+        found.remarks.append(f"no Parzen score: {error}")
+        return
+    found.metrics |= {
+        "quality/parzen_nats": score.nats,
+        "quality/parzen_nats_se": score.standard_error,
+        "quality/parzen_sigma": score.sigma,
+        "quality/parzen_samples": float(score.samples),
+        "quality/parzen_anchor_nats": anchor.nats,
+    }
+    found.remarks.append(f"Parzen windows over {score.samples} samples; {PARZEN_ADVICE}")
+
+
+@torch.no_grad()
+def assess_codes(evaluation: Evaluation) -> dict[str, float]:
+    """What the encoder is worth: reconstruction, codes against prior, prior samples decoded and encoded again."""
+    model, images = evaluation.model, evaluation.images
+    codes_NZ = evaluation.codes("test")
+    count = min(len(codes_NZ), 2000)
+    prior_std = model.prior.std_Z.double().square().mean().sqrt().item()
+    prior, again = (evaluation.prior_codes(count, seed) for seed in (0, 1))
+    found = {
+        "quality/imq_mmd": quality.imq_mmd(codes_NZ[:count], prior, prior_std),
+        "quality/imq_mmd_floor": quality.imq_mmd(again, prior, prior_std),
+    }
+    z_NZ, y_NK = evaluation.prior_places(count)
+    x_ND = model.decode(z_NZ, y_NK)
+    noise_NE = (
+        torch.zeros(count, model.noise_dim, device=images.device, dtype=images.dtype) if model.noise_dim else None
+    )
+    error_NZ = (model.encode(x_ND, noise_NE).z_BZ - z_NZ).cpu() / model.prior.std_Z
+    found["quality/reencoding_error"] = error_NZ.square().mean().sqrt().item()
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _images(dataset: Dataset, rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(dataset.images_NCHW[rows])).float().div_(255)

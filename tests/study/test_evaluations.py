@@ -1,0 +1,69 @@
+"""Evaluating a checkpoint outside of its study: the study's figures again, and no other data by mistake."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from aae_ray.settings import Settings, UserError, replace
+from aae_ray.study.evaluations import Evaluated, measure, record
+from aae_ray.training import checkpoint
+from aae_ray.training.data import Dataset
+from aae_ray.training.loop import Training
+from tests.training.small_sets import write_idx
+
+
+@pytest.fixture
+def saved(tmp_path: Path, small_run: Settings, digits: Dataset) -> Path:
+    values = {"task": "semi_supervised", "data.labels": 100, "train.dtype": "float32", "model.hidden": "32-16"}
+    training = Training(replace(small_run, values), digits)
+    training.train(2)
+    checkpoint.save(training.state_dict(), tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def evaluate(folder: Path, *overrides: str, any_data: bool = False) -> Evaluated:
+    return measure(str(folder), overrides, version="champion", uri="sqlite:///unused.db", any_data=any_data)
+
+
+def test_a_checkpoint_is_measured_on_the_test_images_and_recorded(
+    saved: Path, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = evaluate(saved)
+    metrics = found.assessment.metrics
+    assert {"test/classification_error", "test/jsd_nats", "quality/fid_local", "quality/reencoding_error"} <= set(
+        metrics
+    )
+    assert evaluate(saved).assessment.metrics == metrics  # one protocol, fixed seeds
+    sheet = tmp_path / "nearest.png"
+    sheet.write_bytes(found.assessment.nearest_sheet)
+    assert record(found, database, sheet) == 0
+
+    client = MlflowClient(database)
+    experiment = client.get_experiment_by_name("aae/digits")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.tags["aae.data_digest"] == found.dataset.digest and found.judge is not None
+    assert run.data.tags["aae.judge"] == found.judge.digest and run.info.status == "FINISHED"
+    assert run.data.metrics["quality/fid_local"] == pytest.approx(metrics["quality/fid_local"])
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "figures")] == ["figures/nearest.png"]
+
+
+def test_other_data_are_refused_unless_asked_for(saved: Path, tmp_path: Path, digits: Dataset, cache: Path) -> None:
+    assert digits.labels_N is not None
+    own = write_idx(tmp_path / "own", 255 - digits.images_NCHW[:, 0], np.asarray(digits.labels_N))
+    data = ("data.name=own", f"data.path={own}", f"data.cache={cache}")
+    with pytest.raises(UserError, match=re.escape("was trained on data with digest")):
+        evaluate(saved, *data)
+    assert "quality/fid_local" in evaluate(saved, *data, any_data=True).assessment.metrics
+    small = write_idx(tmp_path / "small", digits.images_NCHW[:, 0, :6, :6], np.asarray(digits.labels_N))
+    with pytest.raises(UserError, match="makes images of 1x8x8, and those of data.name small are 1x6x6"):
+        evaluate(saved, "data.name=small", f"data.path={small}", f"data.cache={cache}", any_data=True)
+
+
+def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        evaluate(tmp_path)

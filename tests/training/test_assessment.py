@@ -1,0 +1,90 @@
+"""The protocol as a whole: real images do as well as the floors, junk does not; nothing is left to chance."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from aae_ray.settings import Settings
+from aae_ray.settings import replace as changed
+from aae_ray.training import assessment
+from aae_ray.training.data import Dataset
+from aae_ray.training.judge import Judge, judge_for
+from aae_ray.training.loop import Training
+from aae_ray.training.metrics import METRICS
+
+
+@pytest.fixture(scope="module")
+def judge(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Judge:
+    return judge_for(digits, tmp_path_factory.mktemp("judge"))
+
+
+def images(dataset: Dataset, rows: Any) -> torch.Tensor:
+    return torch.from_numpy(dataset.images_NCHW[rows]).float() / 255
+
+
+def test_real_images_do_as_well_as_the_floors_and_noise_does_not(digits: Dataset, judge: Judge) -> None:
+    real_NCHW = images(digits, digits.train)
+    real = assessment.assess_samples(lambda count: real_NCHW[:count], digits, judge)
+    noise_NCHW = torch.rand(1079, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = assessment.assess_samples(lambda count: noise_NCHW[:count], digits, judge)
+    assert set(real.metrics) <= set(METRICS)
+    assert real.metrics["quality/fid_local"] < 3 * real.metrics["quality/fid_local_floor"]
+    assert real.metrics["quality/coverage"] > 0.9 > 0.3 > noise.metrics["quality/coverage"]
+    assert noise.metrics["quality/fid_local"] > 20 * real.metrics["quality/fid_local"]
+    assert real.metrics["quality/parzen_nats"] == pytest.approx(real.metrics["quality/parzen_anchor_nats"])
+    assert noise.metrics.get("quality/parzen_nats", -1e9) < real.metrics["quality/parzen_nats"]
+    assert any("no praise" in remark for remark in real.remarks)
+    assert real.nearest_sheet.startswith(b"\x89PNG")
+
+
+def test_a_lost_class_raises_the_alarm(digits: Dataset, judge: Judge) -> None:
+    assert digits.labels_N is not None
+    kept = digits.train[digits.labels_N[digits.train] != 4]
+    found = assessment.assess_samples(lambda count: images(digits, kept)[:count], digits, judge)
+    assert found.metrics["quality/classes_missing"] == 1
+    assert "coverage alarm: samples hardly ever show class 4" in found.remarks
+
+
+def test_data_without_labels_are_assessed_without_a_judge(digits: Dataset) -> None:
+    found = assessment.assess_samples(lambda count: images(digits, digits.train)[:count], replace(digits), None)
+    assert "quality/parzen_nats" in found.metrics and "quality/fid_local" not in found.metrics
+    assert any("without labels" in remark for remark in found.remarks)
+
+
+@pytest.mark.parametrize("task", ["unsupervised", "semi_supervised", "reduction"])
+def test_a_whole_model_is_assessed_the_same_each_time(
+    task: str, small_run: Settings, digits: Dataset, judge: Judge
+) -> None:
+    run = changed(small_run, {"task": task, "data.labels": 50, "model.posterior": "gaussian", "train.dtype": "float32"})
+    training = Training(run, digits)
+    training.train(2)
+    first, again = (assessment.assess(training.evaluation, judge) for _ in range(2))
+    assert first.metrics == again.metrics and set(first.metrics) <= set(METRICS)
+    assert {"quality/imq_mmd", "quality/imq_mmd_floor", "quality/reencoding_error"} <= set(first.metrics)
+    assert first.nearest_sheet == again.nearest_sheet
+
+
+def test_prior_samples_that_come_back_have_no_reencoding_error(small_run: Settings, digits: Dataset) -> None:
+    """A decoder that writes the code into its first pixels, and an encoder that reads it from there."""
+    training = Training(changed(small_run, {"model.latent_dim": 3}), digits)
+    evaluation = training.evaluation
+    model = evaluation.model
+
+    class Copy:
+        noise_dim, prior = 0, model.prior
+
+        @staticmethod
+        def decode(z_NZ: torch.Tensor, y_NK: None) -> torch.Tensor:
+            return torch.cat([z_NZ, torch.zeros(len(z_NZ), 61, dtype=z_NZ.dtype)], 1)
+
+        @staticmethod
+        def encode(x_ND: torch.Tensor, noise_NE: None) -> object:
+            return type("Code", (), {"z_BZ": x_ND[:, :3] + 0.5})
+
+    codes_NZ = evaluation.codes("test")
+    evaluation.codes = lambda part: codes_NZ  # type: ignore[method-assign]
+    evaluation.model = Copy()  # type: ignore[assignment]
+    evaluation.model.classes = 0  # type: ignore[misc]
+    assert assessment.assess_codes(evaluation)["quality/reencoding_error"] == pytest.approx(0.5)
