@@ -339,10 +339,10 @@ class Settings(Section):
     @model_validator(mode="after")
     def _parts_agree(self) -> "Settings":
         model, wrong = self.model, []
-        if self.task == "vae" and (model.posterior, model.prior) != ("gaussian", "gaussian"):
+        if self.task == "vae" and (model.posterior != "gaussian" or model.prior not in ("gaussian", "mixture")):
             wrong.append(
-                "task vae needs model.posterior gaussian and model.prior gaussian "
-                "(its KL term has no closed form otherwise), "
+                "task vae needs model.posterior gaussian and model.prior gaussian or mixture "
+                "(its KL term takes their densities), "
                 f"got {model.posterior} and {model.prior}"
             )
         if self.task == "label_informed" and model.prior not in ("mixture", "swiss_roll"):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from aae_ray import settings
 from aae_ray.autoencoder.posteriors import Code
+from aae_ray.autoencoder.priors import build_prior
 
 Players = Mapping[str, nn.Module]
 Source = Literal["all", "labelled"]
@@ -216,16 +217,22 @@ def classify(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
 
 
 def evidence(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
-    """The VAE's single phase: reconstruction error plus KL(q(z|x) || N(0, s^2 I)) (Kingma, Welling 2014, appendix B).
+    """The VAE's single phase: reconstruction error plus KL(q(z|x) || p(z)) (Kingma and Welling 2014, appendix B).
 
+    In closed form for the Gaussian prior, from the one draw of z for the mixture: log q(z|x) - log p(z), unbiased.
     With the reduction half_sum this is, up to a constant, the negative evidence lower bound of a decoder that answers
     with a Gaussian of standard deviation `model.decoder_std`.
     """
     code = _encoded(players, batch)
     assert code.mean_BZ is not None and code.log_variance_BZ is not None
-    log_ratio_BZ = code.log_variance_BZ - 2 * math.log(run.model.prior_scale)  # log of q's variance over p's
-    distance_BZ = code.mean_BZ.square() / run.model.prior_scale**2
-    kl_B = 0.5 * (distance_BZ + log_ratio_BZ.exp() - 1 - log_ratio_BZ).sum(1)
+    if run.model.prior == "gaussian":
+        log_ratio_BZ = code.log_variance_BZ - 2 * math.log(run.model.prior_scale)  # log of q's variance over p's
+        distance_BZ = code.mean_BZ.square() / run.model.prior_scale**2
+        kl_B = 0.5 * (distance_BZ + log_ratio_BZ.exp() - 1 - log_ratio_BZ).sum(1)
+    else:
+        noise_BZ = (code.z_BZ - code.mean_BZ) * (-0.5 * code.log_variance_BZ).exp()
+        log_q_B = -0.5 * (noise_BZ.square() + code.log_variance_BZ + math.log(2 * math.pi)).sum(1)
+        kl_B = log_q_B - build_prior(run.model).log_density(code.z_BZ)
     error_B = reconstruction_loss(batch.x_BD, players["decoder"](code.z_BZ), run.train.reconstruction_reduction)
     return Outcome(error_B / run.model.decoder_std**2 + kl_B, torch.stack([error_B, kl_B], dim=1).detach())
 

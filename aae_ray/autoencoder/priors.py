@@ -5,7 +5,7 @@ pictures and gives no coordinates; theirs here are those of the public implement
 Both live in the first two coordinates, the remaining ones are Gaussian, so that prior and latent size can be searched
 together. They have parts, a component or a stretch of the roll, of which a label selects one (section 2.3).
 
-Shapes: N samples, Z code, K classes or clusters, P reference points.
+Shapes: N samples, Z code, K classes or clusters, P points of reference or parts of a prior.
 """
 
 import math
@@ -113,6 +113,25 @@ class Prior:
         planes += [self._rest(count, generator, dtype, self.parts, None) for _ in range(2, self.latent_dim, 2)]
         return self.scale * torch.cat(planes, dim=1)[:, : self.latent_dim]
 
+    def log_density(self, z_NZ: Tensor) -> Tensor:
+        """log p(z), (N,), of the Gaussian and the mixture: what a VAE needs where an adversarial autoencoder samples.
+
+        Raises ValueError for the other priors.
+        """
+        z_NZ = z_NZ / self.scale
+        log_volume = self.latent_dim * math.log(self.scale)
+        if self.name == "gaussian":
+            return _log_normal(z_NZ, 1.0).sum(1) - log_volume
+        if self.name != "mixture":
+            raise ValueError(f"the {self.name} prior has no density here")
+        turn_P = torch.arange(self.parts, dtype=z_NZ.dtype, device=z_NZ.device) * (2 * math.pi / self.parts)
+        x_N1, y_N1 = z_NZ[:, :1], z_NZ[:, 1:2]
+        along_NP = x_N1 * turn_P.cos() + y_N1 * turn_P.sin() - MIXTURE_RADIUS
+        across_NP = y_N1 * turn_P.cos() - x_N1 * turn_P.sin()
+        part_NP = _log_normal(along_NP, MIXTURE_STD[0]) + _log_normal(across_NP, MIXTURE_STD[1])
+        plane_N = part_NP.logsumexp(1) - math.log(self.parts)
+        return plane_N + _log_normal(z_NZ[:, 2:], 1.0).sum(1) - log_volume
+
     def part_of(self, z_NZ: Tensor) -> Tensor:
         """The component or segment that each code is nearest to, (N,): by angle in the mixture, else on the roll.
 
@@ -127,6 +146,10 @@ class Prior:
             nearest_N = torch.cdist(plane_N2, _on_the_roll(u_P)).argmin(1)
             return (u_P[nearest_N] * self.parts).long()
         raise ValueError(f"the {self.name} prior has no parts")
+
+
+def _log_normal(x: Tensor, std: float) -> Tensor:
+    return -0.5 * (x / std).square() - math.log(std * math.sqrt(2 * math.pi))
 
 
 def sample_classes(count: int, classes: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Tensor:

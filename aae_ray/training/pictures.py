@@ -31,7 +31,8 @@ def sketch(training: Training) -> Sketch:
     evaluation, model, labels_N = training.evaluation, training.run.model, training.dataset.labels_N
     codes_NZ = evaluation.places("val")[:CODES]
     originals_NCHW, answers_NCHW = evaluation.reconstructions("val", COUNT // 2)
-    title = f"held-out codes, {model.posterior} posterior, {model.prior} prior, epoch {training.epoch}"
+    what = "codes W y + z" if "cluster_heads" in training.model.players else "codes"
+    title = f"{training.run.task}: held-out {what}, {model.posterior} posterior, {model.prior} prior"
     if model.latent_dim > 2:
         title += f"\nfirst two of {model.latent_dim} coordinates"
     found: dict[str, NDArray[np.generic]] = {

@@ -218,6 +218,18 @@ def test_evidence_against_torch_distributions(scale: float) -> None:
     torch.testing.assert_close(phases.evidence(model.players, batch, run).loss_B, error_B + kl_B)
 
 
+def test_evidence_of_a_mixture_is_the_sampled_divergence() -> None:
+    run = variant("vae", "gaussian", "dense", **{"model.prior": "mixture", "model.prior_scale": 2.0})
+    model = build(run)
+    batch = batch_for(model)
+    code = model.encode(phases.corrupt(batch), batch.posterior_noise_BE)
+    assert code.mean_BZ is not None and code.log_variance_BZ is not None
+    q = torch.distributions.Normal(code.mean_BZ, (0.5 * code.log_variance_BZ).exp())
+    kl_B = q.log_prob(code.z_BZ).sum(1) - model.prior.log_density(code.z_BZ)
+    error_B = 0.5 * F.mse_loss(model.decode(code.z_BZ), batch.x_BD, reduction="none").sum(1)
+    torch.testing.assert_close(phases.evidence(model.players, batch, run).loss_B, error_B + kl_B)
+
+
 def test_universal_noise_enters_hidden_layers_as_well_as_the_head() -> None:
     for network in ("dense", "convolutional"):
         model = build(variant("unsupervised", "universal", network))

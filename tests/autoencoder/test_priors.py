@@ -123,3 +123,27 @@ def test_the_categorical_prior_draws_every_class_as_an_exact_one_hot() -> None:
     y_NK = sample_classes(COUNT, 5, torch.Generator().manual_seed(0))
     assert y_NK.shape == (COUNT, 5) and set(y_NK.unique().tolist()) == {0.0, 1.0} and (y_NK.sum(1) == 1).all()
     torch.testing.assert_close(y_NK.mean(0), torch.full((5,), 0.2), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(("name", "latent_dim"), [("gaussian", 2), ("gaussian", 5), ("mixture", 2), ("mixture", 4)])
+def test_log_density_against_torch_distributions(name: str, latent_dim: int) -> None:
+    prior = Prior(name, latent_dim, scale=1.5)
+    z_NZ = draw(prior, 50)
+    if name == "gaussian":
+        expected_N = torch.distributions.Normal(0.0, 1.5).log_prob(z_NZ).sum(1)
+    else:
+        parts = []
+        for k in range(10):
+            turn = torch.tensor(2 * math.pi * k / 10, dtype=torch.float64)
+            axes_22 = torch.stack([torch.stack([turn.cos(), -turn.sin()]), torch.stack([turn.sin(), turn.cos()])])
+            spread_22 = axes_22 @ torch.diag(torch.tensor([0.5, 0.05]).double() * 1.5).square() @ axes_22.T
+            centre_2 = 1.5 * 1.4 * axes_22[:, 0]
+            parts.append(torch.distributions.MultivariateNormal(centre_2, spread_22).log_prob(z_NZ[:, :2]))
+        expected_N = torch.stack(parts).logsumexp(0) - math.log(10)
+        expected_N = expected_N + torch.distributions.Normal(0.0, 1.5).log_prob(z_NZ[:, 2:]).sum(1)
+    torch.testing.assert_close(prior.log_density(z_NZ), expected_N)
+
+
+def test_a_prior_without_a_density_says_so() -> None:
+    with pytest.raises(ValueError, match="the swiss_roll prior has no density here"):
+        Prior("swiss_roll", 2).log_density(torch.zeros(1, 2))

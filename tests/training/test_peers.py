@@ -1,0 +1,110 @@
+"""Faults that other implementations of adversarial autoencoders have had, each with the test that ours has not.
+
+Faults of a single loss are in tests/autoencoder/test_phases.py, those of data-parallel training in test_loop.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from aae_ray.autoencoder import phases
+from aae_ray.autoencoder.phases import TASKS
+from aae_ray.settings import Settings, replace
+from aae_ray.training.data import Dataset
+from aae_ray.training.loop import Training
+from aae_ray.training.pictures import sketch
+
+LABELLED = {"data.labels": 100, "model.prior": "mixture"}
+
+
+def training_of(task: str, run: Settings, dataset: Dataset, **more: Any) -> Training:
+    values = {"task": task, **(LABELLED if TASKS[task].labels == "some" else {})}
+    if task == "vae":
+        values["model.posterior"] = "gaussian"
+    return Training(replace(run, values | more), dataset)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_player_has_batch_norm_or_dropout(task: str, small_run: Settings, digits: Dataset) -> None:
+    """BatchNorm in a discriminator kills the game, and layers whose mode matters make the phases see different codes."""
+    model = training_of(task, small_run, digits).model
+    kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+    assert not [module for player in model.players.values() for module in player.modules() if isinstance(module, kinds)]
+
+
+def test_all_phases_of_a_step_see_their_images_in_the_same_mode(small_run: Settings, digits: Dataset) -> None:
+    training = training_of("semi_supervised", small_run, digits)
+    modes: set[bool] = set()
+    training.model.players["trunk"].register_forward_hook(lambda module, *_: modes.add(module.training))
+    training.step(next(training.batches.epoch(0)))
+    assert modes == {True}
+
+
+def test_the_discriminator_is_shown_codes_of_the_encoder_as_it_is_now(small_run: Settings, digits: Dataset) -> None:
+    """Not those of before the reconstruction step, and the regularization not those of before it either."""
+    training = training_of("unsupervised", small_run, digits)
+    step = next(training.batches.epoch(0))
+    seen: list[torch.Tensor] = []
+    weights: list[dict[str, torch.Tensor]] = []
+
+    def look(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen.append(inputs[0].detach().clone())
+        players = training.model.players
+        weights.append({f"{n}.{k}": v.clone() for n in phases.ENCODER for k, v in players[n].state_dict().items()})
+
+    training.model.players["style_discriminator"].register_forward_pre_hook(look)
+    training.step(step)
+    for inputs, state in zip(seen, weights, strict=True):
+        other = training_of("unsupervised", small_run, digits)
+        before = other.model.encode(step.batches[0].x_BD, None).z_BZ
+        for name in phases.ENCODER:
+            other.model.players[name].load_state_dict(
+                {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{name}.")}
+            )
+        fake_BZ = inputs[-len(step.batches[0].x_BD) :]
+        assert torch.equal(fake_BZ, other.model.encode(step.batches[0].x_BD, None).z_BZ)
+        assert not torch.equal(fake_BZ, before)  # the reconstruction has moved the encoder
+
+
+@pytest.mark.parametrize("player", ["style_discriminator", "label_discriminator"])
+def test_an_encoder_step_raises_each_discriminators_score_of_its_codes(
+    player: str, small_run: Settings, digits: Dataset
+) -> None:
+    run = replace(
+        small_run, {"optim.algorithm": "sgd", "optim.regularization_lr": 0.01, "optim.adversarial_momentum": 0}
+    )
+    training = training_of("semi_supervised", run, digits)
+    step = next(training.batches.epoch(0))
+    regularize = training.model.phases[2]
+    scores: list[float] = []
+    training.model.players[player].register_forward_hook(lambda *arguments: scores.append(arguments[2].mean().item()))
+    optimizer = training.optimizers["regularize"]
+    regularize.loss(training.model.players, step.batches[2], run).loss_B.mean().backward()
+    optimizer.step()
+    regularize.loss(training.model.players, step.batches[2], run)
+    assert scores[1] > scores[0]
+
+
+def test_the_adversary_has_a_share_of_the_encoders_gradient(small_run: Settings, digits: Dataset) -> None:
+    """Weights or reductions that leave it next to nothing turn the model into a plain autoencoder, unseen."""
+    training = training_of("unsupervised", small_run, digits)
+    step = next(training.batches.epoch(0))
+    norms = []
+    for phase, batch in zip(training.model.phases, step.batches, strict=True):
+        for player in training.model.players.values():
+            player.zero_grad()
+        phase.loss(training.model.players, batch, training.run).loss_B.mean().backward()
+        gradients = [p.grad for name in phases.ENCODER for p in training.model.players[name].parameters()]
+        norms.append(sum(float(g.square().sum()) for g in gradients if g is not None) ** 0.5)
+    reconstruct, discriminate, regularize = norms
+    assert discriminate == 0 and regularize > 0.02 * reconstruct
+
+
+def test_pictures_name_what_their_points_are(small_run: Settings, digits: Dataset, tmp_path: Path) -> None:
+    """Noisy training codes once looked off-centre in a picture that did not say what it showed."""
+    titles = [str(sketch(training_of(task, small_run, digits))["title"]) for task in ("unsupervised", "reduction")]
+    assert titles[0].startswith("unsupervised: held-out codes, deterministic posterior")
+    assert titles[1].startswith("reduction: held-out codes W y + z, deterministic posterior")
