@@ -29,7 +29,7 @@ def training_of(task: str, run: Settings, dataset: Dataset, **more: Any) -> Trai
 
 @pytest.mark.parametrize("task", TASKS)
 def test_no_player_has_batch_norm_or_dropout(task: str, small_run: Settings, digits: Dataset) -> None:
-    """BatchNorm in a discriminator kills the game, and layers whose mode matters make the phases see different codes."""
+    """BatchNorm in a discriminator kills the game; layers whose mode matters show the phases different codes."""
     model = training_of(task, small_run, digits).model
     kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
     assert not [module for player in model.players.values() for module in player.modules() if isinstance(module, kinds)]
