@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aae_ray.settings import Data, Settings, Study, UserError
 from aae_ray.study.mailbox import Mailbox
+from aae_ray.training import checkpoint
 from aae_ray.training.data import Dataset, load
 from aae_ray.training.loop import Interval, Training
 from aae_ray.training.pictures import Sketch, sketch
@@ -34,10 +35,10 @@ from aae_ray.training.pictures import Sketch, sketch
 
 @dataclass(frozen=True)
 class Begin:
-    """A trial to begin, from a saved state if there is one."""
+    """A trial to begin, from a packed state if there is one."""
 
     run: Settings
-    state: dict[str, Any] | None = None
+    state: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ class Ready:
 
 @dataclass(frozen=True)
 class Trained:
-    """An interval, the state behind it, and a sketch of its pictures where trials are compared (rungs, the end)."""
+    """An interval, the packed state behind it, and a sketch of its pictures where trials are compared."""
 
     interval: Interval
-    state: dict[str, Any]
+    state: bytes
     pictures: Sketch | None
 
 
@@ -148,7 +149,7 @@ class Worker:
         if self.rank > 0:
             return None
         compared = interval.epoch == order.until_epoch or interval.stop_reason is not None
-        return Trained(interval, training.state_dict(), sketch(training) if compared else None)
+        return Trained(interval, checkpoint.pack(training.state_dict()), sketch(training) if compared else None)
 
     def _begin(self, trial: Begin) -> Training:
         run = trial.run
@@ -161,7 +162,7 @@ class Worker:
             )
         training = Training(run, self.datasets[run.data], device, self.rank, self.workers, self._wrap)
         if trial.state is not None:
-            training.load_state_dict(trial.state)
+            training.load_state_dict(checkpoint.unpack(trial.state))
         return training
 
     def _wrap(self, player: nn.Module) -> nn.Module:

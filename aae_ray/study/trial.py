@@ -33,7 +33,7 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]
     """One step trains up to the next rung. With `reuse_actors` the next trial runs on the same, warm gang."""
 
     gang: Gang | None  # None when the last one has died
-    state: dict[str, Any] | None  # where a new gang would go on
+    state: bytes | None  # where a new gang would go on
     saved: Trained | None  # the last interval: what its state was, and which pictures belong to it
     failure: Failed | None
 
@@ -105,7 +105,7 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """The state behind the last report, and its pictures."""
         if self.saved is not None:
-            checkpoint.save(self.saved.state, checkpoint_dir)
+            checkpoint.write(self.saved.state, checkpoint_dir)
             if self.saved.pictures is not None:
                 pictures.save(self.saved.pictures, Path(checkpoint_dir))
         if self.failure is not None:
@@ -113,19 +113,19 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         if (Path(checkpoint_dir) / checkpoint.FILE).exists():
-            self._begin(self.config, checkpoint.load(checkpoint_dir))
+            state = checkpoint.load(checkpoint_dir)
+            self._begin(self.config, checkpoint.pack(state), len(state["history"]))
 
     def cleanup(self) -> None:
         if self.gang is not None:
             self.gang.close()
 
-    def _begin(self, config: Mapping[str, Any], state: dict[str, Any] | None = None) -> None:
+    def _begin(self, config: Mapping[str, Any], state: bytes | None = None, epoch: int = 0) -> None:
         """Begin a trial. Its gang starts to train at once: by the time that Tune asks, there may be a result."""
-        self.run, self.state = replace(self.base, config), state
+        self.run, self.state, self.epoch = replace(self.base, config), state, epoch
         self.rungs = rungs(self.run.study.pruner, self.run.train.epochs)
         self.saved = self.failure = None
         self.attempt = 1
-        self.epoch = len(state["history"]) if state else 0
         if self.gang is not None:
             self.gang.post(self._order(Begin(self.run, state)))
 

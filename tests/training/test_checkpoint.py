@@ -21,13 +21,15 @@ def test_a_state_comes_back_as_it_went(tmp_path: Path) -> None:
 def test_a_crash_while_writing_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save({"epoch": 1}, tmp_path)
 
-    def crash(state: object, file: Path) -> None:
-        file.write_bytes(b"half")
+    def crash(file: Path, content: bytes) -> None:
+        with file.open("wb") as half:
+            half.write(content[: len(content) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", crash)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.save({"epoch": 2}, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", crash)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save({"epoch": 2}, tmp_path)
     assert checkpoint.load(tmp_path) == {"epoch": 1}
 
 
