@@ -225,6 +225,6 @@ def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder
         ),
         int(tags.get("classes", 0)),
         tags.get("data.digest", ""),
-        tuple(int(side) for side in tags["image_shape"].split("x")),
+        tuple(int(side) for side in tags.get("image_shape", "").split("x") if side),
         {key: value for key, value in tags.items() if key in dotted_fields()},
     )

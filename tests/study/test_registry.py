@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from aae_ray.autoencoder.model import Model, build_model
+from aae_ray.autoencoder.phases import TASKS
 from aae_ray.settings import Settings, UserError, replace
 from aae_ray.study import registry
 from aae_ray.study.cards import model_card
@@ -25,7 +26,9 @@ from aae_ray.study.tracking import CURSOR, STUDY, Tracker, replay
 
 NAME = "aae-digits-decoder"
 DIGEST = "d" * 32
-SHAPES = {"dense": (1, 8, 8), "convolutional": (2, 9, 7)}  # odd sides are the hard ones for transposed convolutions
+# By network, or by task where its decoder is told a label; odd sides are the hard ones for transposed convolutions.
+SHAPES = {"dense": (1, 8, 8), "convolutional": (2, 9, 7), "semi_supervised": (1, 8, 8), "reduction": (1, 8, 8)}
+CLASSES = 4
 BATCHES = (1, 17)
 
 
@@ -33,7 +36,9 @@ def settings_of(network: str, **changes: Any) -> Settings:
     return replace(
         Settings(),
         {
-            "model.network": network,
+            "model.network": "convolutional" if network == "convolutional" else "dense",
+            "task": network if network in TASKS else "unsupervised",
+            "model.clusters": CLASSES,
             "model.latent_dim": 3,
             "model.hidden": (16, 12),
             "model.channels": (4, 6),
@@ -53,7 +58,7 @@ def about_of(run: Settings) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Model]:
-    return {network: build_model(settings_of(network), shape) for network, shape in SHAPES.items()}
+    return {network: build_model(settings_of(network), shape, classes=CLASSES) for network, shape in SHAPES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +132,7 @@ def far_away(
         for batch in BATCHES:
             np.save(
                 folder / f"{network}-{batch}.npy",
-                model.prior.sample(batch, torch.Generator().manual_seed(batch)).numpy(),
+                registry.draw_codes(model.prior, model.classes, batch, seed=batch).numpy(),
             )
     shutil.copyfile(empty_database, folder / "mlflow.db")
     uri = f"sqlite:///{folder}/mlflow.db"
@@ -166,8 +171,11 @@ def test_an_exported_decoder_gives_the_models_numbers_where_this_package_is_not(
     codes_BZ = torch.from_numpy(np.load(far_away / f"{network}-{batch}.npy"))
     images_BCHW = np.load(far_away / f"{network}-{batch}-images.npy")
     assert images_BCHW.shape == (batch, *SHAPES[network]) and images_BCHW.dtype == np.float32
+    model = models[network]
+    assert codes_BZ.shape == (batch, model.classes + 3)
+    y_BK, z_BZ = codes_BZ.split([model.classes, 3], dim=1)
     with torch.no_grad():
-        expected_BCHW = models[network].decode(codes_BZ).unflatten(1, SHAPES[network])
+        expected_BCHW = model.decode(z_BZ, y_BK if model.classes else None).unflatten(1, SHAPES[network])
     np.testing.assert_allclose(images_BCHW, expected_BCHW.numpy(), rtol=0, atol=1e-6)
     assert images_BCHW.std() > 0
 
@@ -184,7 +192,7 @@ def test_what_is_exported_says_what_it_is_and_holds_no_pickle(
     for network, path in exported.items():
         about = Published.load(str(path))
         assert about.metadata == about_of(settings_of(network))
-        assert about.signature.inputs.inputs[0].shape == (-1, 3)
+        assert about.signature.inputs.inputs[0].shape == (-1, models[network].classes + 3)
         assert about.signature.outputs.inputs[0].shape == (-1, *models[network].shape)
         assert not [file for file in path.rglob("*") if file.suffix in (".pkl", ".pickle", ".pth", ".pt")]
         requirements = (path / "requirements.txt").read_text().split()
