@@ -51,7 +51,10 @@ def assess(evaluation: Evaluation, judge: Judge | None) -> Assessment:
 def assess_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Assessment:
     """What samples are worth. Without a judge (data without labels) the metrics on its features are left out."""
     found = Assessment()
-    samples_MCHW = draw(PARZEN_SAMPLES).cpu().clamp(0, 1)
+    samples_MCHW = draw(PARZEN_SAMPLES).cpu()
+    if not samples_MCHW.isfinite().all():
+        found.remarks.append("samples hold values that are not finite, which count as black")
+    samples_MCHW = samples_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)
     test_NCHW = _images(dataset, dataset.test[:MOST])
     if judge is None:
         found.remarks.append("without labels there is no judge: FID, KID, coverage and classes are left out")

@@ -157,11 +157,19 @@ METRICS: dict[str, Metric] = _with_test_twins(
         *(
             Metric(f"quality/{name}", unit, None, "costly", meaning)
             for name, unit, meaning in (
-                ("fid_local", "", "Frechet distance of features of samples and test images, by the data's own judge"),
-                ("fid_local_floor", "", "that distance for as many real training images"),
-                ("kid_local", "", "kernel distance of the same features, unbiased"),
-                ("kid_local_se", "", "its standard error over subsets"),
-                ("kid_local_floor", "", "that distance for real training images"),
+                (
+                    "fid_local",
+                    "squared feature",
+                    "Frechet distance of features of samples and test images, by the data's own judge",
+                ),
+                ("fid_local_floor", "squared feature", "that distance for as many real training images"),
+                ("kid_local", "kernel", "kernel distance of the same features, unbiased"),
+                (
+                    "kid_local_se",
+                    "kernel",
+                    "its standard error over subsets; chance in the samples themselves comes on top",
+                ),
+                ("kid_local_floor", "kernel", "that distance for real training images"),
                 ("precision", "ratio", "share of samples within reach of a test image, among those features"),
                 ("recall", "ratio", "share of test images within reach of a sample"),
                 ("density", "ratio", "test images within reach of a sample, over those expected; 1: alike"),
@@ -177,8 +185,8 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 ("parzen_nats_se", "nats", "its standard error over test images"),
                 ("parzen_sigma", "pixel", "the window that the validation images chose"),
                 ("parzen_anchor_nats", "nats", "the same with as many real training images in place of the samples"),
-                ("imq_mmd", "", "squared kernel discrepancy of held-out codes and prior"),
-                ("imq_mmd_floor", "", "that discrepancy for prior against prior"),
+                ("imq_mmd", "kernel", "squared kernel discrepancy of held-out codes and prior"),
+                ("imq_mmd_floor", "kernel", "that discrepancy for prior against prior"),
                 (
                     "reencoding_error",
                     "prior std",
@@ -293,7 +301,7 @@ def jsd_bound(codes_NZ: Tensor, draw_prior: Callable[[int, int], Tensor], *, see
     prior_count = max(count, PRIOR_SAMPLES)
     # The next seed: the same one would make the initial weights from the very numbers of the prior samples.
     generator = torch.Generator().manual_seed(seed + 1)
-    with _one_thread(), torch.inference_mode(False), torch.enable_grad():
+    with one_thread(), torch.inference_mode(False), torch.enable_grad():
         drawn_NZ = draw_prior(REFERENCE_SAMPLES + prior_count + count, seed).detach().to("cpu", torch.float32)
         reference_RZ, prior_NZ, stand_in_NZ = drawn_NZ.split([REFERENCE_SAMPLES, prior_count, count])
         rows = torch.randperm(len(codes_NZ), generator=generator)[:count]
@@ -309,7 +317,7 @@ def jsd_bound(codes_NZ: Tensor, draw_prior: Callable[[int, int], Tensor], *, see
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """The products here are too small to share: on a busy machine a second thread makes them many times slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -49,7 +49,11 @@ SUBSETS, SUBSET = 100, 1000
 
 
 def kernel_distance(real_NF: Tensor, fake_MF: Tensor, *, seed: int) -> Estimate:
-    """Unbiased squared MMD with the kernel (x . y / F + 1)^3, mean over 100 subsets (Binkowski et al. 2018, KID)."""
+    """Unbiased squared MMD with the kernel (x . y / F + 1)^3, mean over 100 subsets (Binkowski et al. 2018, KID).
+
+    The subsets overlap, so the standard error is that of the mean over subsets; the chance that lies in the examples
+    themselves comes on top.
+    """
     generator = torch.Generator().manual_seed(seed)
     size = min(SUBSET, max(2, min(len(real_NF), len(fake_MF)) // 2))  # small sets too have subsets that differ
     found = []
@@ -76,17 +80,20 @@ def prdc(real_NF: Tensor, fake_MF: Tensor, k: int = 5) -> Prdc:
     """How the k-nearest-neighbour balls of real and fake examples cover each other.
 
     Precision: fakes in some real ball; recall: reals in some fake ball; density: real balls over a fake, over k;
-    coverage: reals whose ball holds a fake. Equal distributions have density 1 and coverage 1 - 2^-k.
+    coverage: reals whose ball holds a fake. Equal distributions have density 1 and coverage 1 - 2^-k. Balls are open:
+    copies of one example lie in none of each other's. Raises ValueError for k or fewer examples.
     """
+    if min(len(real_NF), len(fake_MF)) <= k:
+        raise ValueError(f"{k} neighbours take more than {k} examples, got {len(real_NF)} and {len(fake_MF)}")
     real_NF, fake_MF = real_NF.double(), fake_MF.double()
     real_radius_N, fake_radius_M = _radii(real_NF, k), _radii(fake_MF, k)
     covered = recalled = 0.0
     balls_M = torch.zeros(len(fake_MF))
     for rows, distance_BM in _distances(real_NF, fake_MF):
-        inside_BM = distance_BM <= real_radius_N[rows, None]
+        inside_BM = distance_BM < real_radius_N[rows, None]
         balls_M += inside_BM.sum(0)
         covered += inside_BM.any(1).sum().item()
-        recalled += (distance_BM <= fake_radius_M).any(1).sum().item()
+        recalled += (distance_BM < fake_radius_M).any(1).sum().item()
     return Prdc(
         (balls_M > 0).double().mean().item(),
         recalled / len(real_NF),

@@ -47,7 +47,7 @@ def test_every_metric_is_well_formed() -> None:
     for name, metric in METRICS.items():
         family, _, leaf = name.partition("/")
         assert metric.name == name and leaf
-        assert family in ("val", "test", "adv", "train", "perf")
+        assert family in ("val", "test", "adv", "train", "perf", "quality")
         assert metric.direction in ("min", "max", None) and metric.cost in ("cheap", "costly")
         assert metric.unit and metric.meaning
 

@@ -88,6 +88,13 @@ def test_equal_distributions_have_density_one_and_the_known_coverage() -> None:
     assert found.precision > 0.9 and found.recall > 0.9
 
 
+def test_copies_of_one_example_count_for_nothing() -> None:
+    found = quality.prdc(torch.zeros(20, 2), torch.zeros(20, 2))
+    assert (found.density, found.coverage) == (0, 0)
+    with pytest.raises(ValueError, match="5 neighbours take more than 5 examples, got 5 and 9"):
+        quality.prdc(torch.zeros(5, 2), torch.zeros(9, 2))
+
+
 def test_a_lost_mode_shows_in_recall_and_coverage_alone() -> None:
     modes = normal(600, 2, 0)
     modes[300:] += 20
