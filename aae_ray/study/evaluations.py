@@ -13,6 +13,7 @@ from aae_ray.study.tracking import STUDY, Tracker
 from aae_ray.training import checkpoint
 from aae_ray.training.assessment import Assessment, assess, assess_samples
 from aae_ray.training.data import Dataset, cache_folder, load
+from aae_ray.training.evaluation import sample_generator
 from aae_ray.training.judge import SMALLEST, Judge, judge_for
 from aae_ray.training.loop import Training
 
@@ -63,7 +64,7 @@ def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str,
     run = _settings(about, changes, name)
     dataset, judge = _data(run)
     _same_data(f"{name} version {decoder.version}", decoder.data_digest, decoder.shape, dataset, any_data)
-    assessment = assess_samples(lambda count: decoder.sample(count, seed=0), dataset, judge)
+    assessment = assess_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
     return Evaluated(f"{name}-{decoder.version}", run, dataset, judge, assessment)
 
 

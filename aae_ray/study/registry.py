@@ -48,9 +48,8 @@ class Decoder(nn.Module):
         return x_BCHW
 
 
-def draw_codes(prior: Prior, classes: int, count: int, seed: int) -> Tensor:
+def draw_codes(prior: Prior, classes: int, count: int, generator: torch.Generator) -> Tensor:
     """Codes for a published decoder from its priors, (count, Z), or (count, K + Z) where the task has labels."""
-    generator = torch.Generator().manual_seed(seed)
     z_NZ = prior.sample(count, generator)
     return torch.cat([sample_classes(count, classes, generator), z_NZ], dim=1) if classes else z_NZ
 
@@ -68,7 +67,7 @@ def export(model: Model, folder: Path, about: Mapping[str, Any], example_seed: i
     decoder = copy.deepcopy(Decoder(model)).to(device="cpu", dtype=torch.float32).eval()
     for parameter in decoder.parameters():
         parameter.requires_grad_(False)
-    example_BZ = draw_codes(model.prior, model.classes, 2, example_seed)
+    example_BZ = draw_codes(model.prior, model.classes, 2, torch.Generator().manual_seed(example_seed))
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("float32"), (-1, example_BZ.shape[1]))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, *model.shape))]),
@@ -160,9 +159,13 @@ class LoadedDecoder:
     settings: Mapping[str, str]  # of the data that it was trained on, under their dotted keys
 
     def sample(self, count: int, seed: int) -> Tensor:
+        """Images (count, C, H, W) in [0, 1] decoded from draws of the prior that the seed fixes."""
+        return self.draw(count, torch.Generator().manual_seed(seed))
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Images (count, C, H, W) in [0, 1] decoded from draws of the prior."""
         with torch.no_grad():
-            images: Tensor = self.module(draw_codes(self.prior, self.classes, count, seed))
+            images: Tensor = self.module(draw_codes(self.prior, self.classes, count, generator))
         return images
 
 

@@ -28,6 +28,11 @@ PROTOCOL_SEED = 2015
 PRIOR, POSTERIOR, USE_OF_NOISE, FLOOR, PRIOR_LABELS = range(5)
 
 
+def sample_generator() -> torch.Generator:
+    """Where the draws behind the samples of the protocol come from."""
+    return generator_for(PROTOCOL_SEED, EVALUATION, PRIOR)
+
+
 class Encoded(NamedTuple):
     """Held-out images of a part, in its order: codes z, labels or their probabilities y where the decoder takes any."""
 
@@ -134,7 +139,7 @@ class Evaluation:
     @torch.no_grad()
     def samples(self, count: int) -> Tensor:
         """Images decoded from draws of the prior, (N, C, H, W), on the CPU."""
-        return self.model.sample(count, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR)).cpu()
+        return self.model.sample(count, sample_generator()).cpu()
 
     def prior(self, count: int) -> Tensor:
         """Draws of the prior to show beside the codes, (N, Z); in a reduction W y + z, with y from its own prior."""

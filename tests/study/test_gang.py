@@ -107,7 +107,8 @@ def test_a_dead_worker_is_an_error_of_the_trial_and_bad_input_is_not(
     assert isinstance(failed, Failed) and failed.reason == "bad_input" and "model.channels" in failed.message
     trained(gang, base, 1)  # the gang lives on
 
-    workers = [actor for actor in list_actors() if actor.class_name == "RayTrainWorker" and actor.state == "ALIVE"]
+    actors = list_actors(address=ray.get_runtime_context().gcs_address)  # another Ray may run on this machine
+    workers = [actor for actor in actors if actor.class_name == "RayTrainWorker" and actor.state == "ALIVE"]
     assert workers
     for actor in workers:
         os.kill(actor.pid, signal.SIGKILL)

@@ -132,7 +132,7 @@ def far_away(
         for batch in BATCHES:
             np.save(
                 folder / f"{network}-{batch}.npy",
-                registry.draw_codes(model.prior, model.classes, batch, seed=batch).numpy(),
+                registry.draw_codes(model.prior, model.classes, batch, torch.Generator().manual_seed(batch)).numpy(),
             )
     shutil.copyfile(empty_database, folder / "mlflow.db")
     uri = f"sqlite:///{folder}/mlflow.db"
