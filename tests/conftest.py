@@ -32,7 +32,7 @@ def digits(cache: Path) -> Dataset:
     return load(Data(cache=str(cache)))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_run(cache: Path) -> Settings:
     """A tiny configuration in double precision, for comparisons that must be tight."""
     return replace(

@@ -170,54 +170,45 @@ def test_a_checkpoint_of_other_data_is_refused(small_run: Settings, digits: Data
 # ------------------------------------------------------------------------------------------------- several workers
 
 
-def _worker(rank: int, workers: int, folder: str, run: Settings) -> None:
+def _worker(rank: int, workers: int, folder: str, runs: list[Settings]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
-    training = Training(
-        run,
-        load(run.data),
-        rank=rank,
-        workers=workers,
-        wrap=lambda player: DistributedDataParallel(player, forward_sync_buffers=False),
-    )
-    interval = training.train()
-    torch.save(
-        {"weights": weights(training), "history": [dict(m) for m in interval.history]},
-        f"{folder}/rank{rank}.pt",
-    )
+    for index, run in enumerate(runs):
+        training = Training(
+            run,
+            load(run.data),
+            rank=rank,
+            workers=workers,
+            wrap=lambda player: DistributedDataParallel(player, forward_sync_buffers=False),
+        )
+        interval = training.train()
+        result = {"weights": weights(training), "history": [dict(m) for m in interval.history]}
+        torch.save(result, f"{folder}/{index}-{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        values
-        if values["task"] in ("unsupervised", "vae") or values["model.posterior"] == "deterministic"
-        else pytest.param(values, marks=pytest.mark.slow)
-        for values in VARIANTS
-    ],
-    ids=IDS,
-)
-def test_two_workers_equal_one_and_agree_exactly(
-    values: dict[str, Any], small_run: Settings, digits: Dataset, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def shared_out(small_run: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Settings], Path]:
+    """Every variant trained by one pair of workers, one after the other."""
     # 1,079 images in batches of 99: slices of unequal size, and a short last batch.
-    run = replace(
-        small_run,
-        values
-        | {
-            "train.epochs": 2,
-            "train.batch_size": 99,
-            "optim.algorithm": "sgd",
-            "optim.reconstruction_momentum": 0.5,
-        },
-    )
-    spawn(_worker, args=(2, str(tmp_path), run), nprocs=2)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    sizes = {"train.epochs": 2, "train.batch_size": 99}
+    rule = {"optim.algorithm": "sgd", "optim.reconstruction_momentum": 0.5}
+    runs = [replace(small_run, values | sizes | rule) for values in VARIANTS]
+    folder = tmp_path_factory.mktemp("workers")
+    spawn(_worker, args=(2, str(folder), runs), nprocs=2)
+    return runs, folder
+
+
+@pytest.mark.parametrize("index", range(len(VARIANTS)), ids=IDS)
+def test_two_workers_equal_one_and_agree_exactly(
+    index: int, shared_out: tuple[list[Settings], Path], digits: Dataset
+) -> None:
+    runs, folder = shared_out
+    first, second = (torch.load(folder / f"{index}-{rank}.pt") for rank in range(2))
     for key, value in first["weights"].items():
         assert torch.equal(value, second["weights"][key]), f"{key} differs between the workers"
 
-    alone = Training(run, digits)
+    alone = Training(runs[index], digits)
     history = alone.train().history
     for key, value in weights(alone).items():
         torch.testing.assert_close(
