@@ -28,6 +28,7 @@ from aae_ray.training.labels import check
 from aae_ray.training.loop import Training
 from aae_ray.training.metrics import LEAST_CODES
 
+LABELLED = ("test/classification_error", "test/part_error")  # what a user of a task with labels asks for first
 SEND_SECONDS = 60  # to wait at the end for MLflow to take the last records
 
 
@@ -108,6 +109,11 @@ def print_report(
                 f"{best.name} ({report.describe(best.params) or 'the settings as given'}): {values}",
             )
         )
+        test = outcome.tests.get(best.name, {})
+        told = [name.replace("val/", "test/") for name in ledger.objectives]
+        told += [name for name in LABELLED if name in test and name not in told]
+        if test:
+            lines.append(report.bullet("test images", ", ".join(f"{name} {test[name]:.4f}" for name in told)))
     failures = {record.message for record in ledger.records if record.state == "failed" and record.message}
     lines += [report.bullet("failure", message) for message in sorted(failures)]
     if warning := report.noise_warning(ledger):

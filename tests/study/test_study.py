@@ -68,7 +68,7 @@ def optuna_states(folder: Path) -> list[str]:
 def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, environment: dict[str, str]) -> None:
     done = run(tmp_path, environment, "tune", "study.budget.trials=5", "train.epochs=9", "health.stop=false")
     text = done.stdout
-    assert "Pareto front" in text and "best trial" in text
+    assert "Pareto front" in text and "best trial" in text and re.search(r"test images +test/recon\S+ 0\.0\d+", text)
     assert "aae-digits-decoder version 1, champion" in text
     assert (
         "python -m aae_ray.generate aae-digits-decoder" in text and "mlflow ui --backend-store-uri sqlite:///" in text
