@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from aae_ray import settings
+from aae_ray import reading, settings
 from aae_ray.console import run_command
 from aae_ray.training.data import Dataset, load, prepared_folder
 
@@ -30,11 +30,11 @@ def prepare(
 ) -> None:
     """Prepare a data set, once, and say what is in it."""
     name = next((word for word in arguments or [] if "=" not in word), None)
-    entries = settings.read_overrides(word for word in arguments or [] if word != name)
+    entries = reading.read_overrides(word for word in arguments or [] if word != name)
     for key, value in {"data.name": name, "data.path": path, "data.cache": cache}.items():
         if value is not None:
-            entries[key] = settings.Entry(value, "command line")
-    data = settings.build(entries).data
+            entries[key] = reading.Entry(value, "command line")
+    data = reading.build(entries).data
     progress = _Progress()
     with progress.bars:
         dataset = load(data, progress)

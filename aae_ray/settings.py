@@ -1,19 +1,16 @@
 """What a run is: one frozen, typed, strict tree, with one dotted spelling of every key.
 
 `optim.discrimination_lr` is written so in a YAML file, on the command line, in Optuna, in MLflow and in the code that
-builds the optimizer. Unknown keys, wrong types and values out of range are collected and told all at once, each with
-its file, its line and the name that was probably meant.
+builds the optimizer. Files and command lines are read in `reading`.
 """
 
 import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 # ---------------------------------------------------------------------------------------------- mistakes of the user
@@ -365,7 +362,7 @@ class Settings(Section):
         return self
 
 
-# ---------------------------------------------------------------------------------------- dotted keys, files, overrides
+# ------------------------------------------------------------------------------------------------------- dotted keys
 
 
 def dotted_fields(section: type[BaseModel] = Settings, prefix: str = "") -> dict[str, FieldInfo]:
@@ -396,173 +393,6 @@ def setting(settings: Settings, key: str) -> Any:
     for part in key.split("."):
         node = getattr(node, part)
     return node
-
-
-def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as a tree of dictionaries."""
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        *path, leaf = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise SettingsError([Problem(key, f"{part} is a value and has no parts")])
-        if isinstance(value, Mapping) and isinstance(node.get(leaf), dict):
-            node[leaf] |= value
-        else:
-            node[leaf] = value
-    return tree
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A value and the place where the user wrote it."""
-
-    value: Any
-    where: str
-
-
-class Loader(yaml.SafeLoader):
-    """YAML without dates: 1000-64-32 are widths."""
-
-
-Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:timestamp"]
-    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def read_yaml(path: str | Path) -> dict[str, Entry]:
-    """A YAML file as dotted keys, each with its file and line; nested and dotted spellings mean the same.
-
-    Raises SettingsError when the file is missing, is not YAML, is not a mapping, or has a key twice.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SettingsError([Problem(str(path), f"cannot be read: {reason}")]) from None
-    try:
-        root = yaml.compose(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise SettingsError([Problem(where, f"is not YAML: {getattr(error, 'problem', None) or error}")]) from None
-    if root is None:
-        return {}
-    if not isinstance(root, yaml.MappingNode):
-        raise SettingsError([Problem(str(path), "must be a mapping of keys to values")])
-
-    entries: dict[str, Entry] = {}
-    problems: list[Problem] = []
-    loader = Loader("")
-
-    def descend(node: yaml.MappingNode, prefix: str) -> None:
-        for key_node, value_node in node.value:
-            key, where = f"{prefix}{key_node.value}", f"{path}:{key_node.start_mark.line + 1}"
-            if isinstance(value_node, yaml.MappingNode) and value_node.value:
-                descend(value_node, f"{key}.")
-            elif key in entries:
-                problems.append(Problem(where, f"{key} is written twice, first at {entries[key].where}"))
-            else:
-                try:
-                    entries[key] = Entry(loader.construct_object(value_node, deep=True), where)
-                except yaml.YAMLError as error:
-                    problems.append(Problem(where, f"{key}: {getattr(error, 'problem', None) or error}"))
-
-    descend(root, "")
-    if problems:
-        raise SettingsError(problems)
-    return entries
-
-
-def read_overrides(arguments: Iterable[str]) -> dict[str, Entry]:
-    """`key=value` arguments of the command line; values are read as YAML."""
-    entries: dict[str, Entry] = {}
-    problems = []
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals or not key:
-            problems.append(
-                Problem("command line", f"{argument!r} is not of the form key=value, such as train.epochs=9")
-            )
-            continue
-        try:
-            value = yaml.load(text, Loader=Loader)
-        except yaml.YAMLError:
-            value = text
-        entries[key] = Entry(value, "command line")
-    if problems:
-        raise SettingsError(problems)
-    return entries
-
-
-def find_problems(entries: Mapping[str, Entry]) -> list[Problem]:
-    """Every mistake in these values, in the order in which they were written; empty when they make good settings."""
-    known = dotted_fields()
-    problems = []
-    for key, entry in entries.items():
-        if key in known or any(field_takes_keys(known[name]) and key.startswith(f"{name}.") for name in known):
-            continue
-        inside = [name for name in known if name.startswith(f"{key}.")]
-        if inside:
-            problems.append(
-                Problem(
-                    entry.where,
-                    f"{key} is a section, got {entry.value!r}; it holds {', '.join(inside[:4])}"
-                    + (", ..." if len(inside) > 4 else ""),
-                )
-            )
-        else:
-            problems.append(Problem(entry.where, f"{key} is not a setting.{did_you_mean(key, known)}"))
-    good = {
-        key: entry for key, entry in entries.items() if not any(p.message.startswith(f"{key} is") for p in problems)
-    }
-    try:
-        Settings.model_validate(nest({key: entry.value for key, entry in good.items()}))
-    except ValidationError as error:
-        for detail in error.errors():
-            problems.append(_from_pydantic(detail, good))
-    order = {entry.where: index for index, entry in enumerate(entries.values())}
-    return sorted(problems, key=lambda problem: order.get(problem.where, len(order)))
-
-
-def field_takes_keys(field: FieldInfo) -> bool:
-    """Whether a field is itself a mapping, whose keys are the user's (resources of a worker)."""
-    return get_origin(field.annotation) is dict
-
-
-def _from_pydantic(detail: Any, entries: Mapping[str, Entry]) -> Problem:
-    parts = [str(part) for part in detail["loc"]]
-    known = dotted_fields()
-    key = next(
-        (".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in known),
-        ".".join(parts),
-    )
-    entry = entries.get(key) or next((entries[name] for name in entries if name.startswith(f"{key}.")), None)
-    reason = re.sub(r"^(Value error|Input), ?", "", detail["msg"])
-    if entry is None or key not in known:  # a rule about several keys names them itself
-        touched = next((e for name, e in entries.items() if name in reason or name.partition(".")[0] == key), None)
-        return Problem(touched.where if touched else "settings", reason)
-    return Problem(entry.where, f"{key}: {_expectation(known[key], reason)}, got {entry.value!r}")
-
-
-def _expectation(field: FieldInfo, reason: str) -> str:
-    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    if choices:
-        return f"expected one of {', '.join(map(str, choices))}"
-    reason = re.sub(r"^Input should be ", "expected ", reason)
-    reason = re.sub(r", unable to parse string as an? \w+|, got a number with a fractional part", "", reason)
-    return reason.replace("a valid integer", "a whole number").replace("a valid number", "a number")
-
-
-def build(entries: Mapping[str, Entry]) -> Settings:
-    """Settings from values and the places they come from; raises SettingsError with every mistake."""
-    problems = find_problems(entries)
-    if problems:
-        raise SettingsError(problems)
-    return Settings.model_validate(nest({key: entry.value for key, entry in entries.items()}))
 
 
 def replace(settings: Settings, values: Mapping[str, Any]) -> Settings:

@@ -23,7 +23,7 @@ from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
 from aae_ray.console import MISTAKE
-from aae_ray.settings import UserError, flatten
+from aae_ray.settings import Settings, UserError, flatten
 from aae_ray.study.report import console_for
 from aae_ray.study.space import Plan, read_plan
 from aae_ray.study.study import Outcome, run_study
@@ -43,9 +43,13 @@ class Table(NamedTuple):
     file: str  # in search_spaces/
     metric: str
     overrides: tuple[str, ...] = ()
+    point: int = 0  # of the file's start points; the first is the paper's own
+    beside: tuple[str, ...] = ()  # metrics without which this one cannot be read
 
 
 ERROR = "test/classification_error"
+PARZEN = "quality/parzen_nats"
+CLUSTERS = ("test/hungarian_accuracy", "test/nmi", "test/ari", "test/clusters_used")  # beside the paper's own rule
 TABLES = {
     "semi_supervised_100": Table(
         "semi-supervised, 100 labels", "5, table 2", "1.90 ± 0.10; 3.40 at 50 epochs", "semi_supervised", ERROR
@@ -58,8 +62,26 @@ TABLES = {
         ERROR,
         ("data.labels=1000",),
     ),
-    "clustering_16": Table("clustering, 16 clusters", "6", "9.55 ± 2.05", "clustering", ERROR, ("model.clusters=16",)),
-    "clustering_30": Table("clustering, 30 clusters", "6", "4.10 ± 1.13", "clustering", ERROR, ("model.clusters=30",)),
+    "clustering_16": Table(
+        "clustering, 16 clusters",
+        "6",
+        "9.55 ± 2.05",
+        "clustering",
+        ERROR,
+        ("model.clusters=16",),
+        point=1,
+        beside=CLUSTERS,
+    ),
+    "clustering_30": Table(
+        "clustering, 30 clusters",
+        "6",
+        "4.10 ± 1.13",
+        "clustering",
+        ERROR,
+        ("model.clusters=30",),
+        point=1,
+        beside=CLUSTERS,
+    ),
     "reduction_1000": Table(
         "reduction to 2 dimensions, 1000 labels",
         "7, figure 11",
@@ -68,13 +90,29 @@ TABLES = {
         ERROR,
         ("data.labels=1000",),
     ),
+    "likelihood": Table(
+        "likelihood, 8 dimensions, prior of standard deviation 5, 10,000 samples",
+        "3, table 1",
+        "340 ± 2",
+        "paper_likelihood",
+        PARZEN,
+        beside=(
+            "quality/parzen_anchor_nats",
+            "quality/parzen_sigma",
+            "quality/fid_local",
+            "quality/fid_local_floor",
+            "quality/coverage",
+            "test/sliced_wasserstein",
+        ),
+    ),
 }
 
 
 def plan_for(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> Plan:
-    """The file's first point, once for each seed; what is given on the command line wins."""
+    """One of the file's start points, once for each seed; what is given on the command line wins."""
     path = ROOT / "search_spaces" / f"{table.file}.yaml"
-    point = read_plan(str(path)).start[0]
+    start = read_plan(str(path)).start
+    point = start[table.point] if start else {}  # a file that searches nothing is a point itself
     changes = [f"{key}={value}" for key, value in point.items()] + list(table.overrides)
     plan = read_plan(
         str(path),
@@ -158,7 +196,7 @@ def comparison_lines(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def result(table: Table, plan: Plan, outcome: Outcome, seconds: float) -> dict[str, Any]:
+def result(table: Table, plan: Plan, outcome: Outcome, seconds: float, command: str) -> dict[str, Any]:
     """What is kept of the runs: every seed's metrics on the test images, and all that shaped them."""
     tests = {
         str(record.params["seed"]): outcome.tests[record.name]
@@ -174,6 +212,7 @@ def result(table: Table, plan: Plan, outcome: Outcome, seconds: float) -> dict[s
     }
     return {
         "metric": table.metric,
+        "command": command,
         "tests": tests,
         "settings": settings,
         "hours": seconds / 3600,
@@ -184,42 +223,72 @@ def result(table: Table, plan: Plan, outcome: Outcome, seconds: float) -> dict[s
 
 def page(results: Mapping[str, Mapping[str, Any]], comparison: Mapping[str, Any] | None = None) -> str:
     """docs/paper.md: the paper's numbers beside ours; a table that was not run has no number."""
+    columns = "`TABLE` | section | paper | ours | seeds | epochs | hours | date |"
     lines = [
         "# The paper's tables, measured",
         "",
-        "Test errors in per cent on MNIST: the paper's (Makhzani et al. 2015) beside ours, as the mean and standard",
-        "deviation over seeds, which also draw the labels. `python benchmarks/paper.py TABLE` reproduces a row by",
-        "confirm runs of the platform and writes this page; a row that was not run says so.",
+        "The paper's numbers (Makhzani et al. 2015) on MNIST beside ours, as the mean and standard deviation over",
+        "seeds, which also draw the labels, and in brackets every seed. `python benchmarks/paper.py TABLE` reproduces",
+        "a row by confirm runs of the platform and writes this page; a row that was not run says so.",
         "",
-        "| table | `TABLE` | section | paper | ours | seeds | epochs | hours | date |",
+        "## Errors on the test images, in per cent",
+        "",
+        f"| table | {columns}",
         "|---|---|---|---|---|---|---|---|---|",
+        *(_row(name, results.get(name), PER_CENT) for name, table in TABLES.items() if table.metric == ERROR),
+        "",
+        "## Likelihood of the test images under samples, in nats",
+        "",
+        "Parzen windows by the paper's protocol. Beside the score stands its anchor, that of as many real images: a",
+        "score above the anchor is no praise, for blurred samples score higher than real ones.",
+        "",
+        f"| table | {columns}",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_row(name, results.get(name), 1) for name, table in TABLES.items() if table.metric != ERROR),
     ]
-    for name, table in TABLES.items():
-        found = results.get(name)
-        if not found:
-            lines.append(f"| {table.title} | `{name}` | {table.section} | {table.paper} | not run | | | | |")
-            continue
-        values = [PER_CENT * test[found["metric"]] for test in found["tests"].values()]
-        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-        lines.append(
-            f"| {table.title} | `{name}` | {table.section} | {table.paper} | {np.mean(values):.2f}{spread} "
-            f"({', '.join(f'{value:.2f}' for value in values)}) | {', '.join(found['tests'])} | "
-            f"{found['settings']['train.epochs']} | {found['hours']:.1f} | {found['date']} |"
-        )
+    defaults = flatten(Settings())
     for name, found in results.items():
         info = found["machine"]
-        told = ", ".join(f"`{key}={value}`" for key, value in found["settings"].items() if value not in (None, ""))
+        told = ", ".join(
+            f"`{key}={value}`"
+            for key, value in found["settings"].items()
+            if key in defaults and value != defaults[key] and value not in (None, "")
+        )
+        lines += ["", f"## {name}", ""]
+        beside = [key for key in TABLES[name].beside if all(key in test for test in found["tests"].values())]
+        if beside:
+            lines += ["| metric | mean and seeds |", "|---|---|"]
+            lines += [f"| `{key}` | {_told([test[key] for test in found['tests'].values()], 4)} |" for key in beside]
+            lines += [""]
         lines += [
-            "",
-            f"## {name}",
-            "",
-            f"{info['cores']} cores of {info['processor']}, torch {info['torch']}.",
+            f"{info['cores']} cores of {info['processor']}, torch {info['torch']}. What differs from the defaults (all",
+            f"settings are in [paper/{name}.json](paper/{name}.json)):",
             "",
             told,
         ]
+        if found.get("command"):
+            lines += ["", f"    {found['command']}"]
     if comparison:
         lines += comparison_lines(comparison)
     return "\n".join(lines) + "\n"
+
+
+def _row(name: str, found: Mapping[str, Any] | None, scale: float) -> str:
+    table = TABLES[name]
+    told = f"| {table.title} | `{name}` | {table.section} | {table.paper} |"
+    if not found:
+        return f"{told} not run | | | | |"
+    values = [scale * test[found["metric"]] for test in found["tests"].values()]
+    return (
+        f"{told} {_told(values)} | {', '.join(found['tests'])} | "
+        f"{found['settings']['train.epochs']} | {found['hours']:.1f} | {found['date']} |"
+    )
+
+
+def _told(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation (every value)."""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread} ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
 
 def main() -> None:
@@ -239,7 +308,9 @@ def main() -> None:
         table, began = TABLES[arguments.table], time.monotonic()
         plan = plan_for(table, arguments.seeds, arguments.overrides)
         outcome = run_study(plan, console_for())
-        found = result(table, plan, outcome, time.monotonic() - began)
+        own = [change for change in arguments.overrides if not change.startswith(("data.path", "data.cache", "study."))]
+        command = " ".join(["python benchmarks/paper.py", arguments.table, *own])
+        found = result(table, plan, outcome, time.monotonic() - began, command)
         _keep(folder / f"{arguments.table}.json", found)
     kept = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
     results = {name: kept[name] for name in TABLES if name in kept}

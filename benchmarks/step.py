@@ -65,6 +65,8 @@ PIXELS, CODE, BATCH = 784, 8, 100
 RATIOS = {
     "ratio_floor": ("ours", "floor", Target(1.05, at_least=False)),
     "ratio_pythae": ("pythae", "ours", Target(1.3)),
+    # What is in reach: no loop of three phases is faster against pythae than the one that is written by hand.
+    "ratio_pythae_floor": ("pythae", "floor", Target(1.3)),
     "ratio_pythae_joint": ("pythae", "joint", Target(1.3)),
 }
 

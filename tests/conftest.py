@@ -1,4 +1,8 @@
-"""What tests share: one thread for PyTorch, a small data set, and the folder of larger ones where there is one."""
+"""What tests share: one thread for PyTorch, a small data set, and the folder of larger ones where there is one.
+
+Two processes share the tests. One has those that start Ray (group `ray`), as a second Ray on the host disturbs the
+first; they mostly wait, and meanwhile the other goes through the rest, file by file.
+"""
 
 import os
 from collections.abc import Iterator
@@ -11,6 +15,17 @@ from aae_ray.settings import Data, Settings, replace
 from aae_ray.training.data import Dataset, load
 
 SHARED_DATA = Path(os.environ.get("AAE_RAY_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
+
+
+RAY = "ray"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != (RAY,))  # type: ignore[union-attr]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,18 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from aae_ray.settings import (
-    Settings,
-    SettingsError,
-    build,
-    dotted_fields,
-    find_problems,
-    flatten,
-    read_overrides,
-    read_yaml,
-    replace,
-    setting,
-)
+from aae_ray.reading import build, find_problems, read_overrides, read_yaml
+from aae_ray.settings import Settings, SettingsError, dotted_fields, flatten, replace, setting
 
 
 def complaints(*overrides: str) -> list[str]:

@@ -6,7 +6,8 @@ they would need synchronising. Images travel as rows of pixels; convolutional ne
 Shapes: B batch, D pixels (C * H * W), C channels, H height, W width, F features, E noise, Z code, K clusters.
 """
 
-from itertools import pairwise
+from collections.abc import Iterable
+from itertools import pairwise, zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,13 @@ from aae_ray.settings import UserError
 
 def dense_layers(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((inputs, *widths)))
+
+
+def rectified(layers: Iterable[nn.Module], h_BF: Tensor) -> Tensor:
+    """Through layers, each with a rectifier, in place: no gradient needs what stood there before."""
+    for layer in layers:
+        h_BF = layer(h_BF).relu_()
+    return h_BF
 
 
 class DenseTrunk(nn.Module):
@@ -32,11 +40,11 @@ class DenseTrunk(nn.Module):
 
     def forward(self, x_BD: Tensor, noise_BE: Tensor | None = None) -> Tensor:
         h_BF = x_BD
-        for index, layer in enumerate(self.layers):
+        for layer, noise_map in zip_longest(self.layers, self.noise_maps):
             h_BF = layer(h_BF)
-            if self.noise_maps:
-                h_BF = h_BF + self.noise_maps[index](noise_BE)
-            h_BF = torch.relu(h_BF)
+            if noise_map is not None:
+                h_BF = h_BF + noise_map(noise_BE)
+            h_BF = h_BF.relu_()
         return h_BF
 
 
@@ -55,11 +63,11 @@ class ConvTrunk(nn.Module):
 
     def forward(self, x_BD: Tensor, noise_BE: Tensor | None = None) -> Tensor:
         h_BCHW = x_BD.unflatten(1, self.shape)
-        for index, layer in enumerate(self.layers):
+        for layer, noise_map in zip_longest(self.layers, self.noise_maps):
             h_BCHW = layer(h_BCHW)
-            if self.noise_maps:
-                h_BCHW = h_BCHW + self.noise_maps[index](noise_BE)[:, :, None, None]
-            h_BCHW = torch.relu(h_BCHW)
+            if noise_map is not None:
+                h_BCHW = h_BCHW + noise_map(noise_BE)[:, :, None, None]
+            h_BCHW = h_BCHW.relu_()
         return torch.relu(self.dense(h_BCHW.flatten(1)))
 
 
@@ -72,10 +80,8 @@ class DenseDecoder(nn.Module):
         self.sigmoid = output == "sigmoid"
 
     def forward(self, z_BZ: Tensor) -> Tensor:
-        h_BF = z_BZ
-        for layer in self.layers[:-1]:
-            h_BF = torch.relu(layer(h_BF))
-        x_BD = self.layers[-1](h_BF)
+        *hidden, last = self.layers
+        x_BD = last(rectified(hidden, z_BZ))
         return torch.sigmoid(x_BD) if self.sigmoid else x_BD
 
 
@@ -114,9 +120,8 @@ class ConvDecoder(nn.Module):
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         h_BCHW = torch.relu(self.dense(z_BZ)).unflatten(1, self.coarse)
-        for layer in self.layers[:-1]:
-            h_BCHW = torch.relu(layer(h_BCHW))
-        x_BD = self.layers[-1](h_BCHW).flatten(1)
+        *hidden, last = self.layers
+        x_BD = last(rectified(hidden, h_BCHW)).flatten(1)
         return torch.sigmoid(x_BD) if self.sigmoid else x_BD
 
 
@@ -144,10 +149,8 @@ class Discriminator(nn.Module):
         self.layers = dense_layers(latent_dim, (*hidden, 1))
 
     def forward(self, z_BZ: Tensor) -> Tensor:
-        h_BF = z_BZ
-        for layer in self.layers[:-1]:
-            h_BF = torch.relu(layer(h_BF))
-        logits_B: Tensor = self.layers[-1](h_BF).squeeze(1)
+        *hidden, last = self.layers
+        logits_B: Tensor = last(rectified(hidden, z_BZ)).squeeze(1)
         return logits_B
 
 

@@ -9,6 +9,8 @@ Shapes: B batch, D pixels, E noise, Z code, K classes or clusters, S slots of a 
 
 import math
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import add
 from typing import Literal, NamedTuple
 
 import torch
@@ -183,13 +185,13 @@ def discriminate(players: Players, batch: Batch, run: settings.Settings) -> Outc
     """
     with torch.no_grad():
         code = _encoded(players, batch)
-    loss_B, seen = torch.zeros_like(batch.x_BD[:, 0]), []
+    losses, seen = [], []
     for game in _games(players, batch, code):
-        logits_2B = game.discriminator(torch.cat([_seen(game, 0), _seen(game, 1)]))
-        real_B, fake_B = logits_2B.chunk(2)
-        loss_B = loss_B + F.softplus(-real_B) + F.softplus(fake_B)
-        seen.append(logits_2B.detach().view(2, -1).T)
-    return Outcome(loss_B, torch.cat(seen, dim=1))
+        logits_2B = game.discriminator(torch.cat([_seen(game, 0), _seen(game, 1)])).view(2, -1)
+        real_B, fake_B = logits_2B.unbind()
+        losses += [F.softplus(-real_B), F.softplus(fake_B)]
+        seen.append(logits_2B.detach())
+    return Outcome(reduce(add, losses), torch.cat(seen).T)
 
 
 def regularize(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
@@ -203,8 +205,7 @@ def regularize(players: Players, batch: Batch, run: settings.Settings) -> Outcom
         logits_B = game.discriminator(_seen(game, 1))
         saturates = run.train.adversarial_loss == "minimax"
         losses.append(-F.softplus(logits_B) if saturates else F.softplus(-logits_B))
-    loss_BG = torch.stack(losses, dim=1)
-    return Outcome(loss_BG.sum(1), loss_BG.detach())
+    return Outcome(reduce(add, losses), torch.stack([loss_B.detach() for loss_B in losses], dim=1))
 
 
 def classify(players: Players, batch: Batch, run: settings.Settings) -> Outcome:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aae_ray.settings import Entry, Settings, UserError, build, dotted_fields, read_overrides
+from aae_ray.reading import Entry, build, read_overrides
+from aae_ray.settings import Settings, UserError, dotted_fields
 from aae_ray.study import registry
 from aae_ray.study.provenance import provenance
 from aae_ray.study.tracking import STUDY, Tracker
 from aae_ray.training import checkpoint
-from aae_ray.training.assessment import Assessment, assess, assess_samples
+from aae_ray.training.assessment import Assessment, assess, assess_samples, judgement_tags
 from aae_ray.training.data import Dataset, cache_folder, load
 from aae_ray.training.evaluation import sample_generator
 from aae_ray.training.judge import SMALLEST, Judge, judge_for
@@ -106,7 +107,7 @@ def record(found: Evaluated, uri: str, sheet: Path) -> int:
         "aae.run_kind": "evaluation",
         "aae.evaluated": found.name,
         "aae.data_digest": found.dataset.digest,
-        "aae.judge": found.judge.digest if found.judge else None,
+        **(judgement_tags(found.assessment, found.judge) if found.judge else {}),
         **provenance(),
     }
     tracker.create_run(STUDY, found.run_name, {key: value for key, value in tags.items() if value}, began)

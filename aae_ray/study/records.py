@@ -14,7 +14,7 @@ from aae_ray.study.ledger import Ledger, TrialRecord
 from aae_ray.study.provenance import provenance
 from aae_ray.study.space import Plan
 from aae_ray.study.tracking import STUDY, Tracker
-from aae_ray.training.assessment import NEAREST_SHEET, assess
+from aae_ray.training.assessment import NEAREST_SHEET, assess, judgement_tags
 from aae_ray.training.data import Dataset, cache_folder
 from aae_ray.training.judge import SMALLEST, judge_for
 from aae_ray.training.loop import Training
@@ -121,8 +121,9 @@ class Records:
         judge = None
         if training.dataset.labels_N is not None and min(training.dataset.shape[1:]) >= SMALLEST:
             judge = judge_for(training.dataset, cache_folder(training.run.data))
-            self.tracker.set_tags(record.name, {"aae.judge": judge.digest})
         assessment = assess(training.evaluation, judge)
+        if judge:
+            self.tracker.set_tags(record.name, judgement_tags(assessment, judge))
         test |= assessment.metrics
         self.tracker.log_metrics(record.name, {name: value for name, value in test.items() if math.isfinite(value)}, 0)
         folder = self.tracker.spool.path.parent / FIGURES / record.name

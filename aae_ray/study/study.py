@@ -24,9 +24,9 @@ from aae_ray.study.space import Plan
 from aae_ray.study.tracking import Tracker
 from aae_ray.training import checkpoint
 from aae_ray.training.data import Dataset, load
+from aae_ray.training.divergence import LEAST_CODES
 from aae_ray.training.labels import check
 from aae_ray.training.loop import Training
-from aae_ray.training.metrics import LEAST_CODES
 
 LABELLED = ("test/classification_error", "test/part_error")  # what a user of a task with labels asks for first
 SEND_SECONDS = 60  # to wait at the end for MLflow to take the last records

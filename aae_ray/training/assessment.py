@@ -34,10 +34,11 @@ Draw = Callable[[int], Tensor]  # a number of samples -> images (M, C, H, W) in 
 
 @dataclass
 class Assessment:
-    """Metrics by name, the sheet of nearest images, and remarks for the reader."""
+    """Metrics by name, the sheet of nearest images, the samples' classes, and remarks for the reader."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     nearest_sheet: bytes = b""
+    class_shares: tuple[float, ...] = ()  # of the samples, as the judge sees them; empty without a judge
     remarks: list[str] = field(default_factory=list)
 
 
@@ -46,6 +47,11 @@ def assess(evaluation: Evaluation, judge: Judge | None) -> Assessment:
     found = assess_samples(evaluation.samples, evaluation.dataset, judge)
     found.metrics |= assess_codes(evaluation)
     return found
+
+
+def judgement_tags(assessment: Assessment, judge: Judge) -> dict[str, str]:
+    """What belongs to the records of an assessment and is no number: who judged, and the samples' classes."""
+    return {"aae.judge": judge.digest, "aae.class_shares": ",".join(f"{s:.4f}" for s in assessment.class_shares)}
 
 
 def assess_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Assessment:
@@ -59,9 +65,12 @@ def assess_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Assessm
     if judge is None:
         found.remarks.append("without labels there is no judge: FID, KID, coverage and classes are left out")
     else:
-        found.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge)
-        if found.metrics["quality/classes_missing"]:
-            histogram = quality.class_histogram(judge.probabilities(samples_MCHW))
+        histogram = quality.class_histogram(judge.probabilities(samples_MCHW))
+        found.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge) | _classes(histogram)
+        found.class_shares = histogram.share_K
+        shares = ", ".join(f"{label}: {share:.1%}" for label, share in enumerate(histogram.share_K))
+        found.remarks.append(f"classes of the samples {shares}")
+        if histogram.missing:
             told = ", ".join(map(str, histogram.missing))
             found.remarks.append(f"coverage alarm: samples hardly ever show class {told}")
     _parzen(found, samples_MCHW, test_NCHW, dataset)
@@ -83,7 +92,6 @@ def _judged(samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, judge: Ju
         quality.kernel_distance(real_NF, other_NF, seed=PROTOCOL_SEED) for other_NF in (fake_NF, train_NF)
     )
     balls = quality.prdc(real_NF, fake_NF)
-    classes = quality.class_histogram(judge.probabilities(samples_MCHW))
     return {
         "quality/fid_local": quality.frechet_distance(real_NF, fake_NF),
         "quality/fid_local_floor": quality.frechet_distance(real_NF, train_NF),
@@ -95,11 +103,16 @@ def _judged(samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, judge: Ju
         "quality/density": balls.density,
         "quality/coverage": balls.coverage,
         "quality/coverage_floor": quality.prdc(real_NF, train_NF).coverage,
-        "quality/class_kl_nats": classes.kl_to_uniform_nats,
-        "quality/class_confidence": classes.confidence,
-        "quality/class_entropy_nats": classes.entropy_nats,
-        "quality/classes_missing": float(len(classes.missing)),
         "quality/judge_accuracy": judge.accuracy,
+    }
+
+
+def _classes(histogram: quality.ClassHistogram) -> dict[str, float]:
+    return {
+        "quality/class_kl_nats": histogram.kl_to_uniform_nats,
+        "quality/class_confidence": histogram.confidence,
+        "quality/class_entropy_nats": histogram.entropy_nats,
+        "quality/classes_missing": float(len(histogram.missing)),
     }
 
 

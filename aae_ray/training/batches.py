@@ -169,12 +169,15 @@ class Batches:
 
     def _labels(self, phase: Phase, rows: Rows) -> Mapping[str, Any]:
         """One-hot labels of these images, or their slots of a label-informed discriminator, where the task has any."""
-        labels_B, sizes, found = self.labels_N[rows], self.model.sizes, {}
+        sizes = self.model.sizes
+        if not sizes.slots and phase.source == "all" and TASKS[self.run.task].labels != "all":
+            return {}
+        labels_B = self.labels_N[rows]
         if sizes.slots:
-            found["slots_BS"] = F.one_hot(torch.where(labels_B < 0, sizes.slots - 1, labels_B), sizes.slots)
-        elif phase.source == "labelled" or TASKS[self.run.task].labels == "all":
-            found["labels_BK"] = F.one_hot(labels_B, sizes.classes)
-        return {name: tensor.to(self.images.device, self.images.dtype) for name, tensor in found.items()}
+            name, found = "slots_BS", F.one_hot(torch.where(labels_B < 0, sizes.slots - 1, labels_B), sizes.slots)
+        else:
+            name, found = "labels_BK", F.one_hot(labels_B, sizes.classes)
+        return {name: found.to(self.images.device, self.images.dtype)}
 
 
 def worker_slice(examples: int, rank: int, workers: int) -> slice:

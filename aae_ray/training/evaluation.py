@@ -15,7 +15,7 @@ from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.priors import sample_classes
 from aae_ray.settings import Settings
-from aae_ray.training import clusters, metrics
+from aae_ray.training import clusters, divergence, metrics
 from aae_ray.training.batches import EVALUATION, Images, generator_for
 from aae_ray.training.data import Dataset
 
@@ -93,7 +93,7 @@ class Evaluation:
 
     def costly(self, part: str) -> dict[str, float]:
         """The metrics that are taken at rungs and at the end: a fresh discriminator is trained on held-out codes."""
-        bound = metrics.jsd_bound(self.codes(part), self._prior, seed=PROTOCOL_SEED)
+        bound = divergence.jsd_bound(self.codes(part), self._prior, seed=PROTOCOL_SEED)
         return {
             f"{part}/jsd_nats": bound.nats,
             f"{part}/jsd_nats_se": bound.standard_error,
@@ -210,7 +210,9 @@ class Evaluation:
         return self.model.prior.sample(count, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR, seed))
 
     def _sliced_wasserstein(self, z_NZ: Tensor) -> float:
-        return metrics.sliced_wasserstein(z_NZ, self._prior(len(z_NZ), 0), self.model.prior.std_Z, seed=PROTOCOL_SEED)
+        return divergence.sliced_wasserstein(
+            z_NZ, self._prior(len(z_NZ), 0), self.model.prior.std_Z, seed=PROTOCOL_SEED
+        )
 
     def _sliced_wasserstein_floor(self, count: int) -> float:
         key = f"sliced_wasserstein/{count}"

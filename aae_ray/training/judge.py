@@ -8,6 +8,7 @@ Shapes: N images, C channels, H height, W width, F features, K classes.
 
 import hashlib
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from aae_ray.settings import UserError
 from aae_ray.training.data import Dataset
-from aae_ray.training.metrics import one_thread
+from aae_ray.training.divergence import one_thread
 
 FEATURES = 128
 STEPS, BATCH, LEARNING_RATE = 1500, 128, 2e-3
@@ -88,13 +89,8 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = _untold) -> Ju
     if min(dataset.shape[1:]) < SMALLEST:
         raise UserError(f"data.name {dataset.name}: images of {dataset.shape[1]} x {dataset.shape[2]} are too small")
     file = cache / "judges" / f"{dataset.name}-{_identity(dataset)}.pt"
-    try:
-        network = _untrained(dataset)
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        network.load_state_dict(state["weights"])
-        return Judge(network.eval(), float(state["accuracy"]), _digest(network))
-    except Exception:  # there is none, or it is damaged: it is made again
-        pass
+    if (kept := _kept(file, dataset)) is not None:
+        return kept
     with one_thread():  # more threads add in another order, and end in another judge
         network = _train(dataset, progress)
     judge = Judge(network, float("nan"), _digest(network))
@@ -105,6 +101,21 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = _untold) -> Ju
     torch.save({"weights": network.state_dict(), "accuracy": judge.accuracy}, partial)
     partial.replace(file)
     return judge
+
+
+# What torch.load and load_state_dict raise for a file that is cut short, empty, of another kind or of another network.
+DAMAGED = (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError, pickle.UnpicklingError)
+
+
+def _kept(file: Path, dataset: Dataset) -> Judge | None:
+    """The judge in this file; None when there is none, or a damaged one, which is then made again."""
+    network = _untrained(dataset)
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        network.load_state_dict(state["weights"])
+        return Judge(network.eval(), float(state["accuracy"]), _digest(network))
+    except DAMAGED:
+        return None
 
 
 def _untrained(dataset: Dataset) -> Network:

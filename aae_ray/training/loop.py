@@ -5,6 +5,7 @@ It knows no Ray: `wrap` makes a player data-parallel, `rank` and `workers` say w
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,8 +48,9 @@ class Turn:
         self.asleep = [p for name, player in players.items() if name not in phase.moves for p in player.parameters()]
 
     def begin(self) -> dict[str, nn.Module]:
+        """The players, with no gradients left from other phases."""
         for parameter in self.awake:
-            parameter.requires_grad = True
+            parameter.requires_grad, parameter.grad = True, None
         for parameter in self.asleep:
             parameter.requires_grad = False
         return self.players
@@ -78,6 +80,8 @@ class Training:
         self.wrapped = {name: self.wrap(player) for name, player in self.model.players.items()}
         self._turns = {phase.name: Turn(phase, self.model.players, self.wrapped) for phase in self.model.phases}
         self.optimizers = {phase.name: self._optimizer(phase) for phase in self.model.phases}
+        mixed = self.run.train.mixed_precision
+        self._precision = torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
         self.images = Images(self.dataset, self.device, getattr(torch, self.run.train.dtype))
         self.batches = Batches(self.run, self.model, self.images, self.dataset, rank=self.rank, workers=self.workers)
         self.evaluation = Evaluation(self.run, self.model, self.dataset, self.images)
@@ -128,12 +132,10 @@ class Training:
         sights = []
         for phase, batch, examples in zip(self.model.phases, step.batches, step.examples, strict=True):
             players = self._turns[phase.name].begin()
-            optimizer = self.optimizers[phase.name]
-            optimizer.zero_grad()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.train.mixed_precision):
+            with self._precision:
                 loss_B, seen_BM = phase.loss(players, batch, self.run)
-            (loss_B.sum() * (self.workers / examples)).backward()
-            optimizer.step()
+            loss_B.backward(torch.full_like(loss_B, self.workers / examples))
+            self.optimizers[phase.name].step()
             sights.append(loss_B.detach() if seen_BM is None else seen_BM)
         return sights
 

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from aae_ray.settings import build, read_overrides
+from aae_ray.reading import build, read_overrides
 from aae_ray.study.cluster import possible_resources
 from tests.cluster.laptop import REPOSITORY, Call, Life, Node, aws_client, laptop_environment, readme_commands
 

@@ -1,5 +1,6 @@
-"""An empty MLflow database, made once: its migrations take longer than a test that writes into a copy of it."""
+"""The environment of the commands, and an empty MLflow database: its migrations take longer than most tests."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -26,3 +27,13 @@ def database(empty_database: Path, tmp_path: Path) -> str:
     path.parent.mkdir()
     shutil.copyfile(empty_database, path)
     return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def environment(cache: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "HOME": os.environ.get("HOME", "/root"),
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_TRACKING_URI": "",
+    } | {"COLUMNS": "120"}

@@ -47,7 +47,8 @@ def test_a_checkpoint_is_measured_on_the_test_images_and_recorded(
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.tags["aae.data_digest"] == found.dataset.digest and found.judge is not None
-    assert run.data.tags["aae.judge"] == found.judge.digest and run.info.status == "FINISHED"
+    assert run.data.tags["aae.judge"] == found.judge.digest and run.data.tags["aae.class_shares"]
+    assert run.info.status == "FINISHED"
     assert run.data.metrics["quality/fid_local"] == pytest.approx(metrics["quality/fid_local"])
     assert [item.path for item in client.list_artifacts(run.info.run_id, "figures")] == ["figures/nearest.png"]
 

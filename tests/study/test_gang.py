@@ -18,6 +18,8 @@ from aae_ray.study.mailbox import Muster
 from aae_ray.training import checkpoint
 from aae_ray.training.pictures import FIGURES, draw
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 FOREVER = 1e9
 
 

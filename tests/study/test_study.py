@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,33 +14,13 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from tests.study.commands import command, run
+
+pytestmark = pytest.mark.xdist_group("ray")
+
 # What Ray and its friends like to say, and a user must not see.
 CHATTER = re.compile(r"ray|raylet|\(pid=|Checkpoint|token|WARNING|Warning|Trial status|INFO|Traceback", re.IGNORECASE)
 OURS = re.compile(r"aae_ray|starting Ray|stopping Ray")
-
-
-def command(name: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"aae_ray.{name}", *arguments]
-
-
-@pytest.fixture
-def environment(cache: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "HOME": os.environ.get("HOME", "/root"),
-        "OMP_NUM_THREADS": "1",
-        "MLFLOW_TRACKING_URI": "",
-    } | {"COLUMNS": "120"}
-
-
-def run(
-    folder: Path, environment: dict[str, str], name: str, *arguments: str, code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    clean = {key: value for key, value in environment.items() if value}
-    done = subprocess.run(command(name, *arguments), cwd=folder, env=clean, capture_output=True, text=True, timeout=280)
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
 
 
 def client_of(folder: Path) -> MlflowClient:
@@ -232,32 +211,6 @@ def test_train_with_two_workers_makes_the_same_records(tmp_path: Path, environme
     parent, (child,) = trial_runs(client, "aae/digits")
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
     assert child.data.params["model.hidden"] == "32-16" and parent.data.params["study.workers_per_trial"] == "2"
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "sentence"),
-    [
-        ("tune", ("train.epoch=3", "model.prior=gausian"), "Did you mean train.epochs?"),
-        ("tune", ("nowhere.yaml",), "nowhere.yaml: cannot be read"),
-        ("tune", ("a.yaml", "b.yaml"), "expected one file"),
-        ("tune", ("study.objectives=[val/jsd]",), "Did you mean val/jsd_nats?"),
-        ("tune", ("tracking.uri=file:///tmp/x",), "not a server or database of MLflow"),
-        ("tune", ("data.name=own",), "own"),
-        ("train", ("model.hidden=wide",), "model.hidden"),
-        ("train", ("model.network=convolutional", "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
-        ("generate", ("x", "--out", "nowhere/x.png"), "there is no folder"),
-        ("evaluate", ("x", "--out", "x.jpg"), "give a name that ends in .png"),
-        ("tune", ("task=clustering", "model.clusters=200"), "model.clusters is more than train.batch_size can fill"),
-        ("tune", ("task=semi_supervised", "data.labels=5"), "data.labels gives 5 labels to 10 classes"),
-        ("train", ("task=label_informed", "model.prior=mixture", "model.prior_components=7"), "7 components"),
-    ],
-)
-def test_mistakes_are_sentences_with_exit_code_2(
-    tmp_path: Path, environment: dict[str, str], name: str, arguments: tuple[str, ...], sentence: str
-) -> None:
-    done = run(tmp_path, environment, name, *arguments, code=2)
-    assert sentence in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "runs").exists() and not (tmp_path / "mlflow.db").exists()
 
 
 def test_more_workers_than_the_machine_holds_are_refused_before_the_study_starts(

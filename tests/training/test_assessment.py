@@ -45,6 +45,9 @@ def test_a_lost_class_raises_the_alarm(digits: Dataset, judge: Judge) -> None:
     found = assessment.assess_samples(lambda count: images(digits, kept)[:count], digits, judge)
     assert found.metrics["quality/classes_missing"] == 1
     assert "coverage alarm: samples hardly ever show class 4" in found.remarks
+    assert found.class_shares[4] < 0.02 and sum(found.class_shares) == pytest.approx(1)
+    assert any("classes of the samples 0: " in remark for remark in found.remarks)
+    assert assessment.judgement_tags(found, judge)["aae.class_shares"].count(",") == 9
 
 
 def test_data_without_labels_are_assessed_without_a_judge(digits: Dataset) -> None:
