@@ -40,7 +40,7 @@ def _style_head(model: settings.Model, sizes: Sizes) -> nn.Module:
 
 
 def _label_head(model: settings.Model, sizes: Sizes) -> nn.Module:
-    return nn.Linear(model.hidden[-1], sizes.classes)
+    return networks.Answer(model.hidden[-1], sizes.classes)
 
 
 def _decoder(model: settings.Model, sizes: Sizes) -> nn.Module:

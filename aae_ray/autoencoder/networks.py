@@ -19,6 +19,20 @@ def dense_layers(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((inputs, *widths)))
 
 
+class Answer(nn.Linear):
+    """The last layer of a network. It answers in the precision of its weights, also where its product was taken in
+    bfloat16: sigmoids, softmaxes and losses are too coarse there, and their gradients with them."""
+
+    def forward(self, h_BF: Tensor) -> Tensor:
+        return super().forward(h_BF).to(self.weight.dtype)
+
+
+def answering_layers(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
+    """Dense layers of which the last is a network's answer."""
+    *hidden, answers = widths
+    return dense_layers(inputs, tuple(hidden)).append(Answer((inputs, *hidden)[-1], answers))
+
+
 def rectified(layers: Iterable[nn.Module], h_BF: Tensor) -> Tensor:
     """Through layers, each with a rectifier, in place: no gradient needs what stood there before."""
     for layer in layers:
@@ -76,7 +90,7 @@ class DenseDecoder(nn.Module):
 
     def __init__(self, latent_dim: int, hidden: tuple[int, ...], outputs: int, output: str) -> None:
         super().__init__()
-        self.layers = dense_layers(latent_dim, (*hidden, outputs))
+        self.layers = answering_layers(latent_dim, (*hidden, outputs))
         self.sigmoid = output == "sigmoid"
 
     def forward(self, z_BZ: Tensor) -> Tensor:
@@ -121,7 +135,7 @@ class ConvDecoder(nn.Module):
     def forward(self, z_BZ: Tensor) -> Tensor:
         h_BCHW = torch.relu(self.dense(z_BZ)).unflatten(1, self.coarse)
         *hidden, last = self.layers
-        x_BD = last(rectified(hidden, h_BCHW)).flatten(1)
+        x_BD = last(rectified(hidden, h_BCHW)).flatten(1).to(last.weight.dtype)
         return torch.sigmoid(x_BD) if self.sigmoid else x_BD
 
 
@@ -146,7 +160,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, latent_dim: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
-        self.layers = dense_layers(latent_dim, (*hidden, 1))
+        self.layers = answering_layers(latent_dim, (*hidden, 1))
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         *hidden, last = self.layers

@@ -91,22 +91,35 @@ def test_a_cluster_is_named_after_its_surest_validation_image(small_run: Setting
     assert evaluation.cheap("test")["test/classification_error"] == pytest.approx(expected)
 
 
-def test_mixed_precision_changes_the_products_and_not_the_weights(small_run: Settings, digits: Dataset) -> None:
-    mixed, full = (
-        Training(
-            replace(small_run, {"train.dtype": "float32", "optim.algorithm": "sgd", "train.mixed_precision": on}),
-            digits,
-        )
-        for on in (True, False)
-    )
-    kinds: set[torch.dtype] = set()
-    mixed.model.players["decoder"].layers[0].register_forward_hook(  # type: ignore[union-attr, index]
-        lambda _, inputs, answer: kinds.add(answer.dtype)
-    )
+@pytest.mark.parametrize("network", ["dense", "convolutional"])
+def test_mixed_precision_is_for_products_alone(network: str, small_run: Settings, digits: Dataset) -> None:
+    """Weights, codes, probabilities and losses keep their precision: in bfloat16 a probability has three digits."""
+    values: dict[str, Any] = {
+        "train.dtype": "float32",
+        "optim.algorithm": "sgd",
+        "model.network": network,
+        "model.channels": (4, 8),
+    }
+    values |= {"task": "semi_supervised", "data.labels": 50, "model.posterior": "gaussian"}
+    mixed, full = (Training(replace(small_run, values | {"train.mixed_precision": on}), digits) for on in (True, False))
+    products: set[torch.dtype] = set()
+    trunk = next(iter(mixed.model.players["trunk"].children()))
+    trunk[0].register_forward_hook(lambda _, inputs, answer: products.add(answer.dtype))  # type: ignore[index]
+    answers: dict[str, set[torch.dtype]] = {}
+    for name, player in mixed.model.players.items():
+        if name != "trunk":
+            player.register_forward_hook(
+                lambda _, inputs, answer, name=name: answers.setdefault(name, set()).update(
+                    part.dtype for part in (answer if isinstance(answer, tuple) else [answer]) if part is not None
+                )
+            )
     step = next(mixed.batches.epoch(0))
-    mixed.step(step)
+    seen = mixed.step(step)
     full.step(step)
-    assert kinds == {torch.bfloat16}
+    assert products == {torch.bfloat16}
+    assert {name: kinds for name, kinds in answers.items() if kinds != {torch.float32}} == {}
+    assert set(answers) == set(mixed.model.players) - {"trunk"}
+    assert {sight.dtype for sight in seen} == {torch.float32}
     weight, same = (next(training.model.players["decoder"].parameters()) for training in (mixed, full))
     assert weight.dtype == torch.float32 and not torch.equal(weight, same)
     torch.testing.assert_close(weight, same, rtol=0.1, atol=5e-3)
