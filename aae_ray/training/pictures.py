@@ -32,9 +32,10 @@ def sketch(training: Training) -> Sketch:
     codes_NZ = evaluation.places("val")[:CODES]
     originals_NCHW, answers_NCHW = evaluation.reconstructions("val", COUNT // 2)
     what = "codes W y + z" if "cluster_heads" in training.model.players else "codes"
-    title = f"{training.run.task}: held-out {what}, {model.posterior} posterior, {model.prior} prior"
+    task = training.run.task.replace("_", " ")
+    title = f"{task}: held-out {what}\n{model.posterior} posterior, {model.prior.replace('_', ' ')} prior"
     if model.latent_dim > 2:
-        title += f"\nfirst two of {model.latent_dim} coordinates"
+        title += f", first two of {model.latent_dim} coordinates"
     found: dict[str, NDArray[np.generic]] = {
         "originals": _bytes(originals_NCHW),
         "answers": _bytes(answers_NCHW),
