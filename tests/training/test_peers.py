@@ -107,4 +107,4 @@ def test_pictures_name_what_their_points_are(small_run: Settings, digits: Datase
     """Noisy training codes once looked off-centre in a picture that did not say what it showed."""
     titles = [str(sketch(training_of(task, small_run, digits))["title"]) for task in ("unsupervised", "reduction")]
     assert titles[0].startswith("unsupervised: held-out codes\ndeterministic posterior")
-    assert titles[1].startswith("reduction: held-out codes W y + z, deterministic posterior")
+    assert titles[1].startswith("reduction: held-out codes W y + z\ndeterministic posterior")
