@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 
 MISTAKE, INTERRUPTED = 2, 130
 

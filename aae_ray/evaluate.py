@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from aae_ray.console import OVERRIDES_HELP, run_command
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 
 
 def evaluate(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from aae_ray.console import run_command
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 
 MOST = 100_000
 

@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from aae_ray.settings import Problem, Settings, SettingsError, did_you_mean, dotted_fields
+from aae_ray.mistakes import Problem, SettingsError, did_you_mean
+from aae_ray.settings import Settings, dotted_fields
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, run_command
-from aae_ray.settings import Problem, SettingsError
+from aae_ray.mistakes import Problem, SettingsError
 
 
 def train(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, run_command
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 
 DIGITS = Path(__file__).parent.parent / "search_spaces" / "digits.yaml"
 

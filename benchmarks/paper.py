@@ -23,7 +23,8 @@ from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
 from aae_ray.console import MISTAKE
-from aae_ray.settings import Settings, UserError, flatten
+from aae_ray.mistakes import UserError
+from aae_ray.settings import Settings, flatten
 from aae_ray.study.report import console_for
 from aae_ray.study.space import Plan, read_plan
 from aae_ray.study.study import Outcome, run_study
@@ -50,7 +51,12 @@ class Table(NamedTuple):
 ERROR = "test/classification_error"
 PARZEN = "quality/parzen_nats"
 # Beside the numbers that a study found (the file's second point): what the study held fixed, and a drop of the rates.
-CLUSTERING = ("model.discriminator_hidden=512-512", "train.batch_size=200", "optim.lr_milestones=[0.5]")
+CLUSTERING = (
+    "model.discriminator_hidden=512-512",
+    "train.batch_size=200",
+    "optim.lr_milestones=[0.5]",
+    "optim.lr_decay=0.1",
+)
 CLUSTERS = ("test/hungarian_accuracy", "test/nmi", "test/ari", "test/clusters_used")  # beside the paper's own rule
 TABLES = {
     "semi_supervised_100": Table(
@@ -131,7 +137,9 @@ def plan_for(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> Pl
         ],
     )
     if plan.space:
-        raise UserError(f"{path} searches {', '.join(plan.space)} without a value in its first point; give each one")
+        raise UserError(
+            f"{path} searches {', '.join(plan.space)} without a value in the point that is run; give each one"
+        )
     return Plan(plan.settings, {"seed": CategoricalDistribution(list(seeds))}, tuple({"seed": seed} for seed in seeds))
 
 
@@ -293,7 +301,7 @@ def page(results: Mapping[str, Mapping[str, Any]], comparison: Mapping[str, Any]
             "",
             told,
         ]
-        if found.get("remark"):
+        if found.get("remark"):  # written by hand: what a reader must know of how it ran
             lines += ["", found["remark"]]
         if found.get("command"):
             lines += ["", f"    {found['command']}"]

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "aae_ray"
 
 # From the top floor down; a module may import from floors below its own, and within its own floor in no circle.
-FLOORS = ["commands", "study", "training", "autoencoder", "reading", "settings"]
+FLOORS = ["commands", "study", "training", "autoencoder", "reading", "settings", "mistakes"]
 
 # Who may import a foreign library, as prefixes of dotted module names.
 OWNERS = {

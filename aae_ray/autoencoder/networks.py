@@ -12,7 +12,7 @@ from itertools import pairwise, zip_longest
 import torch
 from torch import Tensor, nn
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 
 
 def dense_layers(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:

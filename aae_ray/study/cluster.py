@@ -13,7 +13,8 @@ import ray
 import yaml
 from ray._private.utils import read_ray_address
 
-from aae_ray.settings import Settings, UserError
+from aae_ray.mistakes import UserError
+from aae_ray.settings import Settings
 
 # Read by Ray when it is started or used; a value that the user has set wins.
 ENVIRONMENT = {

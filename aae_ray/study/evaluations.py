@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aae_ray.mistakes import UserError
 from aae_ray.reading import Entry, build, read_overrides
-from aae_ray.settings import Settings, UserError, dotted_fields
+from aae_ray.settings import Settings, dotted_fields
 from aae_ray.study import registry
 from aae_ray.study.provenance import provenance
 from aae_ray.study.tracking import STUDY, Tracker

@@ -25,7 +25,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from aae_ray.settings import Data, Settings, Study, UserError
+from aae_ray.mistakes import UserError
+from aae_ray.settings import Data, Settings, Study
 from aae_ray.study.mailbox import Mailbox
 from aae_ray.training import checkpoint
 from aae_ray.training.data import Dataset, load

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.phases import place
 from aae_ray.autoencoder.priors import Prior, sample_classes
-from aae_ray.settings import UserError, dotted_fields
+from aae_ray.mistakes import UserError
+from aae_ray.settings import dotted_fields
 from aae_ray.study.front import dominates, fronts, select
 from aae_ray.study.server import quiet_mlflow
 

@@ -18,8 +18,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
+from aae_ray.mistakes import Problem, SettingsError, did_you_mean
 from aae_ray.reading import Entry, build, find_problems, nest, read_overrides, read_yaml
-from aae_ray.settings import Problem, Settings, SettingsError, did_you_mean, dotted_fields, flatten
+from aae_ray.settings import Settings, dotted_fields, flatten
 from aae_ray.training.metrics import METRICS
 
 BLOCKS = ("study", "run", "space", "start")

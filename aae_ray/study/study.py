@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from aae_ray.autoencoder.model import build_model
-from aae_ray.settings import Settings, UserError, replace, setting
+from aae_ray.mistakes import UserError
+from aae_ray.settings import Settings, replace, setting
 from aae_ray.study import report
 from aae_ray.study.cluster import cluster, gangs_that_fit
 from aae_ray.study.front import select

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 from aae_ray.study.registry import register
 from aae_ray.study.server import artifact_location, quiet_mlflow
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 from aae_ray.training import figures, quality
 from aae_ray.training.data import Dataset
 from aae_ray.training.evaluation import PROTOCOL_SEED, Evaluation

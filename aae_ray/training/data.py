@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray import settings
-from aae_ray.settings import UserError, did_you_mean
+from aae_ray.mistakes import UserError, did_you_mean
 from aae_ray.training.download import PUBLISHED, Progress, download
 from aae_ray.training.idx import IDX_FILES, find_idx, read_idx
 from aae_ray.training.image_stream import ImageStream

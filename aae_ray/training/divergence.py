@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 
 # ------------------------------------------------------------------------------------------- sliced Wasserstein
 

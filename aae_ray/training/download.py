@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 from aae_ray.training.idx import IDX_FILES
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much is done, how much there is

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 from aae_ray.training.image_stream import Block, ImageStream, size_text
 
 _BLOCK_BYTES = 1 << 24

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 from aae_ray.training.data import Dataset
 from aae_ray.training.divergence import one_thread
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from aae_ray import settings
 from aae_ray.autoencoder.phases import TASKS
-from aae_ray.settings import Problem, SettingsError
+from aae_ray.mistakes import Problem, SettingsError
 from aae_ray.training.data import Dataset
 
 UNKNOWN = -1

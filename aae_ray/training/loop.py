@@ -16,7 +16,8 @@ from torch.optim import SGD, Adam, Optimizer
 
 from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.phases import Phase
-from aae_ray.settings import Settings, UserError, flatten, setting
+from aae_ray.mistakes import UserError
+from aae_ray.settings import Settings, flatten, setting
 from aae_ray.training.batches import Batches, Images, Step
 from aae_ray.training.data import Dataset
 from aae_ray.training.evaluation import Evaluation

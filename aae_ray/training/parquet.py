@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray.settings import UserError, did_you_mean
+from aae_ray.mistakes import UserError, did_you_mean
 from aae_ray.training.image_stream import Block, ImageStream, size_text
 
 MAX_CLASSES = 10_000  # a label beyond it is an identifier that was taken for a class

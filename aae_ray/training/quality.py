@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 
 BLOCK = 1000  # rows of a matrix of distances that are held at a time
 

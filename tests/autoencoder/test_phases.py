@@ -11,7 +11,8 @@ from aae_ray.autoencoder import phases
 from aae_ray.autoencoder.model import Model, build_model
 from aae_ray.autoencoder.phases import TASKS, Batch, Phase
 from aae_ray.autoencoder.priors import sample_classes
-from aae_ray.settings import Settings, UserError, replace
+from aae_ray.mistakes import UserError
+from aae_ray.settings import Settings, replace
 from aae_ray.training.metrics import METRICS
 
 SHAPE = (1, 8, 8)

@@ -31,9 +31,4 @@ def database(empty_database: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def environment(cache: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "HOME": os.environ.get("HOME", "/root"),
-        "OMP_NUM_THREADS": "1",
-        "MLFLOW_TRACKING_URI": "",
-    } | {"COLUMNS": "120"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": "", "COLUMNS": "120"}

@@ -6,7 +6,8 @@ import pytest
 import ray
 import yaml
 
-from aae_ray.settings import Settings, UserError, replace
+from aae_ray.mistakes import UserError
+from aae_ray.settings import Settings, replace
 from aae_ray.study import cluster
 from aae_ray.study.cluster import gang_resources, gangs_that_fit, possible_resources
 

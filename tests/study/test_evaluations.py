@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from aae_ray.settings import Settings, UserError, replace
+from aae_ray.mistakes import UserError
+from aae_ray.settings import Settings, replace
 from aae_ray.study.evaluations import Evaluated, measure, record
 from aae_ray.training import checkpoint
 from aae_ray.training.data import Dataset

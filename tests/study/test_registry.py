@@ -17,7 +17,8 @@ import torch
 
 from aae_ray.autoencoder.model import Model, build_model
 from aae_ray.autoencoder.phases import TASKS
-from aae_ray.settings import Settings, UserError, replace
+from aae_ray.mistakes import UserError
+from aae_ray.settings import Settings, replace
 from aae_ray.study import registry
 from aae_ray.study.cards import model_card
 from aae_ray.study.ledger import TrialRecord

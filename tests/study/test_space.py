@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from aae_ray.settings import SettingsError, dotted_fields, replace, setting
+from aae_ray.mistakes import SettingsError
+from aae_ray.settings import dotted_fields, replace, setting
 from aae_ray.study.space import Plan, read_plan
 from aae_ray.training.metrics import METRICS
 

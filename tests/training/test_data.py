@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aae_ray.settings import Data, UserError
+from aae_ray.mistakes import UserError
+from aae_ray.settings import Data
 from aae_ray.training import data
 from aae_ray.training.download import PUBLISHED
 from tests.training.small_sets import some_images, write_idx

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from aae_ray.autoencoder.priors import Prior
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 from aae_ray.training import divergence
 from aae_ray.training.divergence import jsd_bound, sliced_wasserstein
 

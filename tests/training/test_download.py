@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aae_ray.settings import Data, UserError
+from aae_ray.mistakes import UserError
+from aae_ray.settings import Data
 from aae_ray.training.data import Dataset, load
 from aae_ray.training.download import PUBLISHED, Progress, Published
 from aae_ray.training.idx import IDX_FILES

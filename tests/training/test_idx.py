@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 from aae_ray.training import idx
 from aae_ray.training.idx import IDX_FILES, find_idx, read_idx
 from tests.training.small_sets import gather, idx_bytes

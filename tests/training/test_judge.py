@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 from aae_ray.training import judge as module
 from aae_ray.training.data import Dataset
 from aae_ray.training.judge import judge_for

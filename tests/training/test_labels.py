@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aae_ray.settings import Settings, SettingsError, replace
+from aae_ray.mistakes import SettingsError
+from aae_ray.settings import Settings, replace
 from aae_ray.training.data import Dataset
 from aae_ray.training.labels import check, known_labels
 

@@ -12,7 +12,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from aae_ray.autoencoder.phases import TASKS
-from aae_ray.settings import Settings, UserError, replace
+from aae_ray.mistakes import UserError
+from aae_ray.settings import Settings, replace
 from aae_ray.training import checkpoint
 from aae_ray.training.batches import Step
 from aae_ray.training.data import Dataset, load

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 from aae_ray.training.parquet import read_parquet
 from tests.training.small_sets import gather
 

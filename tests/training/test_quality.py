@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aae_ray.settings import UserError
+from aae_ray.mistakes import UserError
 from aae_ray.training import quality
 
 
