@@ -45,6 +45,9 @@ def describe(params: dict[str, Any]) -> str:
     return "-".join(parts[:3])
 
 
+LONG_NAME = 14  # letters of a column's head
+
+
 def front_table(ledger: Ledger, best: TrialRecord | None) -> Table:
     """The Pareto front, a trial a row, with what was searched; the best trial is marked."""
     front = ledger.front()
@@ -62,7 +65,8 @@ def front_table(ledger: Ledger, best: TrialRecord | None) -> Table:
         table.add_column(heading(name), justify="right", no_wrap=True)
     keys = list(front[0].params) if front else []
     for key in keys:
-        table.add_column(key.removeprefix("model.").removeprefix("optim."), justify="right", overflow="fold")
+        name = key.removeprefix("model.").removeprefix("optim.")
+        table.add_column(_in_two_lines(name), justify="right", overflow="fold")
     for record in front:
         cells = [f"{record.metrics[name]:.4f}" for name in ledger.objectives]
         style = "bold green" if record is best else ""
@@ -74,6 +78,12 @@ def front_table(ledger: Ledger, best: TrialRecord | None) -> Table:
             style=style,
         )
     return table
+
+
+def _in_two_lines(name: str) -> str:
+    """A long name breaks after an underscore, where the column is wide enough for its parts."""
+    head, underscore, tail = name.rpartition("_")
+    return f"{head}{underscore}\n{tail}" if underscore and len(name) > LONG_NAME else name
 
 
 def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
