@@ -85,6 +85,7 @@ class Dead:
     message: str
 
 
+READY = -1  # what the first message of a gang is a reply to: orders are counted from 0
 MODESTY = 10  # training takes what is left: whoever passes on its result, or its next order, comes first
 Order = Train | Quit
 Reply = Ready | Trained | Failed | Dead
@@ -102,14 +103,14 @@ def work(config: dict[str, Any]) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     worker = Worker(rank, workers, ray.train.torch.get_device())
     if rank == 0:
-        mailbox.reply.remote(_sealed(Ready()))
+        mailbox.reply.remote(READY, _sealed(Ready()))
     for number in itertools.count():
         order = _open(mailbox.take.remote(number))
         if isinstance(order, Quit):
             return
         reply = worker.carry_out(order)
         if reply is not None:
-            mailbox.reply.remote(_sealed(reply))
+            mailbox.reply.remote(number, _sealed(reply))
 
 
 def _sealed(message: Order | Reply) -> list[ray.ObjectRef]:
@@ -178,28 +179,32 @@ class Gang:
     def __init__(self, name: str, run: Settings) -> None:
         study = run.study
         self.timeout = study.step_timeout
-        self.under_way = 0  # orders whose reply nobody has asked for yet
+        self.posted = self.answered = 0  # orders given, and those whose reply has been asked for or given up
         self.mailbox = ray.remote(num_cpus=0)(Mailbox).remote(study.workers_per_trial)
         self.thread = threading.Thread(target=self._serve, args=(name, study), daemon=True)
         self.thread.start()
 
     def wait_until_ready(self) -> None:
         """Wait for the workers. Raises GangError when they die on the way."""
-        self._next_reply(None)  # they may wait for nodes that a cluster has yet to start
+        self._reply_to(READY, None)  # they may wait for nodes that a cluster has yet to start
 
-    def post(self, order: Train) -> None:
+    @property
+    def under_way(self) -> bool:
+        """Whether the reply to the last order has yet to be asked for."""
+        return self.answered < self.posted
+
+    def post(self, order: Order) -> None:
         """Give an order without waiting for it."""
-        self.mailbox.post.remote(_sealed(order))
-        self.under_way += 1
+        self.mailbox.post.remote(self.posted, _sealed(order))
+        self.posted += 1
 
     def reply(self) -> Trained | Failed:
         """The reply to the last order; those to orders before it are dropped.
 
         Raises GangError when the gang is dead, or silent for longer than study.step_timeout.
         """
-        while self.under_way > 0:
-            reply = self._next_reply(self.timeout)
-            self.under_way -= 1
+        reply = self._reply_to(self.posted - 1, self.timeout)
+        self.answered = self.posted
         assert isinstance(reply, Trained | Failed)
         return reply
 
@@ -208,9 +213,9 @@ class Gang:
         self.post(order)
         return self.reply()
 
-    def _next_reply(self, timeout: float | None) -> Reply:
+    def _reply_to(self, number: int, timeout: float | None) -> Reply:
         try:
-            reply: Reply = _open(self.mailbox.next_reply.remote(), timeout)
+            reply: Reply = _open(self.mailbox.reply_to.remote(number), timeout)
         except GetTimeoutError:
             raise GangError(f"no answer within study.step_timeout={timeout:g} s") from None
         except RayError as error:
@@ -222,7 +227,7 @@ class Gang:
     def close(self) -> None:
         """End the workers in order, and do not wait long for a gang that does not answer."""
         if self.thread.is_alive():
-            self.mailbox.post.remote(_sealed(Quit()))
+            self.post(Quit())
             self.thread.join(timeout=20)
 
     def _serve(self, name: str, study: Study) -> None:
@@ -248,7 +253,7 @@ class Gang:
         except BaseException as error:  # whatever it was, the trial must hear of it
             message = f"the gang has died: {_last_line(error)}"
         try:
-            self.mailbox.reply.remote(_sealed(Dead(message)))
+            self.mailbox.end.remote(_sealed(Dead(message)))
         except Exception:  # Ray itself is going down
             return
 

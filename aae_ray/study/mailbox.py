@@ -11,26 +11,26 @@ from typing import Any
 class Mailbox:
     """Where orders wait until every worker has taken them, and replies until the trial has. Runs as an async Ray actor.
 
-    Messages are sealed: they pass through without being unpacked here.
+    Ray may carry out two calls of an async actor in another order than they were made, so every message has the number
+    of its order. Messages are sealed: they pass through without being unpacked here.
     """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self.posted = 0
         self.orders: dict[int, tuple[Any, int]] = {}  # number -> the order, and workers yet to take it
+        self.replies: dict[int, Any] = {}
+        self.last_words: Any = None  # the reply to everything once the gang is no more
         self.arrival = asyncio.Condition()
-        self.replies: asyncio.Queue[Any] = asyncio.Queue()
 
-    async def post(self, order: Any) -> None:
+    async def post(self, number: int, order: Any) -> None:
         async with self.arrival:
-            self.orders[self.posted] = (order, self.workers)
-            self.posted += 1
+            self.orders[number] = (order, self.workers)
             self.arrival.notify_all()
 
     async def take(self, number: int) -> Any:
-        """Order number `number`, for one worker; waits for it. A taken order is dropped: it may carry a whole state."""
+        """This order, for one worker; waits for it. A taken order is dropped: it may carry a whole state."""
         async with self.arrival:
-            await self.arrival.wait_for(lambda: number < self.posted)
+            await self.arrival.wait_for(lambda: number in self.orders)
             order, takers = self.orders[number]
             if takers == 1:
                 del self.orders[number]
@@ -38,11 +38,23 @@ class Mailbox:
                 self.orders[number] = (order, takers - 1)
             return order
 
-    async def reply(self, reply: Any) -> None:
-        await self.replies.put(reply)
+    async def reply(self, number: int, reply: Any) -> None:
+        async with self.arrival:
+            self.replies[number] = reply
+            self.arrival.notify_all()
 
-    async def next_reply(self) -> Any:
-        return await self.replies.get()
+    async def end(self, last_words: Any) -> None:
+        async with self.arrival:
+            self.last_words = last_words
+            self.arrival.notify_all()
+
+    async def reply_to(self, number: int) -> Any:
+        """The reply to this order, or the gang's last words; waits for it. Replies to orders before it are dropped."""
+        async with self.arrival:
+            await self.arrival.wait_for(lambda: number in self.replies or self.last_words is not None)
+            reply = self.replies.get(number, self.last_words)
+            self.replies = {later: kept for later, kept in self.replies.items() if later > number}
+            return reply
 
 
 class Muster:

@@ -1,5 +1,6 @@
 """Gangs: what one trial leaves behind does not reach the next; a state goes on exactly, on a warm or a fresh gang."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -14,11 +15,9 @@ from ray.util.state import list_actors
 from aae_ray.settings import Settings, replace
 from aae_ray.study.cluster import cluster
 from aae_ray.study.gang import Begin, Failed, Gang, GangError, Train, Trained
-from aae_ray.study.mailbox import Muster
+from aae_ray.study.mailbox import Mailbox, Muster
 from aae_ray.training import checkpoint
 from aae_ray.training.pictures import FIGURES, draw
-
-pytestmark = pytest.mark.xdist_group("ray")
 
 FOREVER = 1e9
 
@@ -117,6 +116,26 @@ def test_a_dead_worker_is_an_error_of_the_trial_and_bad_input_is_not(
     with pytest.raises(GangError):
         gang.ask(Train(4, FOREVER))
     gang.close()
+
+
+def test_the_mailbox_does_not_mind_in_which_order_calls_arrive() -> None:
+    async def exchange() -> None:
+        mailbox = Mailbox(workers=2)
+        waiting = [asyncio.create_task(mailbox.take(0)) for _ in range(2)]
+        await mailbox.post(1, "second")
+        await mailbox.post(0, "first")
+        assert await asyncio.gather(*waiting) == ["first", "first"]
+        assert [await mailbox.take(1) for _ in range(2)] == ["second", "second"] and not mailbox.orders
+        asked = asyncio.create_task(mailbox.reply_to(1))
+        await mailbox.reply(1, "to the second")
+        await mailbox.reply(0, "to the first")
+        assert await asked == "to the second"
+        await mailbox.reply(2, "to the third")
+        await mailbox.end("dead")
+        assert await mailbox.reply_to(2) == "to the third" and not mailbox.replies
+        assert await mailbox.reply_to(3) == "dead"
+
+    asyncio.run(exchange())
 
 
 @pytest.mark.parametrize("gangs", [1, 3])

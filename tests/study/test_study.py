@@ -16,8 +16,6 @@ from PIL import Image
 
 from tests.study.commands import command, run
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 # What Ray and its friends like to say, and a user must not see.
 CHATTER = re.compile(r"ray|raylet|\(pid=|Checkpoint|token|WARNING|Warning|Trial status|INFO|Traceback", re.IGNORECASE)
 OURS = re.compile(r"aae_ray|starting Ray|stopping Ray")
