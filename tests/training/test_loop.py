@@ -185,6 +185,9 @@ def _worker(rank: int, workers: int, folder: str, runs: list[Settings]) -> None:
         interval = training.train()
         result = {"weights": weights(training), "history": [dict(m) for m in interval.history]}
         torch.save(result, f"{folder}/{index}-{rank}.pt")
+    # In order: while a wrapped player lives the group lives on, into the end of the interpreter and its threads.
+    del training
+    dist.barrier()
     dist.destroy_process_group()
 
 
