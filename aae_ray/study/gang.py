@@ -12,6 +12,7 @@ begins a trial also trains it, it is given before Tune asks for a result, and it
 
 import itertools
 import os
+import pickle
 import threading
 import traceback
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class Dead:
 
 
 READY = -1  # what the first message of a gang is a reply to: orders are counted from 0
+SMALL = 50_000  # bytes that Ray carries with a call, without its object store
 MODESTY = 10  # training takes what is left: whoever passes on its result, or its next order, comes first
 Order = Train | Quit
 Reply = Ready | Trained | Failed | Dead
@@ -102,24 +104,25 @@ def work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     worker = Worker(rank, workers, ray.train.torch.get_device())
-    if rank == 0:
-        mailbox.reply.remote(READY, _sealed(Ready()))
+    reply: Reply | None = Ready() if rank == 0 else None
     for number in itertools.count():
-        order = _open(mailbox.take.remote(number))
+        order = _open(mailbox.exchange.remote(number, _sealed(reply)))
         if isinstance(order, Quit):
             return
         reply = worker.carry_out(order)
-        if reply is not None:
-            mailbox.reply.remote(number, _sealed(reply))
 
 
-def _sealed(message: Order | Reply) -> list[ray.ObjectRef]:
-    """A message as the mailbox carries it: a reference that it passes on without unpacking what lies behind."""
-    return [ray.put(message)]
+def _sealed(message: Order | Reply | None) -> bytes | list[ray.ObjectRef] | None:
+    """A message as the mailbox carries it without unpacking it: its bytes, or a reference to them where they are many."""
+    if message is None:
+        return None
+    packed = pickle.dumps(message)
+    return packed if len(packed) <= SMALL else [ray.put(packed)]
 
 
 def _open(sealed: ray.ObjectRef, timeout: float | None = None) -> Any:
-    return ray.get(ray.get(sealed, timeout=timeout)[0])
+    message = ray.get(sealed, timeout=timeout)
+    return pickle.loads(message if isinstance(message, bytes) else ray.get(message[0]))
 
 
 class Worker:
@@ -179,23 +182,24 @@ class Gang:
     def __init__(self, name: str, run: Settings) -> None:
         study = run.study
         self.timeout = study.step_timeout
-        self.posted = self.answered = 0  # orders given, and those whose reply has been asked for or given up
+        self.posted = 0  # orders given
+        self.pending: ray.ObjectRef | None = None  # what the reply to the last order will be
         self.mailbox = ray.remote(num_cpus=0)(Mailbox).remote(study.workers_per_trial)
         self.thread = threading.Thread(target=self._serve, args=(name, study), daemon=True)
         self.thread.start()
 
     def wait_until_ready(self) -> None:
         """Wait for the workers. Raises GangError when they die on the way."""
-        self._reply_to(READY, None)  # they may wait for nodes that a cluster has yet to start
+        self._opened(self.mailbox.reply_to.remote(READY), None)  # a cluster may have yet to start their nodes
 
     @property
     def under_way(self) -> bool:
         """Whether the reply to the last order has yet to be asked for."""
-        return self.answered < self.posted
+        return self.pending is not None
 
     def post(self, order: Order) -> None:
         """Give an order without waiting for it."""
-        self.mailbox.post.remote(self.posted, _sealed(order))
+        self.pending = self.mailbox.ask.remote(self.posted, _sealed(order))
         self.posted += 1
 
     def reply(self) -> Trained | Failed:
@@ -203,8 +207,8 @@ class Gang:
 
         Raises GangError when the gang is dead, or silent for longer than study.step_timeout.
         """
-        reply = self._reply_to(self.posted - 1, self.timeout)
-        self.answered = self.posted
+        pending, self.pending = self.pending, None
+        reply = self._opened(pending, self.timeout)
         assert isinstance(reply, Trained | Failed)
         return reply
 
@@ -213,9 +217,9 @@ class Gang:
         self.post(order)
         return self.reply()
 
-    def _reply_to(self, number: int, timeout: float | None) -> Reply:
+    def _opened(self, pending: ray.ObjectRef, timeout: float | None) -> Reply:
         try:
-            reply: Reply = _open(self.mailbox.reply_to.remote(number), timeout)
+            reply: Reply = _open(pending, timeout)
         except GetTimeoutError:
             raise GangError(f"no answer within study.step_timeout={timeout:g} s") from None
         except RayError as error:

@@ -5,11 +5,12 @@ They stand alone in this file, so that their processes start light and fast.
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from typing import Any
 
 
 class Mailbox:
-    """Where orders wait until every worker has taken them, and replies until the trial has. Runs as an async Ray actor.
+    """Where orders wait until every worker has taken them, and trials for their replies. Runs as an async Ray actor.
 
     Ray may carry out two calls of an async actor in another order than they were made, so every message has the number
     of its order. Messages are sealed: they pass through without being unpacked here.
@@ -17,44 +18,43 @@ class Mailbox:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self.orders: dict[int, tuple[Any, int]] = {}  # number -> the order, and workers yet to take it
-        self.replies: dict[int, Any] = {}
+        self.orders: dict[int, asyncio.Future[Any]] = defaultdict(asyncio.Future)
+        self.takers: dict[int, int] = defaultdict(int)  # by order, how many workers have taken it
+        self.replies: dict[int, asyncio.Future[Any]] = defaultdict(asyncio.Future)
         self.last_words: Any = None  # the reply to everything once the gang is no more
-        self.arrival = asyncio.Condition()
 
-    async def post(self, number: int, order: Any) -> None:
-        async with self.arrival:
-            self.orders[number] = (order, self.workers)
-            self.arrival.notify_all()
-
-    async def take(self, number: int) -> Any:
-        """This order, for one worker; waits for it. A taken order is dropped: it may carry a whole state."""
-        async with self.arrival:
-            await self.arrival.wait_for(lambda: number in self.orders)
-            order, takers = self.orders[number]
-            if takers == 1:
-                del self.orders[number]
-            else:
-                self.orders[number] = (order, takers - 1)
-            return order
-
-    async def reply(self, number: int, reply: Any) -> None:
-        async with self.arrival:
-            self.replies[number] = reply
-            self.arrival.notify_all()
-
-    async def end(self, last_words: Any) -> None:
-        async with self.arrival:
-            self.last_words = last_words
-            self.arrival.notify_all()
+    async def ask(self, number: int, order: Any) -> Any:
+        """Give an order and wait for its reply, or for the gang's last words."""
+        self.orders[number].set_result(order)
+        return await self.reply_to(number)
 
     async def reply_to(self, number: int) -> Any:
-        """The reply to this order, or the gang's last words; waits for it. Replies to orders before it are dropped."""
-        async with self.arrival:
-            await self.arrival.wait_for(lambda: number in self.replies or self.last_words is not None)
-            reply = self.replies.get(number, self.last_words)
-            self.replies = {later: kept for later, kept in self.replies.items() if later > number}
-            return reply
+        """The reply to this order, or the gang's last words; waits for it."""
+        if self.last_words is not None:
+            self._answer(number, self.last_words)
+        reply = await self.replies[number]
+        del self.replies[number]
+        return reply
+
+    async def exchange(self, number: int, reply: Any = None) -> Any:
+        """A worker's reply to the order before this one, if it has something to reply, for this order."""
+        if reply is not None:
+            self._answer(number - 1, reply)
+        order = await self.orders[number]
+        self.takers[number] += 1
+        if self.takers[number] == self.workers:  # an order may carry a whole state
+            del self.orders[number], self.takers[number]
+        return order
+
+    async def end(self, last_words: Any) -> None:
+        """The gang is no more."""
+        self.last_words = last_words
+        for number in self.replies:
+            self._answer(number, last_words)
+
+    def _answer(self, number: int, reply: Any) -> None:
+        if not self.replies[number].done():
+            self.replies[number].set_result(reply)
 
 
 class Muster:

@@ -119,23 +119,34 @@ def test_a_dead_worker_is_an_error_of_the_trial_and_bad_input_is_not(
 
 
 def test_the_mailbox_does_not_mind_in_which_order_calls_arrive() -> None:
-    async def exchange() -> None:
-        mailbox = Mailbox(workers=2)
-        waiting = [asyncio.create_task(mailbox.take(0)) for _ in range(2)]
-        await mailbox.post(1, "second")
-        await mailbox.post(0, "first")
-        assert await asyncio.gather(*waiting) == ["first", "first"]
-        assert [await mailbox.take(1) for _ in range(2)] == ["second", "second"] and not mailbox.orders
-        asked = asyncio.create_task(mailbox.reply_to(1))
-        await mailbox.reply(1, "to the second")
-        await mailbox.reply(0, "to the first")
-        assert await asked == "to the second"
-        await mailbox.reply(2, "to the third")
-        await mailbox.end("dead")
-        assert await mailbox.reply_to(2) == "to the third" and not mailbox.replies
-        assert await mailbox.reply_to(3) == "dead"
+    async def play() -> None:
+        def call(coroutine: Any) -> asyncio.Task[Any]:
+            return asyncio.create_task(coroutine)
 
-    asyncio.run(exchange())
+        mailbox = Mailbox(workers=2)
+        ready = call(mailbox.reply_to(-1))
+        first = [call(mailbox.exchange(0, "ready")), call(mailbox.exchange(0))]
+        assert await ready == "ready"
+        asked = {1: call(mailbox.ask(1, "order 1"))}
+        await asyncio.sleep(0)
+        asked[0] = call(mailbox.ask(0, "order 0"))
+        assert await asyncio.gather(*first) == ["order 0", "order 0"]
+        second = [call(mailbox.exchange(1)), call(mailbox.exchange(1, "reply 0"))]
+        assert await asyncio.gather(*second) == ["order 1", "order 1"]
+        third = call(mailbox.exchange(2, "reply 1"))
+        assert await asked[1] == "reply 1" and await asked[0] == "reply 0"
+        assert not mailbox.replies and not third.done()
+        asked[2] = call(mailbox.ask(2, "order 2"))
+        assert await third == "order 2"
+        await mailbox.exchange(2)
+        assert not mailbox.orders and not mailbox.takers  # an order may carry a whole state
+
+        mailbox.exchange(3, "reply 2").send(None)  # comes just before the end
+        await mailbox.end("dead")
+        assert await asked[2] == "reply 2"
+        assert await mailbox.ask(3, "order 3") == "dead"
+
+    asyncio.run(play())
 
 
 @pytest.mark.parametrize("gangs", [1, 3])
