@@ -96,10 +96,10 @@ def timed_work(config: dict[str, Any]) -> None:
 class TimedGangTrial(GangTrial):
     """The platform's trial with clocks: on its worker, and on each of Tune's calls."""
 
-    def setup(self, config: Point, base: Settings, muster: Any) -> None:
+    def setup(self, config: Point, base: Settings, office: Any) -> None:
         gang.work = timed_work
         self.seconds: dict[str, float] = {}
-        super().setup(config, base, muster)
+        super().setup(config, base, office)
 
     def reset_config(self, new_config: Point) -> bool:
         start = time.monotonic()

@@ -3,8 +3,8 @@
 Starting a TorchTrainer costs seconds, training a small trial costs less than one. So a trial starts one TorchTrainer
 in a thread, whose workers take orders from a mailbox until they are told to quit:
 
-    trial (Tune actor)  --order-->  mailbox (actor)  --order-->  every worker
-                        <--reply--                   <--reply--  the first worker
+    trial (Tune actor)  --order-->  post office (actor)  --order-->  every worker
+                        <--reply--                       <--reply--  the first worker
 
 An order and its reply take milliseconds, which counts when a trial trains for less than a second. So the order that
 begins a trial also trains it, it is given before Tune asks for a result, and its reply carries the state as well.
@@ -22,13 +22,13 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from aae_ray.mistakes import UserError
 from aae_ray.settings import Data, Settings, Study
-from aae_ray.study.mailbox import Mailbox
 from aae_ray.training import checkpoint
 from aae_ray.training.data import Dataset, load
 from aae_ray.training.loop import Interval, Training
@@ -99,14 +99,14 @@ class GangError(RuntimeError):
 
 def work(config: dict[str, Any]) -> None:
     """What every worker of a gang does: take an order, carry it out, and, if it is the first worker, reply."""
-    mailbox = config["mailbox"]
+    name, office = config["name"], config["office"]
     os.nice(MODESTY)
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     worker = Worker(rank, workers, ray.train.torch.get_device())
     reply: Reply | None = Ready() if rank == 0 else None
     for number in itertools.count():
-        order = _open(mailbox.exchange.remote(number, _sealed(reply)))
+        order = _open(office.exchange.remote(name, number, _sealed(reply)))
         if isinstance(order, Quit):
             return
         reply = worker.carry_out(order)
@@ -177,20 +177,22 @@ class Worker:
 
 
 class Gang:
-    """The trial's end of a gang: give orders, get their replies."""
+    """The trial's end of a gang: give orders, get their replies. `office` is where its mailbox is."""
 
-    def __init__(self, name: str, run: Settings) -> None:
+    def __init__(self, name: str, run: Settings, office: ActorHandle) -> None:
         study = run.study
+        self.name, self.office = name, office
         self.timeout = study.step_timeout
         self.posted = 0  # orders given
         self.pending: ray.ObjectRef | None = None  # what the reply to the last order will be
-        self.mailbox = ray.remote(num_cpus=0)(Mailbox).remote(study.workers_per_trial)
-        self.thread = threading.Thread(target=self._serve, args=(name, study), daemon=True)
+        again = office.open.options(max_task_retries=-1)  # the office may be coming up again
+        ray.get(again.remote(name, study.workers_per_trial))
+        self.thread = threading.Thread(target=self._serve, args=(study,), daemon=True)
         self.thread.start()
 
     def wait_until_ready(self) -> None:
         """Wait for the workers. Raises GangError when they die on the way."""
-        self._opened(self.mailbox.reply_to.remote(READY), None)  # a cluster may have yet to start their nodes
+        self._opened(self.office.reply_to.remote(self.name, READY), None)  # a cluster may have yet to start their nodes
 
     @property
     def under_way(self) -> bool:
@@ -199,7 +201,7 @@ class Gang:
 
     def post(self, order: Order) -> None:
         """Give an order without waiting for it."""
-        self.pending = self.mailbox.ask.remote(self.posted, _sealed(order))
+        self.pending = self.office.ask.remote(self.name, self.posted, _sealed(order))
         self.posted += 1
 
     def reply(self) -> Trained | Failed:
@@ -223,7 +225,7 @@ class Gang:
         except GetTimeoutError:
             raise GangError(f"no answer within study.step_timeout={timeout:g} s") from None
         except RayError as error:
-            raise GangError(f"the gang's mailbox is gone: {error}") from None
+            raise GangError(f"the post office is gone: {error}") from None
         if isinstance(reply, Dead):
             raise GangError(reply.message)
         return reply
@@ -234,20 +236,20 @@ class Gang:
             self.post(Quit())
             self.thread.join(timeout=20)
 
-    def _serve(self, name: str, study: Study) -> None:
+    def _serve(self, study: Study) -> None:
         """Runs the TorchTrainer until the gang quits or dies; a death becomes the reply to whatever was asked."""
         message = "the gang has ended"
         try:
             trainer = ray.train.torch.TorchTrainer(
                 work,
-                train_loop_config={"mailbox": self.mailbox},
+                train_loop_config={"name": self.name, "office": self.office},
                 scaling_config=ray.train.ScalingConfig(
                     num_workers=study.workers_per_trial,
                     resources_per_worker=dict(study.resources_per_worker),
                     use_gpu="GPU" in study.resources_per_worker,
                 ),
                 run_config=ray.train.RunConfig(
-                    name=name,
+                    name=self.name,
                     storage_path=study.folder.rpartition("/")[0] + "/gangs",
                     # A restart by Train would begin at order 0 and replay the past: the trial starts a new gang.
                     failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
@@ -257,7 +259,7 @@ class Gang:
         except BaseException as error:  # whatever it was, the trial must hear of it
             message = f"the gang has died: {_last_line(error)}"
         try:
-            self.mailbox.end.remote(_sealed(Dead(message)))
+            self.office.end.remote(self.name, _sealed(Dead(message)))
         except Exception:  # Ray itself is going down
             return
 

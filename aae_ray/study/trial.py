@@ -10,7 +10,7 @@ from ray import tune
 
 from aae_ray.settings import Settings, replace
 from aae_ray.study.gang import Begin, Failed, Gang, GangError, Train, Trained
-from aae_ray.study.mailbox import Muster
+from aae_ray.study.post_office import open_office
 from aae_ray.study.pruner import rungs
 from aae_ray.training import checkpoint, health, pictures
 
@@ -22,9 +22,8 @@ FAILURES = (health.DIVERGED, "bad_input", "out_of_memory", GANG_DIED)
 
 def trainable(run: Settings, gangs: int, kind: type["GangTrial"] | None = None) -> Any:
     """What Tune runs, so many at a time: a trial whose own process asks for no CPU, its gang does."""
-    muster = ray.remote(num_cpus=0)(Muster).remote(gangs)
     return tune.with_resources(
-        tune.with_parameters(kind or GangTrial, base=run, muster=muster),
+        tune.with_parameters(kind or GangTrial, base=run, office=open_office(gangs)),
         tune.PlacementGroupFactory([{"CPU": 0, "memory": 1048576}]),
     )
 
@@ -37,11 +36,11 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]
     saved: Trained | None  # the last interval: what its state was, and which pictures belong to it
     failure: Failed | None
 
-    def setup(self, config: dict[str, Any], base: Settings, muster: Any) -> None:
-        self.base = base
+    def setup(self, config: dict[str, Any], base: Settings, office: Any) -> None:
+        self.base, self.office = base, office
         self.names = (f"gang-{self.trial_id}-{number}" for number in itertools.count())
         self.gang = self._new_gang()
-        ray.get(muster.arrive.remote(MUSTER_SECONDS))
+        ray.get(office.arrive.remote(MUSTER_SECONDS))
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -130,6 +129,6 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]
             self.gang.post(self._order(Begin(self.run, state)))
 
     def _new_gang(self) -> Gang:
-        gang = Gang(next(self.names), self.base)
+        gang = Gang(next(self.names), self.base, self.office)
         gang.wait_until_ready()
         return gang

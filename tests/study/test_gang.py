@@ -15,7 +15,7 @@ from ray.util.state import list_actors
 from aae_ray.settings import Settings, replace
 from aae_ray.study.cluster import cluster
 from aae_ray.study.gang import Begin, Failed, Gang, GangError, Train, Trained
-from aae_ray.study.mailbox import Mailbox, Muster
+from aae_ray.study.post_office import Mailbox, open_office
 from aae_ray.training import checkpoint
 from aae_ray.training.pictures import FIGURES, draw
 
@@ -29,7 +29,7 @@ def ray_session() -> Iterator[None]:
 
 
 def new_gang(name: str, run: Settings) -> Gang:
-    gang = Gang(name, run)
+    gang = Gang(name, run, open_office(1))
     gang.wait_until_ready()
     return gang
 
@@ -142,7 +142,7 @@ def test_the_mailbox_does_not_mind_in_which_order_calls_arrive() -> None:
         assert not mailbox.orders and not mailbox.takers  # an order may carry a whole state
 
         mailbox.exchange(3, "reply 2").send(None)  # comes just before the end
-        await mailbox.end("dead")
+        mailbox.end("dead")
         assert await asked[2] == "reply 2"
         assert await mailbox.ask(3, "order 3") == "dead"
 
@@ -151,14 +151,13 @@ def test_the_mailbox_does_not_mind_in_which_order_calls_arrive() -> None:
 
 @pytest.mark.parametrize("gangs", [1, 3])
 def test_gangs_muster_before_their_first_trial(ray_session: None, gangs: int) -> None:
-    muster = ray.remote(num_cpus=0)(Muster).remote(gangs)
-    early = [muster.arrive.remote(60) for _ in range(gangs - 1)]
+    office = open_office(gangs)
+    early = [office.arrive.remote(60) for _ in range(gangs - 1)]
     done, _ = ray.wait(early, timeout=1) if early else ([], [])
     assert not done  # they wait for the last one
-    ray.get([*early, muster.arrive.remote(60)], timeout=20)
-    ray.get(muster.arrive.remote(60), timeout=5)  # a gang that replaces a dead one waits for nobody
+    ray.get([*early, office.arrive.remote(60)], timeout=20)
+    ray.get(office.arrive.remote(60), timeout=5)  # a gang that replaces a dead one waits for nobody
 
 
 def test_a_muster_has_an_end(ray_session: None) -> None:
-    muster = ray.remote(num_cpus=0)(Muster).remote(2)
-    ray.get(muster.arrive.remote(0.2), timeout=20)
+    ray.get(open_office(2).arrive.remote(0.2), timeout=20)

@@ -158,7 +158,8 @@ LONG = (
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-def test_a_killed_worker_costs_no_trial(tmp_path: Path, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "PostOffice"])
+def test_a_killed_process_costs_no_trial(tmp_path: Path, environment: dict[str, str], victim: str) -> None:
     study = start(
         tmp_path,
         environment,
@@ -172,10 +173,10 @@ def test_a_killed_worker_costs_no_trial(tmp_path: Path, environment: dict[str, s
 
     def under_way() -> bool:
         saved = any(tmp_path.glob("runs/*/trials/*/checkpoint_*"))
-        return saved and bool(processes(tmp_path, "RayTrainWorker"))
+        return saved and bool(processes(tmp_path, victim))
 
     wait_for(under_way)
-    os.kill(processes(tmp_path, "RayTrainWorker")[0], signal.SIGKILL)
+    os.kill(processes(tmp_path, victim)[0], signal.SIGKILL)
     assert study.wait(timeout=240) == 0, log.read_text()
     text = log.read_text()
     assert "attempt 2" in text and "2 trials in" in text and "0 failed" in text
