@@ -113,7 +113,7 @@ def work(config: dict[str, Any]) -> None:
 
 
 def _sealed(message: Order | Reply | None) -> bytes | list[ray.ObjectRef] | None:
-    """A message as the mailbox carries it without unpacking it: its bytes, or a reference to them where they are many."""
+    """A message as the post office carries it, unopened: its bytes, or a reference to them where they are many."""
     if message is None:
         return None
     packed = pickle.dumps(message)
