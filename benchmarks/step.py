@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 from torch.optim import Adam
+from torch.utils.flop_counter import FlopCounterMode
 
 from aae_ray.autoencoder.phases import (
     DISCRIMINATE,
@@ -245,20 +246,39 @@ def pythae_epoch(hidden: tuple[int, ...], optim: Optim, x_ND: Tensor, folder: st
     return epoch
 
 
-def seconds_per_step(network: str, dataset: Dataset, seconds: float, rounds: int) -> dict[str, list[float]]:
-    """For each arm, the seconds of a step in each of its blocks. What is compared runs side by side in time."""
+def builders_for(network: str, dataset: Dataset, folder: str) -> dict[str, Callable[[], Epoch]]:
+    """What builds the networks of each arm anew and gives an epoch of their training."""
     run = settings_for(network)
     x_ND = torch.from_numpy(dataset.images_NCHW[dataset.train].reshape(-1, PIXELS)).float().div_(255)
-    steps = -(-len(x_ND) // BATCH)
+    builders: dict[str, Callable[[], Epoch]] = {
+        "floor": lambda: HandWritten(run.model.hidden, run.optim, x_ND).epoch,
+        "ours": lambda: our_epoch(run, dataset),
+    }
+    if pythae_is_installed():
+        builders["pythae"] = lambda: pythae_epoch(run.model.hidden, run.optim, x_ND, folder)
+        builders["joint"] = lambda: our_epoch(run, dataset, JOINT)
+    return builders
+
+
+def seconds_per_step(network: str, dataset: Dataset, seconds: float, rounds: int) -> dict[str, list[float]]:
+    """For each arm, the seconds of a step in each of its blocks. What is compared runs side by side in time."""
+    steps = -(-len(dataset.train) // BATCH)
     with tempfile.TemporaryDirectory() as folder, silence():
-        builders: dict[str, Callable[[], Epoch]] = {
-            "floor": lambda: HandWritten(run.model.hidden, run.optim, x_ND).epoch,
-            "ours": lambda: our_epoch(run, dataset),
-        }
-        if pythae_is_installed():
-            builders["pythae"] = lambda: pythae_epoch(run.model.hidden, run.optim, x_ND, folder)
-            builders["joint"] = lambda: our_epoch(run, dataset, JOINT)
+        builders = builders_for(network, dataset, folder)
         return interleave({name: partial(_block, build, steps, seconds) for name, build in builders.items()}, rounds)
+
+
+def megaflops_per_image(network: str, dataset: Dataset) -> dict[str, float]:
+    """For each arm, what the matrix products of a step compute for an image, in 10^6 operations: no matter of the
+    machine. PyTorch counts a product of matrices (a, b) and (b, c) as 2abc."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder, silence():
+        for name, build in builders_for(network, dataset, folder).items():
+            epoch = build()
+            with FlopCounterMode(display=False) as counter:
+                epoch()
+            found[name] = counter.get_total_flops() / len(dataset.train) / 1e6
+    return found
 
 
 def _block(build: Callable[[], Epoch], steps: int, seconds: float) -> float:
@@ -293,10 +313,11 @@ def main() -> None:
     console = Console(highlight=False, width=120)
     dataset = synthetic(arguments.images)
     info, before, cpu, wall = machine(), calibrate(), time.process_time(), time.perf_counter()
-    found = {}
+    found, megaflops = {}, {}
     for network in arguments.networks:
         console.print(f"measuring {network}")
         found[network] = seconds_per_step(network, dataset, arguments.seconds, arguments.rounds)
+        megaflops[network] = megaflops_per_image(network, synthetic(BATCH))
     share = (time.process_time() - cpu) / (time.perf_counter() - wall)
     after = calibrate()
 
@@ -314,6 +335,8 @@ def main() -> None:
     for network, medians in milliseconds.items():
         told = ", ".join(f"{arm} {median:.3f}" for arm, median in medians.items())
         console.print(f"{network:<12}milliseconds a step: {told}")
+        told = ", ".join(f"{arm} {count:.2f}" for arm, count in megaflops[network].items())
+        console.print(f"{'':<12}MFLOP an image:      {told}")
     rows = [Row(key, name, ratio, RATIOS[key][2]) for key, table in ratios.items() for name, ratio in table.items()]
     print_rows(console, "A training step on one thread", rows, drift(before, after))
     console.print(f"this process had {share:.0%} of a core")
@@ -324,6 +347,7 @@ def main() -> None:
         {
             **{key: {name: ratio._asdict() for name, ratio in table.items()} or None for key, table in ratios.items()},
             "milliseconds_per_step": milliseconds,
+            "megaflops_per_image": megaflops,
             "machine": info,
             "calibration": {"before": before, "after": after, "drift": drift(before, after)},
             "cpu_seconds_per_second": share,

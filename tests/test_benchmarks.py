@@ -143,6 +143,9 @@ def test_step_writes_its_keys(tmp_path: Path) -> None:
         for ratio in found[key].values():
             assert set(ratio) == SPREAD
             assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+    for counted in found["megaflops_per_image"].values():
+        assert counted["ours"] == counted["floor"] > 0  # the same products, none more
+        assert counted.get("pythae", 0) < counted["floor"]
     assert found["machine"]["cores"] and found["calibration"]["drift"] >= 0
 
 
