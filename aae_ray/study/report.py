@@ -48,8 +48,21 @@ def describe(params: dict[str, Any]) -> str:
 LONG_NAME = 14  # letters of a column's head
 
 
-def front_table(ledger: Ledger, best: TrialRecord | None) -> Table:
-    """The Pareto front, a trial a row, with what was searched; the best trial is marked."""
+def front_table(ledger: Ledger, best: TrialRecord | None, console: Console) -> Table:
+    """The Pareto front, a trial a row, the best one marked. What was searched has a column for each key where the
+    console is wide enough, and one column for all of it elsewhere."""
+    keys = list(ledger.front()[0].params) if ledger.front() else []
+    wide = _front_table(ledger, best, [_in_two_lines(_short(key)) for key in keys], _cells)
+    needed = console.measure(wide, options=console.options.update(width=UNLIMITED)).maximum
+    return wide if needed <= console.width else _front_table(ledger, best, ["settings"], _words)
+
+
+UNLIMITED = 10_000  # letters of a line
+
+
+def _front_table(
+    ledger: Ledger, best: TrialRecord | None, heads: Sequence[str], told: Callable[[Mapping[str, Any]], list[str]]
+) -> Table:
     front = ledger.front()
     table = Table(
         title=f"Pareto front: {len(front)} of {len(ledger.trials)} trials",
@@ -63,25 +76,33 @@ def front_table(ledger: Ledger, best: TrialRecord | None) -> Table:
     table.add_column("trial", no_wrap=True)
     for name in ledger.objectives:
         table.add_column(heading(name), justify="right", no_wrap=True)
-    keys = list(front[0].params) if front else []
-    for key in keys:
-        name = key.removeprefix("model.").removeprefix("optim.")
-        table.add_column(_in_two_lines(name), justify="right", overflow="fold")
+    for head in heads:
+        table.add_column(head, justify="right" if told is _cells else "left", overflow="fold")
     for record in front:
-        cells = [f"{record.metrics[name]:.4f}" for name in ledger.objectives]
-        style = "bold green" if record is best else ""
         table.add_row(
             "\N{BLACK STAR}" if record is best else "",
             record.name,
-            *cells,
-            *(number(record.params[key]) for key in keys),
-            style=style,
+            *(f"{record.metrics[name]:.4f}" for name in ledger.objectives),
+            *told(record.params),
+            style="bold green" if record is best else "",
         )
     return table
 
 
+def _cells(params: Mapping[str, Any]) -> list[str]:
+    return [number(value) for value in params.values()]
+
+
+def _words(params: Mapping[str, Any]) -> list[str]:
+    return [" ".join(f"{_short(key)}={number(value)}" for key, value in params.items())]
+
+
+def _short(key: str) -> str:
+    return key.removeprefix("model.").removeprefix("optim.")
+
+
 def _in_two_lines(name: str) -> str:
-    """A long name breaks after an underscore, where the column is wide enough for its parts."""
+    """A long name breaks after its last underscore."""
     head, underscore, tail = name.rpartition("_")
     return f"{head}{underscore}\n{tail}" if underscore and len(name) > LONG_NAME else name
 
@@ -143,7 +164,7 @@ def console_for(stream: Any = None) -> Console:
     return (
         console
         if console.is_terminal
-        else Console(file=stream, highlight=False, width=max(160, console.width), no_color=True)
+        else Console(file=stream, highlight=False, width=max(180, console.width), no_color=True)
     )
 
 

@@ -102,7 +102,7 @@ def print_report(
     ledger, best, place = outcome.ledger, outcome.best, report.shell_path(outcome.folder)
     lines = [report.bullet("study", report.outcome_line(ledger, seconds))]
     if best:
-        console.print(report.front_table(ledger, best), "")
+        console.print(report.front_table(ledger, best, console), "")
         values = ", ".join(f"{name} {best.metrics[name]:.4f}" for name in ledger.objectives)
         lines.append(
             report.bullet(
