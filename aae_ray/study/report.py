@@ -175,6 +175,10 @@ def bullet(label: str, text: str) -> Text:
 # ------------------------------------------------------------------------------------------------------------- plots
 
 
+OUTLINED = {"size": 10, "line": {"width": 1, "color": "dimgray"}}  # else the front's first trial is white on white
+PLOT_HEIGHT = 550  # pixels
+
+
 def write_plots(study: optuna.Study, plan: Plan, folder: Path) -> list[Path]:
     """Pareto front, parallel coordinates and importances as self-contained web pages; those that the trials allow."""
     from optuna import visualization as plots
@@ -183,7 +187,9 @@ def write_plots(study: optuna.Study, plan: Plan, folder: Path) -> list[Path]:
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     pages: dict[str, Callable[[], Sequence[Any]]] = {}
     if len(names) in (2, 3):
-        pages["pareto_front.html"] = lambda: [plots.plot_pareto_front(study, target_names=names)]
+        pages["pareto_front.html"] = lambda: [
+            plots.plot_pareto_front(study, target_names=names).update_traces(marker=OUTLINED)
+        ]
     else:
         pages["history.html"] = lambda: [plots.plot_optimization_history(study, **target(i)) for i in range(len(names))]
 
@@ -215,7 +221,10 @@ def write_plots(study: optuna.Study, plan: Plan, folder: Path) -> list[Path]:
 
 
 def _page(figures: Sequence[Any], title: str) -> str:
-    parts = [figure.to_html(full_html=False, include_plotlyjs=index == 0) for index, figure in enumerate(figures)]
+    parts = [
+        figure.update_layout(height=PLOT_HEIGHT).to_html(full_html=False, include_plotlyjs=index == 0)
+        for index, figure in enumerate(figures)
+    ]
     return f"<!doctype html><meta charset='utf-8'><title>{title}</title>\n" + "\n".join(parts)
 
 
