@@ -13,6 +13,7 @@ import ray
 import ray.train
 import ray.train.torch
 from ray import tune
+from ray.actor import ActorHandle
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
@@ -96,7 +97,7 @@ def timed_work(config: dict[str, Any]) -> None:
 class TimedGangTrial(GangTrial):
     """The platform's trial with clocks: on its worker, and on each of Tune's calls."""
 
-    def setup(self, config: Point, base: Settings, office: Any) -> None:
+    def setup(self, config: Point, base: Settings, office: ActorHandle) -> None:
         gang.work = timed_work
         self.seconds: dict[str, float] = {}
         super().setup(config, base, office)
@@ -170,9 +171,9 @@ def documented_trial(config: Point, base: Settings, folder: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ running
 
 
-def ours(base: Settings, slots: int) -> Any:
+def ours(base: Settings, office: ActorHandle) -> Any:
     """The platform's trial, as a study runs it: its own process asks for no CPU, its gang does."""
-    return trainable(base, slots, TimedGangTrial)
+    return trainable(base, office, TimedGangTrial)
 
 
 def plain(base: Settings) -> Any:

@@ -177,7 +177,10 @@ class Worker:
 
 
 class Gang:
-    """The trial's end of a gang: give orders, get their replies. `office` is where its mailbox is."""
+    """The trial's end of a gang: give orders, get their replies.
+
+    `office` is where its mailbox is, under a name that no other gang has. Raises RayError when there is no office.
+    """
 
     def __init__(self, name: str, run: Settings, office: ActorHandle) -> None:
         study = run.study
@@ -185,8 +188,7 @@ class Gang:
         self.timeout = study.step_timeout
         self.posted = 0  # orders given
         self.pending: ray.ObjectRef | None = None  # what the reply to the last order will be
-        again = office.open.options(max_task_retries=-1)  # the office may be coming up again
-        ray.get(again.remote(name, study.workers_per_trial))
+        ray.get(office.open.remote(name, study.workers_per_trial))
         self.thread = threading.Thread(target=self._serve, args=(study,), daemon=True)
         self.thread.start()
 
@@ -225,16 +227,17 @@ class Gang:
         except GetTimeoutError:
             raise GangError(f"no answer within study.step_timeout={timeout:g} s") from None
         except RayError as error:
-            raise GangError(f"the post office is gone: {error}") from None
+            raise GangError(f"no reply: {_last_line(error)}") from None
         if isinstance(reply, Dead):
             raise GangError(reply.message)
         return reply
 
-    def close(self) -> None:
-        """End the workers in order, and do not wait long for a gang that does not answer."""
+    def close(self, patience: float = 20) -> bool:
+        """End the workers in order, and wait so many seconds for it. Whether they ended: a gang that hangs does not."""
         if self.thread.is_alive():
             self.post(Quit())
-            self.thread.join(timeout=20)
+            self.thread.join(patience)
+        return not self.thread.is_alive()
 
     def _serve(self, study: Study) -> None:
         """Runs the TorchTrainer until the gang quits or dies; a death becomes the reply to whatever was asked."""

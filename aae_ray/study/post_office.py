@@ -16,12 +16,12 @@ WAITING = 10_000  # calls at a time: one of each trial and of each worker
 
 
 def open_office(gangs: int) -> ActorHandle:
-    """The post office of a study with so many gangs, on this node: if it is lost, so is the study.
+    """A post office for so many gangs, on this node: it is lost with the process that opens it.
 
-    When only its process dies it comes up again without mailboxes, and each trial starts a new gang.
+    Ray does not bring it up again: where memory is short, it kills first what it can bring up again.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": WAITING, "scheduling_strategy": here}
+    options = {"num_cpus": 0, "max_concurrency": WAITING, "scheduling_strategy": here}
     return ray.remote(**options)(PostOffice).remote(gangs)
 
 
@@ -71,7 +71,8 @@ class Mailbox:
 
     async def ask(self, number: int, order: Any) -> Any:
         """Give an order and wait for its reply, or for the gang's last words."""
-        self.orders[number].set_result(order)
+        if self.last_words is None:
+            self.orders[number].set_result(order)
         return await self.reply_to(number)
 
     async def reply_to(self, number: int) -> Any:
@@ -95,6 +96,7 @@ class Mailbox:
     def end(self, last_words: Any) -> None:
         """The gang is no more."""
         self.last_words = last_words
+        self.orders.clear()
         for number in self.replies:
             self._answer(number, last_words)
 

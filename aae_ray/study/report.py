@@ -6,7 +6,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from rich.console import Console
@@ -52,16 +52,27 @@ def front_table(ledger: Ledger, best: TrialRecord | None, console: Console) -> T
     """The Pareto front, a trial a row, the best one marked. What was searched has a column for each key where the
     console is wide enough, and one column for all of it elsewhere."""
     keys = list(ledger.front()[0].params) if ledger.front() else []
-    wide = _front_table(ledger, best, [_in_two_lines(_short(key)) for key in keys], _cells)
+
+    def cells(params: Mapping[str, Any]) -> list[str]:
+        return [number(params[key]) for key in keys]
+
+    def words(params: Mapping[str, Any]) -> list[str]:
+        return [" ".join(f"{_short(key)}={number(params[key])}" for key in keys)]
+
+    wide = _front_table(ledger, best, [_in_two_lines(_short(key)) for key in keys], "right", cells)
     needed = console.measure(wide, options=console.options.update(width=UNLIMITED)).maximum
-    return wide if needed <= console.width else _front_table(ledger, best, ["settings"], _words)
+    return wide if needed <= console.width else _front_table(ledger, best, ["settings"], "left", words)
 
 
 UNLIMITED = 10_000  # letters of a line
 
 
 def _front_table(
-    ledger: Ledger, best: TrialRecord | None, heads: Sequence[str], told: Callable[[Mapping[str, Any]], list[str]]
+    ledger: Ledger,
+    best: TrialRecord | None,
+    heads: Sequence[str],
+    justify: Literal["left", "right"],
+    told: Callable[[Mapping[str, Any]], list[str]],
 ) -> Table:
     front = ledger.front()
     table = Table(
@@ -77,7 +88,7 @@ def _front_table(
     for name in ledger.objectives:
         table.add_column(heading(name), justify="right", no_wrap=True)
     for head in heads:
-        table.add_column(head, justify="right" if told is _cells else "left", overflow="fold")
+        table.add_column(head, justify=justify, overflow="fold")
     for record in front:
         table.add_row(
             "\N{BLACK STAR}" if record is best else "",
@@ -87,14 +98,6 @@ def _front_table(
             style="bold green" if record is best else "",
         )
     return table
-
-
-def _cells(params: Mapping[str, Any]) -> list[str]:
-    return [number(value) for value in params.values()]
-
-
-def _words(params: Mapping[str, Any]) -> list[str]:
-    return [" ".join(f"{_short(key)}={number(value)}" for key, value in params.items())]
 
 
 def _short(key: str) -> str:

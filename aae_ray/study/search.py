@@ -15,6 +15,7 @@ from ray import tune
 from aae_ray.study.callback import StudyCallback
 from aae_ray.study.cluster import send_log_to
 from aae_ray.study.ledger import BUDGET, ERROR, USER, Ledger, TrialRecord
+from aae_ray.study.post_office import open_office
 from aae_ray.study.pruner import FrontPruner
 from aae_ray.study.records import FIGURES, Records
 from aae_ray.study.screen import Screen
@@ -61,7 +62,7 @@ class Search:
         run, study = self.plan.settings, self.plan.settings.study
         place, _, name = study.folder.rpartition("/")
         tuner = tune.Tuner(
-            trainable(run, gangs),
+            trainable(run, open_office(gangs)),
             tune_config=tune.TuneConfig(
                 search_alg=self.searcher,
                 scheduler=FrontPruner(study, run.train.epochs),

@@ -1,12 +1,15 @@
 """A trial as Ray Tune sees it: maps Tune's calls onto a gang, and Tune's checkpoints onto the gang's state."""
 
-import itertools
+import contextlib
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError
 
 from aae_ray.settings import Settings, replace
 from aae_ray.study.gang import Begin, Failed, Gang, GangError, Train, Trained
@@ -20,10 +23,10 @@ GANG_DIED = "gang_died"
 FAILURES = (health.DIVERGED, "bad_input", "out_of_memory", GANG_DIED)
 
 
-def trainable(run: Settings, gangs: int, kind: type["GangTrial"] | None = None) -> Any:
-    """What Tune runs, so many at a time: a trial whose own process asks for no CPU, its gang does."""
+def trainable(run: Settings, office: ActorHandle, kind: type["GangTrial"] | None = None) -> Any:
+    """What Tune runs: a trial whose own process asks for no CPU, its gang does."""
     return tune.with_resources(
-        tune.with_parameters(kind or GangTrial, base=run, office=open_office(gangs)),
+        tune.with_parameters(kind or GangTrial, base=run, office=office),
         tune.PlacementGroupFactory([{"CPU": 0, "memory": 1048576}]),
     )
 
@@ -36,11 +39,11 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]
     saved: Trained | None  # the last interval: what its state was, and which pictures belong to it
     failure: Failed | None
 
-    def setup(self, config: dict[str, Any], base: Settings, office: Any) -> None:
+    def setup(self, config: dict[str, Any], base: Settings, office: ActorHandle) -> None:
         self.base, self.office = base, office
-        self.names = (f"gang-{self.trial_id}-{number}" for number in itertools.count())
         self.gang = self._new_gang()
-        ray.get(office.arrive.remote(MUSTER_SECONDS))
+        with contextlib.suppress(RayError):  # without the office there is nobody to wait for
+            ray.get(self.office.arrive.remote(MUSTER_SECONDS))
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -76,9 +79,9 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]
                     self.gang.post(self._order())
                 return self.gang.reply()
             except GangError as error:
-                if self.gang is not None:
-                    self.gang.close()
-                    self.gang = None
+                gang, self.gang = self.gang, None
+                if gang is not None and not gang.close():
+                    raise  # it hangs, on what a new one would need: Tune ends this process, and the gang with it
                 if self.attempt > self.run.study.max_failures:
                     return Failed(GANG_DIED, str(error))
                 self.attempt += 1
@@ -129,6 +132,16 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]
             self.gang.post(self._order(Begin(self.run, state)))
 
     def _new_gang(self) -> Gang:
-        gang = Gang(next(self.names), self.base, self.office)
-        gang.wait_until_ready()
+        # Tune may start a trial anew before its last process has ended: a number would not tell their gangs apart.
+        name = f"gang-{self.trial_id}-{uuid.uuid4().hex[:8]}"
+        try:
+            gang = Gang(name, self.base, self.office)
+        except RayActorError:  # the study's office is gone: this process opens one of its own
+            self.office = open_office(1)
+            gang = Gang(name, self.base, self.office)
+        try:
+            gang.wait_until_ready()
+        except GangError:
+            gang.close()
+            raise
         return gang

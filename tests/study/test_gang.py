@@ -34,6 +34,13 @@ def new_gang(name: str, run: Settings) -> Gang:
     return gang
 
 
+def worker_processes() -> list[int]:
+    actors = list_actors(address=ray.get_runtime_context().gcs_address)  # another Ray may run on this machine
+    found = [actor.pid for actor in actors if actor.class_name == "RayTrainWorker" and actor.state == "ALIVE"]
+    assert found
+    return found
+
+
 def trained(gang: Gang, run: Settings, *epochs: int, state: bytes | None = None) -> Trained:
     """The last reply about a trial after these intervals, from its beginning or from a saved state."""
     begin: Begin | None = Begin(run, state)
@@ -108,14 +115,27 @@ def test_a_dead_worker_is_an_error_of_the_trial_and_bad_input_is_not(
     assert isinstance(failed, Failed) and failed.reason == "bad_input" and "model.channels" in failed.message
     trained(gang, base, 1)  # the gang lives on
 
-    actors = list_actors(address=ray.get_runtime_context().gcs_address)  # another Ray may run on this machine
-    workers = [actor for actor in actors if actor.class_name == "RayTrainWorker" and actor.state == "ALIVE"]
-    assert workers
-    for actor in workers:
-        os.kill(actor.pid, signal.SIGKILL)
-    with pytest.raises(GangError):
+    for pid in worker_processes():
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(GangError, match="died"):
         gang.ask(Train(4, FOREVER))
-    gang.close()
+    assert gang.close()
+
+
+def test_a_gang_that_hangs_is_an_error_and_is_known_not_to_have_ended(
+    ray_session: None, small_run: Settings, tmp_path: Path
+) -> None:
+    base = replace(small_run, {"study.folder": f"{tmp_path}/trials", "study.step_timeout": 10})
+    gang = new_gang("hung", base)
+    trained(gang, base, 1)
+    for pid in worker_processes():
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(GangError, match="study.step_timeout=10 s"):
+        gang.ask(Train(2, FOREVER))
+    assert not gang.close(patience=1)
+    for pid in worker_processes():
+        os.kill(pid, signal.SIGCONT)
+    assert gang.close(patience=60)
 
 
 def test_the_mailbox_does_not_mind_in_which_order_calls_arrive() -> None:
@@ -145,6 +165,7 @@ def test_the_mailbox_does_not_mind_in_which_order_calls_arrive() -> None:
         mailbox.end("dead")
         assert await asked[2] == "reply 2"
         assert await mailbox.ask(3, "order 3") == "dead"
+        assert not mailbox.orders and not mailbox.replies
 
     asyncio.run(play())
 
