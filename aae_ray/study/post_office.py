@@ -96,6 +96,8 @@ class Mailbox:
     def end(self, last_words: Any) -> None:
         """The gang is no more."""
         self.last_words = last_words
+        for order in self.orders.values():
+            order.cancel()  # a dead worker may still be waiting for it
         self.orders.clear()
         for number in self.replies:
             self._answer(number, last_words)

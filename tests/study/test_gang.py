@@ -161,8 +161,11 @@ def test_the_mailbox_does_not_mind_in_which_order_calls_arrive() -> None:
         await mailbox.exchange(2)
         assert not mailbox.orders and not mailbox.takers  # an order may carry a whole state
 
-        mailbox.exchange(3, "reply 2").send(None)  # comes just before the end
+        last = call(mailbox.exchange(3, "reply 2"))
+        await asyncio.sleep(0)
         mailbox.end("dead")
+        await asyncio.wait([last])
+        assert last.cancelled()
         assert await asked[2] == "reply 2"
         assert await mailbox.ask(3, "order 3") == "dead"
         assert not mailbox.orders and not mailbox.replies
