@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--gangs", type=int, default=os.cpu_count(), help="at a time; as many as cores when not given")
     parser.add_argument("--trials-per-gang", type=int, default=30, help="in a block; each gang's first is not counted")
     parser.add_argument("--epochs", type=int, default=5, help="of a trial")
-    parser.add_argument("--rounds", type=int, default=8, help="blocks of each arm")
+    parser.add_argument("--rounds", type=int, default=6, help="blocks of each arm")
     parser.add_argument("--documented-trials", type=int, default=6, help="of Ray's documented pattern; 0 leaves it out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios there")
     arguments = parser.parse_args()
