@@ -122,6 +122,7 @@ def test_a_dead_worker_is_an_error_of_the_trial_and_bad_input_is_not(
     assert gang.close()
 
 
+@pytest.mark.slow
 def test_a_gang_that_hangs_is_an_error_and_is_known_not_to_have_ended(
     ray_session: None, small_run: Settings, tmp_path: Path
 ) -> None:

@@ -158,7 +158,7 @@ LONG = (
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "PostOffice"])
+@pytest.mark.parametrize("victim", ["RayTrainWorker", pytest.param("PostOffice", marks=pytest.mark.slow)])
 def test_a_killed_process_costs_no_trial(tmp_path: Path, environment: dict[str, str], victim: str) -> None:
     study = start(
         tmp_path,
