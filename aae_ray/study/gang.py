@@ -211,6 +211,7 @@ class Gang:
 
         Raises GangError when the gang is dead, or silent for longer than study.step_timeout.
         """
+        assert self.under_way, "no order was given"
         pending, self.pending = self.pending, None
         reply = self._opened(pending, self.timeout)
         assert isinstance(reply, Trained | Failed)

@@ -46,6 +46,7 @@ def describe(params: dict[str, Any]) -> str:
 
 
 LONG_NAME = 14  # letters of a column's head
+UNLIMITED = 10_000  # letters of a line
 
 
 def front_table(ledger: Ledger, best: TrialRecord | None, console: Console) -> Table:
@@ -62,9 +63,6 @@ def front_table(ledger: Ledger, best: TrialRecord | None, console: Console) -> T
     wide = _front_table(ledger, best, [_in_two_lines(_short(key)) for key in keys], "right", cells)
     needed = console.measure(wide, options=console.options.update(width=UNLIMITED)).maximum
     return wide if needed <= console.width else _front_table(ledger, best, ["settings"], "left", words)
-
-
-UNLIMITED = 10_000  # letters of a line
 
 
 def _front_table(

@@ -123,6 +123,7 @@ def test_the_front_is_a_table_on_a_console_of_any_width(ledger: Ledger, width: i
         for part in ("t0000", "t0001", "0.0123", "0.3000", "0.0200", "0.1235", "Pareto front: 2 of 3 trials"):
             assert part in text
         assert "t0002" not in text
+        assert ("settings" in text) == (width < 250)  # one column for all keys, or one for each
         assert [
             line for line in text.splitlines() if "\N{BLACK STAR}" in line and "t0000" in line and "t0001" not in line
         ]
