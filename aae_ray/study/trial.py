@@ -81,7 +81,7 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]
             except GangError as error:
                 gang, self.gang = self.gang, None
                 if gang is not None and not gang.close():
-                    raise  # it hangs or cannot be told to end, and holds what a new one needs: both end with this process
+                    raise  # it cannot be told to end, and holds what a new one needs: it ends with this process
                 if self.attempt > self.run.study.max_failures:
                     return Failed(GANG_DIED, str(error))
                 self.attempt += 1
