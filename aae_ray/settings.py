@@ -143,6 +143,9 @@ class Model(Section):
     initialization: Literal["pytorch", "normal"] = Field(
         "pytorch", description="normal: N(0, 0.01^2) weights, zero biases (the paper)"
     )
+    normalization: Literal["none", "layer"] = Field(
+        "none", description="layer: each hidden layer of the encoder is normalized, one image at a time"
+    )
     decoder_std: Float = Field(
         1.0, gt=0, description="standard deviation of the VAE's p(x|z): weighs reconstruction against KL"
     )

@@ -30,9 +30,10 @@ class Sizes:
 
 def _trunk(model: settings.Model, sizes: Sizes) -> nn.Module:
     in_trunk = posteriors.noise_dim(model) if model.posterior == "universal" else 0
+    normalized = model.normalization == "layer"
     if model.network == "convolutional":
-        return networks.ConvTrunk(sizes.shape, model.channels, model.hidden[-1], in_trunk)
-    return networks.DenseTrunk(_pixels(sizes.shape), model.hidden, in_trunk)
+        return networks.ConvTrunk(sizes.shape, model.channels, model.hidden[-1], in_trunk, normalized)
+    return networks.DenseTrunk(_pixels(sizes.shape), model.hidden, in_trunk, normalized)
 
 
 def _style_head(model: settings.Model, sizes: Sizes) -> nn.Module:

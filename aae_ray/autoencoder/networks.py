@@ -1,7 +1,8 @@
 """Encoders' trunks, decoders and discriminators: dense and convolutional.
 
 No BatchNorm anywhere: in a discriminator the statistics of prior and codes differ and leak, and over several workers
-they would need synchronising. Images travel as rows of pixels; convolutional networks fold them back themselves.
+they would need synchronising. An encoder's hidden layers may have layer normalization in its stead, which looks at one
+example at a time. Images travel as rows of pixels; convolutional networks fold them back themselves.
 
 Shapes: B batch, D pixels (C * H * W), C channels, H height, W width, F features, E noise, Z code, K clusters.
 """
@@ -41,32 +42,42 @@ def rectified(layers: Iterable[nn.Module], h_BF: Tensor) -> Tensor:
 
 
 class DenseTrunk(nn.Module):
-    """x_BD -> features_BF. Noise, if any, enters at every hidden layer through a linear map of its own.
+    """x_BD -> features_BF. Noise, if any, enters at every hidden layer through a linear map of its own; then comes
+    layer normalization, if asked for, then the rectifier.
 
     Noise that is only joined to the pixels is one input among hundreds and drowns; each layer that sees it again can
     use it (the universal approximator posterior, Makhzani et al. 2015, section 2.1).
     """
 
-    def __init__(self, inputs: int, hidden: tuple[int, ...], noise_dim: int = 0) -> None:
+    def __init__(self, inputs: int, hidden: tuple[int, ...], noise_dim: int = 0, normalized: bool = False) -> None:
         super().__init__()
         self.layers = dense_layers(inputs, hidden)
         self.noise_maps = nn.ModuleList(nn.Linear(noise_dim, width, bias=False) for width in hidden if noise_dim)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in hidden if normalized)
 
     def forward(self, x_BD: Tensor, noise_BE: Tensor | None = None) -> Tensor:
         h_BF = x_BD
-        for layer, noise_map in zip_longest(self.layers, self.noise_maps):
+        for layer, noise_map, norm in zip_longest(self.layers, self.noise_maps, self.norms):
             h_BF = layer(h_BF)
             if noise_map is not None:
                 h_BF = h_BF + noise_map(noise_BE)
+            if norm is not None:
+                h_BF = norm(h_BF)
             h_BF = h_BF.relu_()
         return h_BF
 
 
 class ConvTrunk(nn.Module):
-    """x_BD -> features_BF: convolutions that halve the image, then one dense layer. Noise shifts whole channels."""
+    """x_BD -> features_BF: convolutions that halve the image, then one dense layer. Noise shifts whole channels, and
+    layer normalization is over all channels and places of an image."""
 
     def __init__(
-        self, shape: tuple[int, int, int], channels: tuple[int, ...], features: int, noise_dim: int = 0
+        self,
+        shape: tuple[int, int, int],
+        channels: tuple[int, ...],
+        features: int,
+        noise_dim: int = 0,
+        normalized: bool = False,
     ) -> None:
         super().__init__()
         self.shape = shape
@@ -74,15 +85,19 @@ class ConvTrunk(nn.Module):
         self.noise_maps = nn.ModuleList(nn.Linear(noise_dim, width, bias=False) for width in channels if noise_dim)
         height, width = conv_grid(shape, channels)[-1]
         self.dense = nn.Linear(channels[-1] * height * width, features)
+        self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in channels if normalized)
+        self.dense_norm = nn.LayerNorm(features) if normalized else nn.Identity()
 
     def forward(self, x_BD: Tensor, noise_BE: Tensor | None = None) -> Tensor:
         h_BCHW = x_BD.unflatten(1, self.shape)
-        for layer, noise_map in zip_longest(self.layers, self.noise_maps):
+        for layer, noise_map, norm in zip_longest(self.layers, self.noise_maps, self.norms):
             h_BCHW = layer(h_BCHW)
             if noise_map is not None:
                 h_BCHW = h_BCHW + noise_map(noise_BE)[:, :, None, None]
+            if norm is not None:
+                h_BCHW = norm(h_BCHW)
             h_BCHW = h_BCHW.relu_()
-        return torch.relu(self.dense(h_BCHW.flatten(1)))
+        return torch.relu(self.dense_norm(self.dense(h_BCHW.flatten(1))))
 
 
 class DenseDecoder(nn.Module):
@@ -181,9 +196,13 @@ class ClusterHeads(nn.Module):
 
 
 def paper_initialization(module: nn.Module) -> None:
-    """Weights from N(0, 0.01^2), biases zero (Makhzani et al. 2015, appendix A.1)."""
-    for name, parameter in module.named_parameters():
-        if name.endswith("bias"):
-            nn.init.zeros_(parameter)
-        else:
-            nn.init.normal_(parameter, std=0.01)
+    """Weights from N(0, 0.01^2), biases zero (Makhzani et al. 2015, appendix A.1). Layer normalization, which the paper
+    does not have, keeps its gains of one."""
+    for part in module.modules():
+        if isinstance(part, nn.LayerNorm | nn.GroupNorm):
+            continue
+        for name, parameter in part.named_parameters(recurse=False):
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=0.01)

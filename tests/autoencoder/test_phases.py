@@ -273,6 +273,37 @@ def test_the_papers_initialization() -> None:
     )
 
 
+@pytest.mark.parametrize("network", ["dense", "convolutional"])
+@pytest.mark.parametrize("posterior", ["deterministic", "universal"])
+def test_normalization_rescales_each_hidden_layer_of_an_image_by_itself(network: str, posterior: str) -> None:
+    """Weights and biases ten times as large leave the features as they are, and so does the rest of the batch."""
+    run = variant("clustering", posterior, network, **{"model.normalization": "layer"})
+    model, batch = build(run), batch_for(build(run))
+    trunk, noise_BE = model.players["trunk"], batch.posterior_noise_BE if posterior == "universal" else None
+    features_BF = trunk(batch.x_BD, noise_BE)
+    assert torch.allclose(trunk(batch.x_BD[:1], None if noise_BE is None else noise_BE[:1]), features_BF[:1])
+    with torch.no_grad():
+        for name, parameter in trunk.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(10)
+    assert torch.allclose(trunk(batch.x_BD, noise_BE), features_BF, rtol=1e-2, atol=1e-3)
+    assert build(variant("clustering", posterior, network)).players["trunk"].state_dict().keys() < set(
+        trunk.state_dict()
+    )
+
+
+def test_the_papers_initialization_leaves_the_gains_of_normalization_at_one() -> None:
+    values = {"model.initialization": "normal", "model.normalization": "layer"}
+    gains = [
+        value
+        for key, value in build(variant("clustering", "deterministic", "dense", **values))
+        .players["trunk"]
+        .named_parameters()
+        if "norms" in key and key.endswith("weight")
+    ]
+    assert len(gains) == 2 and all((gain == 1).all() for gain in gains)
+
+
 def test_images_too_small_for_the_convolutions_are_refused() -> None:
     with pytest.raises(UserError, match=r"model\.channels has 4 layers.*8 x 8"):
         build_model(

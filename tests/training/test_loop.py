@@ -28,7 +28,12 @@ MORE: dict[str, dict[str, Any]] = {  # what a task needs, or what makes its test
         "train.input_noise": 0.3,
         "train.label_noise": 0.2,
     },
-    "clustering": {"model.clusters": 12, "train.input_dropout": 0.2, "train.style_noise": 0.1},
+    "clustering": {
+        "model.clusters": 12,
+        "model.normalization": "layer",
+        "train.input_dropout": 0.2,
+        "train.style_noise": 0.1,
+    },
     "reduction": {"model.clusters": 12},
     "semi_supervised_reduction": {"data.labels": 30},
 }
