@@ -143,8 +143,10 @@ class Model(Section):
     initialization: Literal["pytorch", "normal"] = Field(
         "pytorch", description="normal: N(0, 0.01^2) weights, zero biases (the paper)"
     )
-    normalization: Literal["none", "layer"] = Field(
-        "none", description="layer: each hidden layer of the encoder is normalized, one image at a time"
+    normalization: Literal["none", "batch", "layer"] = Field(
+        "none",
+        description="of the encoder's hidden layers: batch, over all images of a step, as in the paper's clustering; "
+        "layer, within each image",
     )
     decoder_std: Float = Field(
         1.0, gt=0, description="standard deviation of the VAE's p(x|z): weighs reconstruction against KL"
@@ -180,6 +182,13 @@ class Train(Section):
     )
     input_noise: Float = Field(0.0, ge=0, le=10, description="standard deviation of noise on the encoder's images")
     input_dropout: Fraction = Field(0.0, description="share of the encoder's pixels that are dropped")
+    input_warp: Float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how far the encoder's images are turned, sheared, scaled and moved at random: standard deviation "
+        "of each entry of an affine map, lengths in half sides; they are reconstructed as they were",
+    )
     style_noise: Float = Field(
         0.0, ge=0, description="standard deviation of noise on what the style discriminator sees, codes and prior alike"
     )

@@ -30,10 +30,9 @@ class Sizes:
 
 def _trunk(model: settings.Model, sizes: Sizes) -> nn.Module:
     in_trunk = posteriors.noise_dim(model) if model.posterior == "universal" else 0
-    normalized = model.normalization == "layer"
     if model.network == "convolutional":
-        return networks.ConvTrunk(sizes.shape, model.channels, model.hidden[-1], in_trunk, normalized)
-    return networks.DenseTrunk(_pixels(sizes.shape), model.hidden, in_trunk, normalized)
+        return networks.ConvTrunk(sizes.shape, model.channels, model.hidden[-1], in_trunk, model.normalization)
+    return networks.DenseTrunk(_pixels(sizes.shape), model.hidden, in_trunk, model.normalization)
 
 
 def _style_head(model: settings.Model, sizes: Sizes) -> nn.Module:
@@ -100,8 +99,12 @@ class Model:
         return self.sizes.classes
 
     def encode(self, x_BD: Tensor, noise_BE: Tensor | None) -> Code:
-        """Codes of images given as rows of pixels in [0, 1]."""
-        return encode(self.players, x_BD, noise_BE)
+        """Codes of images given as rows of pixels in [0, 1], normalized by the statistics that training left."""
+        trunk = self.players["trunk"].eval()
+        try:
+            return encode(self.players, x_BD, noise_BE)
+        finally:
+            trunk.train()
 
     def place(self, z_BZ: Tensor, y_BK: Tensor | None) -> Tensor:
         """What the decoder sees of a style and a label; in a reduction, the representation W y + z."""

@@ -1,19 +1,73 @@
 """Encoders' trunks, decoders and discriminators: dense and convolutional.
 
-No BatchNorm anywhere: in a discriminator the statistics of prior and codes differ and leak, and over several workers
-they would need synchronising. An encoder's hidden layers may have layer normalization in its stead, which looks at one
-example at a time. Images travel as rows of pixels; convolutional networks fold them back themselves.
+No normalization in a discriminator: the statistics of prior and codes differ and leak. An encoder's hidden layers may
+have it. Images travel as rows of pixels; convolutional networks fold them back themselves.
 
 Shapes: B batch, D pixels (C * H * W), C channels, H height, W width, F features, E noise, Z code, K clusters.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise, zip_longest
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from aae_ray.mistakes import UserError
+
+
+class BatchNorm(nn.Module):
+    """h_BF or h_BCHW -> the same, each feature or channel scaled by its mean and variance over the whole batch.
+
+    The batch is that of all workers (PyTorch's own synchronised one needs a GPU): N workers compute what one would,
+    also where their slices differ in size. Held-out images are scaled by running statistics instead, which are taken
+    only in phases that move the encoder: what a phase does not move stays as it is.
+    """
+
+    UPDATE = 0.1  # weight of a batch in the running statistics
+    EPSILON = 1e-5
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+
+    def forward(self, h_BF: Tensor) -> Tensor:
+        h_BF = h_BF.to(self.weight.dtype)  # also where the product was taken in bfloat16
+        across = [0, *range(2, h_BF.dim())]
+        stretched = (-1, *(1 for _ in across[1:]))
+        mean_F, variance_F = self.mean, self.variance
+        if self.training:
+            sums_F = _over_workers(torch.cat([h_BF.sum(across), h_BF.new_tensor([h_BF.numel() / h_BF.shape[1]])]))
+            mean_F, count = sums_F[:-1] / sums_F[-1], sums_F[-1].detach()
+            variance_F = _over_workers((h_BF - mean_F.view(stretched)).square().sum(across)) / count
+            if self.weight.requires_grad:
+                self.mean.lerp_(mean_F.detach(), self.UPDATE)
+                self.variance.lerp_(variance_F.detach(), self.UPDATE)
+        gain_F = self.weight * (variance_F + self.EPSILON).rsqrt()
+        return h_BF * gain_F.view(stretched) + (self.bias - mean_F * gain_F).view(stretched)
+
+
+def _over_workers(sums: Tensor) -> Tensor:
+    """The sum over all workers of a gang; gradients flow back to each."""
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    return sums if alone else all_reduce(sums)
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(1, channels)  # over all channels and places of an image
+
+
+# What may stand between a hidden layer of the encoder and its rectifier: for features, and for channels.
+NORMALIZATIONS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module]]] = {
+    "none": (lambda _: nn.Identity(), lambda _: nn.Identity()),
+    "layer": (nn.LayerNorm, _group_norm),
+    "batch": (BatchNorm, BatchNorm),
+}
 
 
 def dense_layers(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
@@ -42,34 +96,31 @@ def rectified(layers: Iterable[nn.Module], h_BF: Tensor) -> Tensor:
 
 
 class DenseTrunk(nn.Module):
-    """x_BD -> features_BF. Noise, if any, enters at every hidden layer through a linear map of its own; then comes
-    layer normalization, if asked for, then the rectifier.
+    """x_BD -> features_BF. Noise, if any, enters at every hidden layer through a linear map of its own; normalization
+    follows, then the rectifier.
 
     Noise that is only joined to the pixels is one input among hundreds and drowns; each layer that sees it again can
     use it (the universal approximator posterior, Makhzani et al. 2015, section 2.1).
     """
 
-    def __init__(self, inputs: int, hidden: tuple[int, ...], noise_dim: int = 0, normalized: bool = False) -> None:
+    def __init__(self, inputs: int, hidden: tuple[int, ...], noise_dim: int = 0, normalization: str = "none") -> None:
         super().__init__()
         self.layers = dense_layers(inputs, hidden)
         self.noise_maps = nn.ModuleList(nn.Linear(noise_dim, width, bias=False) for width in hidden if noise_dim)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in hidden if normalized)
+        self.norms = nn.ModuleList(map(NORMALIZATIONS[normalization][0], hidden))
 
     def forward(self, x_BD: Tensor, noise_BE: Tensor | None = None) -> Tensor:
         h_BF = x_BD
-        for layer, noise_map, norm in zip_longest(self.layers, self.noise_maps, self.norms):
+        for layer, norm, noise_map in zip_longest(self.layers, self.norms, self.noise_maps):
             h_BF = layer(h_BF)
             if noise_map is not None:
                 h_BF = h_BF + noise_map(noise_BE)
-            if norm is not None:
-                h_BF = norm(h_BF)
-            h_BF = h_BF.relu_()
+            h_BF = norm(h_BF).relu_()
         return h_BF
 
 
 class ConvTrunk(nn.Module):
-    """x_BD -> features_BF: convolutions that halve the image, then one dense layer. Noise shifts whole channels, and
-    layer normalization is over all channels and places of an image."""
+    """x_BD -> features_BF: convolutions that halve the image, then one dense layer. Noise shifts whole channels."""
 
     def __init__(
         self,
@@ -77,7 +128,7 @@ class ConvTrunk(nn.Module):
         channels: tuple[int, ...],
         features: int,
         noise_dim: int = 0,
-        normalized: bool = False,
+        normalization: str = "none",
     ) -> None:
         super().__init__()
         self.shape = shape
@@ -85,18 +136,17 @@ class ConvTrunk(nn.Module):
         self.noise_maps = nn.ModuleList(nn.Linear(noise_dim, width, bias=False) for width in channels if noise_dim)
         height, width = conv_grid(shape, channels)[-1]
         self.dense = nn.Linear(channels[-1] * height * width, features)
-        self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in channels if normalized)
-        self.dense_norm = nn.LayerNorm(features) if normalized else nn.Identity()
+        for_features, for_channels = NORMALIZATIONS[normalization]
+        self.norms = nn.ModuleList(map(for_channels, channels))
+        self.dense_norm = for_features(features)
 
     def forward(self, x_BD: Tensor, noise_BE: Tensor | None = None) -> Tensor:
         h_BCHW = x_BD.unflatten(1, self.shape)
-        for layer, noise_map, norm in zip_longest(self.layers, self.noise_maps, self.norms):
+        for layer, norm, noise_map in zip_longest(self.layers, self.norms, self.noise_maps):
             h_BCHW = layer(h_BCHW)
             if noise_map is not None:
                 h_BCHW = h_BCHW + noise_map(noise_BE)[:, :, None, None]
-            if norm is not None:
-                h_BCHW = norm(h_BCHW)
-            h_BCHW = h_BCHW.relu_()
+            h_BCHW = norm(h_BCHW).relu_()
         return torch.relu(self.dense_norm(self.dense(h_BCHW.flatten(1))))
 
 
@@ -196,10 +246,10 @@ class ClusterHeads(nn.Module):
 
 
 def paper_initialization(module: nn.Module) -> None:
-    """Weights from N(0, 0.01^2), biases zero (Makhzani et al. 2015, appendix A.1). Layer normalization, which the paper
-    does not have, keeps its gains of one."""
+    """Weights from N(0, 0.01^2), biases zero (Makhzani et al. 2015, appendix A.1). Normalization
+    keeps its gains of one."""
     for part in module.modules():
-        if isinstance(part, nn.LayerNorm | nn.GroupNorm):
+        if isinstance(part, nn.LayerNorm | nn.GroupNorm | BatchNorm):
             continue
         for name, parameter in part.named_parameters(recurse=False):
             if name.endswith("bias"):

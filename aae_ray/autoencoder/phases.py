@@ -37,6 +37,7 @@ class Batch(NamedTuple):
     classes_BK: Tensor | None = None  # draws of p(y), one-hot
     labels_BK: Tensor | None = None  # of the images, one-hot
     slots_BS: Tensor | None = None  # of the images, one-hot, the last slot for those without a label
+    warped_BD: Tensor | None = None  # the images, each turned, sheared, scaled and moved a little
     input_noise_BD: Tensor | None = None
     input_mask_BD: Tensor | None = None  # what survives dropout, scaled up
     style_noise_B2Z: Tensor | None = None  # on what a discriminator sees: of the prior's draws, of the codes
@@ -81,8 +82,9 @@ class Task(NamedTuple):
 
 
 def corrupt(batch: Batch) -> Tensor:
-    """The images as the encoder sees them in training: with noise (section 5), some pixels dropped (section 6)."""
-    x_BD = batch.x_BD
+    """The images as the encoder sees them in training: with noise (section 5), some pixels dropped (section 6), and,
+    which the paper does not have, out of place."""
+    x_BD = batch.x_BD if batch.warped_BD is None else batch.warped_BD
     if batch.input_noise_BD is not None:
         x_BD = x_BD + batch.input_noise_BD
     return x_BD if batch.input_mask_BD is None else x_BD * batch.input_mask_BD

@@ -106,7 +106,9 @@ class Batches:
                     x_BD[phase.source],
                     **{name: drawn_SG[offset, mine[phase.source]] for name, drawn_SG in drawn[place].items()},
                     **self._labels(phase, rows[phase.source][mine[phase.source]]),
-                    **self._corruption(place, phase, len(rows[phase.source]), mine[phase.source], epoch, step),
+                    **self._corruption(
+                        place, x_BD[phase.source], len(rows[phase.source]), mine[phase.source], epoch, step
+                    ),
                 )
                 for place, phase in enumerate(phases)
             ]
@@ -152,11 +154,11 @@ class Batches:
         return {name: tensor.to(self.images.device) for name, tensor in found.items()}
 
     def _corruption(
-        self, place: int, phase: Phase, examples: int, mine: slice, epoch: int, step: int
+        self, place: int, x_BD: Tensor, examples: int, mine: slice, epoch: int, step: int
     ) -> dict[str, Tensor]:
-        """Noise on the images and dropout of pixels: as large as the images, so drawn for one step at a time."""
+        """Noise on the images, dropout of pixels, warped images: as large as the images, so for one step at a time."""
         train, found = self.run.train, {}
-        if not train.input_noise and not train.input_dropout:
+        if not train.input_noise and not train.input_dropout and not train.input_warp:
             return {}
         generator = generator_for(self.seed, FIRST_PHASE + place, epoch, step, CORRUPTION)
         size, dtype = (examples, self.images.rows_ND.shape[1]), self.images.dtype
@@ -165,6 +167,11 @@ class Batches:
         if train.input_dropout:
             kept_BD = torch.rand(*size, generator=generator, dtype=dtype)[mine] >= train.input_dropout
             found["input_mask_BD"] = kept_BD.to(dtype) / (1 - train.input_dropout)
+        if train.input_warp:
+            maps_G23 = torch.eye(2, 3, dtype=dtype) + train.input_warp * torch.randn(
+                examples, 2, 3, generator=generator, dtype=dtype
+            )
+            found["warped_BD"] = warp(x_BD, maps_G23[mine].to(self.images.device), self.model.shape)
         return {name: tensor.to(self.images.device) for name, tensor in found.items()}
 
     def _labels(self, phase: Phase, rows: Rows) -> Mapping[str, Any]:
@@ -178,6 +185,18 @@ class Batches:
         else:
             name, found = "labels_BK", F.one_hot(labels_B, sizes.classes)
         return {name: found.to(self.images.device, self.images.dtype)}
+
+
+def warp(x_BD: Tensor, maps_B23: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Images as rows, each under its affine map, in coordinates from -1 to 1 on both axes; black comes in from outside.
+
+    A map tells for each pixel of the answer where in the image it comes from.
+    """
+    if not len(x_BD):  # a worker's slice of a short last batch; PyTorch makes no grid for it
+        return x_BD
+    x_BCHW = x_BD.unflatten(1, shape)
+    grid_BHW2 = F.affine_grid(maps_B23, list(x_BCHW.shape), align_corners=False)
+    return F.grid_sample(x_BCHW, grid_BHW2, align_corners=False).flatten(1)
 
 
 def worker_slice(examples: int, rank: int, workers: int) -> slice:

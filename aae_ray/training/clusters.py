@@ -7,9 +7,18 @@ import torch
 from torch import Tensor
 
 
-def assign_by_confidence(probabilities_NK: Tensor, labels_N: Tensor) -> Tensor:
-    """The label of each cluster, (K,): that of the image which is most surely in it (Makhzani et al., section 6)."""
-    return labels_N[probabilities_NK.argmax(0)]
+def assign_by_confidence(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """The label of each cluster, (K,): that of the image which is most surely in it (Makhzani et al., section 6).
+
+    Compared are log-odds, log q(y|x) - log(1 - q(y|x)): in single precision many probabilities of a trained label head
+    are exactly one, and the first of these images would name the cluster.
+    """
+    logits_NK = logits_NK.double()
+    top_N1 = logits_NK.argmax(1, keepdim=True)
+    rest_N1 = logits_NK.scatter(1, top_N1, -torch.inf).logsumexp(1, keepdim=True)
+    log_q_NK = logits_NK.log_softmax(1)
+    odds_NK = log_q_NK - torch.log1p(-log_q_NK.exp())  # exact but for the top, where q may round to one
+    return labels_N[odds_NK.scatter(1, top_N1, logits_NK.gather(1, top_N1) - rest_N1).argmax(0)]
 
 
 def contingency(clusters_N: Tensor, labels_N: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.phases import TASKS
+from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import sample_classes
 from aae_ray.settings import Settings
 from aae_ray.training import clusters, divergence, metrics
@@ -34,10 +35,10 @@ def sample_generator() -> torch.Generator:
 
 
 class Encoded(NamedTuple):
-    """Held-out images of a part, in its order: codes z, labels or their probabilities y where the decoder takes any."""
+    """Held-out images of a part, in its order: codes z, and the logits of q(y|x) where the encoder answers with one."""
 
     z_NZ: Tensor
-    y_NK: Tensor | None
+    logits_NK: Tensor | None
     reconstruction_mse: float
 
 
@@ -50,20 +51,20 @@ class Evaluation:
 
     def cheap(self, part: str) -> dict[str, float]:
         """The metrics that are taken every epoch, named after the part: `val/...` or `test/...`."""
-        z_NZ, y_NK, mse = self._look_at(part)
+        seen = self._look_at(part)
         found = {
-            "reconstruction_mse": mse,
+            "reconstruction_mse": seen.reconstruction_mse,
             "mean_image_mse": self._mean_image_mse(part),
-            "code_std": metrics.code_std(z_NZ, self.model.prior.std_Z),
-            "sliced_wasserstein": self._sliced_wasserstein(z_NZ),
-            "sliced_wasserstein_floor": self._sliced_wasserstein_floor(len(z_NZ)),
-            **self._labelling(part, z_NZ, y_NK),
+            "code_std": metrics.code_std(seen.z_NZ, self.model.prior.std_Z),
+            "sliced_wasserstein": self._sliced_wasserstein(seen.z_NZ),
+            "sliced_wasserstein_floor": self._sliced_wasserstein_floor(len(seen.z_NZ)),
+            **self._labelling(part, seen.z_NZ, seen.logits_NK),
         }
         if self.model.noise_dim:
             found["noise_use"] = self._noise_use(part)
         return {f"{part}/{name}": value for name, value in found.items()}
 
-    def _labelling(self, part: str, z_NZ: Tensor, y_NK: Tensor | None) -> dict[str, float]:
+    def _labelling(self, part: str, z_NZ: Tensor, logits_NK: Tensor | None) -> dict[str, float]:
         """How the labels that the encoder answers with, or the parts of the prior that it chose, agree with the truth.
 
         Clusters get their labels by the paper's rule (section 6), from the validation images.
@@ -72,9 +73,9 @@ class Evaluation:
         labels_N = self._true_labels(part)
         if task.slots and labels_N is not None:
             found["part_error"] = (self.model.prior.part_of(z_NZ) != labels_N).double().mean().item()
-        if "label_head" not in self.model.players or y_NK is None:
+        if logits_NK is None:
             return found
-        answers_N = y_NK.argmax(1)
+        answers_N = logits_NK.argmax(1)
         if task.y == "clusters":
             found["clusters_used"] = float(clusters.clusters_used(answers_N, self.model.classes))
             found["cluster_entropy_nats"] = clusters.usage_entropy(answers_N, self.model.classes)
@@ -83,7 +84,7 @@ class Evaluation:
             found["hungarian_accuracy"] = clusters.hungarian_accuracy(answers_N, labels_N)
             found["nmi"] = clusters.normalized_mutual_information(answers_N, labels_N)
             found["ari"] = clusters.adjusted_rand_index(answers_N, labels_N)
-            examples_NK = y_NK if part == "val" else self._look_at("val").y_NK
+            examples_NK = logits_NK if part == "val" else self._look_at("val").logits_NK
             known_N = self._true_labels("val")
             assert examples_NK is not None and known_N is not None
             answers_N = clusters.assign_by_confidence(examples_NK, known_N)[answers_N]
@@ -107,17 +108,18 @@ class Evaluation:
     @torch.no_grad()
     def places(self, part: str) -> Tensor:
         """Where held-out images lie in the picture of code space: their codes, in a reduction W y + z (section 7)."""
-        z_NZ, y_NK, _ = self._look_at(part)
+        seen = self._look_at(part)
         if "cluster_heads" not in self.model.players:
-            return z_NZ
-        assert y_NK is not None
-        return self.model.place(z_NZ.to(self.images.device), y_NK.to(self.images.device)).cpu()
+            return seen.z_NZ
+        assert seen.logits_NK is not None
+        y_NK = seen.logits_NK.to(self.images.device).softmax(1)
+        return self.model.place(seen.z_NZ.to(self.images.device), y_NK).cpu()
 
     @torch.no_grad()
     def reconstructions(self, part: str, count: int) -> tuple[Tensor, Tensor]:
         """The first images of a part and what becomes of them, each (N, C, H, W), on the CPU."""
-        x_BD, z_BZ, y_BK = next(self._encoded(part))
-        answer_BD = self.model.decode(z_BZ, y_BK)
+        x_BD, code, y_BK = next(self._encoded(part))
+        answer_BD = self.model.decode(code.z_BZ, y_BK)
         shape = self.dataset.shape
         return x_BD[:count].unflatten(1, shape).cpu(), answer_BD[:count].unflatten(1, shape).cpu()
 
@@ -162,17 +164,17 @@ class Evaluation:
 
     @torch.no_grad()
     def _look_at(self, part: str) -> Encoded:
-        codes, labels, squared_error, pixels = [], [], 0.0, 0
-        for x_BD, z_BZ, y_BK in self._encoded(part):
-            squared_error += (self.model.decode(z_BZ, y_BK) - x_BD).square().sum(dtype=torch.float64).item()
+        codes, logits, squared_error, pixels = [], [], 0.0, 0
+        for x_BD, code, y_BK in self._encoded(part):
+            squared_error += (self.model.decode(code.z_BZ, y_BK) - x_BD).square().sum(dtype=torch.float64).item()
             pixels += x_BD.numel()
-            codes.append(z_BZ.cpu())
-            if y_BK is not None:
-                labels.append(y_BK.cpu())
-        return Encoded(torch.cat(codes), torch.cat(labels) if labels else None, squared_error / pixels)
+            codes.append(code.z_BZ.cpu())
+            if code.label_logits_BK is not None:
+                logits.append(code.label_logits_BK.cpu())
+        return Encoded(torch.cat(codes), torch.cat(logits) if logits else None, squared_error / pixels)
 
-    def _encoded(self, part: str) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Chunks of images x_BD with their codes z_BZ and, where the decoder takes it, y_BK: q(y|x), else the truth."""
+    def _encoded(self, part: str) -> Iterator[tuple[Tensor, Code, Tensor | None]]:
+        """Chunks of images x_BD with their codes and, where the decoder takes it, y_BK: q(y|x), else the truth."""
         generator = generator_for(PROTOCOL_SEED, EVALUATION, POSTERIOR)
         indices = self._indices(part)
         for start in range(0, len(indices), CHUNK):
@@ -183,7 +185,7 @@ class Evaluation:
                 truth_N = self._true_labels(part)
                 assert truth_N is not None
                 y_BK = F.one_hot(truth_N[start : start + CHUNK], self.model.classes).to(x_BD)
-            yield x_BD, code.z_BZ, y_BK
+            yield x_BD, code, y_BK
 
     def _true_labels(self, part: str) -> Tensor | None:
         labels_N = self.dataset.labels_N

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from aae_ray.autoencoder.model import build_model
-from aae_ray.autoencoder.phases import Batch
+from aae_ray.autoencoder.phases import Batch, corrupt
 from aae_ray.settings import Settings, replace
 from aae_ray.training import batches as module
-from aae_ray.training.batches import Batches, Images, worker_slice
+from aae_ray.training.batches import Batches, Images, warp, worker_slice
 from aae_ray.training.data import Dataset
 
 
@@ -36,7 +36,8 @@ def test_an_epoch_visits_every_training_image_once(run: Settings, digits: Datase
 @pytest.mark.parametrize("task", ["unsupervised", "label_informed", "semi_supervised"])
 @pytest.mark.parametrize("workers", [1, 2, 3, 40])
 def test_slices_make_up_the_global_batch(run: Settings, digits: Dataset, workers: int, task: str) -> None:
-    noise = {"train.input_noise": 0.1, "train.input_dropout": 0.1, "train.style_noise": 0.1, "train.label_noise": 0.1}
+    kinds = ("input_noise", "input_dropout", "input_warp", "style_noise", "label_noise")
+    noise = {f"train.{kind}": 0.1 for kind in kinds}
     run = replace(run, {"task": task, "model.prior": "swiss_roll", "data.labels": 50} | noise)
     whole = list(make(run, digits).epoch(1))
     parts = [list(make(run, digits, rank, workers).epoch(1)) for rank in range(workers)]
@@ -48,6 +49,29 @@ def test_slices_make_up_the_global_batch(run: Settings, digits: Dataset, workers
                     assert pieces == [None] * workers
                 else:
                     assert torch.equal(torch.cat(pieces), getattr(batch, field))
+
+
+def test_warped_images_are_moved_and_nothing_else() -> None:
+    x_BD = torch.rand(3, 2 * 8 * 10, dtype=torch.float64)
+    still = torch.eye(2, 3, dtype=torch.float64).repeat(3, 1, 1)
+    torch.testing.assert_close(warp(x_BD, still, (2, 8, 10)), x_BD)
+    moved = still.clone()
+    moved[1, 0, 2], moved[2, 1, 2] = 2 * 3 / 10, -2 * 2 / 8  # three pixels to the left, two down, in half sides
+    found = warp(x_BD, moved, (2, 8, 10)).unflatten(1, (2, 8, 10))
+    images = x_BD.unflatten(1, (2, 8, 10))
+    torch.testing.assert_close(found[0], images[0])
+    torch.testing.assert_close(found[1, :, :, :-3], images[1, :, :, 3:])
+    torch.testing.assert_close(found[2, :, 2:], images[2, :, :-2])
+    assert not found[1, :, :, -3:].any() and not found[2, :, :2].any()
+
+
+def test_the_encoder_sees_warped_images_and_the_loss_those_of_the_set(run: Settings, digits: Dataset) -> None:
+    step = next(make(replace(run, {"train.input_warp": 0.2}), digits).epoch(0))
+    plain = next(make(run, digits).epoch(0))
+    for batch, other in zip(step.batches, plain.batches, strict=True):
+        assert torch.equal(batch.x_BD, other.x_BD) and not torch.equal(corrupt(batch), other.x_BD)
+        assert corrupt(batch).min() >= 0 and corrupt(batch).max() <= 1
+    assert not torch.equal(corrupt(step.batches[0]), corrupt(step.batches[2]))
 
 
 def test_slices_are_even() -> None:

@@ -35,7 +35,14 @@ def test_hungarian_accuracy_takes_one_cluster_for_a_class() -> None:
 def test_the_papers_rule_names_a_cluster_after_its_surest_image() -> None:
     probabilities_NK = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]])
     labels_N = torch.tensor([7, 3, 5, 3])
-    assert clusters.assign_by_confidence(probabilities_NK, labels_N).tolist() == [7, 5, 3]
+    assert clusters.assign_by_confidence(probabilities_NK.log(), labels_N).tolist() == [7, 5, 3]
+
+
+def test_the_surest_image_is_found_among_probabilities_that_round_to_one() -> None:
+    logits_NK = torch.tensor([[40.0, 0.0, -3.0], [90.0, 0.0, -3.0], [60.0, 0.0, -3.0], [0.0, 50.0, 50.0]])
+    assert (logits_NK.softmax(1)[:3, 0] == 1).all()
+    labels_N = torch.tensor([1, 2, 3, 4])
+    assert clusters.assign_by_confidence(logits_NK, labels_N).tolist() == [2, 4, 4]
 
 
 def test_empty_clusters_are_counted_and_entropy_tells_how_even_the_others_are() -> None:

@@ -27,14 +27,16 @@ MORE: dict[str, dict[str, Any]] = {  # what a task needs, or what makes its test
         "train.labelled_batch_size": 31,
         "train.input_noise": 0.3,
         "train.label_noise": 0.2,
+        "model.normalization": "batch",
     },
     "clustering": {
         "model.clusters": 12,
-        "model.normalization": "layer",
+        "model.normalization": "batch",
         "train.input_dropout": 0.2,
+        "train.input_warp": 0.2,
         "train.style_noise": 0.1,
     },
-    "reduction": {"model.clusters": 12},
+    "reduction": {"model.clusters": 12, "model.normalization": "layer"},
     "semi_supervised_reduction": {"data.labels": 30},
 }
 VARIANTS = [

@@ -83,9 +83,9 @@ def test_a_cluster_is_named_after_its_surest_validation_image(small_run: Setting
     training = Training(replace(small_run, {"task": "clustering", "model.clusters": 12}), digits)
     training.train(1)
     evaluation = training.evaluation
-    val, test = evaluation._look_at("val").y_NK, evaluation._look_at("test").y_NK
+    val, test = evaluation._look_at("val").logits_NK, evaluation._look_at("test").logits_NK
     assert val is not None and test is not None and digits.labels_N is not None
-    name_of_cluster = torch.from_numpy(digits.labels_N[digits.val])[val.argmax(0)]
+    name_of_cluster = torch.from_numpy(digits.labels_N[digits.val])[val.double().softmax(1).argmax(0)]
     wrong_N = name_of_cluster[test.argmax(1)] != torch.from_numpy(digits.labels_N[digits.test])
     expected = wrong_N.double().mean().item()
     assert evaluation.cheap("test")["test/classification_error"] == pytest.approx(expected)
