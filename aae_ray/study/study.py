@@ -14,7 +14,7 @@ from aae_ray.autoencoder.model import build_model
 from aae_ray.mistakes import UserError
 from aae_ray.settings import Settings, replace, setting
 from aae_ray.study import report
-from aae_ray.study.cluster import cluster, gangs_that_fit
+from aae_ray.study.cluster import cluster, gangs_that_fit, precision_advice
 from aae_ray.study.front import select
 from aae_ray.study.ledger import Ledger, TrialRecord
 from aae_ray.study.records import Records
@@ -63,6 +63,8 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
     ledger = Ledger(plan)
     with Screen(console, ledger, plan, title_of(plan, dataset)) as screen, cluster(verbose=verbose):
         gangs = gangs_that_fit(run)
+        if advice := precision_advice(run):
+            console.print(report.bullet("note", advice), soft_wrap=True)
         study_id, folder, storage = make_folder(run)
         plan = Plan(replace(run, {"study.folder": storage}), plan.space, plan.start)
         tracker = Tracker(folder, uri, run.tracking.experiment or f"aae/{run.data.name}")
