@@ -340,7 +340,8 @@ def main() -> None:
         table, began = TABLES[arguments.table], time.monotonic()
         plan = plan_for(table, arguments.seeds, arguments.overrides)
         outcome = run_study(plan, console_for())
-        own = [change for change in arguments.overrides if not change.startswith(("data.path", "data.cache", "study."))]
+        places = ("data.path", "data.cache", "study.", "tracking.")
+        own = [change for change in arguments.overrides if not change.startswith(places)]
         command = " ".join(["python benchmarks/paper.py", arguments.table, *own])
         found = result(table, plan, outcome, time.monotonic() - began, command)
         _keep(folder / f"{arguments.table}.json", found)
