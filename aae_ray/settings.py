@@ -145,8 +145,8 @@ class Model(Section):
     )
     normalization: Literal["none", "batch", "layer"] = Field(
         "none",
-        description="of the encoder's hidden layers: batch, over all images of a step, as in the paper's clustering; "
-        "layer, within each image",
+        description="of the encoder's hidden layers: batch, over the images of a phase's batch, as in the paper's "
+        "clustering; layer, within each image",
     )
     decoder_std: Float = Field(
         1.0, gt=0, description="standard deviation of the VAE's p(x|z): weighs reconstruction against KL"
@@ -185,7 +185,7 @@ class Train(Section):
     input_warp: Float = Field(
         0.0,
         ge=0,
-        le=1,
+        le=0.5,
         description="how far the encoder's images are turned, sheared, scaled and moved at random: standard deviation "
         "of each entry of an affine map, lengths in half sides; they are reconstructed as they were",
     )
@@ -326,6 +326,11 @@ class Settings(Section):
             wrong.append(
                 f"model.clusters is more than train.batch_size can fill: each cluster should have an image in a batch, "
                 f"got {model.clusters} and {self.train.batch_size}"
+            )
+        if model.normalization == "batch" and self.train.batch_size < 2:
+            wrong.append(
+                "model.normalization batch needs a train.batch_size of at least 2, "
+                f"as an image alone does not differ from its mean, got {self.train.batch_size}"
             )
         if self.task == "supervised" and self.data.labels is not None:
             wrong.append(

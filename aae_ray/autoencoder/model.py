@@ -100,11 +100,13 @@ class Model:
 
     def encode(self, x_BD: Tensor, noise_BE: Tensor | None) -> Code:
         """Codes of images given as rows of pixels in [0, 1], normalized by the statistics that training left."""
-        trunk = self.players["trunk"].eval()
+        trunk = self.players["trunk"]
+        before = trunk.training
+        trunk.eval()
         try:
             return encode(self.players, x_BD, noise_BE)
         finally:
-            trunk.train()
+            trunk.train(before)
 
     def place(self, z_BZ: Tensor, y_BK: Tensor | None) -> Tensor:
         """What the decoder sees of a style and a label; in a reduction, the representation W y + z."""

@@ -8,11 +8,11 @@ Shapes: B batch, D pixels (C * H * W), C channels, H height, W width, F features
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise, zip_longest
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from aae_ray.mistakes import UserError
 
@@ -22,40 +22,68 @@ class BatchNorm(nn.Module):
 
     The batch is that of all workers (PyTorch's own synchronised one needs a GPU): N workers compute what one would,
     also where their slices differ in size. Held-out images are scaled by running statistics instead, which are taken
-    only in phases that move the encoder: what a phase does not move stays as it is.
+    only in phases that move the encoder: what a phase does not move stays as it is. A short last batch weighs less in
+    them, by its size.
     """
 
-    UPDATE = 0.1  # weight of a batch in the running statistics
+    UPDATE = 0.1  # weight of a full batch in the running statistics
     EPSILON = 1e-5
     mean: Tensor
     variance: Tensor
+    full: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("variance", torch.ones(features))
+        self.register_buffer("full", torch.zeros(()))  # values of a feature in the largest batch so far
 
     def forward(self, h_BF: Tensor) -> Tensor:
         h_BF = h_BF.to(self.weight.dtype)  # also where the product was taken in bfloat16
         across = [0, *range(2, h_BF.dim())]
         stretched = (-1, *(1 for _ in across[1:]))
-        mean_F, variance_F = self.mean, self.variance
-        if self.training:
-            sums_F = _over_workers(torch.cat([h_BF.sum(across), h_BF.new_tensor([h_BF.numel() / h_BF.shape[1]])]))
-            mean_F, count = sums_F[:-1] / sums_F[-1], sums_F[-1].detach()
-            variance_F = _over_workers((h_BF - mean_F.view(stretched)).square().sum(across)) / count
-            if self.weight.requires_grad:
-                self.mean.lerp_(mean_F.detach(), self.UPDATE)
-                self.variance.lerp_(variance_F.detach(), self.UPDATE)
+        if not self.training:
+            gain_F = self.weight * (self.variance + self.EPSILON).rsqrt()
+            return h_BF * gain_F.view(stretched) + (self.bias - self.mean * gain_F).view(stretched)
+        mine = h_BF.new_full((1,), h_BF.numel() / h_BF.shape[1])
+        sums_F1 = over_workers(torch.cat([h_BF.sum(across), mine]))
+        count = sums_F1[-1].detach()
+        mean_F = sums_F1[:-1] / count
+        centred_BF = h_BF - mean_F.view(stretched)
+        variance_F = over_workers(centred_BF.square().sum(across)) / count
+        if self.weight.requires_grad:
+            torch.maximum(self.full, count, out=self.full)
+            self.mean.lerp_(mean_F.detach(), self.UPDATE * count / self.full)
+            self.variance.lerp_(variance_F.detach(), self.UPDATE * count / self.full)
         gain_F = self.weight * (variance_F + self.EPSILON).rsqrt()
-        return h_BF * gain_F.view(stretched) + (self.bias - mean_F * gain_F).view(stretched)
+        return centred_BF * gain_F.view(stretched) + self.bias.view(stretched)
 
 
-def _over_workers(sums: Tensor) -> Tensor:
-    """The sum over all workers of a gang; gradients flow back to each."""
-    alone = not dist.is_initialized() or dist.get_world_size() == 1
-    return sums if alone else all_reduce(sums)
+class SumOverWorkers(torch.autograd.Function):
+    """Forward and backward are sums over workers: each has a part of the sum and a part of the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        return _summed(mine)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients  # of the sum, as this worker's part of the loss has it
+        return _summed(gradient)
+
+
+def over_workers(mine: Tensor) -> Tensor:
+    """The sum of a tensor over all workers of a gang; gradients flow back to each."""
+    total: Tensor = SumOverWorkers.apply(mine)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _summed(mine: Tensor) -> Tensor:
+    total = mine.clone(memory_format=torch.contiguous_format)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return total
 
 
 def _group_norm(channels: int) -> nn.Module:

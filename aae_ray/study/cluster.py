@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 import yaml
 from ray._private.utils import read_ray_address
 
@@ -91,18 +90,6 @@ def gangs_that_fit(run: Settings) -> int:
 def gang_resources(run: Settings) -> dict[str, float]:
     """What all workers of a gang ask for together."""
     return {name: run.study.workers_per_trial * amount for name, amount in run.study.resources_per_worker.items()}
-
-
-def precision_advice(run: Settings) -> str | None:
-    """A sentence when workers on this machine's CPU would compute in bfloat16 without instructions for it."""
-    on_cpu = run.train.device == "cpu" or "GPU" not in run.study.resources_per_worker
-    kind = torch.backends.cpu.get_cpu_capability()
-    if not run.train.mixed_precision or not on_cpu or kind not in ("DEFAULT", "AVX2"):
-        return None
-    return (
-        f"train.mixed_precision is on, and this machine's CPU ({kind}) has no instructions for bfloat16: "
-        "steps may take tens of times as long as with train.mixed_precision=false"
-    )
 
 
 def possible_resources(present: Mapping[str, float], bootstrap: Path) -> dict[str, float]:

@@ -13,6 +13,7 @@ begins a trial also trains it, it is given before Tune asks for a result, and it
 import itertools
 import os
 import pickle
+import platform
 import threading
 import traceback
 from dataclasses import dataclass
@@ -271,3 +272,17 @@ class Gang:
 def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in "".join(traceback.format_exception_only(error)).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def precision_advice(run: Settings) -> str | None:
+    """A sentence when workers on this machine's CPU would compute in bfloat16 without instructions for it."""
+    on_cpu = run.train.device == "cpu" or "GPU" not in run.study.resources_per_worker
+    kind = torch.backends.cpu.get_cpu_capability()
+    slow = platform.machine() in ("x86_64", "AMD64") and kind in ("DEFAULT", "AVX2")
+    if not run.train.mixed_precision or not on_cpu or not slow:
+        return None
+    return (
+        f"train.mixed_precision is on, and this machine's CPU ({kind}) works without AVX512, "
+        "and so without instructions for bfloat16: "
+        "steps may take tens of times as long as with train.mixed_precision=false"
+    )

@@ -14,8 +14,9 @@ from aae_ray.autoencoder.model import build_model
 from aae_ray.mistakes import UserError
 from aae_ray.settings import Settings, replace, setting
 from aae_ray.study import report
-from aae_ray.study.cluster import cluster, gangs_that_fit, precision_advice
+from aae_ray.study.cluster import cluster, gangs_that_fit
 from aae_ray.study.front import select
+from aae_ray.study.gang import precision_advice
 from aae_ray.study.ledger import Ledger, TrialRecord
 from aae_ray.study.records import Records
 from aae_ray.study.screen import Screen

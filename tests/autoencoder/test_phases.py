@@ -302,8 +302,9 @@ def test_batch_norm_is_pytorchs(sizes: tuple[int, ...]) -> None:
     theirs.eps, theirs.momentum = ours.EPSILON, ours.UPDATE
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        ours.weight.copy_(torch.tensor([1.0, -2.0, 0.5, 3.0]))
-        theirs.weight.copy_(ours.weight)
+        for mine, other in ((ours.weight, theirs.weight), (ours.bias, theirs.bias)):
+            mine.copy_(torch.randn(4, generator=generator))
+            other.copy_(mine)
     for _ in range(3):
         h = 5 + 3 * torch.randn(*sizes, generator=generator, dtype=torch.float64)
         first, second = h.clone().requires_grad_(), h.clone().requires_grad_()
@@ -314,11 +315,23 @@ def test_batch_norm_is_pytorchs(sizes: tuple[int, ...]) -> None:
         torch.testing.assert_close(first.grad, second.grad)
         torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
         torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
-    assert isinstance(theirs.running_mean, torch.Tensor)
+    count, start = h.numel() / 4, (1 - ours.UPDATE) ** 3
+    assert isinstance(theirs.running_mean, torch.Tensor) and isinstance(theirs.running_var, torch.Tensor)
     torch.testing.assert_close(ours.mean, theirs.running_mean)
-    ours.eval()
+    torch.testing.assert_close((ours.variance - start) * count / (count - 1) + start, theirs.running_var)
+    theirs.running_var.copy_(ours.variance)
     h = torch.randn(*sizes, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(ours(h)[:2], ours(h[:2]))
+    torch.testing.assert_close(ours.eval()(h), theirs.eval()(h))
+
+
+def test_a_short_last_batch_hardly_moves_the_statistics_of_held_out_images() -> None:
+    norm = networks.BatchNorm(2).double()
+    norm(torch.randn(100, 2, dtype=torch.float64))
+    mean, variance = norm.mean.clone(), norm.variance.clone()
+    norm(torch.tensor([[7.0, -7.0]], dtype=torch.float64))
+    weight = norm.UPDATE / 100
+    torch.testing.assert_close(norm.mean, (1 - weight) * mean + weight * torch.tensor([7.0, -7.0]).double())
+    torch.testing.assert_close(norm.variance, (1 - weight) * variance)
 
 
 @pytest.mark.parametrize("kind", ["batch", "layer"])

@@ -1,17 +1,15 @@
 """How many gangs fit into what the cluster holds, or may grow to."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
-import torch
 import yaml
 
 from aae_ray.mistakes import UserError
 from aae_ray.settings import Settings, replace
 from aae_ray.study import cluster
-from aae_ray.study.cluster import gang_resources, gangs_that_fit, possible_resources, precision_advice
+from aae_ray.study.cluster import gang_resources, gangs_that_fit, possible_resources
 
 
 def settings_of(
@@ -130,21 +128,3 @@ def test_a_gang_that_can_never_fit_is_a_sentence_not_a_wait_for_ever(
     assert (
         all(part in text for part in [*parts, "ask for fewer workers or less for each"]) and len(text.splitlines()) == 1
     )
-
-
-@pytest.mark.parametrize(
-    ("values", "kind", "told"),
-    [
-        ({"train.mixed_precision": True}, "AVX2", True),
-        ({"train.mixed_precision": True}, "AVX512", False),
-        ({"train.mixed_precision": False}, "AVX2", False),
-        ({"train.mixed_precision": True, "study.resources_per_worker": {"GPU": 1}}, "AVX2", False),
-    ],
-)
-def test_bfloat16_on_a_cpu_without_it_is_told(
-    values: dict[str, Any], kind: str, told: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kind)
-    advice = precision_advice(replace(Settings(), values))
-    assert (advice is not None) == told
-    assert not advice or f"({kind}) has no instructions for bfloat16" in advice

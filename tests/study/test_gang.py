@@ -14,7 +14,7 @@ from ray.util.state import list_actors
 
 from aae_ray.settings import Settings, replace
 from aae_ray.study.cluster import cluster
-from aae_ray.study.gang import Begin, Failed, Gang, GangError, Train, Trained
+from aae_ray.study.gang import Begin, Failed, Gang, GangError, Train, Trained, precision_advice
 from aae_ray.study.post_office import Mailbox, open_office
 from aae_ray.training import checkpoint
 from aae_ray.training.pictures import FIGURES, draw
@@ -186,3 +186,23 @@ def test_gangs_muster_before_their_first_trial(ray_session: None, gangs: int) ->
 
 def test_a_muster_has_an_end(ray_session: None) -> None:
     ray.get(open_office(2).arrive.remote(0.2), timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "told"),
+    [
+        ({"train.mixed_precision": True}, "AVX2", True),
+        ({"train.mixed_precision": True}, "AVX512", False),
+        ({"train.mixed_precision": False}, "AVX2", False),
+        ({"train.mixed_precision": True, "study.resources_per_worker": {"GPU": 1}}, "AVX2", False),
+        ({"train.mixed_precision": True, "train.device": "cpu"}, "DEFAULT", True),
+    ],
+)
+def test_bfloat16_on_a_cpu_without_it_is_told(
+    values: dict[str, Any], kind: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kind)
+    advice = precision_advice(replace(Settings(), values))
+    assert (advice is not None) == told
+    assert not advice or f"({kind}) works without AVX512" in advice

@@ -37,7 +37,13 @@ MORE: dict[str, dict[str, Any]] = {  # what a task needs, or what makes its test
         "train.style_noise": 0.1,
     },
     "reduction": {"model.clusters": 12, "model.normalization": "layer"},
-    "semi_supervised_reduction": {"data.labels": 30},
+    "semi_supervised_reduction": {  # one worker of two has no labelled image in a step
+        "data.labels": 30,
+        "train.labelled_batch_size": 1,
+        "model.network": "convolutional",
+        "model.channels": (4, 8),
+        "model.normalization": "batch",
+    },
 }
 VARIANTS = [
     {"task": task, "model.posterior": posterior} | MORE.get(task, {})

@@ -91,14 +91,18 @@ def test_a_cluster_is_named_after_its_surest_validation_image(small_run: Setting
     assert evaluation.cheap("test")["test/classification_error"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("normalization", ["none", "batch", "layer"])
 @pytest.mark.parametrize("network", ["dense", "convolutional"])
-def test_mixed_precision_is_for_products_alone(network: str, small_run: Settings, digits: Dataset) -> None:
+def test_mixed_precision_is_for_products_alone(
+    network: str, normalization: str, small_run: Settings, digits: Dataset
+) -> None:
     """Weights, codes, probabilities and losses keep their precision: in bfloat16 a probability has three digits."""
     values: dict[str, Any] = {
         "train.dtype": "float32",
         "optim.algorithm": "sgd",
         "model.network": network,
         "model.channels": (4, 8),
+        "model.normalization": normalization,
     }
     values |= {"task": "semi_supervised", "data.labels": 50, "model.posterior": "gaussian"}
     mixed, full = (Training(replace(small_run, values | {"train.mixed_precision": on}), digits) for on in (True, False))
