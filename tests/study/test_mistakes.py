@@ -21,6 +21,7 @@ from tests.study.commands import run
         ("generate", ("x", "--out", "nowhere/x.png"), "there is no folder"),
         ("evaluate", ("x", "--out", "x.jpg"), "give a name that ends in .png"),
         ("tune", ("task=clustering", "model.clusters=200"), "model.clusters is more than train.batch_size can fill"),
+        ("train", ("model.normalization=batch", "train.batch_size=1"), "batch needs a train.batch_size of at least 2"),
         ("tune", ("task=semi_supervised", "data.labels=5"), "data.labels gives 5 labels to 10 classes"),
         ("train", ("task=label_informed", "model.prior=mixture", "model.prior_components=7"), "7 components"),
     ],
