@@ -1,73 +1,17 @@
 """The losses against closed forms, and the contract of every task, posterior and network."""
 
 import math
-from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from aae_ray.autoencoder import networks, phases
-from aae_ray.autoencoder.model import Model, build_model
-from aae_ray.autoencoder.phases import TASKS, Batch, Phase
-from aae_ray.autoencoder.priors import sample_classes
-from aae_ray.mistakes import UserError
-from aae_ray.settings import Settings, replace
+from aae_ray.autoencoder import phases
+from aae_ray.autoencoder.model import Model
+from aae_ray.autoencoder.phases import Batch, Phase
+from aae_ray.settings import Settings
 from aae_ray.training.metrics import METRICS
-
-SHAPE = (1, 8, 8)
-CLASSES = 4
-VARIANTS = [
-    (task, posterior, network)
-    for task, posterior, network in product(
-        TASKS, ("deterministic", "gaussian", "universal"), ("dense", "convolutional")
-    )
-    if task != "vae" or posterior == "gaussian"
-]
-
-
-def variant(task: str, posterior: str, network: str, **more: object) -> Settings:
-    values = {
-        "task": task,
-        "model.posterior": posterior,
-        "model.network": network,
-        "train.dtype": "float64",
-        "model.latent_dim": 5,
-        "model.clusters": 6,
-    }
-    if task == "label_informed":
-        values["model.prior"] = "mixture"
-    return replace(Settings(), values | more)
-
-
-def build(run: Settings, shape: tuple[int, int, int] = SHAPE) -> Model:
-    return build_model(run, shape, classes=CLASSES)
-
-
-def batch_for(model: Model, size: int = 7, seed: int = 0) -> Batch:
-    """A batch with all that any task asks for, noise of every kind included."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(size, *shape, generator=generator, dtype=torch.float64)
-
-    def one_hot(classes: int) -> torch.Tensor:
-        return sample_classes(size, classes, generator, torch.float64)
-
-    pixels, y, slots = math.prod(model.shape), model.classes, model.sizes.slots
-    return Batch(
-        torch.rand(size, pixels, generator=generator, dtype=torch.float64),
-        normal(model.noise_dim) if model.noise_dim else None,
-        model.prior.sample(size, generator, torch.float64),
-        classes_BK=one_hot(y) if y else None,
-        labels_BK=one_hot(y) if y else None,
-        slots_BS=one_hot(slots) if slots else None,
-        input_noise_BD=0.1 * normal(pixels),
-        input_mask_BD=torch.rand(size, pixels, generator=generator, dtype=torch.float64),
-        style_noise_B2Z=0.1 * normal(2, model.prior.latent_dim),
-        label_noise_B2K=0.1 * normal(2, y) if y else None,
-    )
+from tests.autoencoder.variants import CLASSES, SHAPE, VARIANTS, batch_for, build, variant
 
 
 @pytest.mark.parametrize(("task", "posterior", "network"), VARIANTS)
@@ -230,124 +174,6 @@ def test_evidence_of_a_mixture_is_the_sampled_divergence() -> None:
     kl_B = q.log_prob(code.z_BZ).sum(1) - model.prior.log_density(code.z_BZ)
     error_B = 0.5 * F.mse_loss(model.decode(code.z_BZ), batch.x_BD, reduction="none").sum(1)
     torch.testing.assert_close(phases.evidence(model.players, batch, run).loss_B, error_B + kl_B)
-
-
-def test_universal_noise_enters_hidden_layers_as_well_as_the_head() -> None:
-    for network in ("dense", "convolutional"):
-        model = build(variant("unsupervised", "universal", network))
-        batch = batch_for(model)
-        assert batch.posterior_noise_BE is not None
-        trunk = model.players["trunk"]
-        quiet = trunk(batch.x_BD, torch.zeros_like(batch.posterior_noise_BE))
-        assert not torch.allclose(trunk(batch.x_BD, batch.posterior_noise_BE), quiet)
-
-
-def test_initial_weights_depend_on_the_seed_and_on_nothing_else() -> None:
-    run = variant("unsupervised", "deterministic", "dense")
-    first = build(run)
-    torch.rand(10)
-    again = build(run)
-    vae = build(variant("vae", "gaussian", "dense"))
-    other = build(replace(run, {"seed": 1}))
-    for name in first.players:
-        for (_, a), (_, b), (_, c) in zip(
-            *(m.players[name].named_parameters() for m in (first, again, other)), strict=True
-        ):
-            assert torch.equal(a, b) and not torch.equal(a, c)
-    assert torch.equal(next(first.players["decoder"].parameters()), next(vae.players["decoder"].parameters()))
-
-
-def test_the_papers_initialization() -> None:
-    model = build_model(
-        variant(
-            "unsupervised",
-            "deterministic",
-            "dense",
-            **{"model.initialization": "normal", "model.hidden": (300, 300)},
-        ),
-        SHAPE,
-    )
-    weight = model.players["trunk"].layers[1].weight  # type: ignore[union-attr, index]
-    assert weight.std().item() == pytest.approx(0.01, rel=0.05)
-    assert all(
-        not p.any() for player in model.players.values() for key, p in player.named_parameters() if key.endswith("bias")
-    )
-
-
-@pytest.mark.parametrize("network", ["dense", "convolutional"])
-@pytest.mark.parametrize("posterior", ["deterministic", "universal"])
-@pytest.mark.parametrize("kind", ["batch", "layer"])
-def test_normalization_takes_scale_out_of_the_encoders_hidden_layers(network: str, posterior: str, kind: str) -> None:
-    """Weights and biases ten times as large leave the features as they are."""
-    run = variant("clustering", posterior, network, **{"model.normalization": kind})
-    model, batch = build(run), batch_for(build(run))
-    trunk, noise_BE = model.players["trunk"], batch.posterior_noise_BE if posterior == "universal" else None
-    features_BF = trunk(batch.x_BD, noise_BE)
-    alone_BF = trunk(batch.x_BD[:1], None if noise_BE is None else noise_BE[:1])
-    assert torch.allclose(alone_BF, features_BF[:1]) == (kind == "layer")
-    with torch.no_grad():
-        for name, parameter in trunk.named_parameters():
-            if "norm" not in name:
-                parameter.mul_(10)
-    assert torch.allclose(trunk(batch.x_BD, noise_BE), features_BF, rtol=1e-2, atol=1e-2)
-    plain = build(variant("clustering", posterior, network)).players["trunk"]
-    assert plain.state_dict().keys() < trunk.state_dict().keys()
-
-
-@pytest.mark.parametrize("sizes", [(9, 4), (9, 4, 6, 6)])
-def test_batch_norm_is_pytorchs(sizes: tuple[int, ...]) -> None:
-    """But for the running variance, which is that of the batches and not an estimate of their source's."""
-    ours = networks.BatchNorm(4).double()
-    theirs = (nn.BatchNorm1d if len(sizes) == 2 else nn.BatchNorm2d)(4).double()
-    theirs.eps, theirs.momentum = ours.EPSILON, ours.UPDATE
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for mine, other in ((ours.weight, theirs.weight), (ours.bias, theirs.bias)):
-            mine.copy_(torch.randn(4, generator=generator))
-            other.copy_(mine)
-    for _ in range(3):
-        h = 5 + 3 * torch.randn(*sizes, generator=generator, dtype=torch.float64)
-        first, second = h.clone().requires_grad_(), h.clone().requires_grad_()
-        answers = ours(first), theirs(second)
-        torch.testing.assert_close(*answers)
-        for answer in answers:
-            answer.pow(3).sum().backward()
-        torch.testing.assert_close(first.grad, second.grad)
-        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
-        torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
-    count, start = h.numel() / 4, (1 - ours.UPDATE) ** 3
-    assert isinstance(theirs.running_mean, torch.Tensor) and isinstance(theirs.running_var, torch.Tensor)
-    torch.testing.assert_close(ours.mean, theirs.running_mean)
-    torch.testing.assert_close((ours.variance - start) * count / (count - 1) + start, theirs.running_var)
-    theirs.running_var.copy_(ours.variance)
-    h = torch.randn(*sizes, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(ours.eval()(h), theirs.eval()(h))
-
-
-def test_a_short_last_batch_hardly_moves_the_statistics_of_held_out_images() -> None:
-    norm = networks.BatchNorm(2).double()
-    norm(torch.randn(100, 2, dtype=torch.float64))
-    mean, variance = norm.mean.clone(), norm.variance.clone()
-    norm(torch.tensor([[7.0, -7.0]], dtype=torch.float64))
-    weight = norm.UPDATE / 100
-    torch.testing.assert_close(norm.mean, (1 - weight) * mean + weight * torch.tensor([7.0, -7.0]).double())
-    torch.testing.assert_close(norm.variance, (1 - weight) * variance)
-
-
-@pytest.mark.parametrize("kind", ["batch", "layer"])
-def test_the_papers_initialization_leaves_the_gains_of_normalization_at_one(kind: str) -> None:
-    values = {"model.initialization": "normal", "model.normalization": kind}
-    trunk = build(variant("clustering", "deterministic", "dense", **values)).players["trunk"]
-    gains = [value for key, value in trunk.named_parameters() if "norms" in key and key.endswith("weight")]
-    assert len(gains) == 2 and all((gain == 1).all() for gain in gains)
-
-
-def test_images_too_small_for_the_convolutions_are_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.channels has 4 layers.*8 x 8"):
-        build_model(
-            variant("unsupervised", "deterministic", "convolutional", **{"model.channels": (8, 8, 8, 8)}),
-            SHAPE,
-        )
 
 
 # ------------------------------------------------------------------------------------- what labels are told to whom

@@ -1,0 +1,129 @@
+"""Networks: where noise enters, what initial weights depend on, normalization, and what does not fit."""
+
+import pytest
+import torch
+from torch import nn
+
+from aae_ray.autoencoder import networks
+from aae_ray.autoencoder.model import build_model
+from aae_ray.mistakes import UserError
+from aae_ray.settings import replace
+from tests.autoencoder.variants import SHAPE, batch_for, build, variant
+
+
+def test_universal_noise_enters_hidden_layers_as_well_as_the_head() -> None:
+    for network in ("dense", "convolutional"):
+        model = build(variant("unsupervised", "universal", network))
+        batch = batch_for(model)
+        assert batch.posterior_noise_BE is not None
+        trunk = model.players["trunk"]
+        quiet = trunk(batch.x_BD, torch.zeros_like(batch.posterior_noise_BE))
+        assert not torch.allclose(trunk(batch.x_BD, batch.posterior_noise_BE), quiet)
+
+
+def test_initial_weights_depend_on_the_seed_and_on_nothing_else() -> None:
+    run = variant("unsupervised", "deterministic", "dense")
+    first = build(run)
+    torch.rand(10)
+    again = build(run)
+    vae = build(variant("vae", "gaussian", "dense"))
+    other = build(replace(run, {"seed": 1}))
+    for name in first.players:
+        for (_, a), (_, b), (_, c) in zip(
+            *(m.players[name].named_parameters() for m in (first, again, other)), strict=True
+        ):
+            assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(next(first.players["decoder"].parameters()), next(vae.players["decoder"].parameters()))
+
+
+def test_the_papers_initialization() -> None:
+    model = build_model(
+        variant(
+            "unsupervised",
+            "deterministic",
+            "dense",
+            **{"model.initialization": "normal", "model.hidden": (300, 300)},
+        ),
+        SHAPE,
+    )
+    weight = model.players["trunk"].layers[1].weight  # type: ignore[union-attr, index]
+    assert weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert all(
+        not p.any() for player in model.players.values() for key, p in player.named_parameters() if key.endswith("bias")
+    )
+
+
+@pytest.mark.parametrize("network", ["dense", "convolutional"])
+@pytest.mark.parametrize("posterior", ["deterministic", "universal"])
+@pytest.mark.parametrize("kind", ["batch", "layer"])
+def test_normalization_takes_scale_out_of_the_encoders_hidden_layers(network: str, posterior: str, kind: str) -> None:
+    """Weights and biases ten times as large leave the features as they are."""
+    run = variant("clustering", posterior, network, **{"model.normalization": kind})
+    model, batch = build(run), batch_for(build(run))
+    trunk, noise_BE = model.players["trunk"], batch.posterior_noise_BE if posterior == "universal" else None
+    features_BF = trunk(batch.x_BD, noise_BE)
+    alone_BF = trunk(batch.x_BD[:1], None if noise_BE is None else noise_BE[:1])
+    assert torch.allclose(alone_BF, features_BF[:1]) == (kind == "layer")
+    with torch.no_grad():
+        for name, parameter in trunk.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(10)
+    assert torch.allclose(trunk(batch.x_BD, noise_BE), features_BF, rtol=1e-2, atol=1e-2)
+    plain = build(variant("clustering", posterior, network)).players["trunk"]
+    assert plain.state_dict().keys() < trunk.state_dict().keys()
+
+
+@pytest.mark.parametrize("sizes", [(9, 4), (9, 4, 6, 6)])
+def test_batch_norm_is_pytorchs(sizes: tuple[int, ...]) -> None:
+    """But for the running variance, which is that of the batches and not an estimate of their source's."""
+    ours = networks.BatchNorm(4).double()
+    theirs = (nn.BatchNorm1d if len(sizes) == 2 else nn.BatchNorm2d)(4).double()
+    theirs.eps, theirs.momentum = ours.EPSILON, ours.UPDATE
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for mine, other in ((ours.weight, theirs.weight), (ours.bias, theirs.bias)):
+            mine.copy_(torch.randn(4, generator=generator))
+            other.copy_(mine)
+    for _ in range(3):
+        h = 5 + 3 * torch.randn(*sizes, generator=generator, dtype=torch.float64)
+        first, second = h.clone().requires_grad_(), h.clone().requires_grad_()
+        answers = ours(first), theirs(second)
+        torch.testing.assert_close(*answers)
+        for answer in answers:
+            answer.pow(3).sum().backward()
+        torch.testing.assert_close(first.grad, second.grad)
+        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+        torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
+    count, start = h.numel() / 4, (1 - ours.UPDATE) ** 3
+    assert isinstance(theirs.running_mean, torch.Tensor) and isinstance(theirs.running_var, torch.Tensor)
+    torch.testing.assert_close(ours.mean, theirs.running_mean)
+    torch.testing.assert_close((ours.variance - start) * count / (count - 1) + start, theirs.running_var)
+    theirs.running_var.copy_(ours.variance)
+    h = torch.randn(*sizes, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(ours.eval()(h), theirs.eval()(h))
+
+
+def test_a_short_last_batch_hardly_moves_the_statistics_of_held_out_images() -> None:
+    norm = networks.BatchNorm(2).double()
+    norm(torch.randn(100, 2, dtype=torch.float64))
+    mean, variance = norm.mean.clone(), norm.variance.clone()
+    norm(torch.tensor([[7.0, -7.0]], dtype=torch.float64))
+    weight = norm.UPDATE / 100
+    torch.testing.assert_close(norm.mean, (1 - weight) * mean + weight * torch.tensor([7.0, -7.0]).double())
+    torch.testing.assert_close(norm.variance, (1 - weight) * variance)
+
+
+@pytest.mark.parametrize("kind", ["batch", "layer"])
+def test_the_papers_initialization_leaves_the_gains_of_normalization_at_one(kind: str) -> None:
+    values = {"model.initialization": "normal", "model.normalization": kind}
+    trunk = build(variant("clustering", "deterministic", "dense", **values)).players["trunk"]
+    gains = [value for key, value in trunk.named_parameters() if "norms" in key and key.endswith("weight")]
+    assert len(gains) == 2 and all((gain == 1).all() for gain in gains)
+
+
+def test_images_too_small_for_the_convolutions_are_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.channels has 4 layers.*8 x 8"):
+        build_model(
+            variant("unsupervised", "deterministic", "convolutional", **{"model.channels": (8, 8, 8, 8)}),
+            SHAPE,
+        )
