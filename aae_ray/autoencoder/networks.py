@@ -75,14 +75,15 @@ class SumOverWorkers(torch.autograd.Function):
 
 def over_workers(mine: Tensor) -> Tensor:
     """The sum of a tensor over all workers of a gang; gradients flow back to each."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return mine
     total: Tensor = SumOverWorkers.apply(mine)  # type: ignore[no-untyped-call]
     return total
 
 
 def _summed(mine: Tensor) -> Tensor:
     total = mine.clone(memory_format=torch.contiguous_format)
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(total)
+    dist.all_reduce(total)
     return total
 
 
@@ -274,8 +275,8 @@ class ClusterHeads(nn.Module):
 
 
 def paper_initialization(module: nn.Module) -> None:
-    """Weights from N(0, 0.01^2), biases zero (Makhzani et al. 2015, appendix A.1). Normalization
-    keeps its gains of one."""
+    """Weights from N(0, 0.01^2), biases zero (Makhzani et al. 2015, appendix A.1). Normalization keeps its
+    gains of one."""
     for part in module.modules():
         if isinstance(part, nn.LayerNorm | nn.GroupNorm | BatchNorm):
             continue

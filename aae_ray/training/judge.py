@@ -25,9 +25,9 @@ from aae_ray.training.divergence import one_thread
 
 FEATURES = 128
 STEPS, BATCH, LEARNING_RATE = 1500, 128, 2e-3
-PASSES = 60  # over the training images, at most: few images are learned in fewer steps
+PASSES = 90  # over the training images, at most: few images are learned in fewer steps
 SEED = 2015
-FORMAT = 2  # raised when judges change, so that older ones are trained anew
+FORMAT = 3  # raised when judges change, so that older ones are trained anew
 CHUNK = 1000
 SMALLEST = 4  # pixels: its images are halved twice
 
