@@ -1,8 +1,11 @@
 """The command line's manners: a mistake is a sentence on stderr and exit code 2, Ctrl-C is 130, no traceback."""
 
+import atexit
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -11,6 +14,28 @@ from aae_ray.mistakes import UserError
 MISTAKE, INTERRUPTED = 2, 130
 
 OVERRIDES_HELP = "settings to change, as key=value with dotted keys, e.g. train.epochs=9"
+
+
+def main(command: Callable[..., Any], name: str) -> NoReturn:
+    """Run a function as a command line, all that this process does, and end the process with its exit code."""
+    try:
+        run_command(command, name)
+    except SystemExit as end:
+        _leave(end)
+    raise AssertionError("a command leaves by itself")
+
+
+def _leave(end: SystemExit) -> NoReturn:
+    """End the process as Python would, without taking apart what was imported: for PyTorch, Ray and MLflow that takes
+    seconds, in which the user waits for the prompt, and frees nothing that the end does not free."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads; both are what Python's own end begins with
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # a closed pipe, a full disk: Python has its own way to say so
+        raise end from None
+    os._exit(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
 
 
 def run_command(command: Callable[..., Any], name: str) -> None:

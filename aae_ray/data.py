@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from aae_ray import reading, settings
-from aae_ray.console import run_command
+from aae_ray.console import main
 from aae_ray.training.data import Dataset, load, prepared_folder
 
 
@@ -77,4 +77,4 @@ def _describe(data: settings.Data, dataset: Dataset) -> str:
 
 
 if __name__ == "__main__":
-    run_command(prepare, "data")
+    main(prepare, "data")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.console import OVERRIDES_HELP, run_command
+from aae_ray.console import OVERRIDES_HELP, main
 from aae_ray.mistakes import UserError
 
 
@@ -50,4 +50,4 @@ def evaluate(
 
 
 if __name__ == "__main__":
-    run_command(evaluate, "evaluate")
+    main(evaluate, "evaluate")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.console import run_command
+from aae_ray.console import main
 from aae_ray.mistakes import UserError
 
 MOST = 100_000
@@ -41,4 +41,4 @@ def generate(
 
 
 if __name__ == "__main__":
-    run_command(generate, "generate")
+    main(generate, "generate")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, run_command
+from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, main
 from aae_ray.mistakes import Problem, SettingsError
 
 
@@ -46,4 +46,4 @@ def train(
 
 
 if __name__ == "__main__":
-    run_command(train, "train")
+    main(train, "train")

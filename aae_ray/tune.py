@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, run_command
+from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, main
 from aae_ray.mistakes import UserError
 
 DIGITS = Path(__file__).parent.parent / "search_spaces" / "digits.yaml"
@@ -66,4 +66,4 @@ def tune(
 
 
 if __name__ == "__main__":
-    run_command(tune, "tune")
+    main(tune, "tune")

@@ -177,6 +177,14 @@ class Worker:
         return DistributedDataParallel(player, forward_sync_buffers=False)
 
 
+class GangTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+    """A TorchTrainer without the process that deals Ray Data's data sets out to workers: a gang has none of those, and
+    the process would cost seconds at its start and a hundredth of a core for as long as it lives."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
+
+
 class Gang:
     """The trial's end of a gang: give orders, get their replies.
 
@@ -242,10 +250,10 @@ class Gang:
         return not self.thread.is_alive()
 
     def _serve(self, study: Study) -> None:
-        """Runs the TorchTrainer until the gang quits or dies; a death becomes the reply to whatever was asked."""
+        """Runs the trainer until the gang quits or dies; a death becomes the reply to whatever was asked."""
         message = "the gang has ended"
         try:
-            trainer = ray.train.torch.TorchTrainer(
+            trainer = GangTrainer(
                 work,
                 train_loop_config={"name": self.name, "office": self.office},
                 scaling_config=ray.train.ScalingConfig(

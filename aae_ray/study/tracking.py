@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from aae_ray.study.server import artifact_location, quiet_mlflow
 SPOOL, CURSOR = "mlflow_spool.jsonl", "mlflow_spool.cursor.json"
 STUDY = "study"  # the key of the parent run among the runs of a spool
 PARAM_CHARACTERS, TAG_CHARACTERS, BATCH = 6000, 8000, 100
+MOST_METRICS = 1000  # in one request, by MLflow's own limit
 RETRY_SECONDS = (0.5, 1, 2, 5, 10, 20)
 PERMANENT = {
     "INVALID_PARAMETER_VALUE",
@@ -29,6 +30,12 @@ PERMANENT = {
     "RESOURCE_DOES_NOT_EXIST",
     "INVALID_STATE",
 }
+
+
+def import_mlflow() -> None:
+    """Import what the sending thread needs, which takes seconds: beside other waiting, say."""
+    quiet_mlflow()
+    import mlflow  # noqa: F401
 
 
 class Spool:
@@ -63,16 +70,16 @@ class Spool:
             self.lines.append(text)
             self.lock.notify_all()
 
-    def next(self, timeout: float) -> str | None:
-        """The first unsent line, or None when there is none after this many seconds."""
+    def next(self, timeout: float, most: int) -> list[str]:
+        """The first unsent lines, at most so many; an empty list when there is none after this many seconds."""
         with self.lock:
             self.lock.wait_for(lambda: self.sent < len(self.lines), timeout)
-            return self.lines[self.sent] if self.sent < len(self.lines) else None
+            return self.lines[self.sent : self.sent + most]
 
-    def advance(self) -> None:
+    def advance(self, lines: int) -> None:
         with self.lock:
-            self.lines[self.sent] = ""  # sent: the memory is free
-            self.sent += 1
+            self.lines[self.sent : self.sent + lines] = [""] * lines  # sent: the memory is free
+            self.sent += lines
             with contextlib.suppress(OSError):  # an older note only means that lines are sent twice
                 partial = self.cursor_path.with_suffix(".partial")
                 partial.write_text(json.dumps({"sent": self.sent, "runs": self.runs, "results": self.results}))
@@ -166,16 +173,16 @@ class Tracker:
     # --------------------------------------------------------------------------------------------------- how it is sent
 
     def _send_all(self) -> None:
-        sender, attempt = Sender(self.spool), 0
+        sender, attempt, most = Sender(self.spool), 0, BATCH
         while not (self.closing.is_set() and self.spool.unsent == 0):
-            text = self.spool.next(timeout=0.5)
-            if text is None:
+            texts = self.spool.next(timeout=0.5, most=most)
+            if not texts:
                 continue
             last_chance = self.closing.is_set()
-            line: dict[str, Any] = {}
+            lines: list[dict[str, Any]] = []
             try:
-                line = json.loads(text)
-                sender.send(line)
+                lines = together(texts)
+                sender.send(lines)
             except Exception as error:  # a record must never cost a study
                 if sender.client is None or not is_permanent(error):  # no record is at fault before there is a server
                     self.problem = _first_line(error)
@@ -184,19 +191,41 @@ class Tracker:
                     self.closing.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
                     attempt += 1
                     continue
-                self.dropped.append(f"{line.get('do', 'unreadable')}: {_first_line(error)}")
-            self.problem, attempt = None, 0
-            self.spool.advance()
+                if len(lines) > 1:  # one of them is at fault, and the others must not go with it
+                    most = 1
+                    continue
+                self.dropped.append(f"{lines[0]['do'] if lines else 'unreadable'}: {_first_line(error)}")
+            self.problem, attempt, most = None, 0, BATCH
+            self.spool.advance(max(len(lines), 1))
+
+
+def together(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The first of these lines, read, and the metrics of the same run that stand right behind metrics: an interval of
+    many epochs is one request. Raises ValueError when the first line cannot be read."""
+    lines = [json.loads(texts[0])]
+    count = len(lines[0].get("metrics", ()))
+    for text in texts[1:]:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break  # its turn comes
+        count += len(line.get("metrics", ()))
+        if any(each["do"] != "metrics" or each["run"] != line.get("run") for each in (lines[0], line)):
+            break
+        if count > MOST_METRICS:
+            break
+        lines.append(line)
+    return lines
 
 
 class Sender:
-    """Carries out one line of a spool at MLflow. Doing a line twice does no harm."""
+    """Carries out lines of a spool at MLflow. Doing a line twice does no harm."""
 
     def __init__(self, spool: Spool) -> None:
         self.spool = spool
         self.client: Any = None
         self.experiment_id = ""
-        self.actions: dict[str, Callable[[dict[str, Any]], None]] = {
+        self.actions: dict[str, Callable[..., None]] = {
             "open": self._open,
             "create": self._create,
             "params": self._params,
@@ -208,10 +237,12 @@ class Sender:
             "register": self._register,
         }
 
-    def send(self, line: dict[str, Any]) -> None:
-        if self.client is None and line["do"] != "open":  # a replay begins behind the line that opened the spool
+    def send(self, lines: Sequence[dict[str, Any]]) -> None:
+        """One line, or several that belong together."""
+        kind = lines[0]["do"]
+        if self.client is None and kind != "open":  # a replay begins behind the line that opened the spool
             self._open(json.loads(self.spool.path.open().readline()))
-        self.actions[line["do"]](line)
+        self.actions[kind](*lines)
 
     def _open(self, line: dict[str, Any]) -> None:
         quiet_mlflow()
@@ -253,11 +284,13 @@ class Sender:
         for start in range(0, len(params), BATCH):
             self.client.log_batch(self._id(line), params=params[start : start + BATCH])
 
-    def _metrics(self, line: dict[str, Any]) -> None:
+    def _metrics(self, *lines: dict[str, Any]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(key, value, line["time"], line["step"]) for key, value in line["metrics"].items()]
-        self.client.log_batch(self._id(line), metrics=metrics)
+        metrics = [
+            Metric(key, value, line["time"], line["step"]) for line in lines for key, value in line["metrics"].items()
+        ]
+        self.client.log_batch(self._id(lines[0]), metrics=metrics)
 
     def _tags(self, line: dict[str, Any]) -> None:
         from mlflow.entities import RunTag

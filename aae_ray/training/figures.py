@@ -139,8 +139,13 @@ def code_scatter(codes_NZ: Tensor, labels_N: Tensor | NDArray[Any] | None, prior
         notes.append(f"{MOST_POINTS} of {len(shown)} codes drawn")
         shown = shown[np.linspace(0, len(shown) - 1, MOST_POINTS).astype(int)]
 
-    figure = Figure(figsize=(6.6, 5.6), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    heading = "\n".join([title, ", ".join(notes)]).strip()
+    entries = 2 if labels is None else 1 + len(np.unique(labels))
+    columns = math.ceil(entries / MOST_LEGEND_ROWS)
+    # Places by hand: a layout engine draws every figure once more to measure it, and each trial has one.
+    right, top = max(0.87 - 0.09 * (columns - 1), 0.3), 0.97 - 0.04 * len(heading.splitlines())
+    figure = Figure(figsize=(6.6, 5.6), dpi=110)
+    axes = figure.add_axes((0.1, 0.09, right - 0.1, top - 0.09))
     size = 4.0 if len(shown) <= 1000 else 2.5
     prior_N2 = prior_NZ[:MOST_POINTS, :2].detach().cpu().double().numpy()
     _plot_points(axes, prior_N2, PRIOR_GREY, "prior", 2.5)
@@ -148,15 +153,15 @@ def code_scatter(codes_NZ: Tensor, labels_N: Tensor | NDArray[Any] | None, prior
         _plot_points(axes, plane_N2[shown], CLASS_COLOURS[0], "codes", size)
     else:
         _plot_classes(axes, plane_N2[shown], labels[shown], np.unique(labels), size)
-    axes.set_title("\n".join([title, ", ".join(notes)]).strip(), fontsize=11)
+    axes.set_title(heading, fontsize=11)
     axes.set_xlabel("z₁")
     axes.set_ylabel("z₂")
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(False)
-    entries = len(axes.get_legend_handles_labels()[1])
-    figure.legend(
-        loc="outside right upper",
-        ncols=math.ceil(entries / MOST_LEGEND_ROWS),
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=columns,
         fontsize=9,
         markerscale=7 / size,
         frameon=False,

@@ -114,6 +114,8 @@ def test_a_dead_worker_is_an_error_of_the_trial_and_bad_input_is_not(
     failed = gang.ask(Train(4, FOREVER, Begin(too_deep)))
     assert isinstance(failed, Failed) and failed.reason == "bad_input" and "model.channels" in failed.message
     trained(gang, base, 1)  # the gang lives on
+    running = [actor.class_name for actor in list_actors(address=ray.get_runtime_context().gcs_address)]
+    assert "RayTrainWorker" in running and "DatasetManager" not in running  # nobody needs that one
 
     for pid in worker_processes():
         os.kill(pid, signal.SIGKILL)

@@ -164,10 +164,10 @@ def test_a_killed_process_costs_no_trial(tmp_path: Path, environment: dict[str, 
         tmp_path,
         environment,
         *LONG,
-        "train.epochs=200",
+        "train.epochs=75",
         "study.pruner.type=asha",
-        "study.pruner.grace_period=20",
-        "study.pruner.reduction_factor=5",
+        "study.pruner.grace_period=3",
+        "study.pruner.reduction_factor=25",
     )
     log = tmp_path / "out.txt"
 

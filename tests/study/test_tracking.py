@@ -11,7 +11,7 @@ from aae_ray.study.ledger import Ledger
 from aae_ray.study.records import Records
 from aae_ray.study.server import artifact_location, tracking_uri
 from aae_ray.study.space import Plan, read_plan
-from aae_ray.study.tracking import CURSOR, SPOOL, STUDY, Tracker, replay
+from aae_ray.study.tracking import CURSOR, SPOOL, STUDY, Spool, Tracker, replay, together
 from aae_ray.training.data import Dataset
 from tests.study.little_study import (
     EXPERIMENT,
@@ -243,6 +243,37 @@ def test_a_record_that_mlflow_refuses_for_good_is_told_and_the_others_go_on(data
     assert all(len(text.splitlines()) == 1 for text in tracker.dropped)
     run = runs_of(database)["study-s1"]
     assert run.data.params == {"a": "1"} and run.data.metrics == {"m": 1.0}
+
+
+def test_metrics_that_stand_together_are_one_request() -> None:
+    def metrics(run: str, step: int, count: int = 1) -> str:
+        return json.dumps({"do": "metrics", "run": run, "metrics": {f"m{n}": 1.0 for n in range(count)}, "step": step})
+
+    def steps(*texts: str) -> list[int]:
+        return [line["step"] for line in together(texts)]
+
+    tags = json.dumps({"do": "tags", "run": "a", "tags": {}})
+    assert steps(metrics("a", 1), metrics("a", 2), metrics("a", 3)) == [1, 2, 3]
+    assert steps(metrics("a", 1), metrics("b", 2), metrics("a", 3)) == [1]
+    assert steps(metrics("a", 1), metrics("a", 2), tags, metrics("a", 3)) == [1, 2]
+    assert steps(metrics("a", 1), "{cut off", metrics("a", 3)) == [1]
+    assert steps(metrics("a", 1, 600), metrics("a", 2, 400), metrics("a", 3)) == [1, 2]  # 1000 are what MLflow takes
+    assert steps(metrics("a", 1, 2000), metrics("a", 2)) == [1]
+    assert [line["do"] for line in together([tags, tags])] == ["tags"]
+
+
+def test_of_metrics_that_go_together_only_the_bad_ones_are_refused(database: str, tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append({"do": "open", "uri": database, "experiment": EXPERIMENT})
+    about = {"aae.study_id": "s1", "aae.run_kind": "study"}
+    spool.append({"do": "create", "run": STUDY, "name": "study-s1", "tags": about, "time": 1000})
+    for step in range(1, 6):
+        name = "no good?" if step in (2, 4) else "m"
+        spool.append({"do": "metrics", "run": STUDY, "metrics": {name: 1.0}, "step": step, "time": step})
+    tracker = Tracker(tmp_path)
+    assert tracker.close(PATIENCE) == 0
+    assert [text.partition(":")[0] for text in tracker.dropped] == ["metrics", "metrics"]
+    assert steps_of(database, runs_of(database)["study-s1"], "m") == [(1, 1.0), (3, 1.0), (5, 1.0)]
 
 
 def test_a_run_that_somebody_deleted_does_not_hold_up_the_others(database: str, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""How a command's process ends: at once, with all that was said and begun, and with the code that it means."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = """
+import atexit, sys, threading, time
+import typer
+from aae_ray.console import main
+from aae_ray.mistakes import UserError
+
+class Heavy:
+    def __del__(self):
+        time.sleep(20)  # as long as it takes to take apart what was imported
+
+heavy = Heavy()
+
+def late():
+    time.sleep(0.5)
+    print("a thread", end=" ")
+
+def command(how: str) -> None:
+    atexit.register(lambda: print("a farewell", end=""))
+    threading.Thread(target=late).start()
+    if how == "mistake":
+        raise UserError("that is wrong")
+    if how != "well":
+        raise typer.Exit(int(how))
+
+main(command, "command")
+"""
+
+
+@pytest.mark.parametrize(("how", "code", "told"), [("well", 0, ""), ("3", 3, ""), ("mistake", 2, "that is wrong\n")])
+def test_a_command_ends_at_once_and_loses_nothing(tmp_path: Path, how: str, code: int, told: str) -> None:
+    (tmp_path / "command.py").write_text(COMMAND)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "command.py"), how], capture_output=True, text=True, timeout=15
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "a thread a farewell", told)
+
+
+def test_a_closed_pipe_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "command.py").write_text("from aae_ray.console import main\nmain(lambda: print('lost'), 'command')\n")
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "command.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    told = process.stderr.read()
+    assert process.wait(15) != 0 and "BrokenPipeError" in told
