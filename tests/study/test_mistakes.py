@@ -1,10 +1,20 @@
 """Mistakes on the command line: a sentence and exit code 2, before Ray starts, and nothing left behind."""
 
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import ray
 
+from aae_ray.console import run_command
 from tests.study.commands import run
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = run(tmp_path, environment, "tune", "train.epoch=3", code=2)
+    assert "Did you mean train.epochs?" in done.stderr and "Traceback" not in done.stderr and not done.stdout
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -27,8 +37,18 @@ from tests.study.commands import run
     ],
 )
 def test_mistakes_are_sentences_with_exit_code_2(
-    tmp_path: Path, environment: dict[str, str], name: str, arguments: tuple[str, ...], sentence: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    arguments: tuple[str, ...],
+    sentence: str,
 ) -> None:
-    done = run(tmp_path, environment, name, *arguments, code=2)
-    assert sentence in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as end:
+        run_command(getattr(import_module(f"aae_ray.{name}"), name), name)
+    assert end.value.code == 2 and not ray.is_initialized()
+    assert sentence in capsys.readouterr().err
     assert not (tmp_path / "runs").exists() and not (tmp_path / "mlflow.db").exists()
