@@ -28,14 +28,20 @@ def main(command: Callable[..., Any], name: str) -> NoReturn:
 def _leave(end: SystemExit) -> NoReturn:
     """End the process as Python would, without taking apart what was imported: for PyTorch, Ray and MLflow that takes
     seconds, in which the user waits for the prompt, and frees nothing that the end does not free."""
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads; both are what Python's own end begins with
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as Python's own end does
+    except KeyboardInterrupt:  # Ctrl-C once more, while a thread has work to end
+        end = SystemExit(INTERRUPTED)
     atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:  # a service may have none
+                stream.flush()
     except OSError:  # a closed pipe, a full disk: Python has its own way to say so
         raise end from None
-    os._exit(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
+    if end.code is not None and not isinstance(end.code, int):  # Python has its own way to say that, too
+        raise end
+    os._exit(end.code or 0)
 
 
 def run_command(command: Callable[..., Any], name: str) -> None:

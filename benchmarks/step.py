@@ -166,15 +166,14 @@ class HandWritten:
         self.reconstruction.step()
 
         self.discrimination.zero_grad()
-        with torch.no_grad():
-            fake_BZ = self.encoder(x_BD)
-        real_B1, fake_B1 = self.discriminator(torch.cat([prior_BZ, fake_BZ])).chunk(2)
+        code_BZ = self.encoder(x_BD)  # for both halves of the regularization phase
+        real_B1, fake_B1 = self.discriminator(torch.cat([prior_BZ, code_BZ.detach()])).chunk(2)
         (F.softplus(-real_B1).mean() + F.softplus(fake_B1).mean()).backward()
         self.discrimination.step()
 
         self.regularization.zero_grad()
         self.discriminator.requires_grad_(False)
-        F.softplus(-self.discriminator(self.encoder(x_BD))).mean().backward()
+        F.softplus(-self.discriminator(code_BZ)).mean().backward()
         self.regularization.step()
         self.discriminator.requires_grad_(True)
 

@@ -42,13 +42,16 @@ class Batch(NamedTuple):
     input_mask_BD: Tensor | None = None  # what survives dropout, scaled up
     style_noise_B2Z: Tensor | None = None  # on what a discriminator sees: of the prior's draws, of the codes
     label_noise_B2K: Tensor | None = None
+    code: Code | None = None  # of these very images, where the phase before has lent it
 
 
 class Outcome(NamedTuple):
-    """The loss of each example, and what the records want to know of it (detached; the loss itself when not given)."""
+    """The loss of each example, what the records want to know of it (detached; the loss itself when not given), and
+    the code that the phase may lend."""
 
     loss_B: Tensor
     seen_BM: Tensor | None = None
+    code: Code | None = None
 
 
 Loss = Callable[[Players, Batch, settings.Settings], Outcome]
@@ -66,6 +69,7 @@ class Phase(NamedTuple):
     summary: Summary  # an epoch's metrics, from what the phase saw of all its examples
     draws: tuple[str, ...] = ()  # fields of the batch that are drawn for it, where the task has a use for them
     source: Source = "all"  # the images that it works on
+    lends: tuple[str, ...] = ()  # players whose pass the next phase takes over, if it sees the same
 
 
 class Task(NamedTuple):
@@ -121,7 +125,7 @@ def head_penalty(heads_KZ: Tensor, distance: float) -> Tensor:
 
 
 def _encoded(players: Players, batch: Batch) -> Code:
-    return encode(players, corrupt(batch), batch.posterior_noise_BE)
+    return batch.code or encode(players, corrupt(batch), batch.posterior_noise_BE)
 
 
 def _told(code: Code, batch: Batch) -> Tensor | None:
@@ -185,15 +189,14 @@ def discriminate(players: Players, batch: Batch, run: settings.Settings) -> Outc
     Per example -log D(real) - log(1 - D(fake)), both halves in full as the game is written: a mean of the two would
     halve the paper's learning rate. Real and fake codes go through the discriminator in one forward.
     """
-    with torch.no_grad():
-        code = _encoded(players, batch)
+    code = _encoded(players, batch)
     losses, seen = [], []
     for game in _games(players, batch, code):
-        logits_2B = game.discriminator(torch.cat([_seen(game, 0), _seen(game, 1)])).view(2, -1)
+        logits_2B = game.discriminator(torch.cat([_seen(game, 0), _seen(game, 1).detach()])).view(2, -1)
         real_B, fake_B = logits_2B.unbind()
         losses += [F.softplus(-real_B), F.softplus(fake_B)]
         seen.append(logits_2B.detach())
-    return Outcome(reduce(add, losses), torch.cat(seen).T)
+    return Outcome(reduce(add, losses), torch.cat(seen).T, code)
 
 
 def regularize(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
@@ -299,6 +302,7 @@ DISCRIMINATE = Phase(
     "optim.adversarial_momentum",
     discriminate_summary,
     draws=ADVERSARY,
+    lends=ENCODER,
 )
 REGULARIZE = Phase(
     "regularize",
@@ -323,7 +327,7 @@ EVIDENCE = Phase("evidence", (*ENCODER, "decoder"), evidence, *RECONSTRUCTION, e
 UNSUPERVISED = (RECONSTRUCT, DISCRIMINATE, REGULARIZE)
 LABELLING = (
     RECONSTRUCT._replace(moves=(*LABELLING_ENCODER, "decoder")),
-    DISCRIMINATE._replace(moves=("style_discriminator", "label_discriminator")),
+    DISCRIMINATE._replace(moves=("style_discriminator", "label_discriminator"), lends=LABELLING_ENCODER),
     REGULARIZE._replace(moves=LABELLING_ENCODER),
 )
 REDUCING = (RECONSTRUCT._replace(moves=(*LABELLING_ENCODER, "decoder", "cluster_heads")), *LABELLING[1:])

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from rich.console import Console
@@ -24,7 +23,7 @@ from aae_ray.study.screen import Screen
 from aae_ray.study.search import Search
 from aae_ray.study.server import tracking_uri
 from aae_ray.study.space import Plan
-from aae_ray.study.tracking import Tracker, import_mlflow
+from aae_ray.study.tracking import Tracker, import_early
 from aae_ray.training import checkpoint
 from aae_ray.training.data import Dataset, load
 from aae_ray.training.divergence import LEAST_CODES
@@ -63,7 +62,7 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
                 f"give data.{part}_fraction so that there are at least {LEAST_CODES}"
             )
     ledger = Ledger(plan)
-    Thread(target=import_mlflow, name="import mlflow", daemon=True).start()  # while Ray's processes start
+    import_early()  # while Ray's processes start
     with Screen(console, ledger, plan, title_of(plan, dataset)) as screen, cluster(verbose=verbose):
         gangs = gangs_that_fit(run)
         if advice := precision_advice(run):

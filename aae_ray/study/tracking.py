@@ -32,10 +32,15 @@ PERMANENT = {
 }
 
 
-def import_mlflow() -> None:
-    """Import what the sending thread needs, which takes seconds: beside other waiting, say."""
+def import_early() -> None:
+    """Begin to import MLflow in a thread: it takes seconds, which the sending thread then need not spend."""
     quiet_mlflow()
-    import mlflow  # noqa: F401
+
+    def imported() -> None:
+        with contextlib.suppress(Exception):  # the sending thread meets it again, and says it in a sentence
+            import mlflow  # noqa: F401
+
+    threading.Thread(target=imported, name="import mlflow", daemon=True).start()
 
 
 class Spool:
@@ -194,28 +199,42 @@ class Tracker:
                 if len(lines) > 1:  # one of them is at fault, and the others must not go with it
                     most = 1
                     continue
-                self.dropped.append(f"{lines[0]['do'] if lines else 'unreadable'}: {_first_line(error)}")
+                kind = lines[0].get("do", "unreadable") if lines else "unreadable"
+                self.dropped.append(f"{kind}: {_first_line(error)}")
             self.problem, attempt, most = None, 0, BATCH
             self.spool.advance(max(len(lines), 1))
 
 
 def together(texts: Sequence[str]) -> list[dict[str, Any]]:
     """The first of these lines, read, and the metrics of the same run that stand right behind metrics: an interval of
-    many epochs is one request. Raises ValueError when the first line cannot be read."""
-    lines = [json.loads(texts[0])]
-    count = len(lines[0].get("metrics", ()))
+    many epochs is few requests. Raises ValueError when the first line is no record."""
+    lines = [_read(texts[0])]
+    if not _is_metrics(lines[0]):
+        return lines
+    count = len(lines[0]["metrics"])
     for text in texts[1:]:
         try:
-            line = json.loads(text)
+            line = _read(text)
         except ValueError:
             break  # its turn comes
-        count += len(line.get("metrics", ()))
-        if any(each["do"] != "metrics" or each["run"] != line.get("run") for each in (lines[0], line)):
+        if not _is_metrics(line) or line["run"] != lines[0]["run"]:
             break
+        count += len(line["metrics"])
         if count > MOST_METRICS:
             break
         lines.append(line)
     return lines
+
+
+def _read(text: str) -> dict[str, Any]:
+    line = json.loads(text)
+    if not isinstance(line, dict):
+        raise ValueError(f"{text[:60]} is no record")
+    return line
+
+
+def _is_metrics(line: Mapping[str, Any]) -> bool:
+    return line.get("do") == "metrics" and isinstance(line.get("metrics"), dict) and "run" in line
 
 
 class Sender:

@@ -124,7 +124,7 @@ class Batches:
         rows: Rows = self.labelled[places.argsort(1).flatten()[: steps * size].view(steps, size).numpy()]
         return rows
 
-    def _drawn(self, place: int, phase: Phase, steps: int, span: Rows, epoch: int, block: int) -> dict[str, Tensor]:
+    def _drawn(self, place: int, phase: Phase, steps: int, span: Rows, epoch: int, block: int) -> dict[str, Any]:
         """Posterior noise and what the phase draws from priors, each (S, G, ...), for a block of steps."""
         generator = generator_for(self.seed, FIRST_PHASE + place, epoch, block)
         model, train, dtype = self.model, self.run.train, self.images.dtype
@@ -155,7 +155,7 @@ class Batches:
 
     def _corruption(
         self, place: int, x_BD: Tensor, examples: int, mine: slice, epoch: int, step: int
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Noise on the images, dropout of pixels, warped images: as large as the images, so for one step at a time."""
         train, found = self.run.train, {}
         if not train.input_noise and not train.input_dropout and not train.input_warp:

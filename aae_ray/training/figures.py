@@ -25,6 +25,7 @@ SEPARATOR_GREY = 128  # seen beside black and beside white images
 MARGIN = 8
 MOST_POINTS = 3000  # in a scatter of codes: more hide each other
 MOST_LEGEND_ROWS = 11  # of one column: the prior and ten classes
+MOST_LEGEND_COLUMNS = 6  # with more classes their names get smaller
 PRIOR_GREY = "#a0a0a0"
 
 # Nine colours of Paul Tol's "muted" scheme and the orange of his "vibrant" one: apart for colour-blind readers, and
@@ -141,11 +142,12 @@ def code_scatter(codes_NZ: Tensor, labels_N: Tensor | NDArray[Any] | None, prior
 
     heading = "\n".join([title, ", ".join(notes)]).strip()
     entries = 2 if labels is None else 1 + len(np.unique(labels))
-    columns = math.ceil(entries / MOST_LEGEND_ROWS)
+    columns = min(math.ceil(entries / MOST_LEGEND_ROWS), MOST_LEGEND_COLUMNS)
+    rows = max(math.ceil(entries / columns), MOST_LEGEND_ROWS)
     # Places by hand: a layout engine draws every figure once more to measure it, and each trial has one.
-    right, top = max(0.87 - 0.09 * (columns - 1), 0.3), 0.97 - 0.04 * len(heading.splitlines())
+    left, right, top = 0.115, 0.87 - 0.09 * (columns - 1), 0.97 - 0.04 * len(heading.splitlines())
     figure = Figure(figsize=(6.6, 5.6), dpi=110)
-    axes = figure.add_axes((0.1, 0.09, right - 0.1, top - 0.09))
+    axes = figure.add_axes((left, 0.09, right - left, top - 0.09))
     size = 4.0 if len(shown) <= 1000 else 2.5
     prior_N2 = prior_NZ[:MOST_POINTS, :2].detach().cpu().double().numpy()
     _plot_points(axes, prior_N2, PRIOR_GREY, "prior", 2.5)
@@ -157,13 +159,14 @@ def code_scatter(codes_NZ: Tensor, labels_N: Tensor | NDArray[Any] | None, prior
     axes.set_xlabel("z₁")
     axes.set_ylabel("z₂")
     axes.set_aspect("equal", adjustable="datalim")
+    axes.ticklabel_format(scilimits=(-2, 3))  # codes that run away have no room for their zeros
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(
         loc="upper left",
         bbox_to_anchor=(1.0, 1.0),
         ncols=columns,
-        fontsize=9,
-        markerscale=7 / size,
+        fontsize=9 * MOST_LEGEND_ROWS / rows,
+        markerscale=7 / size * MOST_LEGEND_ROWS / rows,
         frameon=False,
         handletextpad=0.2,
         columnspacing=0.8,

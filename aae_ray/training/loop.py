@@ -41,12 +41,16 @@ class Interval:
 
 
 class Turn:
-    """The players as one phase sees them: those that it moves wrapped and awake, all others bare and frozen."""
+    """The players as one phase sees them: those that it moves or lends wrapped and awake, all others bare, frozen."""
 
-    def __init__(self, phase: Phase, players: Mapping[str, nn.Module], wrapped: Mapping[str, nn.Module]) -> None:
-        self.players = {name: wrapped[name] if name in phase.moves else player for name, player in players.items()}
-        self.awake = [p for name, player in players.items() if name in phase.moves for p in player.parameters()]
-        self.asleep = [p for name, player in players.items() if name not in phase.moves for p in player.parameters()]
+    def __init__(
+        self, phase: Phase, players: Mapping[str, nn.Module], wrapped: Mapping[str, nn.Module], lends: bool
+    ) -> None:
+        self.lends = lends and bool(phase.lends)
+        used = {*phase.moves, *(phase.lends if self.lends else ())}
+        self.players = {name: wrapped[name] if name in used else player for name, player in players.items()}
+        self.awake = [p for name, player in players.items() if name in used for p in player.parameters()]
+        self.asleep = [p for name, player in players.items() if name not in used for p in player.parameters()]
 
     def begin(self) -> dict[str, nn.Module]:
         """The players, with no gradients left from other phases."""
@@ -79,7 +83,12 @@ class Training:
         # Wrapped one by one, while all parameters ask for gradients: one wrapper over players that take turns leaves
         # the discriminator different on every worker, and nothing says so.
         self.wrapped = {name: self.wrap(player) for name, player in self.model.players.items()}
-        self._turns = {phase.name: Turn(phase, self.model.players, self.wrapped) for phase in self.model.phases}
+        # Phases see the same codes where nothing is drawn on the way to them. Batch normalization takes its statistics
+        # on that way, in the phase that moves the encoder, so each has a pass of its own.
+        train = self.run.train
+        drawn = self.model.noise_dim or train.input_noise or train.input_dropout or train.input_warp
+        lends = not drawn and self.run.model.normalization != "batch"
+        self._turns = {phase.name: Turn(phase, self.model.players, self.wrapped, lends) for phase in self.model.phases}
         self.optimizers = {phase.name: self._optimizer(phase) for phase in self.model.phases}
         mixed = self.run.train.mixed_precision
         self._precision = torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
@@ -130,11 +139,13 @@ class Training:
         Gradients are averaged over workers, so each worker divides by an even share of the global batch: this makes
         N workers equal to one also where their slices differ in size.
         """
-        sights = []
+        sights, lent = [], None
         for phase, batch, examples in zip(self.model.phases, step.batches, step.examples, strict=True):
-            players = self._turns[phase.name].begin()
+            turn = self._turns[phase.name]
+            players = turn.begin()
             with self._precision:
-                loss_B, seen_BM = phase.loss(players, batch, self.run)
+                loss_B, seen_BM, code = phase.loss(players, batch._replace(code=lent), self.run)
+            lent = code if turn.lends else None
             loss_B.backward(torch.full_like(loss_B, self.workers / examples))
             self.optimizers[phase.name].step()
             sights.append(loss_B.detach() if seen_BM is None else seen_BM)

@@ -47,8 +47,9 @@ def test_mistakes_are_sentences_with_exit_code_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started for a mistake"))
     with pytest.raises(SystemExit) as end:
         run_command(getattr(import_module(f"aae_ray.{name}"), name), name)
-    assert end.value.code == 2 and not ray.is_initialized()
+    assert end.value.code == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "runs").exists() and not (tmp_path / "mlflow.db").exists()

@@ -38,7 +38,7 @@ from aae_ray.study.tracking import STUDY, Tracker
 tracker = Tracker(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
 tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1000.0)
 for step in range(1, 401):
-    tracker.log_metrics(STUDY, {"m": float(step)}, step)
+    tracker.log_metrics(STUDY, {"m": float(step)} | {f"m{n}": 0.0 for n in range(400)}, step)  # two are a request
 time.sleep(1000)
 """
 
@@ -101,8 +101,9 @@ class Line:
         self.uri = f"http://127.0.0.1:{self.port}"
         self.status: int | None = None  # answer everything so, without asking the server
         self.silent = False
-        self.lose: str | None = None  # lose one answer to a request whose path ends so
+        self.lose: tuple[str, bytes] | None = None  # lose one answer to a request whose path ends so, with this in it
         self.lost = 0
+        self.requests: list[tuple[str, bytes]] = []  # paths and bodies
         self.http: ThreadingHTTPServer | None = None
         self.hung_up = threading.Event()
 
@@ -114,6 +115,7 @@ class Line:
 
             def do(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                line.requests.append((self.path, body))
                 if line.silent:
                     line.hung_up.wait(PATIENCE)
                     self.close_connection = True
@@ -134,7 +136,7 @@ class Line:
                         response.getheader("Content-Type") or "application/json",
                     )
                     there.close()
-                    if line.lose and self.path.endswith(line.lose):
+                    if line.lose and self.path.endswith(line.lose[0]) and line.lose[1] in body:
                         line.lose, line.lost = None, line.lost + 1
                         self.connection.shutdown(socket.SHUT_RDWR)
                         self.close_connection = True
@@ -284,8 +286,29 @@ def test_a_server_that_came_back_just_before_the_end_gets_the_rest(line: Line, t
     assert runs_of(direct(line)).keys() == {"study-s1"}
 
 
-@pytest.mark.parametrize("lost", ["/experiments/create", "/runs/create", "/runs/log-batch", "/runs/update"])
-def test_an_answer_that_is_lost_doubles_nothing(line: Line, tmp_path: Path, lost: str) -> None:
+def test_the_epochs_of_an_interval_are_few_requests(line: Line, tmp_path: Path) -> None:
+    line.open()
+    line.status = 503  # what is recorded meanwhile stands together for sure
+    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
+    write_study(tracker, tmp_path, epochs=30)
+    line.status = None
+    assert tracker.close(PATIENCE) == 0 and tracker.dropped == []
+    check_study(direct(line), epochs=30)
+    assert [body.count(b"val/reconstruction_mse") for _, body in line.requests if b"val/recon" in body] == [30]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ("/experiments/create", b""),
+        ("/runs/create", b""),
+        ("/runs/log-batch", b"model.latent_dim"),
+        ("/runs/log-batch", b"val/reconstruction_mse"),
+        ("/runs/update", b""),
+    ],
+    ids=["experiment", "run", "params", "metrics", "end"],
+)
+def test_an_answer_that_is_lost_doubles_nothing(line: Line, tmp_path: Path, lost: tuple[str, bytes]) -> None:
     """The server has done what was asked, and we do not know: the connection broke, or the answer took too long."""
     line.open()
     line.lose = lost

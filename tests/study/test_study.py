@@ -187,11 +187,32 @@ def test_a_killed_process_costs_no_trial(tmp_path: Path, environment: dict[str, 
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
+def test_ctrl_c_before_any_trial_has_ended_stops_in_order(tmp_path: Path, environment: dict[str, str]) -> None:
+    study = start(tmp_path, environment, *LONG, "study.budget.trials=9", "train.epochs=100000")
+    log = tmp_path / "out.txt"
+    wait_for(lambda: "t0001 begins" in log.read_text())
+    os.killpg(study.pid, signal.SIGINT)
+    assert study.wait(timeout=90) == 130, log.read_text()
+    text = log.read_text()
+    assert re.search(r"python -m aae_ray\.tune --resume runs/digits-\S+", text) and "Traceback" not in text
+    wait_for(lambda: not processes(tmp_path), 20)
+    parent, children = trial_runs(client_of(tmp_path), "aae/digits")
+    assert parent.info.status == "KILLED"
+    assert {(child.info.status, child.data.tags["aae.stop_reason"]) for child in children} == {("KILLED", "user")}
+    assert set(optuna_states(tmp_path)) == {"PRUNED"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
 def test_a_killed_worker_costs_no_trial_and_ctrl_c_stops_in_order(tmp_path: Path, environment: dict[str, str]) -> None:
     """One study for both, as Ray takes longest to start. What finished is kept, nothing is left behind."""
     study = start(tmp_path, environment, *LONG, "study.budget.trials=99", "train.epochs=60", "study.finalists=best")
     log = tmp_path / "out.txt"
-    wait_for(lambda: any(tmp_path.glob("runs/*/trials/*/checkpoint_*")))
+
+    def under_way() -> bool:
+        saved = any(tmp_path.glob("runs/*/trials/*/checkpoint_*"))
+        return saved and bool(processes(tmp_path, "RayTrainWorker"))
+
+    wait_for(under_way)
     os.kill(processes(tmp_path, "RayTrainWorker")[0], signal.SIGKILL)
 
     def again() -> str:

@@ -260,6 +260,8 @@ def test_metrics_that_stand_together_are_one_request() -> None:
     assert steps(metrics("a", 1, 600), metrics("a", 2, 400), metrics("a", 3)) == [1, 2]  # 1000 are what MLflow takes
     assert steps(metrics("a", 1, 2000), metrics("a", 2)) == [1]
     assert [line["do"] for line in together([tags, tags])] == ["tags"]
+    for damaged in ("5", "[]", "{}", '{"metrics": {"m": 1.0}, "run": "a"}', '{"do": "metrics", "run": "a"}'):
+        assert steps(metrics("a", 1), damaged, metrics("a", 3)) == [1]
 
 
 def test_of_metrics_that_go_together_only_the_bad_ones_are_refused(database: str, tmp_path: Path) -> None:
@@ -274,6 +276,22 @@ def test_of_metrics_that_go_together_only_the_bad_ones_are_refused(database: str
     assert tracker.close(PATIENCE) == 0
     assert [text.partition(":")[0] for text in tracker.dropped] == ["metrics", "metrics"]
     assert steps_of(database, runs_of(database)["study-s1"], "m") == [(1, 1.0), (3, 1.0), (5, 1.0)]
+
+
+def test_a_damaged_line_costs_none_of_its_neighbours(database: str, tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append({"do": "open", "uri": database, "experiment": EXPERIMENT})
+    about = {"aae.study_id": "s1", "aae.run_kind": "study"}
+    spool.append({"do": "create", "run": STUDY, "name": "study-s1", "tags": about, "time": 1000})
+    for step, damaged in enumerate(["5", "{}", '{"do": "metrics"}', '{"do": "fly", "run": "study"}', "{cut"], 1):
+        spool.append({"do": "metrics", "run": STUDY, "metrics": {"m": 1.0}, "step": step, "time": step})
+        spool.file.write(damaged + "\n")
+        spool.file.flush()
+    tracker = Tracker(tmp_path)
+    assert tracker.close(PATIENCE) == 0
+    assert [text.partition(":")[0] for text in tracker.dropped] == ["unreadable"] * 2 + ["metrics", "fly", "unreadable"]
+    steps = [step for step, _ in steps_of(database, runs_of(database)["study-s1"], "m")]
+    assert steps == [1, 2, 3, 4, 5]
 
 
 def test_a_run_that_somebody_deleted_does_not_hold_up_the_others(database: str, tmp_path: Path) -> None:

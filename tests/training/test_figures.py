@@ -145,3 +145,15 @@ def test_the_scatter_says_when_it_shows_two_of_many_coordinates() -> None:
 @pytest.mark.filterwarnings("error")
 def test_the_scatter_takes_whatever_a_trial_hands_it(z_NZ: Tensor, classes: int) -> None:
     assert pixels(code_scatter(z_NZ, np.arange(len(z_NZ)) % classes, PRIOR_NZ, title="held-out codes")).std() > 0
+
+
+@pytest.mark.parametrize("classes", [10, 47, 100, 200])
+@pytest.mark.parametrize("size", [0.25, 5e3, 4e5, 1e12])
+def test_nothing_is_cut_off_at_the_edge_of_the_scatter(classes: int, size: float) -> None:
+    """Places are given by hand: the longest numbers and the most classes must fit."""
+    labels_N = np.arange(400) % classes
+    shown = pixels(
+        code_scatter(size * codes(400), labels_N, size * PRIOR_NZ, title="held-out codes, Gaussian posterior")
+    )
+    for edge in (shown[:, :2], shown[:, -2:], shown[:2], shown[-2:]):
+        assert (edge == 255).all()
