@@ -155,7 +155,7 @@ def code_scatter(codes_NZ: Tensor, labels_N: Tensor | NDArray[Any] | None, prior
         _plot_points(axes, plane_N2[shown], CLASS_COLOURS[0], "codes", size)
     else:
         _plot_classes(axes, plane_N2[shown], labels[shown], np.unique(labels), size)
-    axes.set_title(heading, fontsize=11)
+    axes.set_title(heading, fontsize=11, loc="center" if columns == 1 else "left")  # over the legend, too
     axes.set_xlabel("z₁")
     axes.set_ylabel("z₂")
     axes.set_aspect("equal", adjustable="datalim")

@@ -72,7 +72,7 @@ def assert_equal(a: Any, b: Any, place: str = "state") -> None:
         assert a == b, place
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_warm_gang_gives_what_a_fresh_one_gives(
     ray_session: None, small_run: Settings, tmp_path: Path, workers: int
 ) -> None:

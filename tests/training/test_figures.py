@@ -150,10 +150,9 @@ def test_the_scatter_takes_whatever_a_trial_hands_it(z_NZ: Tensor, classes: int)
 @pytest.mark.parametrize("classes", [10, 47, 100, 200])
 @pytest.mark.parametrize("size", [0.25, 5e3, 4e5, 1e12])
 def test_nothing_is_cut_off_at_the_edge_of_the_scatter(classes: int, size: float) -> None:
-    """Places are given by hand: the longest numbers and the most classes must fit."""
-    labels_N = np.arange(400) % classes
-    shown = pixels(
-        code_scatter(size * codes(400), labels_N, size * PRIOR_NZ, title="held-out codes, Gaussian posterior")
-    )
+    """Places are given by hand: the longest numbers, the most classes and the longest title must fit."""
+    labels_N = np.arange(4000) % classes
+    prior_NZ = size * torch.nn.functional.pad(PRIOR_NZ, (0, 6))
+    shown = pixels(code_scatter(size * codes(4000, 8), labels_N, prior_NZ, title="held-out codes, Gaussian posterior"))
     for edge in (shown[:, :2], shown[:, -2:], shown[:2], shown[-2:]):
         assert (edge == 255).all()
