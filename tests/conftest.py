@@ -4,7 +4,6 @@ Two processes share the tests. One has those that start Ray, as a second Ray on 
 wait, and meanwhile the other goes through the rest, file by file.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from xdist.scheduler import LoadScopeScheduling
 from aae_ray.settings import Data, Settings, replace
 from aae_ray.training.data import Dataset, load
 
-SHARED_DATA = Path(os.environ.get("AAE_RAY_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
-
-
-STARTS_RAY = ("tests/study/test_gang.py", "tests/study/test_study.py")
+STARTS_RAY = (
+    "tests/study/test_gang.py",
+    "tests/study/test_study.py",
+    "tests/test_benchmarks.py::test_overhead_writes_its_keys",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

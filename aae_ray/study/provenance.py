@@ -1,4 +1,4 @@
-"""Where a run comes from: commit, versions, machine, data."""
+"""Where a run comes from: commit, versions, command line."""
 
 import platform
 import subprocess
@@ -15,7 +15,7 @@ def provenance() -> Mapping[str, str]:
     tags = {f"version.{name}": _version(name) for name in PACKAGES}
     tags |= {
         "version.python": platform.python_version(),
-        "mlflow.source.name": " ".join(["python -m", Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "mlflow.source.name": _command_line(),
         "mlflow.source.type": "LOCAL",
     }
     commit = _git("rev-parse", "HEAD")
@@ -23,6 +23,12 @@ def provenance() -> Mapping[str, str]:
         tags["mlflow.source.git.commit"] = commit
         tags["mlflow.source.git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
     return tags
+
+
+def _command_line() -> str:
+    program = Path(sys.argv[0])
+    ours = program.parent == Path(__file__).parents[1]
+    return " ".join(["python", *(["-m", f"aae_ray.{program.stem}"] if ours else [str(program)]), *sys.argv[1:]])
 
 
 def _git(*arguments: str) -> str:

@@ -24,6 +24,7 @@ from aae_ray.study.front import dominates, fronts, select
 from aae_ray.study.server import quiet_mlflow
 
 CHAMPION = "champion"
+MOST_LISTED = 200  # registered models that one answer of MLflow may hold
 FOLDER = "decoder"  # of the exported model, in the study's folder and among a run's artifacts
 
 
@@ -185,12 +186,15 @@ def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder
         )
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        names = [model.name for model in client.search_registered_models(max_results=200)]
+        client.get_registered_model(name)
     except Exception as error:
-        raise UserError(f"the MLflow server {uri} does not answer: {str(error).splitlines()[0][:200]}") from None
-    if name not in names:
-        listed = f"it has {', '.join(sorted(names))}" if names else "it has none"
-        raise UserError(f"there is no registered model {name!r} at {uri}; {listed}")
+        if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise UserError(f"the MLflow server {uri} does not answer: {str(error).splitlines()[0][:200]}") from None
+        names = sorted(model.name for model in client.search_registered_models(max_results=MOST_LISTED))
+        listed = (
+            f"it has {', '.join(names)}{' and more' if len(names) == MOST_LISTED else ''}" if names else "it has none"
+        )
+        raise UserError(f"there is no registered model {name!r} at {uri}; {listed}") from None
     try:
         if alias_or_version.isdigit():
             version, reference = (

@@ -53,7 +53,7 @@ class Search:
             except KeyboardInterrupt:
                 self.interrupted = True
             except BaseException:
-                self._end_open_trials(ERROR)
+                self._end_open_trials(ERROR, failed=True)
                 raise
         self._end_open_trials(USER if self.interrupted else BUDGET)
         return self.interrupted
@@ -109,14 +109,14 @@ class Search:
         if record is not None and record.ended is None:  # a trial that never began has nothing to record
             self._end(self.ledger.end(trial_id, failed=failed, message=message))
 
-    def _end_open_trials(self, reason: str) -> None:
+    def _end_open_trials(self, reason: str, *, failed: bool = False) -> None:
         """Trials that were still running when the search stopped: Tune says nothing of their end."""
         for record in self.ledger.records:
             if record.ended is None:
                 if record.state == "complete":  # its last report was taken, and the state behind it never saved
                     record.state, record.stop_reason = "running", None
-                self._end(self.ledger.end(record.trial_id, reason))
-        self.searcher.close()
+                self._end(self.ledger.end(record.trial_id, reason, failed=failed))
+        self.searcher.close(failed=failed)
         self.draughtsman.shutdown()
 
     def _end(self, record: TrialRecord) -> None:

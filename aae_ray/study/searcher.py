@@ -86,10 +86,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         state = final_state(result, error, values)
         self.study.tell(trial, values if state is TrialState.COMPLETE else None, state=state)
 
-    def close(self) -> None:
-        """Trials that Tune never told the end of (time is up, Ctrl-C) were stopped early."""
+    def close(self, *, failed: bool = False) -> None:
+        """Trials that Tune never told the end of were stopped early (time is up, Ctrl-C), or failed with the search."""
         for trial_id in list(self.open):
-            self.on_trial_complete(trial_id)
+            self.on_trial_complete(trial_id, error=failed)
 
     def save(self, checkpoint_path: str) -> None:
         with open(checkpoint_path, "wb") as file:

@@ -79,7 +79,7 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
     problems += [problem for problem in found if not good or _names_a_key(problem)]
     base = shared
     if not problems:
-        base = shared | {name: Entry(_options(d)[0], places[name]) for name, d in good.items()}
+        base = shared | {name: Entry(options(d)[0], places[name]) for name, d in good.items()}
         problems += _contradictions(base, good, places)
     if problems:
         raise SettingsError(dict.fromkeys(problems))
@@ -313,15 +313,16 @@ def _inside(distribution: BaseDistribution, value: Any) -> bool:
     return abs(steps - round(steps)) < 1e-9 or bool(getattr(distribution, "log", False) and value == int(value))
 
 
-def _options(distribution: BaseDistribution) -> Sequence[Any]:
-    """The values of a distribution that are tried against those of others: choices, or the lower bound."""
-    return distribution.choices if isinstance(distribution, CategoricalDistribution) else (distribution.low,)
+def options(distribution: BaseDistribution) -> Sequence[Any]:
+    """The values of a distribution that are tried against those of others: choices, or both bounds."""
+    categorical = isinstance(distribution, CategoricalDistribution)
+    return distribution.choices if categorical else (distribution.low, distribution.high)
 
 
 def _contradictions(base: Mapping[str, Entry], space: Space, places: Mapping[str, str]) -> list[Problem]:
     """Values that cannot go together, found by trying every pair of choices, the others at their first."""
     problems: dict[str, Problem] = {}
-    choices = [(name, value) for name, distribution in space.items() for value in _options(distribution)]
+    choices = [(name, value) for name, distribution in space.items() for value in options(distribution)]
     for (first, a), (second, b) in combinations_with_replacement(choices, 2):
         tried = {**base, first: Entry(a, places[first]), second: Entry(b, places[second])}
         for problem in find_problems(tried):

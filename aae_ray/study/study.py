@@ -3,6 +3,7 @@
 import os
 import shlex
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,15 +23,17 @@ from aae_ray.study.records import Records
 from aae_ray.study.screen import Screen
 from aae_ray.study.search import Search
 from aae_ray.study.server import tracking_uri
-from aae_ray.study.space import Plan
+from aae_ray.study.space import Plan, options
 from aae_ray.study.tracking import Tracker, import_early
 from aae_ray.training import checkpoint
 from aae_ray.training.data import Dataset, load
 from aae_ray.training.divergence import LEAST_CODES
+from aae_ray.training.evaluation import measured
 from aae_ray.training.labels import check
 from aae_ray.training.loop import Training
 
 LABELLED = ("test/classification_error", "test/part_error")  # what a user of a task with labels asks for first
+STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components")
 SEND_SECONDS = 60  # to wait at the end for MLflow to take the last records
 
 
@@ -53,8 +56,10 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
     run = with_absolute_paths(plan.settings)
     uri = tracking_uri(run.tracking.uri)
     dataset = load(run.data)
-    check(run, dataset)
-    build_model(run, dataset.shape, classes=dataset.classes)  # a network that does not fit the images is told now
+    for each in _each_structure(plan):  # labels, networks and objectives that do not fit the data are told now
+        check(each, dataset)
+        build_model(each, dataset.shape, classes=dataset.classes)
+        _check_objectives(each, dataset)
     for part, indices in (("validation", dataset.val), ("test", dataset.test)):
         if len(indices) < LEAST_CODES:
             raise UserError(
@@ -75,28 +80,58 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
         try:
             search = Search(plan, study_id, folder, ledger, records, screen)
             interrupted = search.run(gangs, verbose=verbose)
-            screen.say("choosing the best trial, drawing the plots")
-            records.plots(report.write_plots(search.optuna_study, plan, folder / "plots"))
             best = choose(ledger, run.study.select)
             tests: dict[str, dict[str, float]] = {}
-            for record in finalists(ledger, best, run.study.finalists):
-                screen.say(f"measuring {record.name} on the test images")
-                training = rebuild(plan, dataset, record, search.checkpoints[record.trial_id])
-                tests[record.name] = records.finalist(record, training)
-                if record is best:
-                    register = run.tracking.register_model and not interrupted
-                    records.best(best, training, tests[best.name], folder, ledger, register=register)
+            try:
+                screen.say("choosing the best trial, drawing the plots")
+                records.plots(report.write_plots(search.optuna_study, plan, folder / "plots"))
+                for record in finalists(ledger, best, run.study.finalists):
+                    screen.say(f"measuring {record.name} on the test images")
+                    training = rebuild(plan, dataset, record, search.checkpoints[record.trial_id])
+                    tests[record.name] = records.finalist(record, training)
+                    if record is best:
+                        register = run.tracking.register_model and not interrupted
+                        records.best(best, training, tests[best.name], folder, ledger, register=register)
+            except KeyboardInterrupt:  # what is measured so far is kept
+                interrupted = True
             records.study_ended(ledger, "KILLED" if interrupted else "FINISHED" if best else "FAILED")
         except BaseException:  # whatever ends the study, its records say that it ended
             records.study_ended(ledger, "FAILED")
             tracker.close(SEND_SECONDS)
             raise
         screen.say("sending the last records to MLflow")
-        unsent = tracker.close(SEND_SECONDS)
+        try:
+            unsent = tracker.close(SEND_SECONDS)
+        except KeyboardInterrupt:  # the records wait in the study's folder
+            interrupted, unsent = True, tracker.spool.unsent
     registration = tracker.results.get("registration") if best else None
     outcome = Outcome(folder, ledger, best, registration, interrupted, run.tracking.register_model, tests)
     print_report(console, outcome, plan, tracker, uri, unsent, time.monotonic() - began)
     return outcome
+
+
+def _each_structure(plan: Plan) -> Iterator[Settings]:
+    """The settings, and the settings with each searched value of a key that labels or networks must fit to the data."""
+    run = with_absolute_paths(plan.settings)
+    yield run
+    for name in STRUCTURE:
+        for value in options(plan.space[name]) if name in plan.space else ():
+            yield replace(run, {name: value})
+
+
+def _check_objectives(run: Settings, dataset: Dataset) -> None:
+    """Raises UserError when the study asks for a metric that its task does not measure on these data."""
+    found = measured(run, dataset)
+    asked = {"study.objectives": run.study.objectives}
+    if run.study.pruner.metric != "front":
+        asked["study.pruner.metric"] = (run.study.pruner.metric,)
+    for key, names in asked.items():
+        for name in names:
+            if name not in found:
+                raise UserError(
+                    f"{key}: {name} is not measured by task {run.task} on data.name {dataset.name}; "
+                    f"those that are: {', '.join(sorted(found))}"
+                )
 
 
 def print_report(
@@ -168,7 +203,7 @@ def next_commands(outcome: Outcome, uri: str) -> list[tuple[str, str]]:
                 f"python -m aae_ray.generate {outcome.registration['name']} --count 64 --out samples.png{given}",
             )
         )
-    if outcome.best:
+    if outcome.best and (outcome.folder / "best_config.yaml").exists():
         commands.append(
             (
                 "train again",

@@ -42,6 +42,21 @@ class Encoded(NamedTuple):
     reconstruction_mse: float
 
 
+def measured(run: Settings, dataset: Dataset) -> set[str]:
+    """The metrics with a direction that `Evaluation` measures of held-out images for this task and these data."""
+    task, labelled = TASKS[run.task], dataset.labels_N is not None
+    found = {"reconstruction_mse", "jsd_nats", "sliced_wasserstein"}
+    if task.slots and labelled:
+        found.add("part_error")
+    if any("label_head" in phase.moves for phase in task.phases):
+        if labelled:
+            found.add("classification_error")
+        if task.y == "clusters":
+            found.add("cluster_entropy_nats")
+            found |= {"hungarian_accuracy", "nmi", "ari"} if labelled else set()
+    return {f"val/{name}" for name in found}
+
+
 class Evaluation:
     """Measures a model on the validation or test images. The same noise and prior samples are drawn each time."""
 

@@ -27,6 +27,37 @@ def settings_of(
 
 
 @pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What Ray was started with, on a machine where a cluster runs."""
+    options: dict[str, object] = {}
+    monkeypatch.setattr(cluster, "read_ray_address", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "init", lambda **given: options.update(given))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    return options
+
+
+def test_the_cluster_that_runs_on_this_machine_is_joined(joined: dict[str, object]) -> None:
+    with cluster.cluster(verbose=False):
+        pass
+    assert "address" not in joined and "num_cpus" not in joined  # Ray finds it, and nothing of it is set anew
+    runtime = joined["runtime_env"]
+    assert isinstance(runtime, dict) and runtime["env_vars"].keys() == cluster.ENVIRONMENT.keys()
+
+
+def test_a_cluster_that_does_not_answer_is_a_sentence(
+    joined: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance at 10.0.0.1:6379.\nmore")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told = "no Ray cluster answers at the address that this machine remembers"
+    with pytest.raises(UserError, match=told), cluster.cluster(verbose=False):
+        pass
+
+
+@pytest.fixture
 def holding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]:
     """What Ray says the cluster holds; there is no autoscaler."""
     held: dict[str, float] = {}

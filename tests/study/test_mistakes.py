@@ -17,6 +17,10 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path: Path, environment: dict[str
     assert not any(tmp_path.iterdir())
 
 
+SEARCHED_TASK = ("space.task.type=categorical", "space.task.choices=[unsupervised, label_informed]")
+SEARCHED_NETWORK = ("space.model.network.type=categorical", "space.model.network.choices=[dense, convolutional]")
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "sentence"),
     [
@@ -32,6 +36,10 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path: Path, environment: dict[str
         ("evaluate", ("x", "--out", "x.jpg"), "give a name that ends in .png"),
         ("tune", ("task=clustering", "model.clusters=200"), "model.clusters is more than train.batch_size can fill"),
         ("train", ("model.normalization=batch", "train.batch_size=1"), "batch needs a train.batch_size of at least 2"),
+        ("tune", ("study.objectives=[val/nmi]",), "val/nmi is not measured by task unsupervised on data.name digits"),
+        ("tune", ("study.pruner.metric=val/part_error",), "study.pruner.metric: val/part_error is not measured by"),
+        ("tune", (*SEARCHED_TASK, "model.prior=mixture", "model.prior_components=7"), "7 components of the mixture"),
+        ("tune", (*SEARCHED_NETWORK, "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
         ("tune", ("task=semi_supervised", "data.labels=5"), "data.labels gives 5 labels to 10 classes"),
         ("train", ("task=label_informed", "model.prior=mixture", "model.prior_components=7"), "7 components"),
     ],

@@ -109,6 +109,14 @@ def test_what_tune_never_ended_was_stopped_early(make: MakeSearcher, objectives:
     ]
 
 
+def test_trials_of_a_search_that_failed_have_failed(make: MakeSearcher) -> None:
+    searcher = make(MSE)
+    searcher.suggest("reported")
+    searcher.on_trial_result("reported", at(3, 0.3, 0.4))
+    searcher.close(failed=True)
+    assert only_trial(searcher).state is TrialState.FAIL
+
+
 def test_an_end_is_told_once_and_unknown_trials_are_none_of_ours(make: MakeSearcher) -> None:
     searcher = make()
     searcher.suggest("a")

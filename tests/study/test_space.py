@@ -393,6 +393,11 @@ def test_choices_that_cannot_go_together_are_told(file: Path, text: str) -> None
         )
 
 
+def test_both_ends_of_a_range_are_tried_against_the_rest(file: Path) -> None:
+    found = complaints(file, "run: {task: clustering}\nspace:\n  model.clusters: {type: int, low: 8, high: 200}\n")
+    assert len(found) == 1 and "model.clusters is more than train.batch_size can fill" in found[0]
+
+
 def test_a_fixed_task_against_a_searched_posterior_is_told(file: Path) -> None:
     found = complaints(
         file,

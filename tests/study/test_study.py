@@ -56,6 +56,9 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
     client = client_of(tmp_path)
     parent, children = trial_runs(client, "aae/digits")
     assert parent.info.status == "FINISHED" and len(children) == 5
+    assert parent.data.tags["mlflow.source.name"].startswith("python -m aae_ray.tune study.budget.trials=5")
+    if (Path(__file__).parents[2] / ".git").exists():
+        assert re.fullmatch("[0-9a-f]{40}", parent.data.tags["mlflow.source.git.commit"])
     states = optuna_states(tmp_path)
     assert sorted(states) == sorted(
         {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL"}[c.info.status] for c in children
@@ -157,19 +160,10 @@ LONG = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "PostOffice"])
+@pytest.mark.parametrize("victim", ["RayTrainWorker", pytest.param("PostOffice", marks=pytest.mark.slow)])
 def test_a_killed_process_costs_no_trial(tmp_path: Path, environment: dict[str, str], victim: str) -> None:
-    study = start(
-        tmp_path,
-        environment,
-        *LONG,
-        "train.epochs=75",
-        "study.pruner.type=asha",
-        "study.pruner.grace_period=3",
-        "study.pruner.reduction_factor=25",
-    )
+    study = start(tmp_path, environment, *LONG, "train.epochs=60", "study.finalists=best")
     log = tmp_path / "out.txt"
 
     def under_way() -> bool:
@@ -182,8 +176,8 @@ def test_a_killed_process_costs_no_trial(tmp_path: Path, environment: dict[str, 
     text = log.read_text()
     assert "attempt 2" in text and "2 trials in" in text and "0 failed" in text
     _, children = trial_runs(client_of(tmp_path), "aae/digits")
-    assert {child.info.status for child in children} <= {"FINISHED", "KILLED"} and len(children) == 2
-    assert "RUNNING" not in optuna_states(tmp_path)
+    assert [child.info.status for child in children] == ["FINISHED", "FINISHED"]
+    assert optuna_states(tmp_path) == ["COMPLETE", "COMPLETE"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
@@ -202,25 +196,12 @@ def test_ctrl_c_before_any_trial_has_ended_stops_in_order(tmp_path: Path, enviro
     assert set(optuna_states(tmp_path)) == {"PRUNED"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-def test_a_killed_worker_costs_no_trial_and_ctrl_c_stops_in_order(tmp_path: Path, environment: dict[str, str]) -> None:
-    """One study for both, as Ray takes longest to start. What finished is kept, nothing is left behind."""
+def test_ctrl_c_keeps_what_finished_before(tmp_path: Path, environment: dict[str, str]) -> None:
     study = start(tmp_path, environment, *LONG, "study.budget.trials=99", "train.epochs=60", "study.finalists=best")
     log = tmp_path / "out.txt"
-
-    def under_way() -> bool:
-        saved = any(tmp_path.glob("runs/*/trials/*/checkpoint_*"))
-        return saved and bool(processes(tmp_path, "RayTrainWorker"))
-
-    wait_for(under_way)
-    os.kill(processes(tmp_path, "RayTrainWorker")[0], signal.SIGKILL)
-
-    def again() -> str:
-        found = re.search(r"(t\d+) begins.*attempt 2", log.read_text())
-        return found[1] if found else ""
-
-    wait_for(lambda: again() != "")
-    wait_for(lambda: f"{again()} complete after 60 epochs" in log.read_text())
+    wait_for(lambda: "complete after 60 epochs" in log.read_text())
     os.killpg(study.pid, signal.SIGINT)
     assert study.wait(timeout=90) == 130, log.read_text()
     text = log.read_text()
@@ -228,15 +209,29 @@ def test_a_killed_worker_costs_no_trial_and_ctrl_c_stops_in_order(tmp_path: Path
     wait_for(lambda: not processes(tmp_path), 20)
     parent, children = trial_runs(client_of(tmp_path), "aae/digits")
     assert parent.info.status == "KILLED"
-    ended = {child.info.run_name.partition("-")[0]: (child.info.status, child.data.tags) for child in children}
-    assert ended[again()][0] == "FINISHED"
-    assert {status for status, _ in ended.values()} == {"FINISHED", "KILLED"}
-    assert {tags["aae.stop_reason"] for status, tags in ended.values() if status == "KILLED"} == {"user"}
+    ended = [(child.info.status, child.data.tags["aae.stop_reason"]) for child in children]
+    assert set(ended) <= {("FINISHED", "completed"), ("KILLED", "user")} and ("FINISHED", "completed") in ended
     assert set(optuna_states(tmp_path)) == {"COMPLETE", "PRUNED"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
+def test_ctrl_c_after_the_last_trial_still_ends_with_a_report(tmp_path: Path, environment: dict[str, str]) -> None:
+    study = start(tmp_path, environment, *LONG, "study.budget.trials=1", "train.epochs=4")
+    log = tmp_path / "out.txt"
+    wait_for(lambda: "on the test images" in log.read_text())
+    os.killpg(study.pid, signal.SIGINT)
+    assert study.wait(timeout=90) == 130, log.read_text()
+    text = log.read_text()
+    assert "1 trials in" in text and "--resume runs/digits-" in text and "Traceback" not in text
+    wait_for(lambda: not processes(tmp_path), 20)
+    parent, (child,) = trial_runs(client_of(tmp_path), "aae/digits")
+    assert (parent.info.status, child.info.status) == ("KILLED", "FINISHED")
+
+
 def test_train_with_two_workers_makes_the_same_records(tmp_path: Path, environment: dict[str, str]) -> None:
-    done = run(tmp_path, environment, "train", "train.epochs=4", "model.hidden=32-16", "--workers", "2")
+    told = ("train.epochs=4", "model.hidden=32-16", "--workers", "2", "--verbose")
+    done = run(tmp_path, environment, "train", *told)
+    assert "Started a local Ray instance" in done.stderr  # which is Ray's own, and shown when asked for
     assert "aae-digits-decoder version 1, champion" in done.stdout
     client = client_of(tmp_path)
     parent, (child,) = trial_runs(client, "aae/digits")

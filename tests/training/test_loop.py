@@ -1,5 +1,6 @@
 """The training loop: who moves when, exact resume, N workers equal to one, and that it learns."""
 
+import dataclasses
 import math
 from itertools import product
 from pathlib import Path
@@ -18,6 +19,7 @@ from aae_ray.settings import Settings, replace
 from aae_ray.training import checkpoint
 from aae_ray.training.batches import Step
 from aae_ray.training.data import Dataset, load
+from aae_ray.training.evaluation import measured
 from aae_ray.training.loop import Interval, Training
 from aae_ray.training.metrics import METRICS
 
@@ -131,6 +133,18 @@ def test_resume_in_mid_training_is_bit_for_bit(
     assert halves[3] == whole[3] and "val/jsd_nats" in halves[1].keys() - whole[1].keys()
     for key, value in weights(unbroken).items():
         assert torch.equal(value, weights(second)[key]), key
+
+
+@pytest.mark.parametrize("values", VARIANTS, ids=IDS)
+def test_what_a_study_may_search_on_is_known_before(
+    values: dict[str, Any], small_run: Settings, digits: Dataset
+) -> None:
+    for dataset in (digits, dataclasses.replace(digits, labels_N=None)):
+        run = replace(small_run, values)
+        if dataset.labels_N is None and TASKS[run.task].labels:
+            continue  # refused
+        found = Training(run, dataset).evaluation.cheap("val").keys() | {"val/jsd_nats"}
+        assert {name for name in found if METRICS[name].direction} == measured(run, dataset)
 
 
 def test_intervals_do_not_change_the_result(small_run: Settings, digits: Dataset) -> None:
