@@ -169,6 +169,12 @@ def console_for(stream: Any = None) -> Console:
     )
 
 
+def with_floor(name: str, metrics: Mapping[str, float]) -> str:
+    """A metric's value, and beside it what a perfect match would get, where that was measured."""
+    floor = metrics.get(f"{name}_floor")
+    return f"{name} {metrics[name]:.4f}" + ("" if floor is None else f" (floor {floor:.4f})")
+
+
 def bullet(label: str, text: str) -> Text:
     return Text.assemble((f"{label:<12}", "bold"), text)
 

@@ -153,7 +153,7 @@ def print_report(
         told = [name.replace("val/", "test/") for name in ledger.objectives]
         told += [name for name in LABELLED if name in test and name not in told]
         if test:
-            lines.append(report.bullet("test images", ", ".join(f"{name} {test[name]:.4f}" for name in told)))
+            lines.append(report.bullet("test images", ", ".join(report.with_floor(name, test) for name in told)))
     failures = {record.message for record in ledger.records if record.state == "failed" and record.message}
     lines += [report.bullet("failure", message) for message in sorted(failures)]
     if warning := report.noise_warning(ledger):

@@ -78,7 +78,10 @@ def our_problems(config: Any) -> list[str]:
         "cache_stopped_nodes": config["provider"].get("cache_stopped_nodes") is False,
         "image": all("ImageId" in node for node in node_configs),
         "profile": all("IamInstanceProfile" in node for node in node_configs),
-        "IMDSv2": all(node.get("MetadataOptions") == {"HttpTokens": "required"} for node in node_configs),
+        "IMDSv2": all(
+            node.get("MetadataOptions") == {"HttpTokens": "required", "HttpPutResponseHopLimit": 2}
+            for node in node_configs
+        ),
         "no trial on the head": head["resources"] == {"CPU": 0} and head.get("max_workers") == 0,
         "head on demand": "InstanceMarketOptions" not in head["node_config"],
         "shutdown ends the head": head["node_config"].get("InstanceInitiatedShutdownBehavior") == "terminate",
