@@ -32,6 +32,7 @@ from aae_ray.training.data import load
 from benchmarks import arms
 from benchmarks.arms import CLOCK, Ends, Point
 from benchmarks.timing import (
+    CALIBRATION_SECONDS,
     Row,
     Spread,
     Target,
@@ -203,12 +204,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5, help="of a trial")
     parser.add_argument("--rounds", type=int, default=6, help="blocks of each arm")
     parser.add_argument("--documented-trials", type=int, default=6, help="of Ray's documented pattern; 0 leaves it out")
+    parser.add_argument(
+        "--calibration-seconds", type=float, default=CALIBRATION_SECONDS, help="of each operation, before and after"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios there")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
     console = Console(highlight=False, width=120)
-    info, before, ray_start = machine(), calibrate(), {}
+    info, before, ray_start = machine(), calibrate(arguments.calibration_seconds), {}
     found: dict[str, list[Block]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -223,7 +227,7 @@ def main() -> None:
             points = random_points(slots * arguments.trials_per_gang)
             console.print(f"measuring {arguments.rounds} rounds of {len(points)} trials, {slots} at a time")
             found |= measure_warm(base, points, slots, arguments.rounds, folder)
-    after = calibrate()
+    after = calibrate(arguments.calibration_seconds)
 
     rates = {name: [block.rate(slots) for block in blocks] for name, blocks in found.items()}
     spreads = {

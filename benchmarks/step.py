@@ -47,6 +47,7 @@ from aae_ray.training.data import Dataset
 from aae_ray.training.evaluation import Evaluation
 from aae_ray.training.loop import Training
 from benchmarks.timing import (
+    CALIBRATION_SECONDS,
     Row,
     Target,
     calibrate,
@@ -305,20 +306,28 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3000, help="images of an epoch")
     parser.add_argument("--rounds", type=int, default=10, help="blocks of each arm")
     parser.add_argument("--seconds", type=float, default=1.0, help="of CPU time in a block, at least")
+    parser.add_argument(
+        "--calibration-seconds", type=float, default=CALIBRATION_SECONDS, help="of each operation, before and after"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios there")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
     console = Console(highlight=False, width=120)
     dataset = synthetic(arguments.images)
-    info, before, cpu, wall = machine(), calibrate(), time.process_time(), time.perf_counter()
+    info, before, cpu, wall = (
+        machine(),
+        calibrate(arguments.calibration_seconds),
+        time.process_time(),
+        time.perf_counter(),
+    )
     found, megaflops = {}, {}
     for network in arguments.networks:
         console.print(f"measuring {network}")
         found[network] = seconds_per_step(network, dataset, arguments.seconds, arguments.rounds)
         megaflops[network] = megaflops_per_image(network, synthetic(BATCH))
     share = (time.process_time() - cpu) / (time.perf_counter() - wall)
-    after = calibrate()
+    after = calibrate(arguments.calibration_seconds)
 
     ratios = {
         key: {

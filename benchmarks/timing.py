@@ -90,18 +90,18 @@ def interleave(arms: Mapping[str, Callable[[], Result]], rounds: int) -> dict[st
     return found
 
 
-def calibrate() -> dict[str, float]:
+def calibrate(seconds: float = CALIBRATION_SECONDS) -> dict[str, float]:
     """What one thread of this machine does right now: large matrix products, and tiny operations."""
     a, small = torch.randn(1000, 1000), torch.zeros(8)
     return {
-        "gemm_seconds": _best(lambda: a @ a),
-        "tiny_operations_seconds": _best(lambda: [small + 1 for _ in range(10_000)]),
+        "gemm_seconds": _best(lambda: a @ a, seconds),
+        "tiny_operations_seconds": _best(lambda: [small + 1 for _ in range(10_000)], seconds),
     }
 
 
-def _best(work: Callable[[], object]) -> float:
+def _best(work: Callable[[], object], seconds: float) -> float:
     found: list[float] = []
-    while sum(found) < CALIBRATION_SECONDS:
+    while sum(found) < seconds:
         start = time.perf_counter()
         work()
         found.append(time.perf_counter() - start)

@@ -131,9 +131,8 @@ def test_the_parts_of_a_trial_add_up_to_its_cycle() -> None:
 
 
 def test_step_writes_its_keys(tmp_path: Path) -> None:
-    printed, found = run(
-        "step", "--networks", "8", "12-8", "--images", "200", "--rounds", "2", "--seconds", "0.01", folder=tmp_path
-    )
+    flags = {"--images": "200", "--rounds": "2", "--seconds": "0.01", "--calibration-seconds": "0.2"}
+    printed, found = run("step", "--networks", "8", "12-8", *chain(*flags.items()), folder=tmp_path)
     assert "ratio_floor" in printed and "calibration" in printed
     for key in ("ratio_floor", "ratio_pythae"):
         if key == "ratio_pythae" and not step.pythae_is_installed():

@@ -37,7 +37,7 @@ from pathlib import Path
 from aae_ray.study.tracking import STUDY, Tracker
 tracker = Tracker(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
 tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1000.0)
-for step in range(1, 401):
+for step in range(1, 101):
     tracker.log_metrics(STUDY, {"m": float(step)} | {f"m{n}": 0.0 for n in range(400)}, step)  # two are a request
 time.sleep(1000)
 """
@@ -52,9 +52,9 @@ def test_a_process_that_is_killed_loses_and_doubles_nothing(database: str, tmp_p
         process.wait()
     recorded = len((tmp_path / SPOOL).read_text().splitlines())
     before = json.loads((tmp_path / CURSOR).read_text())["sent"]
-    assert recorded == 402 and before < recorded  # it was killed while it was sending
+    assert recorded == 102 and before < recorded  # it was killed while it was sending
     assert replay(tmp_path) == (recorded - before, 0)
-    assert steps_of(database, runs_of(database)["study-s1"], "m") == [(step, float(step)) for step in range(1, 401)]
+    assert steps_of(database, runs_of(database)["study-s1"], "m") == [(step, float(step)) for step in range(1, 101)]
 
 
 def test_a_line_that_was_cut_off_by_a_crash_does_not_keep_the_others_back(database: str, tmp_path: Path) -> None:
