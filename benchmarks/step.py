@@ -315,12 +315,8 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console(highlight=False, width=120)
     dataset = synthetic(arguments.images)
-    info, before, cpu, wall = (
-        machine(),
-        calibrate(arguments.calibration_seconds),
-        time.process_time(),
-        time.perf_counter(),
-    )
+    info, before = machine(), calibrate(arguments.calibration_seconds)
+    cpu, wall = time.process_time(), time.perf_counter()
     found, megaflops = {}, {}
     for network in arguments.networks:
         console.print(f"measuring {network}")

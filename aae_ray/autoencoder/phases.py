@@ -125,7 +125,7 @@ def head_penalty(heads_KZ: Tensor, distance: float) -> Tensor:
 
 
 def _encoded(players: Players, batch: Batch) -> Code:
-    return batch.code or encode(players, corrupt(batch), batch.posterior_noise_BE)
+    return encode(players, corrupt(batch), batch.posterior_noise_BE) if batch.code is None else batch.code
 
 
 def _told(code: Code, batch: Batch) -> Tensor | None:

@@ -191,10 +191,10 @@ def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder
         if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise UserError(f"the MLflow server {uri} does not answer: {str(error).splitlines()[0][:200]}") from None
         names = sorted(model.name for model in client.search_registered_models(max_results=MOST_LISTED))
-        listed = (
-            f"it has {', '.join(names)}{' and more' if len(names) == MOST_LISTED else ''}" if names else "it has none"
-        )
-        raise UserError(f"there is no registered model {name!r} at {uri}; {listed}") from None
+        more = " and more" if len(names) == MOST_LISTED else ""
+        raise UserError(
+            f"there is no registered model {name!r} at {uri}; it has {', '.join(names) or 'none'}{more}"
+        ) from None
     try:
         if alias_or_version.isdigit():
             version, reference = (

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from aae_ray.autoencoder.model import build_model
-from aae_ray.mistakes import UserError
+from aae_ray.mistakes import Problem, SettingsError, UserError
 from aae_ray.settings import Settings, replace, setting
 from aae_ray.study import report
 from aae_ray.study.cluster import cluster, gangs_that_fit
@@ -120,18 +120,18 @@ def _each_structure(plan: Plan) -> Iterator[Settings]:
 
 
 def _check_objectives(run: Settings, dataset: Dataset) -> None:
-    """Raises UserError when the study asks for a metric that its task does not measure on these data."""
-    found = measured(run, dataset)
-    asked = {"study.objectives": run.study.objectives}
-    if run.study.pruner.metric != "front":
-        asked["study.pruner.metric"] = (run.study.pruner.metric,)
-    for key, names in asked.items():
-        for name in names:
-            if name not in found:
-                raise UserError(
-                    f"{key}: {name} is not measured by task {run.task} on data.name {dataset.name}; "
-                    f"those that are: {', '.join(sorted(found))}"
-                )
+    """Raises SettingsError with every metric that the study asks for and its task does not measure on these data."""
+    found, pruner = measured(run, dataset), run.study.pruner.metric
+    asked = [("study.objectives", name) for name in run.study.objectives]
+    asked += [("study.pruner.metric", pruner)] if pruner != "front" else []
+    problems = [
+        f"{key}: {name} is not measured by task {run.task} on data.name {dataset.name}; "
+        f"those that are: {', '.join(sorted(found))}"
+        for key, name in asked
+        if name not in found
+    ]
+    if problems:
+        raise SettingsError(Problem("settings", message) for message in problems)
 
 
 def print_report(

@@ -37,7 +37,11 @@ SEARCHED_NETWORK = ("space.model.network.type=categorical", "space.model.network
         ("tune", ("task=clustering", "model.clusters=200"), "model.clusters is more than train.batch_size can fill"),
         ("train", ("model.normalization=batch", "train.batch_size=1"), "batch needs a train.batch_size of at least 2"),
         ("tune", ("study.objectives=[val/nmi]",), "val/nmi is not measured by task unsupervised on data.name digits"),
-        ("tune", ("study.pruner.metric=val/part_error",), "study.pruner.metric: val/part_error is not measured by"),
+        (
+            "tune",
+            ("study.objectives=[val/nmi]", "study.pruner.metric=val/part_error"),
+            "study.pruner.metric: val/part_error is not measured by",
+        ),
         ("tune", (*SEARCHED_TASK, "model.prior=mixture", "model.prior_components=7"), "7 components of the mixture"),
         ("tune", (*SEARCHED_NETWORK, "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
         ("tune", ("task=semi_supervised", "data.labels=5"), "data.labels gives 5 labels to 10 classes"),

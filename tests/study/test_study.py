@@ -151,6 +151,17 @@ def start(folder: Path, environment: dict[str, str], *arguments: str) -> subproc
     )
 
 
+def stopped_in_order(study: subprocess.Popen[str], folder: Path) -> str:
+    """What a study said that Ctrl-C has ended: with its code and how to go on, no traceback, no process left behind."""
+    log = folder / "out.txt"
+    os.killpg(study.pid, signal.SIGINT)
+    assert study.wait(timeout=90) == 130, log.read_text()
+    text = log.read_text()
+    assert re.search(r"python -m aae_ray\.tune --resume runs/digits-\S+", text) and "Traceback" not in text
+    wait_for(lambda: not processes(folder), 20)
+    return text
+
+
 LONG = (
     "study.budget.trials=2",
     "train.epochs=400",
@@ -185,11 +196,7 @@ def test_ctrl_c_before_any_trial_has_ended_stops_in_order(tmp_path: Path, enviro
     study = start(tmp_path, environment, *LONG, "study.budget.trials=9", "train.epochs=100000")
     log = tmp_path / "out.txt"
     wait_for(lambda: "t0001 begins" in log.read_text())
-    os.killpg(study.pid, signal.SIGINT)
-    assert study.wait(timeout=90) == 130, log.read_text()
-    text = log.read_text()
-    assert re.search(r"python -m aae_ray\.tune --resume runs/digits-\S+", text) and "Traceback" not in text
-    wait_for(lambda: not processes(tmp_path), 20)
+    stopped_in_order(study, tmp_path)
     parent, children = trial_runs(client_of(tmp_path), "aae/digits")
     assert parent.info.status == "KILLED"
     assert {(child.info.status, child.data.tags["aae.stop_reason"]) for child in children} == {("KILLED", "user")}
@@ -202,11 +209,7 @@ def test_ctrl_c_keeps_what_finished_before(tmp_path: Path, environment: dict[str
     study = start(tmp_path, environment, *LONG, "study.budget.trials=99", "train.epochs=60", "study.finalists=best")
     log = tmp_path / "out.txt"
     wait_for(lambda: "complete after 60 epochs" in log.read_text())
-    os.killpg(study.pid, signal.SIGINT)
-    assert study.wait(timeout=90) == 130, log.read_text()
-    text = log.read_text()
-    assert re.search(r"python -m aae_ray\.tune --resume runs/digits-\S+", text) and "Traceback" not in text
-    wait_for(lambda: not processes(tmp_path), 20)
+    stopped_in_order(study, tmp_path)
     parent, children = trial_runs(client_of(tmp_path), "aae/digits")
     assert parent.info.status == "KILLED"
     ended = [(child.info.status, child.data.tags["aae.stop_reason"]) for child in children]
@@ -219,11 +222,7 @@ def test_ctrl_c_after_the_last_trial_still_ends_with_a_report(tmp_path: Path, en
     study = start(tmp_path, environment, *LONG, "study.budget.trials=1", "train.epochs=4")
     log = tmp_path / "out.txt"
     wait_for(lambda: "on the test images" in log.read_text())
-    os.killpg(study.pid, signal.SIGINT)
-    assert study.wait(timeout=90) == 130, log.read_text()
-    text = log.read_text()
-    assert "1 trials in" in text and "--resume runs/digits-" in text and "Traceback" not in text
-    wait_for(lambda: not processes(tmp_path), 20)
+    assert "1 trials in" in stopped_in_order(study, tmp_path)
     parent, (child,) = trial_runs(client_of(tmp_path), "aae/digits")
     assert (parent.info.status, child.info.status) == ("KILLED", "FINISHED")
 
