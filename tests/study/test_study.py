@@ -174,14 +174,11 @@ LONG = (
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
 @pytest.mark.parametrize("victim", ["RayTrainWorker", pytest.param("PostOffice", marks=pytest.mark.slow)])
 def test_a_killed_process_costs_no_trial(tmp_path: Path, environment: dict[str, str], victim: str) -> None:
-    study = start(tmp_path, environment, *LONG, "train.epochs=60", "study.finalists=best")
+    study = start(tmp_path, environment, *LONG, "train.epochs=200", "study.finalists=best")
     log = tmp_path / "out.txt"
-
-    def under_way() -> bool:
-        saved = any(tmp_path.glob("runs/*/trials/*/checkpoint_*"))
-        return saved and bool(processes(tmp_path, victim))
-
-    wait_for(under_way)
+    # A state is saved every few seconds, so both trials have begun, on either gang, and are far from their end.
+    wait_for(lambda: len({saved.parent for saved in tmp_path.glob("runs/*/trials/*/checkpoint_*")}) == 2)
+    assert "complete" not in log.read_text(), "the trials are too short to be hit: give them more epochs"
     os.kill(processes(tmp_path, victim)[0], signal.SIGKILL)
     assert study.wait(timeout=240) == 0, log.read_text()
     text = log.read_text()
