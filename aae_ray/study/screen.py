@@ -14,6 +14,7 @@ from aae_ray.study.space import Plan
 
 ROWS = 12  # trials on the screen: those that run, then the latest
 BAR = 24  # characters
+SILENCE = 60.0  # seconds: for longer a log does not keep quiet about a trial that goes on
 STYLES: dict[State, str] = {"running": "cyan", "complete": "green", "stopped": "yellow", "failed": "red"}
 
 
@@ -25,6 +26,7 @@ class Screen:
         self.status = "starting Ray"
         self.began = time.monotonic()
         self.first_end: float | None = None
+        self.told: dict[str, float] = {}  # when a line last spoke of a trial
         self.live = (
             Live(console=console, refresh_per_second=4, get_renderable=self.render, transient=True)
             if console.is_terminal
@@ -54,23 +56,32 @@ class Screen:
         self.status = ""
         if not self.live:
             again = f", attempt {record.attempts}" if record.attempts > 1 else ""
-            self.console.print(
-                f"[{self._clock()}] {record.name} begins{again}: {describe(record.params)}", markup=False
-            )
+            self._tell(record, f"begins{again}: {describe(record.params)}")
+
+    def trial_reported(self, record: TrialRecord) -> None:
+        """A line in a log, though not for every report: how far a trial is that takes long."""
+        if not self.live and time.monotonic() - self.told.get(record.name, self.began) >= SILENCE:
+            self._tell(record, f"at epoch {record.epoch} of {self._epochs(record)}  {self._values(record)}")
 
     def trial_ended(self, record: TrialRecord) -> None:
         self.first_end = self.first_end or time.monotonic()
         if not self.live:
-            values = "  ".join(
-                f"{name}={record.metrics[name]:.4f}" for name in self.ledger.objectives if name in record.metrics
-            )
             reason = "" if record.state == "complete" else f" ({record.stop_reason})"
             done = sum(r.ended is not None for r in self.ledger.records)
-            self.console.print(
-                f"[{self._clock()}] {record.name} {record.state}{reason} after {record.epoch} epochs  {values}  "
-                f"[{done}/{self.plan.settings.study.budget.trials}]",
-                markup=False,
-            )
+            count = f"[{done}/{self.plan.settings.study.budget.trials}]"
+            self._tell(record, f"{record.state}{reason} after {record.epoch} epochs  {self._values(record)}  {count}")
+
+    def _tell(self, record: TrialRecord, what: str) -> None:
+        self.told[record.name] = time.monotonic()
+        self.console.print(f"[{self._clock()}] {record.name} {what}", markup=False)
+
+    def _values(self, record: TrialRecord) -> str:
+        return "  ".join(
+            f"{name}={record.metrics[name]:.4f}" for name in self.ledger.objectives if name in record.metrics
+        )
+
+    def _epochs(self, record: TrialRecord) -> int:
+        return int(record.params.get("train.epochs", self.plan.settings.train.epochs))
 
     def render(self) -> Group:
         return Group(
@@ -121,11 +132,10 @@ class Screen:
                 f"{record.metrics[name]:.4f}" if name in record.metrics else "" for name in self.ledger.objectives
             ]
             state = record.state if record.state in ("running", "complete") else f"{record.state}: {record.stop_reason}"
-            epochs = record.params.get("train.epochs", self.plan.settings.train.epochs)
             table.add_row(
                 record.name,
                 Text(state, style=STYLES[record.state]),
-                f"{record.epoch}/{epochs}",
+                f"{record.epoch}/{self._epochs(record)}",
                 *values,
                 describe(record.params),
             )

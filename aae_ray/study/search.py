@@ -97,6 +97,7 @@ class Search:
         if record.attempts > attempts:  # its gang died, and it went on with a new one
             self.records.trial_began(record)
             self.screen.trial_began(record)
+        self.screen.trial_reported(record)
 
     def trial_saved(self, trial_id: str, checkpoint: Any) -> None:
         """Keep the latest checkpoint in mind, and the sketch of its pictures."""

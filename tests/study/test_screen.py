@@ -92,3 +92,18 @@ def test_a_log_has_a_line_for_each_event_and_nothing_that_moves() -> None:
     assert title == "digits: 24 trials" and len(lines) == 3 and "\x1b" not in out.getvalue()
     assert "warming up" in lines[0] and "t0004 begins" in lines[1]
     assert "t0002 stopped (user) after 3 epochs" in lines[2] and "[4/24]" in lines[2]
+
+
+def test_a_log_says_once_a_minute_how_far_a_long_trial_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    out, given = io.StringIO(), plan()
+    ledger = ledger_of_all_states(given)
+    running = ledger.trials["running"]
+    with Screen(Console(file=out, width=200), ledger, given, "digits: 24 trials") as screen:
+        screen.trial_began(running)
+        for now[0] in (130.0, 159.0, 161.0, 190.0, 222.0):
+            screen.trial_reported(running)
+    _, _, *lines = out.getvalue().splitlines()
+    assert [line[:11] for line in lines] == ["[  61.0 s] ", "[ 122.0 s] "]
+    assert all(f"t0004 at epoch 4 of 9  {MSE}=0.0400" in line for line in lines)
