@@ -100,19 +100,23 @@ def constant_discriminator(model: Model, logit: float) -> None:
 
 
 @pytest.mark.parametrize("logit", [-50.0, -2.0, 0.0, 2.0, 50.0])
-def test_adversarial_losses_against_their_formulas_and_finite_far_out(logit: float) -> None:
-    for form in ("non_saturating", "minimax"):
-        run = variant("unsupervised", "deterministic", "dense", **{"train.adversarial_loss": form})
-        model = build(run)
-        constant_discriminator(model, logit)
-        batch = batch_for(model)._replace(style_noise_B2Z=None)
-        d = torch.sigmoid(torch.tensor(logit, dtype=torch.float64))
-        told_apart = phases.discriminate(model.players, batch, run).loss_B
-        fooled = phases.regularize(model.players, batch, run).loss_B
-        assert told_apart.isfinite().all() and fooled.isfinite().all()
-        if abs(logit) < 10:
-            torch.testing.assert_close(told_apart, -(d.log() + (1 - d).log()).expand(7))
-            torch.testing.assert_close(fooled, (-d.log() if form == "non_saturating" else (1 - d).log()).expand(7))
+@pytest.mark.parametrize("form", ["non_saturating", "minimax"])
+def test_adversarial_losses_and_gradients_against_their_formulas_far_out_too(form: str, logit: float) -> None:
+    """At a logit of 50 a discriminator is wrong by 50 nats, with a gradient of 1: log(D + 1e-15) has neither."""
+    run = variant("unsupervised", "deterministic", "dense", **{"train.adversarial_loss": form})
+    model = build(run)
+    constant_discriminator(model, logit)
+    batch = batch_for(model)._replace(style_noise_B2Z=None)
+    bias = list(model.players["style_discriminator"].layers)[-1].bias  # type: ignore[arg-type]
+    at = torch.tensor(logit, dtype=torch.float64, requires_grad=True)
+    real, fake = F.logsigmoid(at), F.logsigmoid(-at)  # log D and log(1 - D)
+    expected = {"discriminate": -real - fake, "regularize": -real if form == "non_saturating" else fake}
+    for phase in (phases.DISCRIMINATE, phases.REGULARIZE):
+        loss_B = phase.loss(model.players, batch, run).loss_B
+        torch.testing.assert_close(loss_B, expected[phase.name].expand(7))
+        (gradient,) = torch.autograd.grad(loss_B.mean(), bias)
+        (by_hand,) = torch.autograd.grad(expected[phase.name], at, retain_graph=True)
+        torch.testing.assert_close(gradient[0], by_hand)
 
 
 def test_a_fooled_discriminator_has_a_loss_of_log_two() -> None:
@@ -224,26 +228,66 @@ def test_classification_against_the_log_softmax() -> None:
     assert phases.classify_summary(outcome.seen_BM)["train/classification_error"] == pytest.approx(wrong)
 
 
-@pytest.mark.parametrize("game", [0, 1])
-def test_each_discriminator_learns_towards_its_own_target(game: int) -> None:
-    """On separable examples a step of the phase lowers the loss of the style's discriminator and of the label's."""
+@pytest.mark.parametrize("game", ["style", "label"])
+def test_real_is_the_prior_and_fake_the_code(game: str) -> None:
+    """A step of the phase raises D of draws of the prior and lowers D of codes: of styles as of labels."""
     run = variant("semi_supervised", "deterministic", "dense")
     model = build(run)
     batch = batch_for(model, 64)
-    name = ("adv/", "adv/label_")[game] + "discriminator_loss_nats"
+    discriminator = model.players[f"{game}_discriminator"]
+    code = model.encode(phases.corrupt(batch), None)
+    assert code.label_logits_BK is not None
+    drawn, answered = {
+        "style": (batch.prior_BZ, code.z_BZ),
+        "label": (batch.classes_BK, code.label_logits_BK.softmax(1)),
+    }[game]
+    noise_B2 = {"style": batch.style_noise_B2Z, "label": batch.label_noise_B2K}[game]
+    assert drawn is not None and noise_B2 is not None
+    seen: list[torch.Tensor] = []
+    hook = discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    loss_B = phases.discriminate(model.players, batch, run).loss_B
+    hook.remove()
+    torch.testing.assert_close(seen[0], torch.cat([drawn + noise_B2[:, 0], answered.detach() + noise_B2[:, 1]]))
 
-    def loss() -> float:
-        seen_BM = phases.discriminate(model.players, batch, run).seen_BM
-        assert seen_BM is not None
-        return phases.discriminate_summary(seen_BM)[name]
+    def gap() -> float:
+        """How much surer D is that draws of the prior are real than that codes are."""
+        with torch.no_grad():
+            return float(discriminator(drawn).mean() - discriminator(answered).mean())
 
-    before = loss()
-    phases.discriminate(model.players, batch, run).loss_B.mean().backward()
-    for player in ("style_discriminator", "label_discriminator"):
-        for parameter in model.players[player].parameters():
-            assert parameter.grad is not None
-            parameter.data -= 0.05 * parameter.grad
-    assert loss() < before
+    before = gap()
+    parameters = list(discriminator.parameters())
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss_B.mean(), parameters), strict=True):
+        parameter.data -= 0.05 * gradient
+    assert gap() > before
+
+
+def test_the_summary_of_a_game_by_hand() -> None:
+    """Logits of two games, real and fake, of four images."""
+    logits_NM = torch.tensor(
+        [[1.0, -1.0, 0.5, 2.0], [1.0, -1.0, 0.5, 2.0], [-1.0, -1.0, 0.5, 2.0], [3.0, 3.0, 0.5, 2.0]]
+    )
+    found = phases.discriminate_summary(logits_NM)
+    sure, unsure, far = (math.log1p(math.exp(value)) for value in (-1.0, 1.0, -3.0))  # softplus
+    real, fake = (2 * sure + unsure + far) / 4, (3 * sure + 3 + far) / 4
+    deviations = [value - 0.5 for value in (1, 1, -1, 3, -1, -1, -1, 3)]
+    assert found["adv/accuracy_real"] == 0.75 and found["adv/accuracy_fake"] == 0.75
+    assert found["adv/label_accuracy_real"] == 1 and found["adv/label_accuracy_fake"] == 0
+    assert found["adv/discriminator_loss_nats"] == pytest.approx((real + fake) / 2, rel=1e-6)
+    assert found["adv/logit_std"] == pytest.approx((sum(d * d for d in deviations) / 8) ** 0.5, rel=1e-6)
+    assert found["adv/label_logit_std"] == pytest.approx(0.75)
+
+
+def test_the_kl_of_the_evidence_by_hand() -> None:
+    """What is recorded of the loss are its two parts: KL(N(m, s^2) || N(0, 1)) is (m^2 + s^2 - 1 - 2 log s) / 2."""
+    run = variant("vae", "gaussian", "dense")
+    model = build(run)
+    batch = batch_for(model)
+    code = model.encode(phases.corrupt(batch), batch.posterior_noise_BE)
+    assert code.mean_BZ is not None and code.log_variance_BZ is not None
+    kl_BZ = (code.mean_BZ.square() + code.log_variance_BZ.exp() - 1 - code.log_variance_BZ) / 2
+    seen_BM = phases.evidence(model.players, batch, run).seen_BM
+    assert seen_BM is not None
+    assert phases.evidence_summary(seen_BM)["train/kl_nats"] == pytest.approx(kl_BZ.sum(1).mean().item())
 
 
 def test_the_head_penalty_by_hand() -> None:

@@ -42,7 +42,7 @@ GOALS: list[tuple[str, dict[str, Any], str, float]] = [
     ("label_informed", INFORMED | {"model.prior": "mixture"}, "val/part_error", 0.4),
     ("label_informed", INFORMED | {"model.prior": "swiss_roll"}, "val/part_error", 0.4),
     ("semi_supervised", NOISY | {"data.labels": 50, "train.input_noise": 0.3}, "val/classification_error", 0.25),
-    ("clustering", NOISY | {"model.clusters": 16, "model.latent_dim": 5}, "val/classification_error", 0.7),
+    ("clustering", NOISY | {"model.clusters": 16, "model.latent_dim": 5}, "val/classification_error", 0.6),
     ("reduction", NOISY | {"model.clusters": 16, "model.latent_dim": 2}, "val/classification_error", 0.6),
     ("semi_supervised_reduction", NOISY | {"data.labels": 50, "model.latent_dim": 2}, "val/classification_error", 0.4),
 ]
@@ -66,17 +66,34 @@ def test_a_task_beats_the_trivial_answer(
         assert found["val/clusters_used"] >= 5 and found["val/nmi"] > 0.3 and found["val/ari"] > 0.1
         assert found["val/hungarian_accuracy"] > 0.3
     tested = training.evaluation.cheap("test")
-    assert tested[metric.replace("val/", "test/")] < 1.5 * goal * baseline
+    assert tested[metric.replace("val/", "test/")] < 1.2 * goal * baseline
 
     sheets = draw(sketch(training))
     assert set(sheets) == {*FIGURES, *([STYLE_SHEET] if training.model.classes else [])}
 
 
 def test_label_information_needs_its_labels(small_run: Settings, digits: Dataset) -> None:
-    """With a label of every class and no more, the parts of the prior mean little: the labels do the work above."""
+    """The very run that keeps three codes of five in their label's part, with one label of each class and no more."""
     values = SHARED | INFORMED | {"task": "label_informed", "model.prior": "mixture", "data.labels": 10}
-    found = Training(replace(small_run, values | {"train.epochs": 30}), digits).train().metrics
+    found = Training(replace(small_run, values), digits).train().metrics
     assert found["val/part_error"] > 0.5
+
+
+def test_the_label_that_is_told_is_the_digit_that_is_shown(small_run: Settings, digits: Dataset) -> None:
+    """Images of a style sheet look most like the mean image of the label that their decoder was told; chance is 0.1.
+
+    A style of eight numbers is wide enough for these small images to keep part of the label, one of four is less so.
+    """
+    training = Training(replace(small_run, SHARED | {"task": "supervised", "model.latent_dim": 4}), digits)
+    training.train()
+    assert digits.labels_N is not None
+    known_N, x_ND = digits.labels_N[digits.train], torch.from_numpy(digits.images_NCHW[digits.train] / 255).flatten(1)
+    mean_KD = torch.stack([x_ND[torch.from_numpy(known_N == label)].mean(0) for label in range(10)])
+    sheet_ND = training.evaluation.styles(10).flatten(1).double()
+    shown_N = torch.cdist(sheet_ND, mean_KD).argmin(1)
+    asked_N = torch.arange(10).repeat(10)
+    assert (shown_N == asked_N)[:10].all(), "the style 0, the most likely one"
+    assert (shown_N == asked_N).double().mean() > 0.5
 
 
 def test_a_cluster_is_named_after_its_surest_validation_image(small_run: Settings, digits: Dataset) -> None:
