@@ -138,13 +138,29 @@ def find_problems(entries: Mapping[str, Entry]) -> list[Problem]:
     good = {
         key: entry for key, entry in entries.items() if not any(p.message.startswith(f"{key} is") for p in problems)
     }
-    try:
-        Settings.model_validate(nest({key: entry.value for key, entry in good.items()}))
-    except ValidationError as error:
-        for detail in error.errors():
-            problems.append(_from_pydantic(detail, good))
+    found = _validated(good)
+    problems += found
+    # A rule about several keys is judged where each of them is right by itself: what is wrong is left out, and what is
+    # then said of it, by its default, does not count.
+    wrong = {key for key in good if any(names(problem, key) for problem in found)}
+    if wrong:
+        again = _validated({key: entry for key, entry in good.items() if key not in wrong})
+        problems += [problem for problem in again if not any(names(problem, key) for key in wrong)]
     order = {entry.where: index for index, entry in enumerate(entries.values())}
     return sorted(problems, key=lambda problem: order.get(problem.where, len(order)))
+
+
+def names(problem: Problem, key: str) -> bool:
+    """Whether a problem speaks of a key, and not of one that it is the beginning of."""
+    return re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)", problem.message) is not None
+
+
+def _validated(entries: Mapping[str, Entry]) -> list[Problem]:
+    try:
+        Settings.model_validate(nest({key: entry.value for key, entry in entries.items()}))
+    except ValidationError as error:
+        return [_from_pydantic(detail, entries) for detail in error.errors()]
+    return []
 
 
 def field_takes_keys(field: FieldInfo) -> bool:

@@ -4,6 +4,7 @@
 builds the optimizer. Files and command lines are read in `reading`.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -95,7 +96,10 @@ class Data(Section):
     split_seed: Int = Field(0, ge=0, description="which images are for training, validation and test")
     validation_fraction: Fraction = Field(0.2, gt=0, description="share of the images that is held out for validation")
     test_fraction: Fraction = Field(
-        0.2, gt=0, description="share held out for the test; ignored where a set brings its own"
+        0.2,
+        gt=0,
+        description="share held out for the test; not used where a set brings its own, but counted: with the share for "
+        "validation it must leave images to train on",
     )
     labels: Float | None = Field(
         None,
@@ -105,13 +109,16 @@ class Data(Section):
     )
 
     @model_validator(mode="after")
-    def _leaves_images_to_train_on(self) -> "Data":
+    def _parts_agree(self) -> "Data":
+        wrong = []
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError(
+            wrong.append(
                 "data.validation_fraction and data.test_fraction leave no images to train on; their sum must be below 1"
             )
         if self.labels is not None and self.labels >= 1 and self.labels != int(self.labels):
-            raise ValueError(f"data.labels must be a whole number or a fraction below 1, got {self.labels:g}")
+            wrong.append(f"data.labels must be a whole number or a fraction below 1, got {self.labels:g}")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 
@@ -332,6 +339,16 @@ class Settings(Section):
                 "model.normalization batch needs a train.batch_size of at least 2, "
                 f"as an image alone does not differ from its mean, got {self.train.batch_size}"
             )
+        if model.normalization == "batch" and "semi_supervised" in self.task and self.train.labelled_batch_size < 2:
+            wrong.append(
+                "model.normalization batch needs a train.labelled_batch_size of at least 2, "
+                f"as an image alone does not differ from its mean, got {self.train.labelled_batch_size}"
+            )
+        if self.train.mixed_precision and self.train.dtype == "float64":
+            wrong.append(
+                "train.mixed_precision computes products of float32 in bfloat16 and leaves train.dtype float64 alone; "
+                "take one of them away"
+            )
         if self.task == "supervised" and self.data.labels is not None:
             wrong.append(
                 "task supervised needs the label of every image and data.labels leaves some out; "
@@ -373,6 +390,11 @@ def setting(settings: Settings, key: str) -> Any:
     for part in key.split("."):
         node = getattr(node, part)
     return node
+
+
+def epoch_at(fraction: float, epochs: int) -> int:
+    """The first epoch by which this fraction of the budget has passed: 55 for 0.55 of 100, whose product is more."""
+    return math.ceil(fraction * epochs - 1e-9)
 
 
 def replace(settings: Settings, values: Mapping[str, Any]) -> Settings:

@@ -63,11 +63,16 @@ def test_values_are_read_by_their_type(override: str, key: str, value: object) -
         ("model=3", "model is a section"),
         ("study.budget.wall_clock=soon", "study.budget.wall_clock: expected a number"),
         ("data.name=a/b", "data.name"),
+        (
+            "train.labelled_batch_size=1 model.normalization=batch task=semi_supervised",
+            "needs a train.labelled_batch_",
+        ),
+        ("train.mixed_precision=true train.dtype=float64", "leaves train.dtype float64 alone"),
         ("task=vae", "task vae needs model.posterior gaussian and model.prior gaussian"),
     ],
 )
 def test_a_mistake_is_a_sentence(override: str, expected: str) -> None:
-    found = complaints(override)
+    found = complaints(*override.split())
     assert len(found) == 1 and expected in found[0]
 
 
@@ -78,6 +83,20 @@ def test_all_mistakes_are_told_at_once() -> None:
     assert len(found) == 4
     for part in ("train.epoch is not", "model.prior: expected", "seed: expected", "must be below 1"):
         assert sum(part in text for text in found) == 1
+
+
+def test_rules_about_several_keys_are_told_with_mistakes_of_a_single_one() -> None:
+    """What is wrong by itself, or by another rule, hides no rule; and its default breaks none."""
+    found = complaints("task=clustering", "model.clusters=200", "train.epochs=-1", "data.labels=10.5")
+    assert len(found) == 3
+    for part in (
+        "train.epochs: expected",
+        "data.labels must be a whole",
+        "model.clusters is more than train.batch_size",
+    ):
+        assert sum(part in text for text in found) == 1
+    (alone,) = complaints("task=clustering", "model.clusters=200", "train.batch_size=x")
+    assert "train.batch_size: expected" in alone
 
 
 def test_an_argument_without_a_value_is_named() -> None:

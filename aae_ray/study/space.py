@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from pydantic import ValidationError
 
 from aae_ray.mistakes import Problem, SettingsError, did_you_mean
-from aae_ray.reading import Entry, build, find_problems, nest, read_overrides, read_yaml
+from aae_ray.reading import Entry, build, find_problems, names, nest, read_overrides, read_yaml
 from aae_ray.settings import Settings, dotted_fields, flatten
 from aae_ray.training.metrics import METRICS
 
@@ -77,10 +77,14 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
     found = find_problems(shared)
     # Rules about several keys are judged together with what is searched, below.
     problems += [problem for problem in found if not good or _names_a_key(problem)]
-    base = shared
-    if not problems:
-        base = shared | {name: Entry(options(d)[0], places[name]) for name, d in good.items()}
-        problems += _contradictions(base, good, places)
+    base = shared | {name: Entry(options(d)[0], places[name]) for name, d in good.items()}
+    # What is wrong by itself is left out there, and what is said of its default does not count. Of a misspelt key
+    # nobody knows whose default that is.
+    if not any(" is not a setting" in problem.message for problem in problems):
+        wrong = {key for key in shared if any(names(problem, key) for problem in problems)} | specs.keys() - good.keys()
+        right = {key: entry for key, entry in base.items() if key not in wrong}
+        found = _contradictions(right, good, places)
+        problems += [problem for problem in found if not any(names(problem, key) for key in wrong)]
     if problems:
         raise SettingsError(dict.fromkeys(problems))
     return Plan(build(base), good, points)

@@ -83,7 +83,7 @@ class Batches:
         self.labels_N = torch.from_numpy(known_labels(dataset, run))
         self.labelled = np.flatnonzero(self.labels_N.numpy() >= 0)
         self.sizes = {
-            "all": run.train.batch_size,
+            "all": min(run.train.batch_size, len(dataset.train)),
             "labelled": min(run.train.labelled_batch_size, len(self.labelled)),
         }
 

@@ -27,7 +27,7 @@ def illness(history: Sequence[Metrics], run: settings.Settings) -> str | None:
         return DIVERGED
     health = run.health
     recent = history[-health.patience :]
-    started = len(history) - health.patience >= math.ceil(health.grace_fraction * run.train.epochs)
+    started = len(history) - health.patience >= settings.epoch_at(health.grace_fraction, run.train.epochs)
     if not health.stop or not started:
         return None
     return next((reason for reason, shows in SIGNS.items() if all(shows(metrics, health) for metrics in recent)), None)

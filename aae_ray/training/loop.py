@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam, Optimizer
 from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.phases import Phase
 from aae_ray.mistakes import UserError
-from aae_ray.settings import Settings, flatten, setting
+from aae_ray.settings import Settings, epoch_at, flatten, setting
 from aae_ray.training.batches import Batches, Images, Step
 from aae_ray.training.data import Dataset
 from aae_ray.training.evaluation import Evaluation
@@ -161,7 +161,8 @@ class Training:
 
     def _set_learning_rates(self) -> None:
         """Rates drop at fractions of the budget: a longer run is the same run, stretched."""
-        passed = sum(self.epoch >= milestone * self.run.train.epochs for milestone in self.run.optim.lr_milestones)
+        epochs = self.run.train.epochs
+        passed = sum(self.epoch >= epoch_at(milestone, epochs) for milestone in self.run.optim.lr_milestones)
         for phase in self.model.phases:
             for group in self.optimizers[phase.name].param_groups:
                 group["lr"] = setting(self.run, phase.learning_rate) * self.run.optim.lr_decay**passed
@@ -191,6 +192,7 @@ class Training:
             "settings": flatten(self.run),
             "data_digest": self.dataset.digest,
             "shape": list(self.dataset.shape),
+            "classes": self.dataset.classes,
             "history": [dict(metrics) for metrics in self.history],
             "players": {name: player.state_dict() for name, player in self.model.players.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},

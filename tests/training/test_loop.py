@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.mistakes import UserError
-from aae_ray.settings import Settings, replace
+from aae_ray.settings import Settings, epoch_at, replace
 from aae_ray.training import checkpoint
 from aae_ray.training.batches import Step
 from aae_ray.training.data import Dataset, load
@@ -199,6 +199,19 @@ def test_learning_rates_drop_at_fractions_of_the_budget(small_run: Settings, dig
         training.train(training.epoch + 1)
         seen.append(training.optimizers["discriminate"].param_groups[0]["lr"] / training.run.optim.discrimination_lr)
     assert seen == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01])
+
+
+def test_a_fraction_of_the_budget_is_a_whole_number_of_epochs() -> None:
+    """0.55 of 100 is above 55 in floating point, and 0.29 of 100 below 29."""
+    assert [epoch_at(fraction, 100) for fraction in (0.55, 0.29, 0.07, 0.5, 0.0)] == [55, 29, 7, 50, 0]
+    assert epoch_at(0.3, 27) == 9
+
+
+def test_a_batch_larger_than_the_data_is_all_of_them(small_run: Settings, digits: Dataset) -> None:
+    """Noise is drawn for images that there are: a batch of 10**11 would not fit into memory."""
+    training = Training(replace(small_run, {"train.batch_size": 10**11, "model.posterior": "gaussian"}), digits)
+    (step,) = training.batches.epoch(0)
+    assert step.examples == [len(digits.train)] * 3
 
 
 def test_a_diverged_trial_says_so(small_run: Settings, digits: Dataset) -> None:
