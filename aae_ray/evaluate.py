@@ -42,6 +42,9 @@ def evaluate(
     found = measure(model, overrides or [], version=version, uri=uri, any_data=any_data)
     out.write_bytes(found.assessment.nearest_sheet)
     console.print(metrics_table(found.name, found.assessment.metrics), "")
+    if found.assessment.class_shares:
+        shares = ", ".join(f"{label}: {share:.1%}" for label, share in enumerate(found.assessment.class_shares))
+        console.print(bullet("classes", f"of the samples {shares}"), soft_wrap=True)
     for remark in found.assessment.remarks:
         console.print(bullet("note", remark), soft_wrap=True)
     console.print(bullet("sheet", str(out)))

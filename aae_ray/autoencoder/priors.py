@@ -73,14 +73,18 @@ def _roll_std() -> tuple[float, float]:
     )
 
 
-_MIXTURE_COORDINATE_STD = math.sqrt((MIXTURE_RADIUS**2 + MIXTURE_STD[0] ** 2 + MIXTURE_STD[1] ** 2) / 2)
+def _mixture_std(parts: int) -> tuple[float, float]:
+    """Of three components or more the plane's variance is alike in all directions; two lie on the first axis."""
+    along, across = MIXTURE_RADIUS**2 + MIXTURE_STD[0] ** 2, MIXTURE_STD[1] ** 2
+    return (math.sqrt(along), math.sqrt(across)) if parts == 2 else (math.sqrt((along + across) / 2),) * 2
 
-# name -> how the first two coordinates are drawn, and their standard deviations, at scale 1
-_PLANES: dict[str, tuple[Plane, tuple[float, float]]] = {
-    "gaussian": (_gaussian, (1.0, 1.0)),
-    "uniform": (_uniform, (3**-0.5, 3**-0.5)),
-    "mixture": (_mixture, (_MIXTURE_COORDINATE_STD, _MIXTURE_COORDINATE_STD)),
-    "swiss_roll": (_swiss_roll, _roll_std()),
+
+# name -> how the first two coordinates are drawn, and their standard deviations of so many parts, at scale 1
+_PLANES: dict[str, tuple[Plane, Callable[[int], tuple[float, float]]]] = {
+    "gaussian": (_gaussian, lambda parts: (1.0, 1.0)),
+    "uniform": (_uniform, lambda parts: (3**-0.5, 3**-0.5)),
+    "mixture": (_mixture, _mixture_std),
+    "swiss_roll": (_swiss_roll, lambda parts: _roll_std()),
 }
 
 
@@ -93,7 +97,8 @@ class Prior:
 
     def __init__(self, name: str, latent_dim: int, scale: float = 1.0, parts: int = 10) -> None:
         self.name, self.latent_dim, self.scale, self.parts = name, latent_dim, scale, parts
-        self._plane, plane_std = _PLANES[name]
+        self._plane, plane_std_of = _PLANES[name]
+        plane_std = plane_std_of(parts)
         self._rest = _uniform if name == "uniform" else _gaussian
         rest_std = plane_std[0] if name == "uniform" else 1.0
         self.std_Z = scale * torch.tensor([*plane_std, *[rest_std] * (latent_dim - 2)])

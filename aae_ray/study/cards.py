@@ -1,6 +1,5 @@
 """What a study leaves behind to be read: the best trial's settings, the model card, the summary on the parent run."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -9,6 +8,7 @@ from aae_ray.settings import Settings, dotted_fields, setting
 from aae_ray.study import report
 from aae_ray.study.ledger import Ledger, TrialRecord
 from aae_ray.study.space import Plan
+from aae_ray.training.assessment import Assessment
 from aae_ray.training.metrics import METRICS
 
 
@@ -25,13 +25,15 @@ def best_config(run: Settings, path: Path) -> Path:
 
 
 def model_card(
-    name: str, record: TrialRecord, run: Settings, classes: int, test: Mapping[str, float], study_id: str
+    name: str, record: TrialRecord, run: Settings, classes: int, assessment: Assessment, study_id: str
 ) -> str:
     """Markdown: what the decoder is, how good it is on images that no choice has seen, and how to use it."""
     model = run.model
     codes = f"{classes} + {model.latent_dim}: a one-hot label, then a style" if classes else model.latent_dim
     rows = [
-        f"| {metric} | {value:.4f} | {METRICS[metric].unit} |" for metric, value in test.items() if metric in METRICS
+        f"| {metric} | {value:.4f} | {METRICS[metric].unit} |"
+        for metric, value in assessment.metrics.items()
+        if metric in METRICS
     ]
     return "\n".join(
         [
@@ -45,6 +47,8 @@ def model_card(
             "|---|---:|---|",
             *rows,
             "",
+            *(f"* {remark}" for remark in assessment.remarks),
+            *([""] if assessment.remarks else []),
             "```python",
             "import mlflow, torch",
             f'decoder = mlflow.pytorch.load_model("models:/{name}@champion")     # needs torch and mlflow alone',

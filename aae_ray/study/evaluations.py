@@ -6,20 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aae_ray.autoencoder.phases import TASKS
 from aae_ray.mistakes import UserError
 from aae_ray.reading import Entry, build, read_overrides
-from aae_ray.settings import Settings, dotted_fields
+from aae_ray.settings import Settings, dotted_fields, setting
 from aae_ray.study import registry
 from aae_ray.study.provenance import provenance
 from aae_ray.study.tracking import STUDY, Tracker
 from aae_ray.training import checkpoint
-from aae_ray.training.assessment import Assessment, assess, assess_samples, judgement_tags
+from aae_ray.training.assessment import Assessment, assess, assess_samples, assessment_tags
 from aae_ray.training.data import Dataset, cache_folder, load
 from aae_ray.training.evaluation import sample_generator
 from aae_ray.training.judge import SMALLEST, Judge, judge_for
 from aae_ray.training.loop import Training
 
 SEND_SECONDS = 60
+SPLIT = ("data.split_seed", "data.validation_fraction", "data.test_fraction")
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,14 @@ class Evaluated:
 
 
 def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any_data: bool) -> Evaluated:
-    """Evaluate a checkpoint's folder, or a registered decoder by name. Raises UserError when there is no such thing,
-    or when the data are of another digest, unless `any_data`, or of another shape."""
+    """Evaluate a checkpoint's folder, or a registered decoder by name; overrides say where its data are.
+
+    Raises UserError when there is no such thing, when the data are others or split otherwise, unless `any_data`, or
+    when they do not fit: of another shape, or of other classes where the model knows any.
+    """
     changes = read_overrides(overrides)
+    if foreign := [key for key in changes if not key.startswith(("data.", "study.folder"))]:
+        raise UserError(f"{', '.join(foreign)}: a model is evaluated as it was trained; only data.* may be given here")
     if Path(model, checkpoint.FILE).exists():
         return _checkpoint(Path(model), changes, any_data)
     if Path(model).exists():
@@ -50,9 +57,19 @@ def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any
 
 def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> Evaluated:
     state = checkpoint.load(folder)
+    if not {"settings", "data_digest", "shape", "players"} <= state.keys():
+        raise UserError(f"{folder / checkpoint.FILE} is not a checkpoint of aae_ray: it holds {', '.join(state)}")
     run = _settings(state["settings"], changes, str(folder))
-    dataset, judge = _data(run)
+    dataset = load(run.data)
     _same_data(str(folder), state["data_digest"], tuple(state["shape"]), dataset, any_data)
+    _same_split(str(folder), state["settings"], run, any_data)
+    classes = state.get("classes", dataset.classes)
+    if TASKS[run.task].labels and classes != dataset.classes:
+        raise UserError(
+            f"{folder} was trained with task {run.task} on {classes} classes, and data.name {dataset.name} has "
+            f"{dataset.classes or 'none'}"
+        )
+    judge = _judge(run, dataset)
     training = Training(run, dataset)
     training.load_state_dict(state | {"data_digest": dataset.digest})
     assessment = assess(training.evaluation, judge)
@@ -64,8 +81,10 @@ def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str,
     decoder = registry.load(name, uri, version)
     about = {key: value for key, value in decoder.settings.items() if key.startswith("data.")}
     run = _settings(about, changes, name)
-    dataset, judge = _data(run)
-    _same_data(f"{name} version {decoder.version}", decoder.data_digest, decoder.shape, dataset, any_data)
+    dataset, what = load(run.data), f"{name} version {decoder.version}"
+    _same_data(what, decoder.data_digest, decoder.shape, dataset, any_data)
+    _same_split(what, about, run, any_data)
+    judge = _judge(run, dataset)
     assessment = assess_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
     return Evaluated(f"{name}-{decoder.version}", run, dataset, judge, assessment)
 
@@ -80,10 +99,9 @@ def _settings(recorded: Mapping[str, Any], changes: Mapping[str, Entry], where: 
     return build(values | dict(changes))
 
 
-def _data(run: Settings) -> tuple[Dataset, Judge | None]:
-    dataset = load(run.data)
+def _judge(run: Settings, dataset: Dataset) -> Judge | None:
     judged = dataset.labels_N is not None and min(dataset.shape[1:]) >= SMALLEST
-    return dataset, judge_for(dataset, cache_folder(run.data)) if judged else None
+    return judge_for(dataset, cache_folder(run.data)) if judged else None
 
 
 def _same_data(what: str, digest: str, shape: tuple[int, ...], dataset: Dataset, any_data: bool) -> None:
@@ -94,6 +112,17 @@ def _same_data(what: str, digest: str, shape: tuple[int, ...], dataset: Dataset,
         raise UserError(
             f"{what} was trained on data with digest {digest}, and data.name {dataset.name} has {dataset.digest}; "
             "name its own data with data.name and data.path, or give --any-data"
+        )
+
+
+def _same_split(what: str, recorded: Mapping[str, Any], run: Settings, any_data: bool) -> None:
+    """The images are the same, but those to test on may be some that the model was trained on."""
+    other = [key for key in SPLIT if key in recorded and float(recorded[key]) != setting(run, key)]
+    if other and not any_data:
+        told = ", ".join(f"{key}={setting(run, key):g} instead of {float(recorded[key]):g}" for key in other)
+        raise UserError(
+            f"{told}: {what} was trained on another part of these images, and its test would hold some of them; "
+            "take it away, or give --any-data"
         )
 
 
@@ -108,7 +137,7 @@ def record(found: Evaluated, uri: str, sheet: Path) -> int:
         "aae.run_kind": "evaluation",
         "aae.evaluated": found.name,
         "aae.data_digest": found.dataset.digest,
-        **(judgement_tags(found.assessment, found.judge) if found.judge else {}),
+        **assessment_tags(found.assessment, found.judge),
         **provenance(),
     }
     tracker.create_run(STUDY, found.run_name, {key: value for key, value in tags.items() if value}, began)

@@ -14,7 +14,7 @@ from aae_ray.study.ledger import Ledger, TrialRecord
 from aae_ray.study.provenance import provenance
 from aae_ray.study.space import Plan
 from aae_ray.study.tracking import STUDY, Tracker
-from aae_ray.training.assessment import NEAREST_SHEET, assess, judgement_tags
+from aae_ray.training.assessment import NEAREST_SHEET, Assessment, assess, assessment_tags
 from aae_ray.training.data import Dataset, cache_folder
 from aae_ray.training.judge import SMALLEST, judge_for
 from aae_ray.training.loop import Training
@@ -115,28 +115,28 @@ class Records:
 
     # --------------------------------------------------------------------------------------------------------- the best
 
-    def finalist(self, record: TrialRecord, training: Training) -> dict[str, float]:
+    def finalist(self, record: TrialRecord, training: Training) -> Assessment:
         """What a trial is worth on the test images, that no choice has seen, and what its samples are worth."""
         test = training.evaluation.cheap("test") | training.evaluation.costly("test")
         judge = None
         if training.dataset.labels_N is not None and min(training.dataset.shape[1:]) >= SMALLEST:
             judge = judge_for(training.dataset, cache_folder(training.run.data))
         assessment = assess(training.evaluation, judge)
-        if judge:
-            self.tracker.set_tags(record.name, judgement_tags(assessment, judge))
-        test |= assessment.metrics
-        self.tracker.log_metrics(record.name, {name: value for name, value in test.items() if math.isfinite(value)}, 0)
+        assessment.metrics = test | assessment.metrics
+        self.tracker.set_tags(record.name, assessment_tags(assessment, judge))
+        finite = {name: value for name, value in assessment.metrics.items() if math.isfinite(value)}
+        self.tracker.log_metrics(record.name, finite, 0)
         folder = self.tracker.spool.path.parent / FIGURES / record.name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / NEAREST_SHEET).write_bytes(assessment.nearest_sheet)
         self.trial_picture(record, folder / NEAREST_SHEET)
-        return test
+        return assessment
 
     def best(
         self,
         record: TrialRecord,
         training: Training,
-        test: Mapping[str, float],
+        assessment: Assessment,
         folder: Path,
         ledger: Ledger,
         *,
@@ -147,9 +147,9 @@ class Records:
         self.tracker.log_artifact(STUDY, best_config(training.run, folder / "best_config.yaml"))
         if not register:
             return
-        tags = self._version_tags(record, training, ledger, test)
+        tags = self._version_tags(record, training, ledger, assessment.metrics)
         name = training.run.tracking.model_name or f"aae-{training.run.data.name}-decoder"
-        card = model_card(name, record, training.run, training.model.classes, test, self.study_id)
+        card = model_card(name, record, training.run, training.model.classes, assessment, self.study_id)
         about = {key: tags[key] for key in ABOUT}
         exported = registry.export(training.model, folder, about)
         (folder / "model_card.md").write_text(card, encoding="utf-8")

@@ -170,9 +170,11 @@ def console_for(stream: Any = None) -> Console:
 
 
 def with_floor(name: str, metrics: Mapping[str, float]) -> str:
-    """A metric's value, and beside it what a perfect match would get, where that was measured."""
-    floor = metrics.get(f"{name}_floor")
-    return f"{name} {metrics[name]:.4f}" + ("" if floor is None else f" (floor {floor:.4f})")
+    """A metric's value, and beside it what a perfect match, or real images, would get, where that was measured."""
+    stem, _, unit = name.rpartition("_")
+    beside = {"floor": f"{name}_floor", "real images": f"{stem}_anchor_{unit}"}
+    told = [f"{what} {number(metrics[other])}" for what, other in beside.items() if other in metrics]
+    return f"{name} {number(metrics[name])}" + (f" ({', '.join(told)})" if told else "")
 
 
 def bullet(label: str, text: str) -> Text:

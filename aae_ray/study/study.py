@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from aae_ray.study.server import tracking_uri
 from aae_ray.study.space import Plan, options
 from aae_ray.study.tracking import Tracker, import_early
 from aae_ray.training import checkpoint
+from aae_ray.training.assessment import Assessment
 from aae_ray.training.data import Dataset, load
 from aae_ray.training.divergence import LEAST_CODES
 from aae_ray.training.evaluation import measured
@@ -33,6 +35,7 @@ from aae_ray.training.labels import check
 from aae_ray.training.loop import Training
 
 LABELLED = ("test/classification_error", "test/part_error")  # what a user of a task with labels asks for first
+SAMPLES = ("quality/fid_local", "quality/coverage", "quality/parzen_nats")  # what images of the prior are worth
 STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components")
 SEND_SECONDS = 60  # to wait at the end for MLflow to take the last records
 
@@ -47,7 +50,7 @@ class Outcome:
     registration: dict[str, Any] | None
     interrupted: bool
     asked_to_register: bool
-    tests: dict[str, dict[str, float]]  # of each finalist by its name: what it is worth on the test images
+    tests: dict[str, Assessment]  # of each finalist by its name: what it is worth on the test images
 
 
 def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome:
@@ -56,16 +59,7 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
     run = with_absolute_paths(plan.settings)
     uri = tracking_uri(run.tracking.uri)
     dataset = load(run.data)
-    for each in _each_structure(plan):  # labels, networks and objectives that do not fit the data are told now
-        check(each, dataset)
-        build_model(each, dataset.shape, classes=dataset.classes)
-        _check_objectives(each, dataset)
-    for part, indices in (("validation", dataset.val), ("test", dataset.test)):
-        if len(indices) < LEAST_CODES:
-            raise UserError(
-                f"data.name {dataset.name} has {len(indices)} {part} images, too few to measure on; "
-                f"give data.{part}_fraction so that there are at least {LEAST_CODES}"
-            )
+    _check_data(plan, dataset)
     ledger = Ledger(plan)
     import_early()  # while Ray's processes start
     with Screen(console, ledger, plan, title_of(plan, dataset)) as screen, cluster(verbose=verbose):
@@ -81,7 +75,7 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
             search = Search(plan, study_id, folder, ledger, records, screen)
             interrupted = search.run(gangs, verbose=verbose)
             best = choose(ledger, run.study.select)
-            tests: dict[str, dict[str, float]] = {}
+            tests: dict[str, Assessment] = {}
             try:
                 screen.say("choosing the best trial, drawing the plots")
                 records.plots(report.write_plots(search.optuna_study, plan, folder / "plots"))
@@ -110,28 +104,52 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
     return outcome
 
 
+def _check_data(plan: Plan, dataset: Dataset) -> None:
+    """Raises SettingsError with all in which the data do not fit the settings, or anything that is searched."""
+    problems: dict[Problem, None] = {}
+    for each in _each_structure(plan):
+        try:
+            check(each, dataset)
+        except SettingsError as error:
+            problems |= dict.fromkeys(error.problems)
+        try:
+            build_model(each, dataset.shape, classes=dataset.classes)
+        except UserError as error:
+            problems[Problem("settings", str(error))] = None
+        problems |= dict.fromkeys(_unmeasured(each, dataset))
+    for part, indices in (("validation", dataset.val), ("test", dataset.test)):
+        if len(indices) < LEAST_CODES:
+            few = f"data.name {dataset.name} has {len(indices)} {part} images, too few to measure on"
+            told = f"{few}; give data.{part}_fraction so that there are at least {LEAST_CODES}"
+            problems[Problem("settings", told)] = None
+    if problems:
+        raise SettingsError(problems)
+
+
 def _each_structure(plan: Plan) -> Iterator[Settings]:
-    """The settings, and the settings with each searched value of a key that labels or networks must fit to the data."""
+    """The settings with every pair of searched values of keys that labels or networks must fit to the data."""
     run = with_absolute_paths(plan.settings)
     yield run
-    for name in STRUCTURE:
-        for value in options(plan.space[name]) if name in plan.space else ():
-            yield replace(run, {name: value})
+    values = [(name, value) for name in STRUCTURE if name in plan.space for value in options(plan.space[name])]
+    for (first, a), (second, b) in combinations_with_replacement(values, 2):
+        if first != second or a == b:
+            yield replace(run, {first: a, second: b})
 
 
-def _check_objectives(run: Settings, dataset: Dataset) -> None:
-    """Raises SettingsError with every metric that the study asks for and its task does not measure on these data."""
+def _unmeasured(run: Settings, dataset: Dataset) -> list[Problem]:
+    """Every metric that the study asks for and its task does not measure on these data."""
     found, pruner = measured(run, dataset), run.study.pruner.metric
     asked = [("study.objectives", name) for name in run.study.objectives]
     asked += [("study.pruner.metric", pruner)] if pruner != "front" else []
-    problems = [
-        f"{key}: {name} is not measured by task {run.task} on data.name {dataset.name}; "
-        f"those that are: {', '.join(sorted(found))}"
+    return [
+        Problem(
+            "settings",
+            f"{key}: {name} is not measured by task {run.task} on data.name {dataset.name}; "
+            f"those that are: {', '.join(sorted(found))}",
+        )
         for key, name in asked
         if name not in found
     ]
-    if problems:
-        raise SettingsError(Problem("settings", message) for message in problems)
 
 
 def print_report(
@@ -149,11 +167,14 @@ def print_report(
                 f"{best.name} ({report.describe(best.params) or 'the settings as given'}): {values}",
             )
         )
-        test = outcome.tests.get(best.name, {})
-        told = [name.replace("val/", "test/") for name in ledger.objectives]
-        told += [name for name in LABELLED if name in test and name not in told]
-        if test:
+        if assessment := outcome.tests.get(best.name):
+            test = assessment.metrics
+            told = [name.replace("val/", "test/") for name in ledger.objectives]
+            told += [name for name in LABELLED if name in test and name not in told]
             lines.append(report.bullet("test images", ", ".join(report.with_floor(name, test) for name in told)))
+            samples = [report.with_floor(name, test) for name in SAMPLES if name in test]
+            lines += [report.bullet("samples", ", ".join(samples))] if samples else []
+            lines += [report.bullet("", remark) for remark in assessment.remarks]
     failures = {record.message for record in ledger.records if record.state == "failed" and record.message}
     lines += [report.bullet("failure", message) for message in sorted(failures)]
     if warning := report.noise_warning(ledger):

@@ -17,12 +17,14 @@ from torch import Tensor
 from aae_ray.mistakes import UserError
 from aae_ray.training import figures, quality
 from aae_ray.training.data import Dataset
-from aae_ray.training.evaluation import PROTOCOL_SEED, Evaluation
-from aae_ray.training.judge import Judge
+from aae_ray.training.evaluation import PROTOCOL_SEED, Evaluation, some_of
+from aae_ray.training.judge import SMALLEST, Judge
 
 PARZEN_SAMPLES = 10_000
 PARZEN_VALIDATION = 1000  # images that choose the window
 MOST = 10_000  # samples and images that are compared
+NEIGHBOURS = 5  # of precision, recall, density and coverage
+CODES = 2000  # whose distances to the prior are taken
 SHOWN = 32  # samples in the sheet of nearest images
 NEAREST_SHEET = "nearest.png"
 PARZEN_ADVICE = (
@@ -49,27 +51,35 @@ def assess(evaluation: Evaluation, judge: Judge | None) -> Assessment:
     return found
 
 
-def judgement_tags(assessment: Assessment, judge: Judge) -> dict[str, str]:
-    """What belongs to the records of an assessment and is no number: who judged, and the samples' classes."""
-    return {"aae.judge": judge.digest, "aae.class_shares": ",".join(f"{s:.4f}" for s in assessment.class_shares)}
+def assessment_tags(assessment: Assessment, judge: Judge | None) -> dict[str, str]:
+    """What belongs to the records of an assessment and is no number: who judged, the samples' classes, remarks."""
+    tags = {"aae.remarks": "; ".join(assessment.remarks)} if assessment.remarks else {}
+    if judge:
+        tags |= {"aae.judge": judge.digest}
+        tags |= {"aae.class_shares": ",".join(f"{share:.4f}" for share in assessment.class_shares)}
+    return tags
 
 
 def assess_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Assessment:
-    """What samples are worth. Without a judge (data without labels) the metrics on its features are left out."""
+    """What samples are worth; without a judge (no labels, or tiny images) less the metrics on its features."""
     found = Assessment()
     samples_MCHW = draw(PARZEN_SAMPLES).cpu()
     if not samples_MCHW.isfinite().all():
         found.remarks.append("samples hold values that are not finite, which count as black")
     samples_MCHW = samples_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)
-    test_NCHW = _images(dataset, dataset.test[:MOST])
+    test = some_of(dataset.test, MOST)
+    test_NCHW = _images(dataset, test)
     if judge is None:
-        found.remarks.append("without labels there is no judge: FID, KID, coverage and classes are left out")
+        why = "labels" if dataset.labels_N is None else f"{SMALLEST} x {SMALLEST} pixels"
+        found.remarks.append(f"without {why} there is no judge: FID, KID, coverage and classes are left out")
     else:
-        histogram = quality.class_histogram(judge.probabilities(samples_MCHW))
+        assert dataset.labels_N is not None
+        real_K = torch.bincount(torch.from_numpy(dataset.labels_N[test]), minlength=dataset.classes or 0)
+        histogram = quality.class_histogram(judge.probabilities(samples_MCHW), real_K)
         found.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge) | _classes(histogram)
         found.class_shares = histogram.share_K
-        shares = ", ".join(f"{label}: {share:.1%}" for label, share in enumerate(histogram.share_K))
-        found.remarks.append(f"classes of the samples {shares}")
+        if not found.metrics.keys() & {"quality/coverage"}:
+            found.remarks.append(f"FID, KID and coverage take more than {NEIGHBOURS} training and test images")
         if histogram.missing:
             told = ", ".join(map(str, histogram.missing))
             found.remarks.append(f"coverage alarm: samples hardly ever show class {told}")
@@ -84,14 +94,15 @@ def assess_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Assessm
 
 def _judged(samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, judge: Judge) -> dict[str, float]:
     count = min(len(test_NCHW), len(dataset.train), MOST)
-    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(PROTOCOL_SEED)))
-    real_NF = judge.features(test_NCHW[:count])
+    if count <= NEIGHBOURS:
+        return {"quality/judge_accuracy": judge.accuracy}
+    real_NF = judge.features(test_NCHW[torch.from_numpy(some_of(np.arange(len(test_NCHW)), count))])
     fake_NF = judge.features(samples_MCHW[:count])
-    train_NF = judge.features(_images(dataset, np.sort(random.permutation(dataset.train)[:count])))
+    train_NF = judge.features(_images(dataset, some_of(dataset.train, count)))
     kid, kid_floor = (
         quality.kernel_distance(real_NF, other_NF, seed=PROTOCOL_SEED) for other_NF in (fake_NF, train_NF)
     )
-    balls = quality.prdc(real_NF, fake_NF)
+    balls = quality.prdc(real_NF, fake_NF, NEIGHBOURS)
     return {
         "quality/fid_local": quality.frechet_distance(real_NF, fake_NF),
         "quality/fid_local_floor": quality.frechet_distance(real_NF, train_NF),
@@ -102,7 +113,7 @@ def _judged(samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, judge: Ju
         "quality/recall": balls.recall,
         "quality/density": balls.density,
         "quality/coverage": balls.coverage,
-        "quality/coverage_floor": quality.prdc(real_NF, train_NF).coverage,
+        "quality/coverage_floor": quality.prdc(real_NF, train_NF, NEIGHBOURS).coverage,
         "quality/judge_accuracy": judge.accuracy,
     }
 
@@ -118,9 +129,9 @@ def _classes(histogram: quality.ClassHistogram) -> dict[str, float]:
 
 def _parzen(found: Assessment, samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset) -> None:
     """The log-likelihood by the paper's protocol beside that of as many real training images (section 3)."""
-    validation_ND = _images(dataset, dataset.val[:PARZEN_VALIDATION]).flatten(1)
+    validation_ND = _images(dataset, some_of(dataset.val, PARZEN_VALIDATION)).flatten(1)
     test_ND = test_NCHW.flatten(1)
-    real_MD = _images(dataset, dataset.train[:PARZEN_SAMPLES]).flatten(1)
+    real_MD = _images(dataset, some_of(dataset.train, PARZEN_SAMPLES)).flatten(1)
     try:
         score = quality.parzen(samples_MCHW[: len(real_MD)].flatten(1), validation_ND, test_ND)
         anchor = quality.parzen(real_MD, validation_ND, test_ND)
@@ -142,11 +153,13 @@ def assess_codes(evaluation: Evaluation) -> dict[str, float]:
     """What the encoder is worth: reconstruction, codes against prior, prior samples decoded and encoded again."""
     model, images = evaluation.model, evaluation.images
     codes_NZ = evaluation.codes("test")
-    count = min(len(codes_NZ), 2000)
+    count = min(len(codes_NZ), CODES)
     prior_std = model.prior.std_Z.double().square().mean().sqrt().item()
     prior, again = (evaluation.prior_codes(count, seed) for seed in (0, 1))
     found = {
-        "quality/imq_mmd": quality.imq_mmd(codes_NZ[:count], prior, prior_std),
+        "quality/imq_mmd": quality.imq_mmd(
+            codes_NZ[torch.from_numpy(some_of(np.arange(len(codes_NZ)), count))], prior, prior_std
+        ),
         "quality/imq_mmd_floor": quality.imq_mmd(again, prior, prior_std),
     }
     z_NZ, y_NK = evaluation.prior_places(count)

@@ -47,8 +47,12 @@ def load(folder: str | Path) -> dict[str, Any]:
     """The state in a folder, on the CPU. Raises UserError when there is none or when it cannot be read."""
     path = Path(folder) / FILE
     try:
-        return unpack(path.read_bytes())
+        state = unpack(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{folder} holds no checkpoint: there is no {FILE} in it") from None
-    except Exception as error:
-        raise UserError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of an empty file the error says nothing
+        reason = next(iter(str(error).splitlines()), "it ends too early")
+        raise UserError(f"{path} is not a readable checkpoint: {reason}") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is not a checkpoint of aae_ray: it holds a {type(state).__name__}")
+    return state

@@ -34,6 +34,17 @@ def sample_generator() -> torch.Generator:
     return generator_for(PROTOCOL_SEED, EVALUATION, PRIOR)
 
 
+def some_of(rows_N: np.ndarray, count: int) -> np.ndarray:
+    """So many of the rows, in their order, drawn by the protocol's seed; all of them where there are no more.
+
+    The first ones would not do: of a set that is stored class by class they are of one class.
+    """
+    if len(rows_N) <= count:
+        return rows_N
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(PROTOCOL_SEED)))
+    return np.asarray(rows_N[np.sort(random.permutation(len(rows_N))[:count])])
+
+
 class Encoded(NamedTuple):
     """Held-out images of a part, in its order: codes z, and the logits of q(y|x) where the encoder answers with one."""
 
@@ -85,7 +96,7 @@ class Evaluation:
         Clusters get their labels by the paper's rule (section 6), from the validation images.
         """
         task, found = TASKS[self.run.task], {}
-        labels_N = self._true_labels(part)
+        labels_N = self._true_labels(self._indices(part))
         if task.slots and labels_N is not None:
             found["part_error"] = (self.model.prior.part_of(z_NZ) != labels_N).double().mean().item()
         if logits_NK is None:
@@ -100,7 +111,7 @@ class Evaluation:
             found["nmi"] = clusters.normalized_mutual_information(answers_N, labels_N)
             found["ari"] = clusters.adjusted_rand_index(answers_N, labels_N)
             examples_NK = logits_NK if part == "val" else self._look_at("val").logits_NK
-            known_N = self._true_labels("val")
+            known_N = self._true_labels(self.dataset.val)
             assert examples_NK is not None and known_N is not None
             answers_N = clusters.assign_by_confidence(examples_NK, known_N)[answers_N]
         if labels_N is not None:
@@ -132,11 +143,11 @@ class Evaluation:
 
     @torch.no_grad()
     def reconstructions(self, part: str, count: int) -> tuple[Tensor, Tensor]:
-        """The first images of a part and what becomes of them, each (N, C, H, W), on the CPU."""
-        x_BD, code, y_BK = next(self._encoded(part))
-        answer_BD = self.model.decode(code.z_BZ, y_BK)
-        shape = self.dataset.shape
-        return x_BD[:count].unflatten(1, shape).cpu(), answer_BD[:count].unflatten(1, shape).cpu()
+        """Some images of a part and what becomes of them, each (N, C, H, W), on the CPU."""
+        x_BD, code, y_BK = next(self._encoded(some_of(self._indices(part), min(count, CHUNK))))
+        pair = (x_BD, self.model.decode(code.z_BZ, y_BK))
+        x_NCHW, answer_NCHW = (images_BD.unflatten(1, self.dataset.shape).cpu() for images_BD in pair)
+        return x_NCHW, answer_NCHW
 
     @torch.no_grad()
     def styles(self, count: int) -> Tensor:
@@ -180,7 +191,7 @@ class Evaluation:
     @torch.no_grad()
     def _look_at(self, part: str) -> Encoded:
         codes, logits, squared_error, pixels = [], [], 0.0, 0
-        for x_BD, code, y_BK in self._encoded(part):
+        for x_BD, code, y_BK in self._encoded(self._indices(part)):
             squared_error += (self.model.decode(code.z_BZ, y_BK) - x_BD).square().sum(dtype=torch.float64).item()
             pixels += x_BD.numel()
             codes.append(code.z_BZ.cpu())
@@ -188,23 +199,23 @@ class Evaluation:
                 logits.append(code.label_logits_BK.cpu())
         return Encoded(torch.cat(codes), torch.cat(logits) if logits else None, squared_error / pixels)
 
-    def _encoded(self, part: str) -> Iterator[tuple[Tensor, Code, Tensor | None]]:
+    def _encoded(self, indices: np.ndarray) -> Iterator[tuple[Tensor, Code, Tensor | None]]:
         """Chunks of images x_BD with their codes and, where the decoder takes it, y_BK: q(y|x), else the truth."""
         generator = generator_for(PROTOCOL_SEED, EVALUATION, POSTERIOR)
-        indices = self._indices(part)
         for start in range(0, len(indices), CHUNK):
-            x_BD = self.images[indices[start : start + CHUNK]]
+            rows = indices[start : start + CHUNK]
+            x_BD = self.images[rows]
             code = self.model.encode(x_BD, self._noise(len(x_BD), generator))
             y_BK = None if code.label_logits_BK is None else code.label_logits_BK.softmax(1)
             if y_BK is None and self.model.classes:
-                truth_N = self._true_labels(part)
+                truth_N = self._true_labels(rows)
                 assert truth_N is not None
-                y_BK = F.one_hot(truth_N[start : start + CHUNK], self.model.classes).to(x_BD)
+                y_BK = F.one_hot(truth_N, self.model.classes).to(x_BD)
             yield x_BD, code, y_BK
 
-    def _true_labels(self, part: str) -> Tensor | None:
+    def _true_labels(self, indices: np.ndarray) -> Tensor | None:
         labels_N = self.dataset.labels_N
-        return None if labels_N is None else torch.from_numpy(np.asarray(labels_N)[self._indices(part)])
+        return None if labels_N is None else torch.from_numpy(np.asarray(labels_N)[indices])
 
     def _noise(self, count: int, generator: torch.Generator) -> Tensor | None:
         if not self.model.noise_dim:
@@ -215,7 +226,7 @@ class Evaluation:
 
     @torch.no_grad()
     def _noise_use(self, part: str) -> float:
-        x_BD = self.images[self._indices(part)[:NOISE_IMAGES]]
+        x_BD = self.images[some_of(self._indices(part), NOISE_IMAGES)]
         generator = generator_for(PROTOCOL_SEED, EVALUATION, USE_OF_NOISE)
         z_MNZ = torch.stack(
             [self.model.encode(x_BD, self._noise(len(x_BD), generator)).z_BZ for _ in range(NOISE_DRAWS)]

@@ -15,8 +15,8 @@ LABELS = 1  # behind the seed: what the numbers are for
 def known_labels(dataset: Dataset, run: settings.Settings) -> NDArray[np.int64]:
     """Labels (N,) of all images of the set as training knows them, -1 for those that it does not.
 
-    Only training images have any. `data.labels` of them are known, in equal numbers for each class (to within one),
-    drawn by the seed of the run; all where it is not given.
+    Only training images have any. `data.labels` of them are known, drawn by the seed of the run, in equal numbers for
+    each class (to within one, as long as a class has as many); all where it is not given.
     """
     known_N = np.full(len(dataset.images_NCHW), UNKNOWN, np.int64)
     if dataset.labels_N is None or dataset.classes is None:

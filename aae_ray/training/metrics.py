@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Metric:
-    """One thing that is measured; a study can optimise it only where it has a direction."""
+    """One thing that is measured; a study can optimise it where it has a direction and is of held-out images."""
 
     name: str
     unit: str
@@ -166,10 +166,10 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 ("density", "ratio", "test images within reach of a sample, over those expected; 1: alike"),
                 ("coverage", "ratio", "share of test images that have a sample within reach"),
                 ("coverage_floor", "ratio", "that share for as many real training images"),
-                ("class_kl_nats", "nats", "divergence of the samples' classes from uniform"),
+                ("class_kl_nats", "nats", "divergence of the samples' classes from uniform over those of real images"),
                 ("class_confidence", "ratio", "mean confidence of the judge in the class of a sample"),
                 ("class_entropy_nats", "nats", "mean entropy of the judge's answer for a sample"),
-                ("classes_missing", "classes", "classes with less than a fifth of their share of the samples"),
+                ("classes_missing", "classes", "classes with less than a fifth of their share of real images"),
                 ("judge_accuracy", "ratio", "of the judge itself, on the test images"),
                 ("parzen_nats", "nats", "Parzen window log-likelihood of the test images under samples"),
                 ("parzen_samples", "images", "how many samples: the score rises with them; 10,000 in the paper"),

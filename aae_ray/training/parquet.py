@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from aae_ray.mistakes import UserError, did_you_mean
 from aae_ray.training.image_stream import Block, ImageStream, size_text
 
+CHANNELS = (1, 3)  # grey and colour: what can be shown
 MAX_CLASSES = 10_000  # a label beyond it is an identifier that was taken for a class
 _BATCH_ROWS = 64  # colour images of 256 x 256 as lists of doubles take 100 MB
 
@@ -37,8 +38,9 @@ def read_parquet(files: Sequence[Path], image_column: str | None, label_column: 
     """The images of Parquet files of one schema, in the order given.
 
     Images are PNG or JPEG bytes (also in Hugging Face's struct of bytes and path), or lists of pixels: H x W,
-    C x H x W, or flat and square. Whole pixel values are 0 to 255; fractions in [0, 1] become 0 to 255. The
-    image column is found by its type when it is not named; the label column is `label` when that is there.
+    C x H x W with 1 or 3 channels, or flat and square. Whole pixel values are 0 to 255; fractions in [0, 1] become
+    0 to 255. The image column is found by its type when it is not named; the label column is `label` when that is
+    there.
     Schemas are checked here, contents while the blocks are read. Raises UserError by file, column and row.
     """
     headers = {file: _header(file) for file in files}
@@ -256,6 +258,8 @@ def _with_channels(pixels: NDArray[Any], rows: _Rows) -> NDArray[Any]:
         return pixels[:, np.newaxis]
     if shape[2] <= 4 < shape[0]:
         raise rows.fault(0, f"is {size_text(shape)}, which looks like H x W x C; nest the lists as C x H x W")
+    if shape[0] not in CHANNELS:
+        raise rows.fault(0, f"is {size_text(shape)} (channels x height x width); images have 1 channel or 3")
     return pixels
 
 

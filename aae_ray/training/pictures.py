@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from aae_ray.training import figures
+from aae_ray.training.evaluation import some_of
 from aae_ray.training.loop import Training
 
 COUNT = 64  # images in a picture
@@ -29,7 +30,9 @@ Sketch = Mapping[str, NDArray[np.generic]]
 def sketch(training: Training) -> Sketch:
     """The numbers behind the pictures of a model: images as uint8, the first two coordinates of held-out codes."""
     evaluation, model, labels_N = training.evaluation, training.run.model, training.dataset.labels_N
-    codes_NZ = evaluation.places("val")[:CODES]
+    places_NZ = evaluation.places("val")
+    shown = some_of(np.arange(len(places_NZ)), CODES)
+    codes_NZ = places_NZ[torch.from_numpy(shown)]
     originals_NCHW, answers_NCHW = evaluation.reconstructions("val", COUNT // 2)
     what = "codes W y + z" if "cluster_heads" in training.model.players else "codes"
     task = training.run.task.replace("_", " ")
@@ -45,7 +48,7 @@ def sketch(training: Training) -> Sketch:
         "title": np.array(title),
     }
     if labels_N is not None:
-        found["labels"] = labels_N[training.dataset.val][:CODES]
+        found["labels"] = labels_N[training.dataset.val[shown]]
     if training.model.classes:
         found["styles"] = _bytes(evaluation.styles(STYLES))
     return found

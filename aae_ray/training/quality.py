@@ -115,7 +115,7 @@ def _distances(a_NF: Tensor, b_MF: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield rows, torch.cdist(a_NF[rows], b_MF, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-ALARM = 0.2  # of its fair share
+ALARM = 0.2  # of its share of real images
 
 
 @dataclass(frozen=True)
@@ -123,22 +123,23 @@ class ClassHistogram:
     """Which classes a classifier sees in samples."""
 
     share_K: tuple[float, ...]
-    kl_to_uniform_nats: float
+    kl_to_uniform_nats: float  # uniform over the classes that real images have
     confidence: float  # mean of the largest probability
     entropy_nats: float  # mean over samples
-    missing: tuple[int, ...]  # the coverage alarm: classes with less than a fifth of their fair share
+    missing: tuple[int, ...]  # the coverage alarm: classes with less than a fifth of their share of real images
 
 
-def class_histogram(probabilities_MK: Tensor) -> ClassHistogram:
+def class_histogram(probabilities_MK: Tensor, real_K: Tensor) -> ClassHistogram:
+    """Of samples, beside the number of real images of each class: a class that has none is not missed."""
     classes = probabilities_MK.shape[1]
-    p_MK = probabilities_MK.double()
+    p_MK, real_K = probabilities_MK.double(), real_K.double()
     share_K = torch.bincount(p_MK.argmax(1), minlength=classes).double() / len(p_MK)
     return ClassHistogram(
         tuple(share_K.tolist()),
-        (math.log(classes) + torch.special.xlogy(share_K, share_K).sum()).item(),
+        math.log((real_K > 0).sum()) + torch.special.xlogy(share_K, share_K).sum().item(),
         p_MK.amax(1).mean().item(),
         -torch.special.xlogy(p_MK, p_MK).sum(1).mean().item(),
-        tuple(torch.nonzero(share_K < ALARM / classes).flatten().tolist()),
+        tuple(torch.nonzero(share_K < ALARM * real_K / real_K.sum()).flatten().tolist()),
     )
 
 

@@ -24,6 +24,13 @@ def test_standard_deviations_and_shape(name: str, latent_dim: int) -> None:
     torch.testing.assert_close(z_NZ.std(0), prior.std_Z.double(), rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_the_standard_deviations_of_a_mixture_of_few(parts: int) -> None:
+    """Two components lie on one axis: the other coordinate is as narrow as a component is across."""
+    prior = Prior("mixture", 3, scale=2.0, parts=parts)
+    torch.testing.assert_close(draw(prior).std(0), prior.std_Z.double(), rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_draw_is_a_function_of_its_generator(name: str) -> None:
     prior = Prior(name, 5)

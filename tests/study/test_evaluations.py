@@ -66,6 +66,28 @@ def test_other_data_are_refused_unless_asked_for(saved: Path, tmp_path: Path, di
         evaluate(saved, "data.name=small", f"data.path={small}", f"data.cache={cache}", any_data=True)
 
 
+def test_another_split_would_test_on_training_images(saved: Path) -> None:
+    with pytest.raises(UserError, match="data.split_seed=1 instead of 0: .* was trained on another part of these"):
+        evaluate(saved, "data.split_seed=1")
+    assert "quality/fid_local" in evaluate(saved, "data.split_seed=1", any_data=True).assessment.metrics
+
+
+def test_a_model_is_evaluated_as_it_was_trained(saved: Path) -> None:
+    with pytest.raises(UserError, match="model.prior_scale, train.epochs: a model is evaluated as it was trained"):
+        evaluate(saved, "model.prior_scale=5", "train.epochs=3", "data.split_seed=0")
+
+
+def test_data_of_other_classes_are_refused_before_a_judge_is_trained(
+    saved: Path, tmp_path: Path, digits: Dataset
+) -> None:
+    assert digits.labels_N is not None
+    few = write_idx(tmp_path / "few", digits.images_NCHW[:, 0], np.asarray(digits.labels_N) % 5)
+    cache = tmp_path / "cache"
+    with pytest.raises(UserError, match="with task semi_supervised on 10 classes, and data.name few has 5"):
+        evaluate(saved, "data.name=few", f"data.path={few}", f"data.cache={cache}", any_data=True)
+    assert not (cache / "judges").exists()
+
+
 def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint"):
         evaluate(tmp_path)

@@ -24,6 +24,7 @@ from aae_ray.study.cards import model_card
 from aae_ray.study.ledger import TrialRecord
 from aae_ray.study.server import tracking_uri
 from aae_ray.study.tracking import CURSOR, STUDY, Tracker, replay
+from aae_ray.training.assessment import Assessment
 
 NAME = "aae-digits-decoder"
 DIGEST = "d" * 32
@@ -139,7 +140,7 @@ def far_away(
     uri = f"sqlite:///{folder}/mlflow.db"
     client = client_of(uri)
     run = settings_of("dense")
-    card = model_card(NAME, TrialRecord(0, "ab12", {}), run, 0, {}, "digits-1")
+    card = model_card(NAME, TrialRecord(0, "ab12", {}), run, 0, Assessment(), "digits-1")
     registry.register(
         client, new_run(client), request_of("s/ab12/3", [[0.1, 0.1]], folder=exported["dense"], run=run, card=card)
     )

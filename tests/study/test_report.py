@@ -17,6 +17,7 @@ from aae_ray.study.cards import best_config, model_card, resolved, summary
 from aae_ray.study.ledger import BUDGET, Ledger, TrialRecord
 from aae_ray.study.searcher import OptunaSearcher, create_study
 from aae_ray.study.space import Plan, read_plan
+from aae_ray.training.assessment import Assessment
 
 MSE, JSD = "val/reconstruction_mse", "val/jsd_nats"
 DIGITS = Path(__file__).parents[2] / "search_spaces" / "digits.yaml"
@@ -203,7 +204,7 @@ def test_the_card_tells_what_the_decoder_is_and_how_good() -> None:
         TrialRecord(7, "ab", {}, epoch=27),
         run,
         0,
-        {"test/reconstruction_mse": 0.01234, "test/jsd_nats": 0.2, "other": 1.0},
+        Assessment({"test/reconstruction_mse": 0.01234, "test/jsd_nats": 0.2, "other": 1.0}, remarks=["no praise"]),
         "digits-1",
     )
     assert card.startswith("# aae-digits-decoder\n") and "Decoder of trial t0007 of study digits-1" in card
@@ -212,6 +213,7 @@ def test_the_card_tells_what_the_decoder_is_and_how_good() -> None:
         "| test/reconstruction_mse | 0.0123 |" in card
         and "| test/jsd_nats | 0.2000 | nats |" in card
         and "other" not in card
+        and "\n* no praise\n" in card
     )
 
 

@@ -36,8 +36,12 @@ def test_a_crash_while_writing_leaves_the_old_state(tmp_path: Path, monkeypatch:
 def test_missing_and_broken_checkpoints_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint"):
         checkpoint.load(tmp_path)
-    (tmp_path / checkpoint.FILE).write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match="not a readable checkpoint"):
+    for content in (b"not a checkpoint", b""):
+        (tmp_path / checkpoint.FILE).write_bytes(content)
+        with pytest.raises(UserError, match="not a readable checkpoint: .+"):
+            checkpoint.load(tmp_path)
+    torch.save([1, 2], tmp_path / checkpoint.FILE)
+    with pytest.raises(UserError, match="it holds a list"):
         checkpoint.load(tmp_path)
 
 

@@ -185,6 +185,10 @@ PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
     ),
     "no square": (lambda: table([[1] * 12]), "is a flat list of 12 pixels, no square"),
     "H x W x C": (lambda: table(RANDOM.integers(0, 9, (1, 8, 8, 3)).tolist()), "looks like H x W x C"),
+    "four channels": (
+        lambda: table(RANDOM.integers(0, 9, (1, 4, 8, 8)).tolist()),
+        "row 0 of column image is 4 x 8 x 8 (channels x height x width); images have 1 channel or 3",
+    ),
     "above 255": (lambda: table([[1], [2], [256]]), "row 2 of column image has a pixel of 256; whole"),
     "below 0": (lambda: table([[1], [-1]]), "row 1 of column image has a pixel of -1; whole"),
     "fraction above 1": (lambda: table([[0.5], [1.01]]), "row 1 of column image has a pixel of 1.01; pixel"),
