@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import SGD, Adam, Optimizer
 
 from aae_ray.autoencoder.model import build_model
@@ -124,20 +125,26 @@ class Training:
         start = time.monotonic()
         self._set_learning_rates()
         seen: dict[str, list[Tensor]] = {phase.name: [] for phase in self.model.phases}
+        gradients: dict[str, float] = {}
         for step in self.batches.epoch(self.epoch):
-            for phase, sight in zip(self.model.phases, self.step(step), strict=True):
+            sights = self.step(step, None if gradients else gradients)
+            for phase, sight in zip(self.model.phases, sights, strict=True):
                 seen[phase.name].append(sight)
         metrics = {"epoch": self.epoch + 1.0}
         for phase in self.model.phases:
             metrics |= phase.summary(self._gather(torch.cat(seen[phase.name])))
+        if len(gradients) > 1:
+            total = sum(gradients.values()) or 1.0
+            metrics |= {f"train/{name}_gradient_share": norm / total for name, norm in gradients.items()}
         metrics["perf/images_per_second"] = len(self.dataset.train) / (time.monotonic() - start)
         return metrics
 
-    def step(self, step: Step) -> list[Tensor]:
+    def step(self, step: Step, gradients: dict[str, float] | None = None) -> list[Tensor]:
         """All phases of the task on one mini-batch; returns what each saw of its examples.
 
         Gradients are averaged over workers, so each worker divides by an even share of the global batch: this makes
-        N workers equal to one also where their slices differ in size.
+        N workers equal to one also where their slices differ in size. Where it is asked for, `gradients` takes the norm
+        of the gradient on the encoder's trunk, for each phase that moves it.
         """
         sights, lent = [], None
         for phase, batch, examples in zip(self.model.phases, step.batches, step.examples, strict=True):
@@ -147,6 +154,9 @@ class Training:
                 loss_B, seen_BM, code = phase.loss(players, batch._replace(code=lent), self.run)
             lent = code if turn.lends else None
             loss_B.backward(torch.full_like(loss_B, self.workers / examples))
+            if gradients is not None and "trunk" in phase.moves:
+                trunk = self.model.players["trunk"].parameters()
+                gradients[phase.name] = get_total_norm([p.grad for p in trunk if p.grad is not None]).item()
             self.optimizers[phase.name].step()
             sights.append(loss_B.detach() if seen_BM is None else seen_BM)
         return sights

@@ -109,6 +109,16 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "cheap",
             "share of codes that lie in a part of the prior which belongs to another label",
         ),
+        *(
+            Metric(
+                f"train/{phase}_gradient_share",
+                "ratio",
+                None,
+                "cheap",
+                f"phase {phase}'s share of the gradients on the encoder, by their norms, in the epoch's first step",
+            )
+            for phase in ("reconstruct", "regularize", "classify")
+        ),
         Metric(
             "adv/discriminator_loss_nats",
             "nats",
