@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from aae_ray.autoencoder.model import build_model
+from aae_ray.autoencoder.phases import TASKS
 from aae_ray.mistakes import Problem, SettingsError, UserError
 from aae_ray.settings import Settings, replace, setting
 from aae_ray.study import report
@@ -64,8 +65,9 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
     import_early()  # while Ray's processes start
     with Screen(console, ledger, plan, title_of(plan, dataset)) as screen, cluster(verbose=verbose):
         gangs = gangs_that_fit(run)
-        if advice := precision_advice(run):
-            console.print(report.bullet("note", advice), soft_wrap=True)
+        for advice in (precision_advice(run), labels_advice(plan)):
+            if advice:
+                console.print(report.bullet("note", advice), soft_wrap=True)
         study_id, folder, storage = make_folder(run)
         plan = Plan(replace(run, {"study.folder": storage}), plan.space, plan.start)
         tracker = Tracker(folder, uri, run.tracking.experiment or f"aae/{run.data.name}")
@@ -124,6 +126,15 @@ def _check_data(plan: Plan, dataset: Dataset) -> None:
             problems[Problem("settings", told)] = None
     if problems:
         raise SettingsError(problems)
+
+
+def labels_advice(plan: Plan) -> str | None:
+    """A sentence when labels are counted that no task of the study learns from."""
+    run = plan.settings
+    tasks = options(plan.space["task"]) if "task" in plan.space else [run.task]
+    if run.data.labels is None or any(TASKS[task].labels == "some" for task in tasks):
+        return None
+    return f"data.labels={run.data.labels:g} has no effect: task {' and '.join(tasks)} learns from no labels"
 
 
 def _each_structure(plan: Plan) -> Iterator[Settings]:

@@ -18,6 +18,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path: Path, environment: dict[str
 
 
 SEARCHED_TASK = ("space.task.type=categorical", "space.task.choices=[unsupervised, label_informed]")
+SEARCHED_PARTS = tuple(f"space.model.prior_components.{part}" for part in ("type=int", "low=4", "high=10"))
 SEARCHED_NETWORK = ("space.model.network.type=categorical", "space.model.network.choices=[dense, convolutional]")
 
 
@@ -43,6 +44,13 @@ SEARCHED_NETWORK = ("space.model.network.type=categorical", "space.model.network
             "study.pruner.metric: val/part_error is not measured by",
         ),
         ("tune", (*SEARCHED_TASK, "model.prior=mixture", "model.prior_components=7"), "7 components of the mixture"),
+        ("tune", (*SEARCHED_TASK, *SEARCHED_PARTS, "model.prior=mixture"), "4 components of the mixture"),
+        (
+            "tune",
+            ("task=semi_supervised", "data.labels=5", "study.objectives=[val/nmi]"),
+            "data.labels gives 5 labels to 10 classes, fewer than one for each; give 10 or more\n"
+            "settings: study.objectives: val/nmi is not measured by task semi_supervised",
+        ),
         ("tune", (*SEARCHED_NETWORK, "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
         ("tune", ("task=semi_supervised", "data.labels=5"), "data.labels gives 5 labels to 10 classes"),
         ("train", ("task=label_informed", "model.prior=mixture", "model.prior_components=7"), "7 components"),

@@ -393,6 +393,16 @@ def test_choices_that_cannot_go_together_are_told(file: Path, text: str) -> None
         )
 
 
+def test_what_cannot_go_together_is_told_with_mistakes_of_a_single_key(file: Path) -> None:
+    """And what is wrong by itself breaks no rule by its default."""
+    space = "space:\n  optim.regularization_lr: {type: float, low: 1e-4, high: 1e-2, log: true}\n"
+    clusters = "run:\n  task: clustering\n  model.clusters: 200\n"
+    found = complaints(file, f"{clusters}  train.epochs: -1\n{space}")
+    assert len(found) == 2 and "train.epochs: expected" in found[0] and "train.batch_size can fill" in found[1]
+    for one in ("train.batch_size: x", "train.batch_sise: 500"):
+        assert len(complaints(file, f"{clusters}  {one}\n{space}")) == 1
+
+
 def test_both_ends_of_a_range_are_tried_against_the_rest(file: Path) -> None:
     found = complaints(file, "run: {task: clustering}\nspace:\n  model.clusters: {type: int, low: 8, high: 200}\n")
     assert len(found) == 1 and "model.clusters is more than train.batch_size can fill" in found[0]
