@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.console import OVERRIDES_HELP, main
+from aae_ray.console import main
 from aae_ray.mistakes import UserError
 
 
@@ -17,7 +17,10 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="registered model, or folder of a checkpoint", metavar="MODEL")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help=f"{OVERRIDES_HELP}; data.* say where the data are"),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="data.* say where the data are, e.g. data.path=FOLDER, and study.folder where the record goes",
+        ),
     ] = None,
     version: Annotated[str, typer.Option(help="alias or version of a registered model")] = "champion",
     out: Annotated[Path, typer.Option(help="sheet of samples beside their nearest training images")] = Path(

@@ -138,28 +138,33 @@ def find_problems(entries: Mapping[str, Entry]) -> list[Problem]:
     good = {
         key: entry for key, entry in entries.items() if not any(p.message.startswith(f"{key} is") for p in problems)
     }
-    found = _validated(good)
-    problems += found
-    # A rule about several keys is judged where each of them is right by itself: what is wrong is left out, and what is
-    # then said of it, by its default, does not count.
-    wrong = {key for key in good if any(names(problem, key) for problem in found)}
-    if wrong:
-        again = _validated({key: entry for key, entry in good.items() if key not in wrong})
-        problems += [problem for problem in again if not any(names(problem, key) for key in wrong)]
+    # A rule about several keys is judged where each of them is right by itself. So what is wrong is left out, again and
+    # again, and what is then said of it, by its default, does not count.
+    wrong: set[str] = set()
+    while True:
+        found = _validated({key: entry for key, entry in good.items() if key not in wrong})
+        found = [problem for problem in found if not any(names(problem, key) for key in wrong)]
+        problems += found
+        more = {key for key in good.keys() - wrong if any(names(problem, key) for problem in found)}
+        if not more:
+            break
+        wrong |= more
     order = {entry.where: index for index, entry in enumerate(entries.values())}
     return sorted(problems, key=lambda problem: order.get(problem.where, len(order)))
 
 
 def names(problem: Problem, key: str) -> bool:
-    """Whether a problem speaks of a key, and not of one that it is the beginning of."""
-    return re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)", problem.message) is not None
+    """Whether a problem speaks of a key, or of the setting that the key is a part of."""
+    mappings = (name for name, field in dotted_fields().items() if field_takes_keys(field))
+    setting = next((name for name in mappings if key.startswith(f"{name}.")), key)
+    return re.search(rf"(?<![\w.]){re.escape(setting)}(?![\w.]*\w)", problem.message) is not None
 
 
 def _validated(entries: Mapping[str, Entry]) -> list[Problem]:
     try:
         Settings.model_validate(nest({key: entry.value for key, entry in entries.items()}))
     except ValidationError as error:
-        return [_from_pydantic(detail, entries) for detail in error.errors()]
+        return [problem for detail in error.errors() for problem in _from_pydantic(detail, entries)]
     return []
 
 
@@ -168,7 +173,7 @@ def field_takes_keys(field: FieldInfo) -> bool:
     return get_origin(field.annotation) is dict
 
 
-def _from_pydantic(detail: Any, entries: Mapping[str, Entry]) -> Problem:
+def _from_pydantic(detail: Any, entries: Mapping[str, Entry]) -> list[Problem]:
     parts = [str(part) for part in detail["loc"]]
     known = dotted_fields()
     key = next(
@@ -177,10 +182,13 @@ def _from_pydantic(detail: Any, entries: Mapping[str, Entry]) -> Problem:
     )
     entry = entries.get(key) or next((entries[name] for name in entries if name.startswith(f"{key}.")), None)
     reason = re.sub(r"^(Value error|Input), ?", "", detail["msg"])
-    if entry is None or key not in known:  # a rule about several keys names them itself
-        touched = next((e for name, e in entries.items() if name in reason or name.partition(".")[0] == key), None)
-        return Problem(touched.where if touched else "settings", reason)
-    return Problem(entry.where, f"{key}: {_expectation(known[key], reason)}, got {entry.value!r}")
+    if entry is None or key not in known:  # rules about several keys, a line each, name them themselves
+        problems = []
+        for rule in reason.splitlines():
+            touched = next((e for name, e in entries.items() if name in rule or name.partition(".")[0] == key), None)
+            problems.append(Problem(touched.where if touched else "settings", rule))
+        return problems
+    return [Problem(entry.where, f"{key}: {_expectation(known[key], reason)}, got {entry.value!r}")]
 
 
 def _expectation(field: FieldInfo, reason: str) -> str:

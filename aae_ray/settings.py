@@ -118,7 +118,7 @@ class Data(Section):
         if self.labels is not None and self.labels >= 1 and self.labels != int(self.labels):
             wrong.append(f"data.labels must be a whole number or a fraction below 1, got {self.labels:g}")
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise ValueError("\n".join(wrong))
         return self
 
 
@@ -355,7 +355,7 @@ class Settings(Section):
                 f"take data.labels away, got {self.data.labels:g}"
             )
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise ValueError("\n".join(wrong))
         return self
 
 

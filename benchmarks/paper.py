@@ -182,19 +182,20 @@ COMPARED = (
 )
 
 
-def compare(overrides: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+def compare(overrides: Sequence[str], seeds: Sequence[int], command: str) -> dict[str, Any]:
     """The AAE beside the VAE on one protocol: a study of four trials a seed, and one picture of all their codes."""
     path = str(ROOT / "search_spaces" / "aae_vs_vae_2d.yaml")
     four = read_plan(path, overrides)
     space = {**four.space, "seed": CategoricalDistribution(list(seeds))}
     points = list({tuple(point.items()): point for point in four.start}.values())  # fewer where one key is given
     start = tuple({**point, "seed": seed} for seed in seeds for point in points)
-    run = replace(four.settings, {"study.budget.trials": len(start)})
+    budget = {} if any(change.startswith("study.budget") for change in overrides) else {"trials": len(start)}
+    run = replace(four.settings, {f"study.budget.{key}": value for key, value in budget.items()})
     began = time.monotonic()
     outcome = run_study(Plan(run, space, start), console_for())
     hours = (time.monotonic() - began) / 3600
     rows: dict[str, dict[str, list[float]]] = {}
-    pictures = []
+    pictures: dict[str, Image.Image] = {}  # of the first seed that came to its end
     trials = [(record, replace(run, record.params)) for record in outcome.ledger.records]
     for record, each in sorted(trials, key=lambda trial: (trial[1].model.prior, trial[1].task, trial[1].seed)):
         if record.name not in outcome.tests:
@@ -206,16 +207,17 @@ def compare(overrides: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         for name in (*TRAINED_ON, *COMPARED):
             if name in found:
                 rows.setdefault(told, {}).setdefault(name, []).append(found[name])
-        if each.seed == seeds[0]:
-            pictures.append(Image.open(outcome.folder / "figures" / record.name / "codes.png").convert("RGB"))
+        if told not in pictures:
+            pictures[told] = Image.open(outcome.folder / "figures" / record.name / "codes.png").convert("RGB")
     if not pictures:
         raise UserError(f"no trial came to its end; the study is kept in {outcome.folder}")
-    width, height = pictures[0].size
+    width, height = next(iter(pictures.values())).size
     sheet = Image.new("RGB", (2 * width, (len(pictures) + 1) // 2 * height), "white")
-    for index, picture in enumerate(pictures):
+    for index, picture in enumerate(pictures.values()):
         sheet.paste(picture, (index % 2 * width, index // 2 * height))
     sheet.save(DOCS / f"{COMPARISON}.png", optimize=True)
     return {
+        "command": command,
         "rows": rows,
         "data": run.data.name,
         "epochs": run.train.epochs,
@@ -236,14 +238,19 @@ def comparison_lines(found: Mapping[str, Any]) -> list[str]:
         "",
         f"Two-dimensional codes of {found['data']}, {found['epochs']} epochs, the same networks and Gaussian",
         f"posterior, one protocol; mean ± standard deviation over seeds {', '.join(map(str, seeds))}",
-        f"({found['date']}; `python benchmarks/paper.py {COMPARISON}`). The VAE's loss, the negative ELBO, weighs",
+        f"({found['date']}; `{found.get('command', f'python benchmarks/paper.py {COMPARISON}')}`).",
+        "The VAE's loss, the negative ELBO, weighs",
         "for every image the KL of its own posterior from the prior, `train/kl_nats`; in its place the AAE has the",
         "adversarial match of all codes together, `adv/encoder_loss_nats`, 0.693 where the discriminator cannot tell",
         "codes from prior. FID and KID are local ones, by a judge trained on the same data. A Parzen score above its",
         "anchor, that of as many real images, is no praise.",
         "",
         *(
-            [f"{told_machine(found['machine'])}, {found['hours']:.1f} hours. {told_settings(found['settings'])}", ""]
+            [
+                f"{told_machine(found['machine'])}, {found['hours']:.2f} hours. What differs from the defaults: "
+                f"{told_settings(found['settings'])}",
+                "",
+            ]
             if "machine" in found
             else []
         ),
@@ -391,16 +398,16 @@ def main() -> None:
 
     folder = DOCS / "paper"
     folder.mkdir(parents=True, exist_ok=True)
+    places = ("data.path", "data.cache", "study.", "tracking.")
+    own = [change for change in arguments.overrides if not change.startswith(places)]
+    own += [] if arguments.seeds == SEEDS else ["--seeds", *map(str, arguments.seeds)]
+    command = " ".join(["python benchmarks/paper.py", arguments.table, *own])
     if arguments.table == COMPARISON:
-        _keep(folder / f"{COMPARISON}.json", compare(arguments.overrides, arguments.seeds))
+        _keep(folder / f"{COMPARISON}.json", compare(arguments.overrides, arguments.seeds, command))
     elif arguments.table != "page":
         table, began = TABLES[arguments.table], time.monotonic()
         plan = plan_for(table, arguments.seeds, arguments.overrides)
         outcome = run_study(plan, console_for())
-        places = ("data.path", "data.cache", "study.", "tracking.")
-        own = [change for change in arguments.overrides if not change.startswith(places)]
-        own += [] if arguments.seeds == SEEDS else ["--seeds", *map(str, arguments.seeds)]
-        command = " ".join(["python benchmarks/paper.py", arguments.table, *own])
         found = result(table, plan, outcome, time.monotonic() - began, command)
         _keep(folder / f"{arguments.table}.json", found)
     kept = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}

@@ -95,6 +95,13 @@ def test_rules_about_several_keys_are_told_with_mistakes_of_a_single_one() -> No
         "model.clusters is more than train.batch_size",
     ):
         assert sum(part in text for text in found) == 1
+    found = complaints("data.name=a/b", "data.labels=10.5", "task=clustering", "model.clusters=200")
+    assert len(found) == 3  # of a key, of two keys of a section, of two sections
+    mixed = ("train.mixed_precision=true", "train.dtype=float64")
+    found = complaints("task=clustering", "model.clusters=200", "train.batch_size=x", *mixed)
+    assert len(found) == 2 and any("float64" in text for text in found)
+    found = complaints("study.resources_per_worker.GPU=x", "task=clustering", "model.clusters=200")
+    assert len(found) == 2 and sum("resources_per_worker" in text for text in found) == 1
     (alone,) = complaints("task=clustering", "model.clusters=200", "train.batch_size=x")
     assert "train.batch_size: expected" in alone
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aae_ray.autoencoder.phases import TASKS
+import numpy as np
+
 from aae_ray.mistakes import UserError
 from aae_ray.reading import Entry, build, read_overrides
-from aae_ray.settings import Settings, dotted_fields, setting
+from aae_ray.settings import Settings, dotted_fields, replace, setting
 from aae_ray.study import registry
 from aae_ray.study.provenance import provenance
 from aae_ray.study.tracking import STUDY, Tracker
@@ -21,6 +22,7 @@ from aae_ray.training.judge import SMALLEST, Judge, judge_for
 from aae_ray.training.loop import Training
 
 SEND_SECONDS = 60
+PLACES = ("data.", "study.folder")  # where the data are, and where the record goes
 SPLIT = ("data.split_seed", "data.validation_fraction", "data.test_fraction")
 
 
@@ -43,11 +45,13 @@ def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any
     """Evaluate a checkpoint's folder, or a registered decoder by name; overrides say where its data are.
 
     Raises UserError when there is no such thing, when the data are others or split otherwise, unless `any_data`, or
-    when they do not fit: of another shape, or of other classes where the model knows any.
+    when they do not fit: of another shape, or of other classes than a checkpoint with label heads.
     """
     changes = read_overrides(overrides)
-    if foreign := [key for key in changes if not key.startswith(("data.", "study.folder"))]:
-        raise UserError(f"{', '.join(foreign)}: a model is evaluated as it was trained; only data.* may be given here")
+    if foreign := [key for key in changes if key in dotted_fields() and not key.startswith(PLACES)]:
+        raise UserError(
+            f"{', '.join(foreign)}: a model is evaluated as it was trained; give {' and '.join(PLACES)} alone"
+        )
     if Path(model, checkpoint.FILE).exists():
         return _checkpoint(Path(model), changes, any_data)
     if Path(model).exists():
@@ -58,20 +62,21 @@ def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any
 def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> Evaluated:
     state = checkpoint.load(folder)
     if not {"settings", "data_digest", "shape", "players"} <= state.keys():
-        raise UserError(f"{folder / checkpoint.FILE} is not a checkpoint of aae_ray: it holds {', '.join(state)}")
+        held = ", ".join(map(str, list(state)[:9]))
+        raise UserError(f"{folder / checkpoint.FILE} is not a checkpoint of aae_ray: it holds {held or 'nothing'}")
     run = _settings(state["settings"], changes, str(folder))
     dataset = load(run.data)
     _same_data(str(folder), state["data_digest"], tuple(state["shape"]), dataset, any_data)
-    _same_split(str(folder), state["settings"], run, any_data)
-    classes = state.get("classes", dataset.classes)
-    if TASKS[run.task].labels and classes != dataset.classes:
-        raise UserError(
-            f"{folder} was trained with task {run.task} on {classes} classes, and data.name {dataset.name} has "
-            f"{dataset.classes or 'none'}"
-        )
-    judge = _judge(run, dataset)
+    _same_split(str(folder), state["settings"], run, dataset, any_data)
     training = Training(run, dataset)
-    training.load_state_dict(state | {"data_digest": dataset.digest})
+    try:
+        training.load_state_dict(state | {"data_digest": dataset.digest})
+    except (RuntimeError, KeyError):
+        raise UserError(
+            f"{folder} was trained with task {run.task} on {state.get('classes', 'other')} classes, and data.name "
+            f"{dataset.name} has {dataset.classes or 'none'}: its weights do not fit"
+        ) from None
+    judge = _judge(run, dataset)
     assessment = assess(training.evaluation, judge)
     assessment.metrics = training.evaluation.cheap("test") | training.evaluation.costly("test") | assessment.metrics
     return Evaluated(folder.name, run, dataset, judge, assessment)
@@ -83,7 +88,7 @@ def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str,
     run = _settings(about, changes, name)
     dataset, what = load(run.data), f"{name} version {decoder.version}"
     _same_data(what, decoder.data_digest, decoder.shape, dataset, any_data)
-    _same_split(what, about, run, any_data)
+    _same_split(what, about, run, dataset, any_data)
     judge = _judge(run, dataset)
     assessment = assess_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
     return Evaluated(f"{name}-{decoder.version}", run, dataset, judge, assessment)
@@ -115,13 +120,17 @@ def _same_data(what: str, digest: str, shape: tuple[int, ...], dataset: Dataset,
         )
 
 
-def _same_split(what: str, recorded: Mapping[str, Any], run: Settings, any_data: bool) -> None:
+def _same_split(what: str, recorded: Mapping[str, Any], run: Settings, dataset: Dataset, any_data: bool) -> None:
     """The images are the same, but those to test on may be some that the model was trained on."""
-    other = [key for key in SPLIT if key in recorded and float(recorded[key]) != setting(run, key)]
-    if other and not any_data:
-        told = ", ".join(f"{key}={setting(run, key):g} instead of {float(recorded[key]):g}" for key in other)
+    other = {key: type(setting(run, key))(recorded[key]) for key in SPLIT if key in recorded}
+    other = {key: value for key, value in other.items() if value != setting(run, key)}
+    if any_data or not other:
+        return
+    shared = np.intersect1d(dataset.test, load(replace(run, other).data).train)
+    if len(shared):
+        told = ", ".join(f"{key}={setting(run, key):g} instead of {value:g}" for key, value in other.items())
         raise UserError(
-            f"{told}: {what} was trained on another part of these images, and its test would hold some of them; "
+            f"{told}: {what} was trained on {len(shared)} of the {len(dataset.test)} images that would test it; "
             "take it away, or give --any-data"
         )
 

@@ -60,7 +60,8 @@ class Screen:
 
     def trial_reported(self, record: TrialRecord) -> None:
         """A line in a log, though not for every report: how far a trial is that takes long."""
-        if not self.live and time.monotonic() - self.told.get(record.name, self.began) >= SILENCE:
+        silence = time.monotonic() - self.told.get(record.name, self.began)
+        if not self.live and record.state == "running" and silence >= SILENCE:
             self._tell(record, f"at epoch {record.epoch} of {self._epochs(record)}  {self._values(record)}")
 
     def trial_ended(self, record: TrialRecord) -> None:

@@ -112,10 +112,9 @@ def _check_data(plan: Plan, dataset: Dataset) -> None:
     for each in _each_structure(plan):
         try:
             check(each, dataset)
+            build_model(each, dataset.shape, classes=dataset.classes)
         except SettingsError as error:
             problems |= dict.fromkeys(error.problems)
-        try:
-            build_model(each, dataset.shape, classes=dataset.classes)
         except UserError as error:
             problems[Problem("settings", str(error))] = None
         problems |= dict.fromkeys(_unmeasured(each, dataset))

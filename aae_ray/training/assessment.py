@@ -67,14 +67,13 @@ def assess_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Assessm
     if not samples_MCHW.isfinite().all():
         found.remarks.append("samples hold values that are not finite, which count as black")
     samples_MCHW = samples_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)
-    test = some_of(dataset.test, MOST)
-    test_NCHW = _images(dataset, test)
+    test_NCHW = _images(dataset, some_of(dataset.test, MOST))
     if judge is None:
         why = "labels" if dataset.labels_N is None else f"{SMALLEST} x {SMALLEST} pixels"
         found.remarks.append(f"without {why} there is no judge: FID, KID, coverage and classes are left out")
     else:
         assert dataset.labels_N is not None
-        real_K = torch.bincount(torch.from_numpy(dataset.labels_N[test]), minlength=dataset.classes or 0)
+        real_K = torch.from_numpy(np.bincount(dataset.labels_N))
         histogram = quality.class_histogram(judge.probabilities(samples_MCHW), real_K)
         found.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge) | _classes(histogram)
         found.class_shares = histogram.share_K

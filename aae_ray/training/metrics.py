@@ -115,7 +115,8 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 "ratio",
                 None,
                 "cheap",
-                f"phase {phase}'s share of the gradients on the encoder, by their norms, in the epoch's first step",
+                f"phase {phase}'s share of the gradients on the encoder's trunk, by their norms, before the optimizer, "
+                "in the epoch's first step",
             )
             for phase in ("reconstruct", "regularize", "classify")
         ),

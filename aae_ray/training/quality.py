@@ -130,13 +130,15 @@ class ClassHistogram:
 
 
 def class_histogram(probabilities_MK: Tensor, real_K: Tensor) -> ClassHistogram:
-    """Of samples, beside the number of real images of each class: a class that has none is not missed."""
+    """Of samples, beside the number of real images of each class: a class that has none is not missed, and the
+    divergence is over those that have some."""
     classes = probabilities_MK.shape[1]
     p_MK, real_K = probabilities_MK.double(), real_K.double()
     share_K = torch.bincount(p_MK.argmax(1), minlength=classes).double() / len(p_MK)
+    known_K = share_K[real_K > 0] / share_K[real_K > 0].sum().clamp_min(1e-300)
     return ClassHistogram(
         tuple(share_K.tolist()),
-        math.log((real_K > 0).sum()) + torch.special.xlogy(share_K, share_K).sum().item(),
+        math.log(len(known_K)) + torch.special.xlogy(known_K, known_K).sum().item(),
         p_MK.amax(1).mean().item(),
         -torch.special.xlogy(p_MK, p_MK).sum(1).mean().item(),
         tuple(torch.nonzero(share_K < ALARM * real_K / real_K.sum()).flatten().tolist()),

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from aae_ray.mistakes import UserError
 from aae_ray.settings import Settings, replace
 from aae_ray.study.evaluations import Evaluated, measure, record
 from aae_ray.training import checkpoint
-from aae_ray.training.data import Dataset
+from aae_ray.training.data import Dataset, load
 from aae_ray.training.loop import Training
 from tests.training.small_sets import write_idx
 
@@ -67,14 +68,29 @@ def test_other_data_are_refused_unless_asked_for(saved: Path, tmp_path: Path, di
 
 
 def test_another_split_would_test_on_training_images(saved: Path) -> None:
-    with pytest.raises(UserError, match="data.split_seed=1 instead of 0: .* was trained on another part of these"):
+    with pytest.raises(UserError, match=r"data.split_seed=1 instead of 0: .* was trained on \d+ of the 359"):
         evaluate(saved, "data.split_seed=1")
     assert "quality/fid_local" in evaluate(saved, "data.split_seed=1", any_data=True).assessment.metrics
+
+
+def test_a_set_with_a_test_part_of_its_own_has_the_same_test_in_any_split(
+    small_run: Settings, tmp_path: Path, digits: Dataset, cache: Path
+) -> None:
+    assert digits.labels_N is not None
+    own = write_idx(tmp_path / "own", digits.images_NCHW[:, 0], np.asarray(digits.labels_N), 300)
+    data = {"data.name": "own", "data.path": str(own), "data.cache": str(cache)}
+    run = replace(small_run, data)
+    training = Training(run, load(run.data))
+    training.train(1)
+    checkpoint.save(training.state_dict(), tmp_path / "other")
+    assert evaluate(tmp_path / "other", "data.test_fraction=0.3").assessment.metrics
 
 
 def test_a_model_is_evaluated_as_it_was_trained(saved: Path) -> None:
     with pytest.raises(UserError, match="model.prior_scale, train.epochs: a model is evaluated as it was trained"):
         evaluate(saved, "model.prior_scale=5", "train.epochs=3", "data.split_seed=0")
+    with pytest.raises(UserError, match="Did you mean data.path"):
+        evaluate(saved, "dta.path=x")
 
 
 def test_data_of_other_classes_are_refused_before_a_judge_is_trained(
@@ -86,8 +102,17 @@ def test_data_of_other_classes_are_refused_before_a_judge_is_trained(
     with pytest.raises(UserError, match="with task semi_supervised on 10 classes, and data.name few has 5"):
         evaluate(saved, "data.name=few", f"data.path={few}", f"data.cache={cache}", any_data=True)
     assert not (cache / "judges").exists()
+    old = {name: part for name, part in checkpoint.load(saved).items() if name != "classes"}  # of an earlier version
+    checkpoint.save(old, tmp_path / "old")
+    with pytest.raises(UserError, match="its weights do not fit"):
+        evaluate(tmp_path / "old", "data.name=few", f"data.path={few}", f"data.cache={cache}", any_data=True)
 
 
 def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint"):
         evaluate(tmp_path)
+    states: tuple[Any, ...] = ({}, {1: 2})
+    for state in states:
+        checkpoint.save(state, tmp_path / "strange")
+        with pytest.raises(UserError, match="is not a checkpoint of aae_ray"):
+            evaluate(tmp_path / "strange")

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 import ray
+from optuna.distributions import CategoricalDistribution
 
 from aae_ray.console import run_command
+from aae_ray.settings import Settings, replace
+from aae_ray.study.space import Plan
+from aae_ray.study.study import labels_advice
 from tests.study.commands import run
 
 
@@ -73,3 +77,11 @@ def test_mistakes_are_sentences_with_exit_code_2(
     assert end.value.code == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "runs").exists() and not (tmp_path / "mlflow.db").exists()
+
+
+def test_labels_that_nothing_learns_from_are_noted() -> None:
+    run = replace(Settings(), {"data.labels": 100})
+    assert "data.labels=100 has no effect: task unsupervised learns" in str(labels_advice(Plan(run, {})))
+    some = CategoricalDistribution(["unsupervised", "semi_supervised"])
+    assert labels_advice(Plan(run, {"task": some})) is None
+    assert labels_advice(Plan(Settings(), {})) is None

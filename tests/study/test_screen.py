@@ -104,6 +104,7 @@ def test_a_log_says_once_a_minute_how_far_a_long_trial_is(monkeypatch: pytest.Mo
         screen.trial_began(running)
         for now[0] in (130.0, 159.0, 161.0, 190.0, 222.0):
             screen.trial_reported(running)
+            screen.trial_reported(ledger.trials["complete"])  # its end is told
     _, _, *lines = out.getvalue().splitlines()
     assert [line[:11] for line in lines] == ["[  61.0 s] ", "[ 122.0 s] "]
     assert all(f"t0004 at epoch 4 of 9  {MSE}=0.0400" in line for line in lines)

@@ -401,6 +401,7 @@ def test_what_cannot_go_together_is_told_with_mistakes_of_a_single_key(file: Pat
     assert len(found) == 2 and "train.epochs: expected" in found[0] and "train.batch_size can fill" in found[1]
     for one in ("train.batch_size: x", "train.batch_sise: 500"):
         assert len(complaints(file, f"{clusters}  {one}\n{space}")) == 1
+    assert len(complaints(file, space, "study.resources_per_worker.GPU=x")) == 1
 
 
 def test_both_ends_of_a_range_are_tried_against_the_rest(file: Path) -> None:

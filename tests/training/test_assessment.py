@@ -3,12 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from aae_ray.settings import Settings
 from aae_ray.settings import replace as changed
-from aae_ray.training import assessment
+from aae_ray.training import assessment, evaluation, pictures
+from aae_ray.training.batches import Images
 from aae_ray.training.data import Dataset
 from aae_ray.training.judge import Judge, judge_for
 from aae_ray.training.loop import Training
@@ -48,6 +50,77 @@ def test_a_lost_class_raises_the_alarm(digits: Dataset, judge: Judge) -> None:
     assert found.class_shares[4] < 0.02 and sum(found.class_shares) == pytest.approx(1)
     tags = assessment.assessment_tags(found, judge)
     assert tags["aae.class_shares"].count(",") == 9 and "hardly ever show class 4" in tags["aae.remarks"]
+
+
+def class_by_class(dataset: Dataset) -> Dataset:
+    """The same images, stored class by class: the first of a part are of one class."""
+    assert dataset.labels_N is not None
+    labels_N = np.asarray(dataset.labels_N)
+    parts = {
+        part: rows[np.argsort(labels_N[rows], kind="stable")] for part, rows in vars(dataset).items() if part in PARTS
+    }
+    return replace(dataset, **parts)
+
+
+PARTS = ("train", "val", "test")
+
+
+def test_images_are_drawn_where_not_all_are_taken(
+    digits: Dataset, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples like real images get what the floors get, also where the set is stored class by class."""
+    monkeypatch.setattr(assessment, "MOST", 200)
+    monkeypatch.setattr(assessment, "PARZEN_SAMPLES", 300)
+    monkeypatch.setattr(assessment, "PARZEN_VALIDATION", 60)
+    rows = np.random.default_rng(0).permutation(digits.train)
+    found = assessment.assess_samples(lambda count: images(digits, rows)[:count], class_by_class(digits), judge)
+    metrics = found.metrics
+    assert metrics["quality/fid_local"] < 2 * metrics["quality/fid_local_floor"]
+    assert metrics["quality/coverage"] > 0.8 and metrics["quality/classes_missing"] == 0
+    assert metrics["quality/parzen_nats"] == pytest.approx(metrics["quality/parzen_anchor_nats"], abs=3)
+
+
+def test_codes_and_pictures_are_of_all_classes(
+    small_run: Settings, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assessment, "CODES", 100)
+    monkeypatch.setattr(pictures, "CODES", 100)
+    monkeypatch.setattr(evaluation, "NOISE_IMAGES", 100)
+    training = Training(changed(small_run, {"model.posterior": "gaussian"}), class_by_class(digits))
+    labels_N = np.asarray(training.dataset.labels_N)[training.dataset.val]
+    drawing = pictures.sketch(training)
+    assert len(drawing["codes"]) == len(drawing["labels"]) == 100
+    assert np.bincount(drawing["labels"], minlength=10).min() >= 3
+    codes_NZ = training.evaluation.places("val")[:, :2].float().numpy()
+    for code_Z, label in zip(drawing["codes"], drawing["labels"], strict=True):
+        (place,) = np.flatnonzero((codes_NZ == code_Z).all(1))
+        assert labels_N[place] == label
+    watched = Watched(training.dataset, training.device, training.images.dtype)
+    training.evaluation.images = watched
+    training.evaluation._noise_use("val")
+    assert np.bincount(np.asarray(training.dataset.labels_N)[watched.taken], minlength=10).min() >= 3
+
+
+class Watched(Images):
+    """Remembers which images were taken last."""
+
+    taken: np.ndarray
+
+    def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
+        self.taken = indices
+        return super().__getitem__(indices)
+
+
+def test_few_images_are_assessed_without_neighbours(digits: Dataset, judge: Judge) -> None:
+    few = replace(digits, train=digits.train[:5])
+    found = assessment.assess_samples(lambda count: images(digits, digits.test)[:count], few, judge)
+    assert "quality/coverage" not in found.metrics and "quality/judge_accuracy" in found.metrics
+    assert any("take more than 5 training and test images" in remark for remark in found.remarks)
+
+
+def test_tiny_images_are_assessed_without_a_judge(digits: Dataset) -> None:
+    found = assessment.assess_samples(lambda count: images(digits, digits.test)[:count], digits, None)
+    assert any("without 4 x 4 pixels there is no judge" in remark for remark in found.remarks)
 
 
 def test_data_without_labels_are_assessed_without_a_judge(digits: Dataset) -> None:

@@ -123,6 +123,8 @@ def test_a_class_is_missing_that_real_images_have() -> None:
     assert quality.class_histogram(like_real[:95], real_K).missing == (3,)
     even = quality.class_histogram(torch.eye(4)[1:].repeat(5, 1), real_K)
     assert even.kl_to_uniform_nats == pytest.approx(0, abs=1e-12) and even.missing == ()
+    beyond = quality.class_histogram(torch.eye(4), real_K)  # one sample of the class that no real image has
+    assert beyond.kl_to_uniform_nats == pytest.approx(0, abs=1e-12)
 
 
 def test_the_nearest_image_is_itself_when_it_was_copied() -> None:
