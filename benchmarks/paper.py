@@ -275,7 +275,7 @@ def result(table: Table, plan: Plan, outcome: Outcome, seconds: float, command: 
     """What is kept of the runs: every seed's metrics on the test images, and all that shaped them."""
     tests = {
         str(record.params["seed"]): outcome.tests[record.name].metrics
-        for record in outcome.ledger.records
+        for record in sorted(outcome.ledger.records, key=lambda record: int(record.params["seed"]))
         if record.name in outcome.tests
     }
     if not tests:
