@@ -47,6 +47,7 @@ class Table(NamedTuple):
     overrides: tuple[str, ...] = ()
     point: int = 0  # of the file's start points; the first is the paper's own
     beside: tuple[str, ...] = ()  # metrics without which this one cannot be read
+    aim: float | None = None  # the error, in per cent, that is to be reached at least with some days of two cores
 
 
 ERROR = "test/classification_error"
@@ -56,7 +57,12 @@ CLUSTERING = ("model.discriminator_hidden=512-512",)  # beside the file's fifth 
 CLUSTERS = ("test/hungarian_accuracy", "test/nmi", "test/ari", "test/clusters_used")  # beside the paper's own rule
 TABLES = {
     "semi_supervised_100": Table(
-        "semi-supervised, 100 labels", "5, table 2", "1.90 ± 0.10; 3.40 at 50 epochs", "semi_supervised", ERROR
+        "semi-supervised, 100 labels",
+        "5, table 2",
+        "1.90 ± 0.10; 3.40 at 50 epochs",
+        "semi_supervised",
+        ERROR,
+        aim=3.4,
     ),
     "semi_supervised_100_warped": Table(
         f"semi-supervised, 100 labels, {WARPED}",
@@ -65,6 +71,7 @@ TABLES = {
         "semi_supervised",
         ERROR,
         point=1,
+        aim=1.9,
     ),
     "semi_supervised_all": Table(
         "semi-supervised, all labels", "5, table 2", "0.85 ± 0.02", "semi_supervised", ERROR, ("data.labels=null",)
@@ -76,6 +83,7 @@ TABLES = {
         "semi_supervised",
         ERROR,
         ("data.labels=1000",),
+        aim=2.2,
     ),
     "clustering_16": Table(
         f"clustering, 16 clusters, {WARPED}",
@@ -86,6 +94,7 @@ TABLES = {
         ("model.clusters=16", *CLUSTERING),
         point=4,
         beside=CLUSTERS,
+        aim=20,
     ),
     "clustering_30": Table(
         f"clustering, 30 clusters, {WARPED}",
@@ -104,6 +113,7 @@ TABLES = {
         "semi_supervised_reduction",
         ERROR,
         ("data.labels=1000",),
+        aim=8,
     ),
     "reduction_100": Table(
         "reduction to 2 dimensions, 100 labels",
@@ -316,18 +326,19 @@ def told_machine(info: Mapping[str, Any]) -> str:
 
 def page(results: Mapping[str, Mapping[str, Any]], comparison: Mapping[str, Any] | None = None) -> str:
     """docs/paper.md: the paper's numbers beside ours; a table that was not run has no number."""
-    columns = "`TABLE` | section | paper | ours | seeds | epochs | hours | date |"
+    columns = "`TABLE` | section | paper | our aim | ours | seeds | epochs | hours | date |"
     lines = [
         "# The paper's tables, measured",
         "",
         "The paper's numbers (Makhzani et al. 2015) on MNIST beside ours, as the mean and standard deviation over",
         "seeds, which also draw the labels, and in brackets every seed. `python benchmarks/paper.py TABLE` reproduces",
-        "a row by confirm runs of the platform and writes this page; a row that was not run says so.",
+        "a row by confirm runs of the platform and writes this page; a row that was not run says so. Our aims are for",
+        "some days of two CPU cores; the paper trained for thousands of epochs, and a mean above its number misses it.",
         "",
         "## Errors on the test images, in per cent",
         "",
         f"| table | {columns}",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(_row(name, results.get(name), PER_CENT) for name, table in TABLES.items() if table.metric == ERROR),
         "",
         "## Likelihood of the test images under samples, in nats",
@@ -336,7 +347,7 @@ def page(results: Mapping[str, Mapping[str, Any]], comparison: Mapping[str, Any]
         "score above the anchor is no praise, for blurred samples score higher than real ones.",
         "",
         f"| table | {columns}",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(_row(name, results.get(name), 1) for name, table in TABLES.items() if table.metric != ERROR),
     ]
     for name, found in results.items():
@@ -364,13 +375,16 @@ def page(results: Mapping[str, Mapping[str, Any]], comparison: Mapping[str, Any]
 def _row(name: str, found: Mapping[str, Any] | None, scale: float) -> str:
     table = TABLES[name]
     told = f"| {table.title} | `{name}` | {table.section} | {table.paper} |"
+    aim = "" if table.aim is None else f" at most {table.aim:g}"
     if not found:
-        return f"{told} not run | | | | |"
+        return f"{told}{aim} | not run | | | | |"
     values = [scale * value for value in _values(found, found["metric"])]
     missing = len(found["tests"]) - len(values)  # a Parzen score is refused where its window is at the grid's edge
     seeds = ", ".join(found["tests"]) + (f"; {missing} without a score" if missing else "")
+    if table.aim is not None and values:
+        aim += ": reached" if np.mean(values) <= table.aim else ": missed"
     return (
-        f"{told} {_told(values)} | {seeds} | "
+        f"{told}{aim} | {_told(values)} | {seeds} | "
         f"{found['settings']['train.epochs']} | {found['hours']:.1f} | {found['date']} |"
     )
 
