@@ -77,7 +77,7 @@ def assess_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Assessm
         histogram = quality.class_histogram(judge.probabilities(samples_MCHW), real_K)
         found.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge) | _classes(histogram)
         found.class_shares = histogram.share_K
-        if not found.metrics.keys() & {"quality/coverage"}:
+        if "quality/coverage" not in found.metrics:
             found.remarks.append(f"FID, KID and coverage take more than {NEIGHBOURS} training and test images")
         if histogram.missing:
             told = ", ".join(map(str, histogram.missing))
