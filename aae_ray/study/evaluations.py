@@ -18,7 +18,7 @@ from aae_ray.training import checkpoint
 from aae_ray.training.assessment import Assessment, assess, assess_samples, assessment_tags
 from aae_ray.training.data import Dataset, cache_folder, load
 from aae_ray.training.evaluation import sample_generator
-from aae_ray.training.judge import SMALLEST, Judge, judge_for
+from aae_ray.training.judge import Judge, judge_if_any
 from aae_ray.training.loop import Training
 
 SEND_SECONDS = 60
@@ -76,9 +76,8 @@ def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> E
             f"{folder} was trained with task {run.task} on {state.get('classes', 'other')} classes, and data.name "
             f"{dataset.name} has {dataset.classes or 'none'}: its weights do not fit"
         ) from None
-    judge = _judge(run, dataset)
+    judge = judge_if_any(dataset, cache_folder(run.data))
     assessment = assess(training.evaluation, judge)
-    assessment.metrics = training.evaluation.cheap("test") | training.evaluation.costly("test") | assessment.metrics
     return Evaluated(folder.name, run, dataset, judge, assessment)
 
 
@@ -89,7 +88,7 @@ def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str,
     dataset, what = load(run.data), f"{name} version {decoder.version}"
     _same_data(what, decoder.data_digest, decoder.shape, dataset, any_data)
     _same_split(what, about, run, dataset, any_data)
-    judge = _judge(run, dataset)
+    judge = judge_if_any(dataset, cache_folder(run.data))
     assessment = assess_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
     return Evaluated(f"{name}-{decoder.version}", run, dataset, judge, assessment)
 
@@ -102,11 +101,6 @@ def _settings(recorded: Mapping[str, Any], changes: Mapping[str, Entry], where: 
         if key in known and value is not None and not key.startswith(("study.", "tracking."))
     }
     return build(values | dict(changes))
-
-
-def _judge(run: Settings, dataset: Dataset) -> Judge | None:
-    judged = dataset.labels_N is not None and min(dataset.shape[1:]) >= SMALLEST
-    return judge_for(dataset, cache_folder(run.data)) if judged else None
 
 
 def _same_data(what: str, digest: str, shape: tuple[int, ...], dataset: Dataset, any_data: bool) -> None:

@@ -16,7 +16,7 @@ from aae_ray.study.space import Plan
 from aae_ray.study.tracking import STUDY, Tracker
 from aae_ray.training.assessment import NEAREST_SHEET, Assessment, assess, assessment_tags
 from aae_ray.training.data import Dataset, cache_folder
-from aae_ray.training.judge import SMALLEST, judge_for
+from aae_ray.training.judge import judge_if_any
 from aae_ray.training.loop import Training
 
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "running": "RUNNING"}
@@ -117,12 +117,8 @@ class Records:
 
     def finalist(self, record: TrialRecord, training: Training) -> Assessment:
         """What a trial is worth on the test images, that no choice has seen, and what its samples are worth."""
-        test = training.evaluation.cheap("test") | training.evaluation.costly("test")
-        judge = None
-        if training.dataset.labels_N is not None and min(training.dataset.shape[1:]) >= SMALLEST:
-            judge = judge_for(training.dataset, cache_folder(training.run.data))
+        judge = judge_if_any(training.dataset, cache_folder(training.run.data))
         assessment = assess(training.evaluation, judge)
-        assessment.metrics = test | assessment.metrics
         self.tracker.set_tags(record.name, assessment_tags(assessment, judge))
         finite = {name: value for name, value in assessment.metrics.items() if math.isfinite(value)}
         self.tracker.log_metrics(record.name, finite, 0)

@@ -45,9 +45,10 @@ class Assessment:
 
 
 def assess(evaluation: Evaluation, judge: Judge | None) -> Assessment:
-    """What a whole model is worth: its samples and its codes."""
+    """What a whole model is worth: the metrics of its training on the test images, its samples and its codes."""
     found = assess_samples(evaluation.samples, evaluation.dataset, judge)
-    found.metrics |= assess_codes(evaluation)
+    test = evaluation.cheap("test") | evaluation.costly("test")
+    found.metrics = test | found.metrics | assess_codes(evaluation)
     return found
 
 

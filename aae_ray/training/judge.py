@@ -103,6 +103,12 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = _untold) -> Ju
     return judge
 
 
+def judge_if_any(dataset: Dataset, cache: Path) -> Judge | None:
+    """The judge of a data set; None where there can be none, without labels or with images that are too small."""
+    judged = dataset.labels_N is not None and min(dataset.shape[1:]) >= SMALLEST
+    return judge_for(dataset, cache) if judged else None
+
+
 # What torch.load and load_state_dict raise for a file that is cut short, empty, of another kind or of another network.
 DAMAGED = (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError, pickle.UnpicklingError)
 
