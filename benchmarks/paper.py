@@ -12,13 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 if not __package__:  # run as a file: its neighbours are found from the root, by Ray's workers too
     sys.path.insert(0, str(Path(__file__).parents[1]))
     os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
 
-import numpy as np
 from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
@@ -28,126 +27,12 @@ from aae_ray.settings import Settings, flatten, replace
 from aae_ray.study.report import console_for
 from aae_ray.study.space import Plan, read_plan
 from aae_ray.study.study import Outcome, run_study
+from benchmarks.paper_page import COMPARED, COMPARISON, TABLES, TRAINED_ON, Table, page
 from benchmarks.timing import machine
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PER_CENT = 100
 SEEDS = [0, 1, 2]
-
-
-class Table(NamedTuple):
-    """A row of the page: what the paper reports, and the study that stands for it."""
-
-    title: str
-    section: str
-    paper: str  # the paper's number as it is quoted, in the unit of the metric
-    file: str  # in search_spaces/
-    metric: str
-    overrides: tuple[str, ...] = ()
-    point: int = 0  # of the file's start points; the first is the paper's own
-    beside: tuple[str, ...] = ()  # metrics without which this one cannot be read
-    aim: float | None = None  # the error, in per cent, that is to be reached at least with some days of two cores
-
-
-ERROR = "test/classification_error"
-PARZEN = "quality/parzen_nats"
-WARPED = "images warped, which the paper does not do"
-CLUSTERING = ("model.discriminator_hidden=512-512",)  # beside the file's fourth point, which was found with it
-CLUSTERS = ("test/hungarian_accuracy", "test/nmi", "test/ari", "test/clusters_used")  # beside the paper's own rule
-TABLES = {
-    "semi_supervised_100": Table(
-        "semi-supervised, 100 labels",
-        "5, table 2",
-        "1.90 ± 0.10; 3.40 at 50 epochs",
-        "semi_supervised",
-        ERROR,
-        aim=3.4,
-    ),
-    "semi_supervised_100_warped": Table(
-        f"semi-supervised, 100 labels, {WARPED}",
-        "5, table 2",
-        "1.90 ± 0.10; 3.40 at 50 epochs",
-        "semi_supervised",
-        ERROR,
-        point=1,
-        aim=1.9,
-    ),
-    "semi_supervised_all": Table(
-        "semi-supervised, all labels", "5, table 2", "0.85 ± 0.02", "semi_supervised", ERROR, ("data.labels=null",)
-    ),
-    "semi_supervised_1000": Table(
-        "semi-supervised, 1000 labels",
-        "5, table 2",
-        "1.60 ± 0.08; 2.40 at 50 epochs",
-        "semi_supervised",
-        ERROR,
-        ("data.labels=1000",),
-        aim=2.2,
-    ),
-    "clustering_16": Table(
-        f"clustering, 16 clusters, {WARPED}",
-        "6",
-        "9.55 ± 2.05",
-        "clustering",
-        ERROR,
-        ("model.clusters=16", *CLUSTERING),
-        point=3,
-        beside=CLUSTERS,
-        aim=20,
-    ),
-    "clustering_30": Table(
-        f"clustering, 30 clusters, {WARPED}",
-        "6",
-        "4.10 ± 1.13",
-        "clustering",
-        ERROR,
-        ("model.clusters=30", *CLUSTERING),
-        point=3,
-        beside=CLUSTERS,
-    ),
-    "reduction_1000": Table(
-        "reduction to 2 dimensions, 1000 labels",
-        "7, figure 11",
-        "4.20 (recalled)",
-        "semi_supervised_reduction",
-        ERROR,
-        ("data.labels=1000",),
-        aim=8,
-    ),
-    "reduction_100": Table(
-        "reduction to 2 dimensions, 100 labels",
-        "7, figure 11",
-        "6.08 (recalled)",
-        "semi_supervised_reduction",
-        ERROR,
-        ("data.labels=100",),
-    ),
-    "reduction_20": Table(
-        "reduction to 2 dimensions, 20 clusters, no labels",
-        "7, figure 11",
-        "13.95 (recalled)",
-        "reduction",
-        ERROR,
-        ("model.clusters=20",),
-        beside=CLUSTERS,
-    ),
-    "likelihood": Table(
-        "likelihood, 8 dimensions, prior of standard deviation 5, 10,000 samples",
-        "3, table 1",
-        "340 ± 2",
-        "paper_likelihood",
-        PARZEN,
-        beside=(
-            "quality/parzen_anchor_nats",
-            "quality/parzen_sigma",
-            "quality/fid_local",
-            "quality/fid_local_floor",
-            "quality/coverage",
-            "test/sliced_wasserstein",
-        ),
-    ),
-}
 
 
 def plan_for(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> Plan:
@@ -175,21 +60,6 @@ def plan_for(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> Pl
             f"{path} searches {', '.join(plan.space)} without a value in the point that is run; give each one"
         )
     return Plan(plan.settings, {"seed": CategoricalDistribution(list(seeds))}, tuple({"seed": seed} for seed in seeds))
-
-
-COMPARISON = "aae_vs_vae"
-TRAINED_ON = ("train/kl_nats", "adv/encoder_loss_nats")  # in the last epoch: what imposes the prior
-COMPARED = (
-    "test/reconstruction_mse",
-    "test/jsd_nats",
-    "test/sliced_wasserstein",
-    "quality/imq_mmd",
-    "quality/fid_local",
-    "quality/kid_local",
-    "quality/coverage",
-    "quality/parzen_nats",
-    "quality/parzen_anchor_nats",
-)
 
 
 def compare(overrides: Sequence[str], seeds: Sequence[int], command: str) -> dict[str, Any]:
@@ -239,48 +109,6 @@ def compare(overrides: Sequence[str], seeds: Sequence[int], command: str) -> dic
     }
 
 
-def comparison_lines(found: Mapping[str, Any]) -> list[str]:
-    names = [name for name in (*TRAINED_ON, *COMPARED) if any(name in row for row in found["rows"].values())]
-    seeds = found["seeds"]
-    return [
-        "",
-        "## The VAE beside the adversarial autoencoder",
-        "",
-        f"Two-dimensional codes of {found['data']}, {found['epochs']} epochs, the same networks and Gaussian",
-        f"posterior, one protocol; mean ± standard deviation over seeds {', '.join(map(str, seeds))}",
-        f"({found['date']}; `{found.get('command', f'python benchmarks/paper.py {COMPARISON}')}`).",
-        "The VAE's loss, the negative ELBO, weighs",
-        "for every image the KL of its own posterior from the prior, `train/kl_nats`; in its place the AAE has the",
-        "adversarial match of all codes together, `adv/encoder_loss_nats`, 0.693 where the discriminator cannot tell",
-        "codes from prior. FID and KID are local ones, by a judge trained on the same data. A Parzen score above its",
-        "anchor, that of as many real images, is no praise.",
-        "",
-        *(
-            [
-                f"{told_machine(found['machine'])}, {found['hours']:.2f} hours. What differs from the defaults: "
-                f"{told_settings(found['settings'])}",
-                "",
-            ]
-            if "machine" in found
-            else []
-        ),
-        f"| metric | {' | '.join(found['rows'])} |",
-        f"|---|{'---|' * len(found['rows'])}",
-        *(
-            f"| `{name}` | {' | '.join(_told_short(row.get(name, [])) for row in found['rows'].values())} |"
-            for name in names
-        ),
-        "",
-        f"![codes of both on both priors, seed {seeds[0]}]({COMPARISON}.png)",
-    ]
-
-
-def _told_short(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    return f"{np.mean(values):.3g} ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else f"{values[0]:.3g}"
-
-
 def result(table: Table, plan: Plan, outcome: Outcome, seconds: float, command: str) -> dict[str, Any]:
     """What is kept of the runs: every seed's metrics on the test images, and all that shaped them."""
     tests = {
@@ -308,97 +136,6 @@ def shaping(run: Settings) -> dict[str, Any]:
         for key, value in flatten(run).items()
         if not key.startswith(("study.", "tracking.")) and key not in ("seed", "data.path", "data.cache")
     }
-
-
-def told_settings(settings: Mapping[str, Any]) -> str:
-    """Those that differ from the defaults."""
-    defaults = flatten(Settings())
-    return ", ".join(
-        f"`{key}={value}`"
-        for key, value in settings.items()
-        if key in defaults and value != defaults[key] and value not in (None, "")
-    )
-
-
-def told_machine(info: Mapping[str, Any]) -> str:
-    return f"{info['cores']} cores of {info['processor']}, torch {info['torch']}"
-
-
-def page(results: Mapping[str, Mapping[str, Any]], comparison: Mapping[str, Any] | None = None) -> str:
-    """docs/paper.md: the paper's numbers beside ours; a table that was not run has no number."""
-    columns = "`TABLE` | section | paper | our aim | ours | seeds | epochs | hours | date |"
-    lines = [
-        "# The paper's tables, measured",
-        "",
-        "The paper's numbers (Makhzani et al. 2015) on MNIST beside ours, as the mean and standard deviation over",
-        "seeds, which also draw the labels, and in brackets every seed. `python benchmarks/paper.py TABLE` reproduces",
-        "a row by confirm runs of the platform and writes this page; a row that was not run says so. Our aims are for",
-        "some days of two CPU cores; the paper trained for thousands of epochs, and a mean above its number misses it.",
-        "",
-        "## Errors on the test images, in per cent",
-        "",
-        f"| table | {columns}",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        *(_row(name, results.get(name), PER_CENT) for name, table in TABLES.items() if table.metric == ERROR),
-        "",
-        "## Likelihood of the test images under samples, in nats",
-        "",
-        "Parzen windows by the paper's protocol. Beside the score stands its anchor, that of as many real images: a",
-        "score above the anchor is no praise, for blurred samples score higher than real ones.",
-        "",
-        f"| table | {columns}",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        *(_row(name, results.get(name), 1) for name, table in TABLES.items() if table.metric != ERROR),
-    ]
-    for name, found in results.items():
-        lines += ["", f"## {name}", ""]
-        beside = [key for key in TABLES[name].beside if any(key in test for test in found["tests"].values())]
-        if beside:
-            lines += ["| metric | mean and seeds |", "|---|---|"]
-            lines += [f"| `{key}` | {_told(_values(found, key), 4)} |" for key in beside]
-            lines += [""]
-        lines += [
-            f"{told_machine(found['machine'])}. What differs from the defaults (all",
-            f"settings are in [paper/{name}.json](paper/{name}.json)):",
-            "",
-            told_settings(found["settings"]),
-        ]
-        if found.get("remark"):  # written by hand: what a reader must know of how it ran
-            lines += ["", found["remark"]]
-        if found.get("command"):
-            lines += ["", f"    {found['command']}"]
-    if comparison:
-        lines += comparison_lines(comparison)
-    return "\n".join(lines) + "\n"
-
-
-def _row(name: str, found: Mapping[str, Any] | None, scale: float) -> str:
-    table = TABLES[name]
-    told = f"| {table.title} | `{name}` | {table.section} | {table.paper} |"
-    aim = "" if table.aim is None else f" at most {table.aim:g}"
-    if not found:
-        return f"{told}{aim} | not run | | | | |"
-    values = [scale * value for value in _values(found, found["metric"])]
-    missing = len(found["tests"]) - len(values)  # a Parzen score is refused where its window is at the grid's edge
-    seeds = ", ".join(found["tests"]) + (f"; {missing} without a score" if missing else "")
-    if table.aim is not None and values:
-        aim += ": reached" if np.mean(values) <= table.aim else ": missed"
-    return (
-        f"{told}{aim} | {_told(values)} | {seeds} | "
-        f"{found['settings']['train.epochs']} | {found['hours']:.1f} | {found['date']} |"
-    )
-
-
-def _values(found: Mapping[str, Any], metric: str) -> list[float]:
-    return [test[metric] for test in found["tests"].values() if metric in test]
-
-
-def _told(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation (every value)."""
-    if not values:
-        return "no score"
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread} ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
 
 def main() -> None:

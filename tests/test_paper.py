@@ -11,7 +11,7 @@ from aae_ray.autoencoder.phases import TASKS
 from aae_ray.settings import replace, setting
 from aae_ray.study.space import read_plan
 from aae_ray.training.metrics import METRICS
-from benchmarks import paper
+from benchmarks import paper, paper_page
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,9 +87,9 @@ def test_the_first_point_tried_is_the_papers(task: str) -> None:
     assert set(PRESETS) == set(TASKS) - {"vae"}, "the paper has no VAE of its own"
 
 
-@pytest.mark.parametrize("name", paper.TABLES)
+@pytest.mark.parametrize("name", paper_page.TABLES)
 def test_every_table_has_a_study_that_can_run(name: str) -> None:
-    table = paper.TABLES[name]
+    table = paper_page.TABLES[name]
     plan = paper.plan_for(table, [3, 4], ["train.epochs=7"])
     assert table.metric in METRICS and plan.settings.train.epochs == 7 and plan.settings.study.finalists == "all"
     assert plan.start == ({"seed": 3}, {"seed": 4}) and list(plan.space) == ["seed"]
@@ -98,34 +98,48 @@ def test_every_table_has_a_study_that_can_run(name: str) -> None:
 
 def test_the_page_tells_means_and_what_was_not_run() -> None:
     found = {
-        "metric": paper.ERROR,
-        "tests": {"0": {paper.ERROR: 0.03}, "1": {paper.ERROR: 0.05}},
+        "metric": paper_page.ERROR,
+        "command": "python benchmarks/paper.py semi_supervised_100",
+        "tests": {"0": {paper_page.ERROR: 0.03}, "1": {paper_page.ERROR: 0.05}},
         "settings": {"train.epochs": 40, "task": "semi_supervised"},
         "hours": 1.25,
         "date": "2026-01-01",
         "machine": {"cores": 2, "processor": "a processor", "torch": "2.13.0"},
     }
-    text = paper.page({"semi_supervised_100": found})
+    text = paper_page.page({"semi_supervised_100": found})
     assert "4.00 ± 1.41 (3.00, 5.00) | 0, 1 | 40 | 1.2 | 2026-01-01 |" in text
-    assert text.count("not run") == len(paper.TABLES) - 1 + text.count("row that was not run")
+    assert text.count("not run") == len(paper_page.TABLES) - 1 + text.count("row that was not run")
 
 
 def test_a_seed_without_a_score_is_told_and_breaks_no_page() -> None:
     """A Parzen score is refused where its window lies at the grid's edge."""
     found: dict[str, Any] = {
-        "metric": paper.PARZEN,
-        "tests": {"0": {paper.PARZEN: 300.0, "quality/coverage": 0.5}, "1": {"quality/coverage": 0.6}},
+        "metric": paper_page.PARZEN,
+        "command": "python benchmarks/paper.py likelihood",
+        "tests": {"0": {paper_page.PARZEN: 300.0, "quality/coverage": 0.5}, "1": {"quality/coverage": 0.6}},
         "settings": {"train.epochs": 8},
         "hours": 1.0,
         "date": "2026-01-01",
         "machine": {"cores": 2, "processor": "a processor", "torch": "2.13.0"},
     }
-    assert "| 300.00 (300.00) | 0, 1; 1 without a score | 8 |" in paper.page({"likelihood": found})
-    del found["tests"]["0"][paper.PARZEN]
-    assert "| no score | 0, 1; 2 without a score | 8 |" in paper.page({"likelihood": found})
+    assert "| 300.00 (300.00) | 0, 1; 1 without a score | 8 |" in paper_page.page({"likelihood": found})
+    del found["tests"]["0"][paper_page.PARZEN]
+    assert "| no score | 0, 1; 2 without a score | 8 |" in paper_page.page({"likelihood": found})
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs" / "paper").glob("*.json")), ids=lambda file: file.stem)
+def test_the_command_beside_a_result_runs_the_settings_it_was_measured_with(file: Path) -> None:
+    if file.stem == paper_page.COMPARISON:
+        return  # its settings are those of the study's file
+    found = json.loads(file.read_text())
+    _, script, table, *arguments = found["command"].split()
+    assert (script, table) == ("benchmarks/paper.py", file.stem)
+    overrides = [argument for argument in arguments if "=" in argument]
+    settings = paper.shaping(paper.plan_for(paper_page.TABLES[table], [0], overrides).settings)
+    assert {key: settings[key] for key in found["settings"]} == found["settings"]
 
 
 def test_the_page_in_the_repository_is_what_its_results_say() -> None:
     kept = {file.stem: json.loads(file.read_text()) for file in (ROOT / "docs" / "paper").glob("*.json")}
-    results = {name: kept[name] for name in paper.TABLES if name in kept}
-    assert (ROOT / "docs" / "paper.md").read_text() == paper.page(results, kept.get(paper.COMPARISON))
+    results = {name: kept[name] for name in paper_page.TABLES if name in kept}
+    assert (ROOT / "docs" / "paper.md").read_text() == paper_page.page(results, kept.get(paper_page.COMPARISON))

@@ -56,13 +56,9 @@ def class_by_class(dataset: Dataset) -> Dataset:
     """The same images, stored class by class: the first of a part are of one class."""
     assert dataset.labels_N is not None
     labels_N = np.asarray(dataset.labels_N)
-    parts = {
-        part: rows[np.argsort(labels_N[rows], kind="stable")] for part, rows in vars(dataset).items() if part in PARTS
-    }
-    return replace(dataset, **parts)
-
-
-PARTS = ("train", "val", "test")
+    parts = (dataset.train, dataset.val, dataset.test)
+    train, val, test = (rows[np.argsort(labels_N[rows], kind="stable")] for rows in parts)
+    return replace(dataset, train=train, val=val, test=test)
 
 
 def test_images_are_drawn_where_not_all_are_taken(
@@ -83,7 +79,6 @@ def test_images_are_drawn_where_not_all_are_taken(
 def test_codes_and_pictures_are_of_all_classes(
     small_run: Settings, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assessment, "CODES", 100)
     monkeypatch.setattr(pictures, "CODES", 100)
     monkeypatch.setattr(evaluation, "NOISE_IMAGES", 100)
     training = Training(changed(small_run, {"model.posterior": "gaussian"}), class_by_class(digits))
@@ -99,6 +94,19 @@ def test_codes_and_pictures_are_of_all_classes(
     training.evaluation.images = watched
     training.evaluation._noise_use("val")
     assert np.bincount(np.asarray(training.dataset.labels_N)[watched.taken], minlength=10).min() >= 3
+
+
+def test_codes_are_drawn_that_are_held_against_the_prior(
+    small_run: Settings, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes that follow the prior, in the order of their first coordinate: the first hundred are all on one side."""
+    monkeypatch.setattr(assessment, "CODES", 100)
+    training = Training(small_run, digits)
+    codes_NZ = training.evaluation.prior_codes(359, 7)
+    monkeypatch.setattr(training.evaluation, "codes", lambda part: codes_NZ[codes_NZ[:, 0].argsort()])
+    drawn = assessment.assess_codes(training.evaluation)["quality/imq_mmd"]
+    monkeypatch.setattr(assessment, "some_of", lambda rows, count: rows[:count])
+    assert drawn < 0.3 * assessment.assess_codes(training.evaluation)["quality/imq_mmd"]
 
 
 class Watched(Images):
