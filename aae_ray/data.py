@@ -14,6 +14,7 @@ from rich.progress import Progress, TaskID
 
 from aae_ray import reading, settings
 from aae_ray.console import main
+from aae_ray.mistakes import UserError
 from aae_ray.training.data import Dataset, load, prepared_folder
 
 
@@ -32,8 +33,12 @@ def prepare(
     name = next((word for word in arguments or [] if "=" not in word), None)
     entries = reading.read_overrides(word for word in arguments or [] if word != name)
     for key, value in {"data.name": name, "data.path": path, "data.cache": cache}.items():
+        if value is not None and key in entries:
+            raise UserError(f"{key} is given twice: {value} and {entries[key].value}")
         if value is not None:
             entries[key] = reading.Entry(value, "command line")
+    if foreign := [key for key in entries if key in settings.dotted_fields() and not key.startswith("data.")]:
+        raise UserError(f"{', '.join(foreign)}: data are prepared by settings of data.* alone")
     data = reading.build(entries).data
     progress = _Progress()
     with progress.bars:

@@ -35,15 +35,18 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model by one protocol with fixed seeds, and record the figures in MLflow."""
-    if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
+    if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir() or out.is_dir():
         raise UserError(f"--out {out}: give a name that ends in .png, in a folder that exists")
     from aae_ray.study import server
     from aae_ray.study.evaluations import measure, record
-    from aae_ray.study.report import bullet, console_for, metrics_table
+    from aae_ray.study.report import bullet, console_for, metrics_table, shell_path
 
     console, uri = console_for(), server.tracking_uri(tracking_uri)
     found = measure(model, overrides or [], version=version, uri=uri, any_data=any_data)
-    out.write_bytes(found.assessment.nearest_sheet)
+    try:
+        out.write_bytes(found.assessment.nearest_sheet)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
     console.print(metrics_table(found.name, found.assessment.metrics), "")
     if found.assessment.class_shares:
         shares = ", ".join(f"{label}: {share:.1%}" for label, share in enumerate(found.assessment.class_shares))
@@ -51,8 +54,13 @@ def evaluate(
     for remark in found.assessment.remarks:
         console.print(bullet("note", remark), soft_wrap=True)
     console.print(bullet("sheet", str(out)))
-    unsent = record(found, uri, out)
-    console.print(bullet("recorded", f"run {found.run_name} in MLflow" if not unsent else "not yet: MLflow is away"))
+    recorded = record(found, uri)
+    told = f"run {found.run_name} in MLflow"
+    if recorded.unsent:
+        told = f"not yet, MLflow is away; later: python -m aae_ray.tune --replay {shell_path(recorded.folder)}"
+    console.print(bullet("recorded", told), soft_wrap=True)
+    for message in recorded.refused:
+        console.print(bullet("MLflow", f"refused a record: {message}"), soft_wrap=True)
 
 
 if __name__ == "__main__":

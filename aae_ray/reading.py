@@ -34,6 +34,9 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+DEEPEST = 20  # parts of a key
+
+
 @dataclass(frozen=True)
 class Entry:
     """A value and the place where the user wrote it."""
@@ -78,6 +81,8 @@ def read_yaml(path: str | Path) -> dict[str, Entry]:
     loader = Loader("")
 
     def descend(node: yaml.MappingNode, prefix: str) -> None:
+        if len(prefix.split(".")) > DEEPEST:  # an alias that holds itself has no end
+            raise SettingsError([Problem(str(path), f"{prefix[:40]}...: mappings are nested without end")])
         for key_node, value_node in node.value:
             key, where = f"{prefix}{key_node.value}", f"{path}:{key_node.start_mark.line + 1}"
             if isinstance(value_node, yaml.MappingNode) and value_node.value:
@@ -164,7 +169,15 @@ def _validated(entries: Mapping[str, Entry]) -> list[Problem]:
     try:
         Settings.model_validate(nest({key: entry.value for key, entry in entries.items()}))
     except ValidationError as error:
-        return [problem for detail in error.errors() for problem in _from_pydantic(detail, entries)]
+        details = error.errors()
+        # Of a list whose items are wrong nothing is left: that it is then too short says nothing more.
+        told = [
+            detail
+            for detail in details
+            if detail["type"] != "too_short"
+            or not any(other["loc"][: len(detail["loc"])] == detail["loc"] != other["loc"] for other in details)
+        ]
+        return [problem for detail in told for problem in _from_pydantic(detail, entries)]
     return []
 
 
@@ -185,7 +198,7 @@ def _from_pydantic(detail: Any, entries: Mapping[str, Entry]) -> list[Problem]:
     if entry is None or key not in known:  # rules about several keys, a line each, name them themselves
         problems = []
         for rule in reason.splitlines():
-            touched = next((e for name, e in entries.items() if name in rule or name.partition(".")[0] == key), None)
+            touched = next((entry for name, entry in entries.items() if name in rule), None)
             problems.append(Problem(touched.where if touched else "settings", rule))
         return problems
     return [Problem(entry.where, f"{key}: {_expectation(known[key], reason)}, got {entry.value!r}")]
@@ -196,6 +209,7 @@ def _expectation(field: FieldInfo, reason: str) -> str:
     if choices:
         return f"expected one of {', '.join(map(str, choices))}"
     reason = re.sub(r"^Input should be ", "expected ", reason)
+    reason = re.sub(r"^String should match pattern .*", "expected letters, digits, dots, dashes and underlines", reason)
     reason = re.sub(r", unable to parse string as an? \w+|, got a number with a fractional part", "", reason)
     return reason.replace("a valid integer", "a whole number").replace("a valid number", "a number")
 

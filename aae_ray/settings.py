@@ -27,6 +27,8 @@ def _widths(value: Any) -> Any:
     """`256`, `"128-64"` and `[128, 64]` all name the widths of hidden layers."""
     if isinstance(value, str) and re.fullmatch(r"\d+(-\d+)*", value):
         return tuple(int(width) for width in value.split("-"))
+    if isinstance(value, str):
+        raise ValueError("expected widths such as 128-64")
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -42,7 +44,14 @@ def _fractions(value: Any) -> Any:
     """`0.5,0.8`, as a list is recorded, is a list."""
     if isinstance(value, str) and re.fullmatch(r"[\d.,eE+-]*", value):
         return tuple(part for part in value.split(",") if part)
-    return (value,) if isinstance(value, float) else value
+    if isinstance(value, str):
+        raise ValueError("expected a list such as [0.5, 0.8]")
+    return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _names(value: Any) -> Any:
+    """One name, or several joined by commas as a list is recorded, is a list."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 Int = Annotated[int, BeforeValidator(_not_bool)]
@@ -53,6 +62,7 @@ Momentum = Annotated[Float, Field(ge=0, lt=1)]
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[Positive, ...], BeforeValidator(_widths), Field(min_length=1, max_length=8)]
 Milestones = Annotated[tuple[Annotated[Float, Field(gt=0, lt=1)], ...], BeforeValidator(_fractions)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
 Duration = Annotated[Float, BeforeValidator(_seconds), Field(gt=0)]
 
 PriorName = Literal["gaussian", "uniform", "mixture", "swiss_roll"]
@@ -125,7 +135,9 @@ class Data(Section):
 class Model(Section):
     network: Literal["dense", "convolutional"] = Field("dense", description="kind of encoder and decoder")
     hidden: Widths = Field(
-        (128, 64), description="widths of the encoder's hidden layers, e.g. 128-64; the decoder mirrors them"
+        (128, 64),
+        description="widths of the encoder's hidden layers, e.g. 128-64, which the decoder mirrors; a convolutional "
+        "network has one dense layer, of the last width",
     )
     channels: Widths = Field(
         (32, 64), description="channels of the convolutional layers, each of which halves the image"
@@ -227,11 +239,16 @@ class Health(Section):
         ge=0,
         description="discriminator loss below which it is saturated: codes and prior told apart with ease",
     )
-    dead_logit_std: Float = Field(1e-4, ge=0, description="spread of the discriminator's logits below which it is dead")
+    dead_logit_std: Float = Field(1e-4, ge=0, description="spread of a discriminator's logits below which it is dead")
     collapsed_code_std: Float = Field(
         0.01,
         ge=0,
         description="spread of the codes, in prior standard deviations, below which they have collapsed",
+    )
+    collapsed_clusters_nats: Float = Field(
+        0.69,
+        ge=0,
+        description="entropy of the clusters' sizes below which they have collapsed: less than two of equal size have",
     )
 
 
@@ -273,9 +290,8 @@ class Study(Section):
         pattern=r"^[A-Za-z0-9._-]+$",
         description="prefix of the study's folder and MLflow run",
     )
-    objectives: tuple[str, ...] = Field(
+    objectives: Names = Field(
         ("val/reconstruction_mse", "val/jsd_nats"),
-        min_length=1,
         description="metrics to optimise; the table of metrics knows the directions",
     )
     budget: Budget = Budget()

@@ -20,7 +20,7 @@ def tune(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check everything, print the resolved study, start nothing")
+        bool, typer.Option("--dry-run", help="check everything, data included, print the whole study, start nothing")
     ] = False,
     replay: Annotated[
         Path | None,
@@ -44,20 +44,30 @@ def tune(
     if replay is not None:
         from aae_ray.study.tracking import replay as send
 
-        sent, left = send(replay)
+        sent, left, refused = send(replay)
         console.print(f"{sent} records sent to MLflow, {left} left")
+        for message in refused:
+            console.print(f"MLflow refused a record: {message}", soft_wrap=True)
+        if refused:
+            raise typer.Exit(1)
         return
     path, overrides = file_and_overrides(arguments or [])
     from aae_ray.study.space import read_plan
 
     plan = read_plan(path or str(DIGITS), overrides)
+    if not plan.space and plan.settings.study.budget.trials > 1:
+        raise UserError(
+            f"{path} searches nothing, and its {plan.settings.study.budget.trials} trials would all be the same; "
+            f"python -m aae_ray.train {path} trains it once"
+        )
+    from aae_ray.study.study import checked, run_study
+
     if dry_run:
         from aae_ray.study.cards import resolved
 
+        checked(plan)
         console.print(resolved(plan), highlight=False, soft_wrap=True)
         return
-    from aae_ray.study.study import run_study
-
     outcome = run_study(plan, console, verbose=verbose)
     if outcome.interrupted:
         raise typer.Exit(INTERRUPTED)

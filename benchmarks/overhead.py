@@ -39,6 +39,7 @@ from benchmarks.timing import (
     calibrate,
     drift,
     interleave,
+    json_file,
     machine,
     paired,
     plain_table,
@@ -207,7 +208,7 @@ def main() -> None:
     parser.add_argument(
         "--calibration-seconds", type=float, default=CALIBRATION_SECONDS, help="of each operation, before and after"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios there")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="write the ratios there")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)

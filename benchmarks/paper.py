@@ -74,6 +74,7 @@ def compare(overrides: Sequence[str], seeds: Sequence[int], command: str) -> dic
     began = time.monotonic()
     outcome = run_study(Plan(run, space, start), console_for())
     hours = (time.monotonic() - began) / 3600
+    _require_all(outcome)
     rows: dict[str, dict[str, list[float]]] = {}
     pictures: dict[str, Image.Image] = {}  # of the first seed that came to its end
     trials = [(record, replace(run, record.params)) for record in outcome.ledger.records]
@@ -89,8 +90,6 @@ def compare(overrides: Sequence[str], seeds: Sequence[int], command: str) -> dic
                 rows.setdefault(told, {}).setdefault(name, []).append(found[name])
         if told not in pictures:
             pictures[told] = Image.open(outcome.folder / "figures" / record.name / "codes.png").convert("RGB")
-    if not pictures:
-        raise UserError(f"no trial came to its end; the study is kept in {outcome.folder}")
     width, height = next(iter(pictures.values())).size
     sheet = Image.new("RGB", (2 * width, (len(pictures) + 1) // 2 * height), "white")
     for index, picture in enumerate(pictures.values()):
@@ -116,8 +115,7 @@ def result(table: Table, plan: Plan, outcome: Outcome, seconds: float, command: 
         for record in sorted(outcome.ledger.records, key=lambda record: int(record.params["seed"]))
         if record.name in outcome.tests
     }
-    if not tests:
-        raise UserError(f"no run of {table.title} came to its end; the study is kept in {outcome.folder}")
+    _require_all(outcome)
     return {
         "metric": table.metric,
         "command": command,
@@ -146,6 +144,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, e.g. data.path=FOLDER")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="SEED")
     arguments = parser.parse_args()
+    if wrong := [seed for seed in arguments.seeds if not 0 <= seed < 2**32]:
+        parser.error(f"argument --seeds: a seed is a whole number from 0, got {wrong[0]}")
 
     folder = DOCS / "paper"
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,6 +164,15 @@ def main() -> None:
     kept = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
     results = {name: kept[name] for name in TABLES if name in kept}
     (DOCS / "paper.md").write_text(page(results, kept.get(COMPARISON)), encoding="utf-8")
+
+
+def _require_all(outcome: Outcome) -> None:
+    """A row is of all its seeds: raises UserError where the study was interrupted, or a trial did not come to its end
+    and was not measured."""
+    missing = [record.name for record in outcome.ledger.records if record.name not in outcome.tests]
+    if outcome.interrupted or missing or not outcome.tests:
+        told = "the study was interrupted" if outcome.interrupted else f"{', '.join(missing)} was not measured"
+        raise UserError(f"nothing is written: {told}; what there is of it is kept in {outcome.folder}")
 
 
 def _keep(file: Path, found: Mapping[str, Any]) -> None:

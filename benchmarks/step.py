@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 import time
@@ -53,6 +54,7 @@ from benchmarks.timing import (
     calibrate,
     drift,
     interleave,
+    json_file,
     machine,
     paired,
     print_rows,
@@ -309,8 +311,10 @@ def main() -> None:
     parser.add_argument(
         "--calibration-seconds", type=float, default=CALIBRATION_SECONDS, help="of each operation, before and after"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios there")
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="write the ratios there")
     arguments = parser.parse_args()
+    if wrong := [network for network in arguments.networks if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", network)]:
+        parser.error(f"argument --networks: give widths such as 128-64, got {wrong[0]!r}")
 
     torch.set_num_threads(1)
     console = Console(highlight=False, width=120)

@@ -3,6 +3,7 @@
 Numbers of two runs, or of two machines, are never compared: a ratio is taken between blocks that ran side by side.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -157,6 +158,14 @@ def print_rows(console: Console, title: str, rows: Sequence[Row], moved: float) 
     console.print(table)
     judgement = "quiet enough" if moved <= QUIET else f"above {QUIET:.0%}: measure again when nothing else runs"
     console.print(f"calibration before and after differs by {moved:.1%}, {judgement}")
+
+
+def json_file(text: str) -> Path:
+    """A file to write ratios to, looked at before minutes are spent on measuring them."""
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: give a file in a folder that exists")
+    return path
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:

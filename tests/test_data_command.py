@@ -123,3 +123,17 @@ def test_ctrl_c_ends_with_code_130_and_leaves_nothing_half_done(
     assert ended.stdout == ""
     assert "Traceback" not in stderr.getvalue()
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("digits", "data.name=mnist"), "data.name is given twice: digits and mnist"),
+        (("train.epochs=3",), "train.epochs: data are prepared by settings of data.* alone"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    run: Callable[..., Ended], arguments: tuple[str, ...], sentence: str
+) -> None:
+    ended = run(*arguments)
+    assert ended.code == 2 and sentence in ended.stderr and not ended.stdout

@@ -37,6 +37,9 @@ def test_settings_do_not_change() -> None:
         ("study.resources_per_worker={GPU: 1}", "study.resources_per_worker", {"GPU": 1.0}),
         ("study.resources_per_worker.GPU=0.5", "study.resources_per_worker", {"GPU": 0.5}),
         ("tracking.uri=null", "tracking.uri", None),
+        ("optim.lr_milestones=0.5", "optim.lr_milestones", (0.5,)),
+        ("study.objectives=val/jsd_nats", "study.objectives", ("val/jsd_nats",)),
+        ("study.objectives=val/jsd_nats,val/nmi", "study.objectives", ("val/jsd_nats", "val/nmi")),
     ],
 )
 def test_values_are_read_by_their_type(override: str, key: str, value: object) -> None:
@@ -60,6 +63,12 @@ def test_values_are_read_by_their_type(override: str, key: str, value: object) -
         ("model.latent_dim=1", "model.latent_dim: expected greater than or equal to 2, got 1"),
         ("optim.reconstruction_lr=.inf", "optim.reconstruction_lr: expected"),
         ("optim.lr_milestones=[1.5]", "optim.lr_milestones: expected less than 1"),
+        ("optim.lr_milestones=1", "optim.lr_milestones: expected less than 1"),
+        ("optim.lr_milestones=soon", "optim.lr_milestones: expected a list such as [0.5, 0.8], got 'soon'"),
+        ("model.hidden=wide", "model.hidden: expected widths such as 128-64, got 'wide'"),
+        ("model.hidden=128,64", "model.hidden: expected widths such as 128-64, got '128,64'"),
+        ("study.objectives=[5]", "study.objectives: expected a valid string, got [5]"),
+        ("study.name=a/b", "study.name: expected letters, digits, dots, dashes and underlines, got 'a/b'"),
         ("model=3", "model is a section"),
         ("study.budget.wall_clock=soon", "study.budget.wall_clock: expected a number"),
         ("data.name=a/b", "data.name"),
@@ -129,6 +138,7 @@ def test_yaml_nested_and_dotted_spellings_mean_the_same_and_lines_are_kept(tmp_p
     [
         ("a: [1, 2", "is not YAML"),
         ("- 1\n- 2\n", "must be a mapping"),
+        ("run: &r {train: *r}\n", "mappings are nested without end"),
         ("train.epochs: 1\ntrain: {epochs: 2}\n", "train.epochs is written twice, first at"),
     ],
 )

@@ -13,7 +13,7 @@ from aae_ray import settings
 from aae_ray.autoencoder import networks, posteriors
 from aae_ray.autoencoder.phases import TASKS, Phase, encode, place
 from aae_ray.autoencoder.posteriors import Code
-from aae_ray.autoencoder.priors import Prior, build_prior, sample_classes
+from aae_ray.autoencoder.priors import Prior, build_prior, sample_code
 
 Shape = tuple[int, int, int]
 
@@ -65,6 +65,8 @@ def _label_discriminator(model: settings.Model, sizes: Sizes) -> nn.Module:
 def _pixels(shape: Shape) -> int:
     return shape[0] * shape[1] * shape[2]
 
+
+DECODED = 2000  # samples decoded at a time
 
 # The smallest groups of parameters that always train together, each with its builder.
 PLAYERS: dict[str, Callable[[settings.Model, Sizes], nn.Module]] = {
@@ -120,10 +122,13 @@ class Model:
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Images decoded from draws of the priors p(z) and p(y), shape (N, C, H, W)."""
         weight = next(self.players["decoder"].parameters())
-        z_NZ = self.prior.sample(count, generator, weight.dtype).to(weight.device)
-        y_NK = sample_classes(count, self.classes, generator, weight.dtype).to(weight.device) if self.classes else None
-        x_NCHW: Tensor = self.decode(z_NZ, y_NK).unflatten(1, self.shape)
-        return x_NCHW
+        z_NZ, y_NK = sample_code(self.prior, self.classes, count, generator, weight.dtype)
+        x_NCHW = []
+        for start in range(0, count, DECODED):  # the layers of a convolutional decoder are large
+            rows = slice(start, start + DECODED)
+            y_BK = None if y_NK is None else y_NK[rows].to(weight.device)
+            x_NCHW.append(self.decode(z_NZ[rows].to(weight.device), y_BK).unflatten(1, self.shape))
+        return torch.cat(x_NCHW)
 
 
 def build_model(

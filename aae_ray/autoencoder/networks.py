@@ -23,7 +23,7 @@ class BatchNorm(nn.Module):
     The batch is that of all workers (PyTorch's own synchronised one needs a GPU): N workers compute what one would,
     also where their slices differ in size. Held-out images are scaled by running statistics instead, which are taken
     only in phases that move the encoder: what a phase does not move stays as it is. A short last batch weighs less in
-    them, by its size.
+    them, by its size. An image alone does not differ from its mean, so a last batch of one is scaled by them too.
     """
 
     UPDATE = 0.1  # weight of a full batch in the running statistics
@@ -49,9 +49,10 @@ class BatchNorm(nn.Module):
         mine = h_BF.new_full((1,), h_BF.numel() / h_BF.shape[1])
         sums_F1 = over_workers(torch.cat([h_BF.sum(across), mine]))
         count = sums_F1[-1].detach()
-        mean_F = sums_F1[:-1] / count
+        alone = count < 2  # stays a tensor: to ask for its value would make a GPU wait
+        mean_F = torch.where(alone, self.mean, sums_F1[:-1] / count)
         centred_BF = h_BF - mean_F.view(stretched)
-        variance_F = over_workers(centred_BF.square().sum(across)) / count
+        variance_F = torch.where(alone, self.variance, over_workers(centred_BF.square().sum(across)) / count)
         if self.weight.requires_grad:
             torch.maximum(self.full, count, out=self.full)
             self.mean.lerp_(mean_F.detach(), self.UPDATE * count / self.full)
@@ -271,7 +272,8 @@ class ClusterHeads(nn.Module):
         self.heads_KZ = nn.Parameter(spread * torch.randn(clusters, latent_dim))
 
     def forward(self, y_BK: Tensor) -> Tensor:
-        return y_BK @ self.heads_KZ
+        with torch.autocast(y_BK.device.type, enabled=False):  # places are codes, too coarse in bfloat16
+            return y_BK @ self.heads_KZ
 
 
 def paper_initialization(module: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Posteriors q(z|x): the heads that turn the trunk's features into codes (Makhzani et al. 2015, section 2.1).
 
 A head takes features and noise, and returns codes; the noise is handed in, nothing is drawn inside. `noise_dim` says
-how much of it a head takes per example. The universal approximator's noise also enters the trunk, at every layer.
+how much of it a head takes per example. The universal approximator's noise also enters the trunk: at every layer of
+a dense one, at every convolution of a convolutional one.
 
 Shapes: B batch, F features, E noise, Z code, K classes or clusters.
 """

@@ -163,6 +163,14 @@ def sample_classes(count: int, classes: int, generator: Generator, dtype: torch.
     return torch.nn.functional.one_hot(drawn_N, classes).to(dtype)
 
 
+def sample_code(
+    prior: Prior, classes: int, count: int, generator: Generator, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor | None]:
+    """Draws of p(z), (count, Z), and then of p(y), (count, K), where the code has a label of so many classes, not 0."""
+    z_NZ = prior.sample(count, generator, dtype)
+    return z_NZ, sample_classes(count, classes, generator, dtype) if classes else None
+
+
 def build_prior(model: settings.Model) -> Prior:
     """The prior that the settings name."""
     return Prior(model.prior, model.latent_dim, model.prior_scale, model.prior_components)

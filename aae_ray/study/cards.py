@@ -7,19 +7,23 @@ import yaml
 from aae_ray.settings import Settings, dotted_fields, setting
 from aae_ray.study import report
 from aae_ray.study.ledger import Ledger, TrialRecord
-from aae_ray.study.space import Plan
+from aae_ray.study.space import Plan, spec_of
 from aae_ray.training.assessment import Assessment
 from aae_ray.training.metrics import METRICS
 
 
 def best_config(run: Settings, path: Path) -> Path:
-    """A file that `python -m aae_ray.train` takes: every setting that shapes the trial."""
+    """A file that `python -m aae_ray.train` takes: every setting that shapes the trial, what it was chosen by, and the
+    name that its decoder was registered under, if it had one of its own."""
     values = {}
     for key in dotted_fields():
         if not key.startswith(("study.", "tracking.")):
             value = setting(run, key)
             values[key] = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump({"study": {"name": f"{run.study.name}-best"}, "run": values}, sort_keys=False)
+    if run.tracking.model_name:
+        values["tracking.model_name"] = run.tracking.model_name
+    study = {"name": f"{run.study.name}-best", "objectives": list(run.study.objectives)}
+    text = yaml.safe_dump({"study": study, "run": values}, sort_keys=False)
     path.write_text(f"# python -m aae_ray.train {path.name}\n{text}", encoding="utf-8")
     return path
 
@@ -78,7 +82,7 @@ def summary(ledger: Ledger) -> str:
 
 
 def resolved(plan: Plan) -> str:
-    """The whole study as a YAML text, with every default spelled out."""
+    """The whole study as the text of a study's file, with every default spelled out."""
     run = plan.settings
     values = {key: setting(run, key) for key in dotted_fields()}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
@@ -88,7 +92,7 @@ def resolved(plan: Plan) -> str:
             "run": {
                 key: value for key, value in plain.items() if not key.startswith("study.") and key not in plan.space
             },
-            "space": {key: str(distribution) for key, distribution in plan.space.items()},
+            "space": {key: spec_of(distribution) for key, distribution in plan.space.items()},
             "start": [dict(point) for point in plan.start],
         },
         sort_keys=False,

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from aae_ray.mistakes import UserError
 from aae_ray.reading import Entry, build, read_overrides
 from aae_ray.settings import Settings, dotted_fields, replace, setting
 from aae_ray.study import registry
-from aae_ray.study.provenance import provenance
+from aae_ray.study.provenance import moment, provenance
+from aae_ray.study.records import trial_params
 from aae_ray.study.tracking import STUDY, Tracker
 from aae_ray.training import checkpoint
-from aae_ray.training.assessment import Assessment, assess, assess_samples, assessment_tags
+from aae_ray.training.assessment import NEAREST_SHEET, Assessment, assess, assess_samples, assessment_tags
 from aae_ray.training.data import Dataset, cache_folder, load
 from aae_ray.training.evaluation import sample_generator
 from aae_ray.training.judge import Judge, judge_if_any
@@ -35,6 +36,7 @@ class Evaluated:
     dataset: Dataset
     judge: Judge | None
     assessment: Assessment
+    params: Mapping[str, Any]  # the settings that are known: of a checkpoint all, of a decoder those of its data
 
     @property
     def run_name(self) -> str:
@@ -78,7 +80,13 @@ def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> E
         ) from None
     judge = judge_if_any(dataset, cache_folder(run.data))
     assessment = assess(training.evaluation, judge)
-    return Evaluated(folder.name, run, dataset, judge, assessment)
+    return Evaluated(checkpoint_name(folder), run, dataset, judge, assessment, trial_params(run))
+
+
+def checkpoint_name(folder: Path) -> str:
+    """STUDY/TRIAL/CHECKPOINT where it lies in a study's folder, as each trial of each study has a checkpoint_000000."""
+    *_, study, trials, trial, name = ("", "", "", *folder.resolve().parts)
+    return f"{study}/{trial}/{name}" if trials == "trials" else name
 
 
 def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str, any_data: bool) -> Evaluated:
@@ -90,7 +98,8 @@ def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str,
     _same_split(what, about, run, dataset, any_data)
     judge = judge_if_any(dataset, cache_folder(run.data))
     assessment = assess_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
-    return Evaluated(f"{name}-{decoder.version}", run, dataset, judge, assessment)
+    params = {key: value for key, value in trial_params(run).items() if key.startswith("data.")}
+    return Evaluated(f"{name}-{decoder.version}", run, dataset, judge, assessment, params)
 
 
 def _settings(recorded: Mapping[str, Any], changes: Mapping[str, Entry], where: str) -> Settings:
@@ -129,11 +138,20 @@ def _same_split(what: str, recorded: Mapping[str, Any], run: Settings, dataset: 
         )
 
 
-def record(found: Evaluated, uri: str, sheet: Path) -> int:
-    """Write an evaluation to MLflow as a run of its own; returns how many records could not be sent."""
-    began = time.time()
-    folder = Path(found.run.study.folder) / f"evaluation-{time.strftime('%Y%m%d-%H%M%S', time.localtime(began))}"
-    folder.mkdir(parents=True, exist_ok=True)
+class Recorded(NamedTuple):
+    """What became of an evaluation's records: where they are kept, how many wait there, what MLflow refused."""
+
+    folder: Path
+    unsent: int
+    refused: list[str]
+
+
+def record(found: Evaluated, uri: str) -> Recorded:
+    """Write an evaluation to MLflow as a run of its own, with the sheet of nearest images."""
+    folder = Path(found.run.study.folder).expanduser() / f"evaluation-{moment()}"
+    folder.mkdir(parents=True)
+    sheet = folder / NEAREST_SHEET  # a copy of its own: it may be sent when the user's file is another one
+    sheet.write_bytes(found.assessment.nearest_sheet)
     tracker = Tracker(folder, uri, f"aae/{found.dataset.name}")
     tags = {
         "aae.study_id": folder.name,
@@ -143,8 +161,10 @@ def record(found: Evaluated, uri: str, sheet: Path) -> int:
         **assessment_tags(found.assessment, found.judge),
         **provenance(),
     }
-    tracker.create_run(STUDY, found.run_name, {key: value for key, value in tags.items() if value}, began)
+    tracker.create_run(STUDY, found.run_name, {key: value for key, value in tags.items() if value}, time.time())
+    tracker.log_params(STUDY, found.params)
     tracker.log_metrics(STUDY, found.assessment.metrics, 0)
     tracker.log_artifact(STUDY, sheet, "figures")
     tracker.end_run(STUDY, "FINISHED", time.time())
-    return tracker.close(SEND_SECONDS)
+    unsent = tracker.close(SEND_SECONDS)
+    return Recorded(folder, unsent, tracker.dropped)

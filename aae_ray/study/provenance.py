@@ -1,9 +1,11 @@
 """Where a run comes from: commit, versions, command line."""
 
 import platform
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,6 +25,11 @@ def provenance() -> Mapping[str, str]:
         tags["mlflow.source.git.commit"] = commit
         tags["mlflow.source.git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
     return tags
+
+
+def moment() -> str:
+    """Now, to the second, for a name that no other run has: two of one second differ in four random characters."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def _command_line() -> str:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aae_ray.autoencoder.model import Model
+from aae_ray.autoencoder.model import DECODED, Model
 from aae_ray.autoencoder.phases import place
-from aae_ray.autoencoder.priors import Prior, sample_classes
+from aae_ray.autoencoder.priors import Prior, sample_code
 from aae_ray.mistakes import UserError
 from aae_ray.settings import dotted_fields
 from aae_ray.study.front import dominates, fronts, select
@@ -52,8 +52,8 @@ class Decoder(nn.Module):
 
 def draw_codes(prior: Prior, classes: int, count: int, generator: torch.Generator) -> Tensor:
     """Codes for a published decoder from its priors, (count, Z), or (count, K + Z) where the task has labels."""
-    z_NZ = prior.sample(count, generator)
-    return torch.cat([sample_classes(count, classes, generator), z_NZ], dim=1) if classes else z_NZ
+    z_NZ, y_NK = sample_code(prior, classes, count, generator)
+    return z_NZ if y_NK is None else torch.cat([y_NK, z_NZ], dim=1)
 
 
 def export(model: Model, folder: Path, about: Mapping[str, Any], example_seed: int = 0) -> Path:
@@ -130,6 +130,7 @@ def _compare(client: Any, name: str, version: Any, request: Mapping[str, Any]) -
     for tag, what in (
         ("data.digest", "other data"),
         ("data.split", "another split of the data"),
+        ("task", "another task"),
         ("objectives", "other objectives"),
     ):
         if champion.tags.get(tag) != request["tags"][tag]:
@@ -167,8 +168,8 @@ class LoadedDecoder:
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Images (count, C, H, W) in [0, 1] decoded from draws of the prior."""
         with torch.no_grad():
-            images: Tensor = self.module(draw_codes(self.prior, self.classes, count, generator))
-        return images
+            codes = draw_codes(self.prior, self.classes, count, generator).split(DECODED)
+            return torch.cat([self.module(codes_BZ) for codes_BZ in codes])
 
 
 def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder:

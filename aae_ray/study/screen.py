@@ -62,7 +62,7 @@ class Screen:
         """A line in a log, though not for every report: how far a trial is that takes long."""
         silence = time.monotonic() - self.told.get(record.name, self.began)
         if not self.live and record.state == "running" and silence >= SILENCE:
-            self._tell(record, f"at epoch {record.epoch} of {self._epochs(record)}  {self._values(record)}")
+            self._tell(record, f"at epoch {record.epoch} of {self.plan.settings.train.epochs}  {self._values(record)}")
 
     def trial_ended(self, record: TrialRecord) -> None:
         self.first_end = self.first_end or time.monotonic()
@@ -80,9 +80,6 @@ class Screen:
         return "  ".join(
             f"{name}={record.metrics[name]:.4f}" for name in self.ledger.objectives if name in record.metrics
         )
-
-    def _epochs(self, record: TrialRecord) -> int:
-        return int(record.params.get("train.epochs", self.plan.settings.train.epochs))
 
     def render(self) -> Group:
         return Group(
@@ -136,7 +133,7 @@ class Screen:
             table.add_row(
                 record.name,
                 Text(state, style=STYLES[record.state]),
-                f"{record.epoch}/{self._epochs(record)}",
+                f"{record.epoch}/{self.plan.settings.train.epochs}",
                 *values,
                 describe(record.params),
             )

@@ -143,7 +143,11 @@ class Search:
 
 @contextmanager
 def stop_in_order(on_stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a running search in order (Tune stops on SIGUSR1); a second Ctrl-C ends it at once."""
+    """Ctrl-C and SIGTERM end a running search in order (Tune stops on SIGUSR1); a second Ctrl-C ends it at once.
+
+    SIGTERM to this process, that is: one to its whole group reaches Ray's own processes too, and without them Ray ends
+    this one before its last records.
+    """
 
     stopping = False
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from aae_ray.mistakes import UserError
 
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+DATABRICKS = "databricks"  # as MLflow spells the workspace that is logged in to, without a colon
 
 
 def tracking_uri(given: str | None) -> str:
@@ -18,19 +19,22 @@ def tracking_uri(given: str | None) -> str:
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
     scheme, colon, rest = uri.partition(":")
     scheme = scheme.lower().partition("+")[0]
+    source = "tracking.uri" if given else "MLFLOW_TRACKING_URI"
+    if uri == DATABRICKS:
+        return uri
     if not colon or scheme not in SCHEMES or (scheme.startswith("http") and not _host(uri)):
         raise UserError(
-            f"tracking.uri {uri!r} is not a server or database of MLflow; give http(s)://host:port or sqlite:///file.db"
+            f"{source} {uri!r} is not a server or database of MLflow; give http(s)://host:port or sqlite:///file.db"
         )
     if scheme == "sqlite":
         name = rest.removeprefix("///").partition("?")[0]  # as SQLAlchemy reads it: no %20, and # is a character
         if not rest.startswith("///") or not name:
-            raise UserError(f"tracking.uri {uri!r} names no file; give sqlite:///file.db")
+            raise UserError(f"{source} {uri!r} names no file; give sqlite:///file.db")
         path = Path(name).absolute()
         if path.is_dir():
-            raise UserError(f"tracking.uri {uri!r}: {path} is a folder")
+            raise UserError(f"{source} {uri!r}: {path} is a folder")
         if not path.parent.is_dir():
-            raise UserError(f"tracking.uri {uri!r}: there is no folder {path.parent}")
+            raise UserError(f"{source} {uri!r}: there is no folder {path.parent}")
         uri = f"sqlite:///{path}"
     return uri
 

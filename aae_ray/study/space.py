@@ -59,6 +59,9 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
     problems: list[Problem] = []
     shared, searched, start = _sort_blocks(entries, problems)
     for key, entry in changes.items():
+        if key == "start":
+            start = entry
+            continue
         name = key.removeprefix("space.")
         if name in dotted_fields():  # a key, or a whole distribution, instead of the file's
             searched = {field: spec for field, spec in searched.items() if field.rpartition(".")[0] != name}
@@ -72,7 +75,8 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
         problems.append(
             Problem(shared[name].where, f"{name} is fixed here and searched at {places[name]}; keep one of them")
         )
-    points = _start_points(start, good, set(specs) - set(good) | set(changes), problems)
+    given = {name for name in good if any(key.startswith(f"space.{name}") for key in changes)}
+    points = _start_points(start, good, set(specs) - set(good) | set(changes), given, problems)
     problems += _metric_problems(shared)
     found = find_problems(shared)
     # Rules about several keys are judged together with what is searched, below.
@@ -259,7 +263,9 @@ def _metric_problems(shared: Mapping[str, Entry]) -> list[Problem]:
     problems = []
     goals = [name for name, metric in METRICS.items() if metric.direction and name.startswith("val/")]
     objectives, pruner = shared.get("study.objectives"), shared.get("study.pruner.metric")
-    names = objectives.value if objectives and isinstance(objectives.value, list) else []
+    given = objectives.value if objectives else []
+    names = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else []
+    names = [name.strip() if isinstance(name, str) else name for name in names]
     wanted = [(objectives, name) for name in names]
     if pruner and pruner.value != "front":
         wanted.append((pruner, pruner.value))
@@ -276,9 +282,10 @@ def _metric_problems(shared: Mapping[str, Entry]) -> list[Problem]:
 
 
 def _start_points(
-    start: Entry | None, space: Space, skipped: set[str], problems: list[Problem]
+    start: Entry | None, space: Space, skipped: set[str], given: set[str], problems: list[Problem]
 ) -> tuple[dict[str, Any], ...]:
-    """The points to try first, without the keys that the command line fixed or that are wrong themselves."""
+    """The points to try first, without the keys that the command line fixed or that are wrong themselves, and without
+    values that a distribution given on the command line shuts out."""
     if start is None or start.value in (None, []):
         return ()
     if not isinstance(start.value, list) or not all(isinstance(point, dict) for point in start.value):
@@ -302,6 +309,8 @@ def _start_points(
                 continue
             plain = _plain(key, value) if categorical else number(value)
             if not _inside(space[key], plain):
+                if key in given:
+                    continue
                 problems.append(Problem(start.where, f"start: {key}={value} lies outside of what is searched"))
             values[key] = int(plain or 0) if isinstance(space[key], IntDistribution) else plain
         points.append(values)
@@ -323,6 +332,19 @@ def options(distribution: BaseDistribution) -> Sequence[Any]:
     return distribution.choices if categorical else (distribution.low, distribution.high)
 
 
+def spec_of(distribution: BaseDistribution) -> dict[str, Any]:
+    """A distribution as a study's file writes it."""
+    if isinstance(distribution, CategoricalDistribution):
+        return {"type": "categorical", "choices": list(distribution.choices)}
+    spec: dict[str, Any] = {"type": "int" if isinstance(distribution, IntDistribution) else "float"}
+    spec |= {"low": distribution.low, "high": distribution.high}
+    if distribution.log:
+        spec["log"] = True
+    elif distribution.step and distribution.step != (1 if spec["type"] == "int" else None):
+        spec["step"] = distribution.step
+    return spec
+
+
 def _contradictions(base: Mapping[str, Entry], space: Space, places: Mapping[str, str]) -> list[Problem]:
     """Values that cannot go together, found by trying every pair of choices, the others at their first."""
     problems: dict[str, Problem] = {}
@@ -330,8 +352,8 @@ def _contradictions(base: Mapping[str, Entry], space: Space, places: Mapping[str
     for (first, a), (second, b) in combinations_with_replacement(choices, 2):
         tried = {**base, first: Entry(a, places[first]), second: Entry(b, places[second])}
         for problem in find_problems(tried):
-            named = [name for name in space if name in problem.message.split() or name in problem.message]
+            named = [name for name in space if name in problem.message]
             reason = problem.message.partition(", got")[0]
-            told = f"space allows what does not go together: {problem.message}"
+            told = f"space allows what does not go together: {problem.message}" if named else problem.message
             problems.setdefault(reason, Problem(places[named[0]] if named else problem.where, told))
     return list(problems.values())

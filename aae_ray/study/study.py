@@ -1,11 +1,9 @@
 """One study from its plan to its report: the order of events, and nothing else."""
 
-import os
 import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from aae_ray.study.cluster import cluster, gangs_that_fit
 from aae_ray.study.front import select
 from aae_ray.study.gang import precision_advice
 from aae_ray.study.ledger import Ledger, TrialRecord
+from aae_ray.study.provenance import moment
 from aae_ray.study.records import Records
 from aae_ray.study.screen import Screen
 from aae_ray.study.search import Search
@@ -57,10 +56,7 @@ class Outcome:
 def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome:
     """Run a study to its end, its budget or Ctrl-C, and report. Raises UserError for what the user can put right."""
     began = time.monotonic()
-    run = with_absolute_paths(plan.settings)
-    uri = tracking_uri(run.tracking.uri)
-    dataset = load(run.data)
-    _check_data(plan, dataset)
+    run, uri, dataset = checked(plan)
     ledger = Ledger(plan)
     import_early()  # while Ray's processes start
     with Screen(console, ledger, plan, title_of(plan, dataset)) as screen, cluster(verbose=verbose):
@@ -104,6 +100,16 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
     outcome = Outcome(folder, ledger, best, registration, interrupted, run.tracking.register_model, tests)
     print_report(console, outcome, plan, tracker, uri, unsent, time.monotonic() - began)
     return outcome
+
+
+def checked(plan: Plan) -> tuple[Settings, str, Dataset]:
+    """All that can be wrong before anything starts, looked at: the settings with absolute paths, MLflow's address and
+    the data, which are prepared. Raises UserError."""
+    run = with_absolute_paths(plan.settings)
+    uri = tracking_uri(run.tracking.uri)
+    dataset = load(run.data)
+    _check_data(plan, dataset)
+    return run, uri, dataset
 
 
 def _check_data(plan: Plan, dataset: Dataset) -> None:
@@ -225,13 +231,12 @@ def next_commands(outcome: Outcome, uri: str) -> list[tuple[str, str]]:
     """What to type next, each with what it does."""
     commands = []
     given = "" if uri == tracking_uri(None) else f" --tracking-uri {shlex.quote(uri)}"
-    if outcome.interrupted:
-        commands.append(("resume", f"python -m aae_ray.tune --resume {report.shell_path(outcome.folder)}"))
     if outcome.registration:
         commands.append(
             (
                 "images",
-                f"python -m aae_ray.generate {outcome.registration['name']} --count 64 --out samples.png{given}",
+                f"python -m aae_ray.generate {shlex.quote(outcome.registration['name'])} --count 64 --out samples.png"
+                f"{given}",
             )
         )
     if outcome.best and (outcome.folder / "best_config.yaml").exists():
@@ -256,16 +261,12 @@ def with_absolute_paths(run: Settings) -> Settings:
 
 def make_folder(run: Settings) -> tuple[str, Path, str]:
     """An id, a new local folder, and the place of the trials' checkpoints (below it, unless study.folder is remote)."""
-    study_id = f"{run.study.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    study_id = f"{run.study.name}-{moment()}"
     remote = "://" in run.study.folder
     root = Path("runs" if remote else run.study.folder).expanduser().absolute()
     folder = root / study_id
     try:
         folder.mkdir(parents=True)
-    except FileExistsError:
-        study_id += f"-{os.getpid()}"
-        folder = root / study_id
-        folder.mkdir()
     except OSError as error:
         raise UserError(f"study.folder {run.study.folder}: {folder} cannot be made: {error.strerror}") from None
     return (

@@ -342,8 +342,9 @@ class Sender:
         return self.spool.runs[line["run"]]
 
 
-def replay(folder: Path, seconds: float = 600) -> tuple[int, int]:
-    """Send what is left in the spool of a study's folder; returns how many records were sent and how many are left.
+def replay(folder: Path, seconds: float = 600) -> tuple[int, int, list[str]]:
+    """Send what is left in the spool of a study's folder; returns how many records were sent, how many are left, and
+    what was said of those that MLflow refused for good.
 
     Raises UserError when there is no spool, and when the server still does not answer.
     """
@@ -353,7 +354,8 @@ def replay(folder: Path, seconds: float = 600) -> tuple[int, int]:
     left = tracker.close(seconds)
     if left and tracker.problem:
         raise UserError(f"MLflow still does not take the {left} records of {folder}: {tracker.problem}")
-    return tracker.spool.sent - tracker.spool.sent_before, left
+    refused = tracker.dropped
+    return tracker.spool.sent - tracker.spool.sent_before - len(refused), left, refused
 
 
 def is_permanent(error: Exception) -> bool:

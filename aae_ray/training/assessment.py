@@ -18,13 +18,14 @@ from aae_ray.mistakes import UserError
 from aae_ray.training import figures, quality
 from aae_ray.training.data import Dataset
 from aae_ray.training.evaluation import PROTOCOL_SEED, Evaluation, some_of
-from aae_ray.training.judge import SMALLEST, Judge
+from aae_ray.training.judge import SMALLEST, Judge, pixels
 
 PARZEN_SAMPLES = 10_000
 PARZEN_VALIDATION = 1000  # images that choose the window
 MOST = 10_000  # samples and images that are compared
 NEIGHBOURS = 5  # of precision, recall, density and coverage
 CODES = 2000  # whose distances to the prior are taken
+BLOCK = 1000  # training images that are held at a time to find the nearest ones
 SHOWN = 32  # samples in the sheet of nearest images
 NEAREST_SHEET = "nearest.png"
 PARZEN_ADVICE = (
@@ -68,7 +69,7 @@ def assess_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Assessm
     if not samples_MCHW.isfinite().all():
         found.remarks.append("samples hold values that are not finite, which count as black")
     samples_MCHW = samples_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)
-    test_NCHW = _images(dataset, some_of(dataset.test, MOST))
+    test_NCHW = pixels(dataset, some_of(dataset.test, MOST))
     if judge is None:
         why = "labels" if dataset.labels_N is None else f"{SMALLEST} x {SMALLEST} pixels"
         found.remarks.append(f"without {why} there is no judge: FID, KID, coverage and classes are left out")
@@ -85,10 +86,10 @@ def assess_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Assessm
             found.remarks.append(f"coverage alarm: samples hardly ever show class {told}")
     _parzen(found, samples_MCHW, test_NCHW, dataset)
     fake_NCHW = samples_MCHW[:SHOWN]
-    train_NCHW = _images(dataset, dataset.train)
-    nearest_N = quality.nearest_images(fake_NCHW.flatten(1), train_NCHW.flatten(1))
+    blocks = (dataset.train[start : start + BLOCK] for start in range(0, len(dataset.train), BLOCK))
+    nearest_M = quality.nearest_images(fake_NCHW.flatten(1), (pixels(dataset, rows).flatten(1) for rows in blocks))
     texts = ("sample", "nearest training image")
-    found.nearest_sheet = figures.reconstructions(fake_NCHW, train_NCHW[nearest_N], texts)
+    found.nearest_sheet = figures.reconstructions(fake_NCHW, pixels(dataset, dataset.train[nearest_M.numpy()]), texts)
     return found
 
 
@@ -98,7 +99,7 @@ def _judged(samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, judge: Ju
         return {"quality/judge_accuracy": judge.accuracy}
     real_NF = judge.features(test_NCHW[torch.from_numpy(some_of(np.arange(len(test_NCHW)), count))])
     fake_NF = judge.features(samples_MCHW[:count])
-    train_NF = judge.features(_images(dataset, some_of(dataset.train, count)))
+    train_NF = judge.features(pixels(dataset, some_of(dataset.train, count)))
     kid, kid_floor = (
         quality.kernel_distance(real_NF, other_NF, seed=PROTOCOL_SEED) for other_NF in (fake_NF, train_NF)
     )
@@ -129,21 +130,24 @@ def _classes(histogram: quality.ClassHistogram) -> dict[str, float]:
 
 def _parzen(found: Assessment, samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset) -> None:
     """The log-likelihood by the paper's protocol beside that of as many real training images (section 3)."""
-    validation_ND = _images(dataset, some_of(dataset.val, PARZEN_VALIDATION)).flatten(1)
+    validation_ND = pixels(dataset, some_of(dataset.val, PARZEN_VALIDATION)).flatten(1)
     test_ND = test_NCHW.flatten(1)
-    real_MD = _images(dataset, some_of(dataset.train, PARZEN_SAMPLES)).flatten(1)
+    real_MD = pixels(dataset, some_of(dataset.train, PARZEN_SAMPLES)).flatten(1)
     try:
         score = quality.parzen(samples_MCHW[: len(real_MD)].flatten(1), validation_ND, test_ND)
-        anchor = quality.parzen(real_MD, validation_ND, test_ND)
     except UserError as error:
-        found.remarks.append(f"no Parzen score: {error}")
+        found.remarks.append(f"no Parzen score of the samples: {error}")
         return
-    found.metrics |= {
+    try:
+        anchor = {"quality/parzen_anchor_nats": quality.parzen(real_MD, validation_ND, test_ND).nats}
+    except UserError as error:
+        anchor = {}
+        found.remarks.append(f"no Parzen score of real training images: {error}")
+    found.metrics |= anchor | {
         "quality/parzen_nats": score.nats,
         "quality/parzen_nats_se": score.standard_error,
         "quality/parzen_sigma": score.sigma,
         "quality/parzen_samples": float(score.samples),
-        "quality/parzen_anchor_nats": anchor.nats,
     }
     found.remarks.append(f"Parzen windows over {score.samples} samples; {PARZEN_ADVICE}")
 
@@ -170,7 +174,3 @@ def assess_codes(evaluation: Evaluation) -> dict[str, float]:
     error_NZ = (model.encode(x_ND, noise_NE).z_BZ - z_NZ).cpu() / model.prior.std_Z
     found["quality/reencoding_error"] = error_NZ.square().mean().sqrt().item()
     return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
-def _images(dataset: Dataset, rows: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.asarray(dataset.images_NCHW[rows])).float().div_(255)

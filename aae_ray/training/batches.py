@@ -30,7 +30,7 @@ Rows = NDArray[np.int64]
 
 
 def generator_for(seed: int, *counters: int) -> torch.Generator:
-    """A CPU generator that depends on these integers alone, in this order."""
+    """A CPU generator that depends on these integers alone, in this order; zeros at the end do not count."""
     state = np.random.SeedSequence((seed, *counters)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 

@@ -21,6 +21,20 @@ def assign_by_confidence(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     return labels_N[odds_NK.scatter(1, top_N1, logits_NK.gather(1, top_N1) - rest_N1).argmax(0)]
 
 
+def named_by_the_other_half(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """The label that each image gets from its cluster, (N,), when every second image names the clusters of the others.
+
+    Images that score clusters must not name them: of many small clusters each would be right about its own name. An
+    image alone has no other half, and names its cluster itself.
+    """
+    answers_N, named_N = logits_NK.argmax(1), labels_N.clone()
+    for half, other in ((0, 1), (1, 0)):
+        if len(labels_N[other::2]):
+            names_K = assign_by_confidence(logits_NK[other::2], labels_N[other::2])
+            named_N[half::2] = names_K[answers_N[half::2]]
+    return named_N
+
+
 def contingency(clusters_N: Tensor, labels_N: Tensor) -> Tensor:
     """How many images lie in each cluster and class, (K, C)."""
     clusters, classes = int(clusters_N.max()) + 1, int(labels_N.max()) + 1

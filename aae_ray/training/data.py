@@ -19,17 +19,13 @@ from numpy.typing import NDArray
 
 from aae_ray import settings
 from aae_ray.mistakes import UserError, did_you_mean
-from aae_ray.training.download import PUBLISHED, Progress, download
+from aae_ray.training.download import PUBLISHED, Progress, download, untold
 from aae_ray.training.idx import IDX_FILES, find_idx, read_idx
 from aae_ray.training.image_stream import ImageStream
 from aae_ray.training.parquet import read_parquet
 
 PREPARED_FORMAT = 1  # raised when prepared data changes its form, so that older ones are made anew
 Indices = NDArray[np.int64]
-
-
-def _untold(what: str, done: int, total: int) -> None:
-    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +57,7 @@ class Dataset:
         return None if self.labels_N is None else int(self.labels_N.max()) + 1
 
 
-def load(data: settings.Data, progress: Progress = _untold) -> Dataset:
+def load(data: settings.Data, progress: Progress = untold) -> Dataset:
     """The set that the settings name: from the cache, and into it first where it is not there yet.
 
     Preparing is done by one process at a time, the others wait; `progress` is told of it. Raises UserError
@@ -106,7 +102,7 @@ class _Source:
     read: Callable[[], ImageStream]
 
 
-def _find_source(data: settings.Data, progress: Progress = _untold) -> _Source:
+def _find_source(data: settings.Data, progress: Progress = untold) -> _Source:
     if data.path:
         return _stored_source(data, Path(data.path).expanduser())
     if data.image_column or data.label_column:

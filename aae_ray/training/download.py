@@ -12,6 +12,10 @@ from aae_ray.training.idx import IDX_FILES
 Progress = Callable[[str, int, int], None]  # what is being done, how much is done, how much there is
 
 
+def untold(what: str, done: int, total: int) -> None:
+    """The progress that nobody watches."""
+
+
 @dataclass(frozen=True)
 class Published:
     """A set of IDX files on the network: addresses to try in turn, and the SHA-256 of each file."""

@@ -60,6 +60,7 @@ def measured(run: Settings, dataset: Dataset) -> set[str]:
     if task.slots and labelled:
         found.add("part_error")
     if any("label_head" in phase.moves for phase in task.phases):
+        found.add("label_entropy_nats")
         if labelled:
             found.add("classification_error")
         if task.y == "clusters":
@@ -93,7 +94,8 @@ class Evaluation:
     def _labelling(self, part: str, z_NZ: Tensor, logits_NK: Tensor | None) -> dict[str, float]:
         """How the labels that the encoder answers with, or the parts of the prior that it chose, agree with the truth.
 
-        Clusters get their labels by the paper's rule (section 6), from the validation images.
+        Clusters get their labels by the paper's rule (section 6), from the validation images; on these themselves one
+        half names the clusters of the other.
         """
         task, found = TASKS[self.run.task], {}
         labels_N = self._true_labels(self._indices(part))
@@ -102,6 +104,7 @@ class Evaluation:
         if logits_NK is None:
             return found
         answers_N = logits_NK.argmax(1)
+        found["label_entropy_nats"] = metrics.mean_entropy(logits_NK)
         if task.y == "clusters":
             found["clusters_used"] = float(clusters.clusters_used(answers_N, self.model.classes))
             found["cluster_entropy_nats"] = clusters.usage_entropy(answers_N, self.model.classes)
@@ -110,17 +113,19 @@ class Evaluation:
             found["hungarian_accuracy"] = clusters.hungarian_accuracy(answers_N, labels_N)
             found["nmi"] = clusters.normalized_mutual_information(answers_N, labels_N)
             found["ari"] = clusters.adjusted_rand_index(answers_N, labels_N)
-            examples_NK = logits_NK if part == "val" else self._look_at("val").logits_NK
-            known_N = self._true_labels(self.dataset.val)
-            assert examples_NK is not None and known_N is not None
-            answers_N = clusters.assign_by_confidence(examples_NK, known_N)[answers_N]
+            if part == "val":
+                answers_N = clusters.named_by_the_other_half(logits_NK, labels_N)
+            else:
+                examples_NK, known_N = self._look_at("val").logits_NK, self._true_labels(self.dataset.val)
+                assert examples_NK is not None and known_N is not None
+                answers_N = clusters.assign_by_confidence(examples_NK, known_N)[answers_N]
         if labels_N is not None:
             found["classification_error"] = (answers_N != labels_N).double().mean().item()
         return found
 
     def costly(self, part: str) -> dict[str, float]:
         """The metrics that are taken at rungs and at the end: a fresh discriminator is trained on held-out codes."""
-        bound = divergence.jsd_bound(self.codes(part), self._prior, seed=PROTOCOL_SEED)
+        bound = divergence.jsd_bound(self.codes(part), self.prior_codes, seed=PROTOCOL_SEED)
         return {
             f"{part}/jsd_nats": bound.nats,
             f"{part}/jsd_nats_se": bound.standard_error,
@@ -156,7 +161,7 @@ class Evaluation:
         The first row has the style 0; in a task with clusters these are the images of its cluster heads.
         """
         model, classes = self.model, self.model.classes
-        z_NZ = self._prior(count, 0)
+        z_NZ = self.prior_codes(count, 0)
         z_NZ[0] = 0
         y_NK = torch.eye(classes).repeat(count, 1)
         places = (z_NZ.repeat_interleave(classes, 0), y_NK)
@@ -172,17 +177,17 @@ class Evaluation:
     def prior(self, count: int) -> Tensor:
         """Draws of the prior to show beside the codes, (N, Z); in a reduction W y + z, with y from its own prior."""
         if "cluster_heads" not in self.model.players:
-            return self._prior(count, 0)
+            return self.prior_codes(count, 0)
         with torch.no_grad():
             return self.model.place(*self.prior_places(count)).cpu()
 
     def prior_codes(self, count: int, seed: int) -> Tensor:
         """Draws of p(z), (N, Z), a function of the seed alone, on the CPU."""
-        return self._prior(count, seed)
+        return self.model.prior.sample(count, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR, seed))
 
     def prior_places(self, count: int) -> tuple[Tensor, Tensor | None]:
         """Draws of p(z), (N, Z), and of p(y), (N, K), where the decoder is told a label; on the model's device."""
-        z_NZ = self._prior(count, 0).to(self.images.device, self.images.dtype)
+        z_NZ = self.prior_codes(count, 0).to(self.images.device, self.images.dtype)
         if not self.model.classes:
             return z_NZ, None
         y_NK = sample_classes(count, self.model.classes, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR_LABELS))
@@ -233,19 +238,15 @@ class Evaluation:
         )
         return metrics.noise_use(z_MNZ.cpu())
 
-    def _prior(self, count: int, seed: int) -> Tensor:
-        """Prior draws (N, Z): a function of the seed alone."""
-        return self.model.prior.sample(count, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR, seed))
-
     def _sliced_wasserstein(self, z_NZ: Tensor) -> float:
         return divergence.sliced_wasserstein(
-            z_NZ, self._prior(len(z_NZ), 0), self.model.prior.std_Z, seed=PROTOCOL_SEED
+            z_NZ, self.prior_codes(len(z_NZ), 0), self.model.prior.std_Z, seed=PROTOCOL_SEED
         )
 
     def _sliced_wasserstein_floor(self, count: int) -> float:
         key = f"sliced_wasserstein/{count}"
         if key not in self._constants:
-            self._constants[key] = self._sliced_wasserstein(self._prior(count, FLOOR))
+            self._constants[key] = self._sliced_wasserstein(self.prior_codes(count, FLOOR))
         return self._constants[key]
 
     def _mean_image_mse(self, part: str) -> float:

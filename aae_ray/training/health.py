@@ -11,6 +11,7 @@ DIVERGED = "diverged"
 SATURATED = "discriminator_saturated"
 DEAD = "discriminator_dead"
 COLLAPSED = "code_collapse"
+CLUSTERS_COLLAPSED = "cluster_collapse"
 WORSE_THAN_MEAN = "worse_than_mean_image"
 EXPLODED = 1e9  # no metric of ours reaches this in a run that learns
 
@@ -38,15 +39,26 @@ def _saturated(metrics: Metrics, health: settings.Health) -> bool:
 
 
 def _dead(metrics: Metrics, health: settings.Health) -> bool:
-    return metrics.get("adv/logit_std", math.inf) < health.dead_logit_std
+    stds = (metrics.get(name, math.inf) for name in ("adv/logit_std", "adv/label_logit_std"))
+    return any(std < health.dead_logit_std for std in stds)
 
 
 def _collapsed(metrics: Metrics, health: settings.Health) -> bool:
     return metrics["val/code_std"] < health.collapsed_code_std
 
 
+def _clusters_collapsed(metrics: Metrics, health: settings.Health) -> bool:
+    return metrics.get("val/cluster_entropy_nats", math.inf) < health.collapsed_clusters_nats
+
+
 def _worse_than_mean(metrics: Metrics, health: settings.Health) -> bool:
     return metrics["val/reconstruction_mse"] > metrics["val/mean_image_mse"]
 
 
-SIGNS = {SATURATED: _saturated, DEAD: _dead, COLLAPSED: _collapsed, WORSE_THAN_MEAN: _worse_than_mean}
+SIGNS = {
+    SATURATED: _saturated,
+    DEAD: _dead,
+    COLLAPSED: _collapsed,
+    CLUSTERS_COLLAPSED: _clusters_collapsed,
+    WORSE_THAN_MEAN: _worse_than_mean,
+}

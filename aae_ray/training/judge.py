@@ -9,7 +9,6 @@ Shapes: N images, C channels, H height, W width, F features, K classes.
 import hashlib
 import os
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from aae_ray.mistakes import UserError
 from aae_ray.training.data import Dataset
 from aae_ray.training.divergence import one_thread
+from aae_ray.training.download import Progress, untold
 
 FEATURES = 128
 STEPS, BATCH, LEARNING_RATE = 1500, 128, 2e-3
@@ -30,12 +30,6 @@ SEED = 2015
 FORMAT = 3  # raised when judges change, so that older ones are trained anew
 CHUNK = 1000
 SMALLEST = 4  # pixels: its images are halved twice
-
-Progress = Callable[[str, int, int], None]
-
-
-def _untold(what: str, done: int, total: int) -> None:
-    pass
 
 
 class Network(nn.Module):
@@ -78,7 +72,7 @@ class Judge:
         return torch.cat([self.network(part.float()).softmax(1) for part in x_NCHW.split(CHUNK)])
 
 
-def judge_for(dataset: Dataset, cache: Path, progress: Progress = _untold) -> Judge:
+def judge_for(dataset: Dataset, cache: Path, progress: Progress = untold) -> Judge:
     """The judge of a data set and its split: from the cache, else trained and put there.
 
     A function of the data and the machine's arithmetic alone, on one thread; no global generator is touched. Raises
@@ -94,7 +88,7 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = _untold) -> Ju
     with one_thread():  # more threads add in another order, and end in another judge
         network = _train(dataset, progress)
     judge = Judge(network, float("nan"), _digest(network))
-    wrong = judge.probabilities(_images(dataset, dataset.test)).argmax(1) != _labels(dataset, dataset.test)
+    wrong = judge.probabilities(pixels(dataset, dataset.test)).argmax(1) != _labels(dataset, dataset.test)
     judge = Judge(network, 1 - wrong.double().mean().item(), judge.digest)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
@@ -139,7 +133,7 @@ def _train(dataset: Dataset, progress: Progress) -> Network:
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=steps)
     for step in range(steps):
         rows = dataset.train[torch.randint(len(dataset.train), (BATCH,), generator=generator).numpy()]
-        loss = F.cross_entropy(network(_images(dataset, rows)), _labels(dataset, rows))
+        loss = F.cross_entropy(network(pixels(dataset, rows)), _labels(dataset, rows))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -149,7 +143,8 @@ def _train(dataset: Dataset, progress: Progress) -> Network:
     return network.eval()
 
 
-def _images(dataset: Dataset, rows: Any) -> Tensor:
+def pixels(dataset: Dataset, rows: np.ndarray) -> Tensor:
+    """Images of the set by index, (N, C, H, W) in [0, 1]."""
     return torch.from_numpy(np.asarray(dataset.images_NCHW[rows])).float().div_(255)
 
 

@@ -1,6 +1,6 @@
 """What is measured: one table of metrics, and the moments of codes that are too small for a room of their own.
 
-Shapes: `N` examples, `M` draws of noise per example, `Z` code.
+Shapes: `N` examples, `M` draws of noise per example, `Z` code, `K` classes or clusters.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,6 @@ class Metric:
     name: str
     unit: str
     direction: Literal["min", "max"] | None
-    cost: Literal["cheap", "costly"]
     meaning: str
 
 
@@ -37,76 +36,76 @@ def _with_test_twins(metrics: Iterable[Metric]) -> dict[str, Metric]:
 
 METRICS: dict[str, Metric] = _with_test_twins(
     [
-        Metric(
-            "val/reconstruction_mse", "squared pixel", "min", "cheap", "mean squared error per pixel, pixels in [0, 1]"
-        ),
+        Metric("val/reconstruction_mse", "squared pixel", "min", "mean squared error per pixel, pixels in [0, 1]"),
         Metric(
             "val/mean_image_mse",
             "squared pixel",
             None,
-            "cheap",
             "mean squared error of always predicting the mean training image: the baseline",
         ),
         Metric(
             "val/jsd_nats",
             "nats",
             "min",
-            "costly",
-            "lower bound on the Jensen-Shannon divergence of codes and prior, by a fresh discriminator",
+            "lower bound on the Jensen-Shannon divergence of codes z (not of y) and prior, by a fresh discriminator",
         ),
-        Metric("val/jsd_nats_se", "nats", None, "costly", "standard error of that bound over held-out examples"),
+        Metric("val/jsd_nats_se", "nats", None, "standard error of that bound over held-out examples"),
         Metric(
             "val/jsd_nats_floor",
             "nats",
             None,
-            "costly",
             "that bound for prior against prior: what a perfect match gets",
         ),
         Metric(
             "val/sliced_wasserstein",
             "prior std",
             "min",
-            "cheap",
-            "sliced Wasserstein-2 distance of codes and prior, in standard deviations of the prior",
+            "sliced Wasserstein-2 distance of codes z (not of y) and prior, in standard deviations of the prior",
         ),
         Metric(
             "val/sliced_wasserstein_floor",
             "prior std",
             None,
-            "cheap",
             "that distance for prior against prior: what a perfect match gets",
         ),
         Metric(
             "val/noise_use",
             "ratio",
             None,
-            "cheap",
             "share of the codes' variance that is noise of q(z|x), E_x[Var_noise z] / Var[z]; 0: noise ignored",
         ),
         Metric(
             "val/code_std",
             "ratio",
             None,
-            "cheap",
             "standard deviation of the codes over the prior's, mean over dimensions; 0: collapsed",
         ),
-        Metric("val/classification_error", "ratio", "min", "cheap", "share of images whose label q(y|x) gets wrong"),
+        Metric(
+            "val/classification_error",
+            "ratio",
+            "min",
+            "share of images whose label q(y|x) gets wrong; clusters have the labels of other, validation images",
+        ),
         Metric(
             "val/hungarian_accuracy",
             "ratio",
             "max",
-            "cheap",
             "share of images in the cluster of their class, at most one cluster for each, the best such pairing",
         ),
-        Metric("val/nmi", "ratio", "max", "cheap", "normalized mutual information of clusters and classes"),
-        Metric("val/ari", "ratio", "max", "cheap", "adjusted Rand index of clusters and classes; 0: random"),
-        Metric("val/clusters_used", "clusters", None, "cheap", "clusters that hold an image; the others are empty"),
-        Metric("val/cluster_entropy_nats", "nats", "max", "cheap", "entropy of the sizes of the clusters"),
+        Metric("val/nmi", "ratio", "max", "normalized mutual information of clusters and classes"),
+        Metric("val/ari", "ratio", "max", "adjusted Rand index of clusters and classes; 0: random"),
+        Metric(
+            "val/label_entropy_nats",
+            "nats",
+            "min",
+            "mean entropy of q(y|x); 0: one-hot like all draws of p(y)",
+        ),
+        Metric("val/clusters_used", "clusters", None, "clusters that hold an image; the others are empty"),
+        Metric("val/cluster_entropy_nats", "nats", "max", "entropy of the sizes of the clusters"),
         Metric(
             "val/part_error",
             "ratio",
             "min",
-            "cheap",
             "share of codes that lie in a part of the prior which belongs to another label",
         ),
         *(
@@ -114,7 +113,6 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 f"train/{phase}_gradient_share",
                 "ratio",
                 None,
-                "cheap",
                 f"phase {phase}'s share of the gradients on the encoder's trunk, by their norms, before the optimizer, "
                 "in the epoch's first step",
             )
@@ -124,47 +122,45 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "adv/discriminator_loss_nats",
             "nats",
             None,
-            "cheap",
             "mean of the two halves, (E_p[-log D] + E_q[-log(1 - D)]) / 2: log 2 = 0.693 when fooled",
         ),
         Metric(
             "adv/accuracy_real",
             "ratio",
             None,
-            "cheap",
             "share of prior samples that the trial's discriminator takes for prior samples",
         ),
-        Metric(
-            "adv/accuracy_fake", "ratio", None, "cheap", "share of codes that the trial's discriminator takes for codes"
-        ),
-        Metric("adv/encoder_loss_nats", "nats", None, "cheap", "what the encoder minimises to fool the discriminator"),
-        Metric("adv/logit_std", "nats", None, "cheap", "standard deviation of the discriminator's logits; 0: dead"),
-        Metric("adv/label_discriminator_loss_nats", "nats", None, "cheap", "the same, of the label discriminator"),
-        Metric("adv/label_accuracy_real", "ratio", None, "cheap", "the same, of the label discriminator"),
-        Metric("adv/label_accuracy_fake", "ratio", None, "cheap", "the same, of the label discriminator"),
-        Metric("adv/label_logit_std", "nats", None, "cheap", "the same, of the label discriminator"),
-        Metric("adv/label_encoder_loss_nats", "nats", None, "cheap", "the same, against the label discriminator"),
-        Metric(
-            "train/classification_loss_nats", "nats", None, "cheap", "cross-entropy of q(y|x) on the labelled batches"
-        ),
-        Metric("train/classification_error", "ratio", None, "cheap", "share of labelled images in error, in training"),
+        Metric("adv/accuracy_fake", "ratio", None, "share of codes that the trial's discriminator takes for codes"),
+        Metric("adv/encoder_loss_nats", "nats", None, "what the encoder minimises to fool the discriminator"),
+        Metric("adv/logit_std", "nats", None, "standard deviation of the discriminator's logits; 0: dead"),
+        Metric("adv/label_discriminator_loss_nats", "nats", None, "the same, of the label discriminator"),
+        Metric("adv/label_accuracy_real", "ratio", None, "the same, of the label discriminator"),
+        Metric("adv/label_accuracy_fake", "ratio", None, "the same, of the label discriminator"),
+        Metric("adv/label_logit_std", "nats", None, "the same, of the label discriminator"),
+        Metric("adv/label_encoder_loss_nats", "nats", None, "the same, against the label discriminator"),
+        Metric("train/classification_loss_nats", "nats", None, "cross-entropy of q(y|x) on the labelled batches"),
+        Metric("train/classification_error", "ratio", None, "share of labelled images in error, in training"),
         Metric(
             "train/reconstruction_loss",
             "loss",
             None,
-            "cheap",
-            "the loss that is trained; its scale depends on train.reconstruction_reduction",
+            "the reconstruction error that is trained, reduced as train.reconstruction_reduction says; without the "
+            "heads' penalty of a reduction, and before the VAE divides it by model.decoder_std squared",
         ),
-        Metric("train/kl_nats", "nats", None, "cheap", "E_x KL(q(z|x) || p(z)) of the VAE"),
+        Metric("train/kl_nats", "nats", None, "E_x KL(q(z|x) || p(z)) of the VAE"),
         *(
-            Metric(f"quality/{name}", unit, None, "costly", meaning)
+            Metric(f"quality/{name}", unit, None, meaning)
             for name, unit, meaning in (
                 (
                     "fid_local",
                     "squared feature",
                     "Frechet distance of features of samples and test images, by the data's own judge",
                 ),
-                ("fid_local_floor", "squared feature", "that distance for as many real training images"),
+                (
+                    "fid_local_floor",
+                    "squared feature",
+                    "that distance for as many images that the judge learned from",
+                ),
                 ("kid_local", "kernel", "kernel distance of the same features, unbiased"),
                 (
                     "kid_local_se",
@@ -196,7 +192,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 ),
             )
         ),
-        Metric("perf/images_per_second", "images/s", "max", "cheap", "training images per second over all workers"),
+        Metric("perf/images_per_second", "images/s", "max", "training images per second over all workers"),
     ]
 )
 
@@ -206,6 +202,11 @@ METRICS: dict[str, Metric] = _with_test_twins(
 def code_std(codes_NZ: Tensor, prior_std_Z: Tensor) -> float:
     """Standard deviation of the codes over that of the prior, mean over dimensions."""
     return (codes_NZ.std(0) / prior_std_Z).mean().item()
+
+
+def mean_entropy(logits_NK: Tensor) -> float:
+    """Mean over examples of the entropy of a categorical distribution, in nats: 0 for one-hots, log K when unsure."""
+    return float(torch.special.entr(logits_NK.double().softmax(1)).sum(1).mean())
 
 
 def noise_use(z_MNZ: Tensor) -> float:

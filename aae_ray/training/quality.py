@@ -6,7 +6,7 @@ Shapes: N real or test examples, M fake ones or samples, F features, D pixels, Z
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ BLOCK = 1000  # rows of a matrix of distances that are held at a time
 def frechet_distance(real_NF: Tensor, fake_MF: Tensor) -> float:
     """||m_r - m_f||^2 + Tr(S_r + S_f - 2 (S_r S_f)^(1/2)), in float64 (Heusel et al. 2017, eq. 6).
 
-    Biased upwards by about F over the number of examples: compare at equal sizes, beside the floor of held-out real
+    Biased upwards by about F over the number of examples: compare at equal sizes, beside the floor of as many real
     images. Raises ValueError for fewer than two examples.
     """
     if min(len(real_NF), len(fake_MF)) < 2:
@@ -145,10 +145,19 @@ def class_histogram(probabilities_MK: Tensor, real_K: Tensor) -> ClassHistogram:
     )
 
 
-def nearest_images(fake_MD: Tensor, real_ND: Tensor) -> Tensor:
-    """Index of the real image nearest to each fake one, (M,), by Euclidean distance of pixels (figure 5)."""
-    blocks = [torch.cdist(part_BD.float(), real_ND.float()).argmin(1) for part_BD in fake_MD.split(100)]
-    return torch.cat(blocks)
+def nearest_images(fake_MD: Tensor, real: Iterable[Tensor]) -> Tensor:
+    """Index of the real image nearest to each fake one, (M,), by Euclidean distance of pixels (figure 5).
+
+    The real images come in blocks real_BD, so that not all of them are held at a time.
+    """
+    nearest_M = torch.zeros(len(fake_MD), dtype=torch.int64)
+    least_M, seen = torch.full((len(fake_MD),), math.inf), 0
+    for real_BD in real:
+        distance_M, index_M = torch.cdist(fake_MD.float(), real_BD.float()).min(1)
+        closer_M = distance_M < least_M
+        nearest_M[closer_M], least_M[closer_M] = index_M[closer_M] + seen, distance_M[closer_M]
+        seen += len(real_BD)
+    return nearest_M
 
 
 # ------------------------------------------------------------------------------------------------------------ of codes
@@ -201,7 +210,7 @@ def parzen(samples_MD: Tensor, validation_ND: Tensor, test_ND: Tensor, sigmas: S
     if sigma in (min(sigmas), max(sigmas)) and len(sigmas) > 1:
         raise UserError(
             f"the best Parzen window of the grid, sigma {sigma:.3g}, lies at its edge ({min(sigmas):.3g} to "
-            f"{max(sigmas):.3g}); give a wider grid"
+            f"{max(sigmas):.3g}), and beyond it there may be a better one"
         )
     score_N = _scores(samples_MD, test_ND, (sigma,))[sigma]
     return Parzen(score_N.mean().item(), score_N.std().item() / math.sqrt(len(score_N)), sigma, len(samples_MD))

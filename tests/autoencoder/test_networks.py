@@ -107,10 +107,24 @@ def test_a_short_last_batch_hardly_moves_the_statistics_of_held_out_images() -> 
     norm = networks.BatchNorm(2).double()
     norm(torch.randn(100, 2, dtype=torch.float64))
     mean, variance = norm.mean.clone(), norm.variance.clone()
-    norm(torch.tensor([[7.0, -7.0]], dtype=torch.float64))
-    weight = norm.UPDATE / 100
+    norm(torch.tensor([[7.0, -7.0], [7.0, -7.0]], dtype=torch.float64))
+    weight = norm.UPDATE * 2 / 100
     torch.testing.assert_close(norm.mean, (1 - weight) * mean + weight * torch.tensor([7.0, -7.0]).double())
     torch.testing.assert_close(norm.variance, (1 - weight) * variance)
+
+
+def test_a_last_batch_of_one_image_is_scaled_by_what_the_others_left() -> None:
+    """By its own mean every image would be the same, and each phase would take a full step on that."""
+    norm = networks.BatchNorm(2).double()
+    norm(torch.randn(100, 2, dtype=torch.float64))
+    mean, variance = norm.mean.clone(), norm.variance.clone()
+    alone = torch.tensor([[7.0, -7.0]], dtype=torch.float64, requires_grad=True)
+    trained = norm(alone)
+    torch.testing.assert_close(norm.mean, mean, rtol=0, atol=0)
+    torch.testing.assert_close(norm.variance, variance, rtol=0, atol=0)
+    trained.sum().backward()
+    torch.testing.assert_close(alone.grad, (variance + norm.EPSILON).rsqrt()[None])
+    torch.testing.assert_close(trained, norm.eval()(alone))
 
 
 @pytest.mark.parametrize("kind", ["batch", "layer"])

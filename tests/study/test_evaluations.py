@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from aae_ray.mistakes import UserError
 from aae_ray.settings import Settings, replace
-from aae_ray.study.evaluations import Evaluated, measure, record
+from aae_ray.study.evaluations import Evaluated, checkpoint_name, measure, record
 from aae_ray.training import checkpoint
 from aae_ray.training.data import Dataset, load
 from aae_ray.training.loop import Training
@@ -40,9 +40,8 @@ def test_a_checkpoint_is_measured_on_the_test_images_and_recorded(
         metrics
     )
     assert evaluate(saved).assessment.metrics == metrics  # one protocol, fixed seeds
-    sheet = tmp_path / "nearest.png"
-    sheet.write_bytes(found.assessment.nearest_sheet)
-    assert record(found, database, sheet) == 0
+    recorded = record(found, database)
+    assert (recorded.unsent, recorded.refused) == (0, []) and recorded.folder.parent == Path("runs")
 
     client = MlflowClient(database)
     experiment = client.get_experiment_by_name("aae/digits")
@@ -53,6 +52,18 @@ def test_a_checkpoint_is_measured_on_the_test_images_and_recorded(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["quality/fid_local"] == pytest.approx(metrics["quality/fid_local"])
     assert [item.path for item in client.list_artifacts(run.info.run_id, "figures")] == ["figures/nearest.png"]
+    assert run.data.params["task"] == "semi_supervised" and run.data.params["model.hidden"] == "32-16"
+    assert record(found, database).folder != recorded.folder, "two of one second are two"
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+def test_a_checkpoint_is_named_after_its_study_and_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "digits-1" / "trials" / "t0003-small" / "checkpoint_000001"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for place in (folder, Path(".")):
+        assert checkpoint_name(place) == "digits-1/t0003-small/checkpoint_000001"
+    assert checkpoint_name(tmp_path) == tmp_path.name
 
 
 def test_other_data_are_refused_unless_asked_for(saved: Path, tmp_path: Path, digits: Dataset, cache: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_process_that_is_killed_loses_and_doubles_nothing(database: str, tmp_p
     recorded = len((tmp_path / SPOOL).read_text().splitlines())
     before = json.loads((tmp_path / CURSOR).read_text())["sent"]
     assert recorded == 102 and before < recorded  # it was killed while it was sending
-    assert replay(tmp_path) == (recorded - before, 0)
+    assert replay(tmp_path) == (recorded - before, 0, [])
     assert steps_of(database, runs_of(database)["study-s1"], "m") == [(step, float(step)) for step in range(1, 101)]
 
 
@@ -87,7 +87,7 @@ def test_a_note_that_has_outlived_the_lines_it_counts_holds_nothing_up(database:
     spool.append({"do": "open", "uri": database, "experiment": EXPERIMENT})
     (tmp_path / CURSOR).write_text(json.dumps({"sent": 9, "runs": {}, "results": {}}))
     began = time.monotonic()
-    assert replay(tmp_path, seconds=10) == (0, 0) and time.monotonic() - began < 9
+    assert replay(tmp_path, seconds=10) == (0, 0, []) and time.monotonic() - began < 9
 
 
 # ------------------------------------------------------------------------------------------------------------ outages
@@ -252,9 +252,9 @@ def test_a_server_that_comes_late_gets_everything_once(line: Line, tmp_path: Pat
     with pytest.raises(UserError, match=f"MLflow still does not take the {written} records of {tmp_path}: "):
         replay(tmp_path)
     line.open()
-    assert replay(tmp_path) == (written, 0)
+    assert replay(tmp_path) == (written, 0, [])
     check_study(direct(line))
-    assert replay(tmp_path) == (0, 0)
+    assert replay(tmp_path) == (0, 0, [])
     check_study(direct(line))
 
 
@@ -347,5 +347,5 @@ def test_a_server_that_answers_nonsense_is_taken_for_one_that_is_down(line: Line
     wait_until(lambda: tracker.problem or tracker.dropped)
     assert tracker.close(PATIENCE) == written and tracker.dropped == [] and tracker.problem
     line.status = None
-    assert replay(tmp_path) == (written, 0)
+    assert replay(tmp_path) == (written, 0, [])
     check_study(direct(line))

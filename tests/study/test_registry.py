@@ -347,10 +347,11 @@ def test_between_two_that_each_lead_somewhere_the_rule_of_selection_decides(deco
     [
         ({"digest": "e" * 32}, "other data"),
         ({"objectives": "val/reconstruction_mse,val/sliced_wasserstein"}, "other objectives"),
+        ({"run": replace(settings_of("dense"), {"task": "supervised"})}, "another task"),
     ],
 )
 def test_what_was_measured_on_something_else_never_moves_the_champion(
-    decoders: Registry, changes: dict[str, str], what: str
+    decoders: Registry, changes: dict[str, Any], what: str
 ) -> None:
     decoders.add("s1/a/3", [[0.2, 0.2]])
     made = decoders.add("s2/a/3", [[0.01, 0.01]], **changes)

@@ -11,13 +11,15 @@ import pytest
 import yaml
 from rich.console import Console
 
-from aae_ray.settings import Settings, dotted_fields, flatten, replace, setting
+from aae_ray.settings import Settings, dotted_fields, replace, setting
 from aae_ray.study import report
 from aae_ray.study.cards import best_config, model_card, resolved, summary
 from aae_ray.study.ledger import BUDGET, Ledger, TrialRecord
 from aae_ray.study.searcher import OptunaSearcher, create_study
 from aae_ray.study.space import Plan, read_plan
 from aae_ray.training.assessment import Assessment
+
+SEARCH_SPACES = Path(__file__).parents[2] / "search_spaces"
 
 MSE, JSD = "val/reconstruction_mse", "val/jsd_nats"
 DIGITS = Path(__file__).parents[2] / "search_spaces" / "digits.yaml"
@@ -219,6 +221,7 @@ def test_the_card_tells_what_the_decoder_is_and_how_good() -> None:
 
 CHANGED = {
     "seed": 3,
+    "study.objectives": ("val/nmi",),
     "task": "vae",
     "data.name": "mine",
     "data.path": "/somewhere/x.parquet",
@@ -249,6 +252,8 @@ def test_the_best_settings_are_a_file_that_trains_them_again(tmp_path: Path, cha
     for key in dotted_fields():
         if not key.startswith(("study.", "tracking.")):
             assert setting(plan.settings, key) == setting(run, key), key
+    assert plan.settings.study.objectives == run.study.objectives
+    assert plan.settings.tracking.model_name == run.tracking.model_name
     assert plan.settings.study.name == f"{run.study.name}-best" and plan.settings.study.budget.trials == 24
     assert "python -m aae_ray.train best_config.yaml" in path.read_text()
 
@@ -270,12 +275,16 @@ def test_the_resolved_study_is_yaml_with_every_setting(tmp_path: Path) -> None:
         "GPU": 1.0
     }
     again = tmp_path / "again.yaml"
-    again.write_text(yaml.safe_dump({"study": told["study"], "run": told["run"]}))
-    # What is searched has its first choice in the plan, and its default here.
-    assert (
-        flatten(read_plan(str(again)).settings).items()
-        >= {key: value for key, value in flatten(plan.settings).items() if key not in plan.space}.items()
-    )
+    again.write_text(resolved(plan))
+    assert read_plan(str(again)) == plan
+
+
+@pytest.mark.parametrize("path", sorted(SEARCH_SPACES.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_resolved_study_is_a_file_of_the_same_study(path: Path, tmp_path: Path) -> None:
+    plan = read_plan(str(path))
+    again = tmp_path / "again.yaml"
+    again.write_text(resolved(plan))
+    assert read_plan(str(again)) == plan
 
 
 # -------------------------------------------------------------------------------------------------------------- plots

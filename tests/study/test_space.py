@@ -163,6 +163,28 @@ def test_an_override_changes_a_field_of_the_space_or_adds_a_key(file: Path) -> N
     }
 
 
+def test_a_narrower_range_of_the_command_line_shuts_start_points_out_value_by_value(file: Path) -> None:
+    start = "start: [{model.latent_dim: 8, model.prior: uniform}, {model.latent_dim: 3, model.prior: uniform}]\n"
+    text = LATENT + "  model.prior: {type: categorical, choices: [gaussian, uniform]}\n" + start
+    plan = plan_of(file, text, "space.model.latent_dim.high=4")
+    assert plan.start == ({"model.prior": "uniform"}, {"model.latent_dim": 3, "model.prior": "uniform"})
+    assert plan_of(file, text, "start=[]").start == ()
+    assert plan_of(file, text, "start=[{model.latent_dim: 5}]").start == ({"model.latent_dim": 5},)
+    assert (
+        "command line: start: model.latent_dim=9 lies outside"
+        in complaints(file, text, "start=[{model.latent_dim: 9}]")[0]
+    )
+
+
+def test_fixed_values_that_cannot_go_together_are_told_where_they_were_written(file: Path) -> None:
+    text = "run:\n  data.name: digits\n" + LATENT
+    assert complaints(file, text, "data.labels=10.5") == [
+        "command line: data.labels must be a whole number or a fraction below 1, got 10.5"
+    ]
+    (told,) = complaints(file, text, "task=supervised", "data.labels=10")
+    assert told.startswith("command line: task supervised needs the label of every image")
+
+
 def test_an_override_may_be_a_whole_distribution(file: Path) -> None:
     plan = plan_of(file, "", "space.model.latent_dim={type: int, low: 2, high: 4}")
     assert plan.space == {"model.latent_dim": IntDistribution(2, 4)}
@@ -305,7 +327,7 @@ def test_all_mistakes_of_a_file_are_told_at_once_each_with_its_line(file: Path) 
         ("spcae:\n  model.latent_dim: {type: int, low: 2, high: 8}\n", 2, ["Did you mean space?"]),
         ("run: {study: {budget: {trials: 3}}}\n", 1, ["study.budget.trials belongs under `study:`"]),
         # the metrics
-        ("study: {objectives: val/jsd_nats}\n", 1, ["study.objectives"]),
+        ("study: {objectives: 5}\n", 1, ["study.objectives"]),
         ("study: {objectives: []}\n", 1, ["study.objectives"]),
         ("study: {objectives: [[val/jsd_nats]]}\n", 1, ["study.objectives"]),
         ("study: {objectives: [{a: b}]}\n", 1, ["study.objectives"]),

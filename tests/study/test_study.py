@@ -113,7 +113,7 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
         assert evaluation.data.metrics[name] == pytest.approx(best.data.metrics[name], rel=1e-3)
 
     config = next(tmp_path.glob("runs/*/best_config.yaml"))
-    checked = run(tmp_path, environment, "tune", str(config), "--dry-run")
+    checked = run(tmp_path, environment, "tune", str(config), "study.budget.trials=1", "--dry-run")
     assert f"model.latent_dim: {best.data.params['model.latent_dim']}" in checked.stdout
 
     refused = run(tmp_path, environment, "generate", "no-such-model", code=2)
@@ -160,7 +160,7 @@ def stopped_in_order(study: subprocess.Popen[str], folder: Path) -> str:
     os.killpg(study.pid, signal.SIGINT)
     assert study.wait(timeout=90) == 130, log.read_text()
     text = log.read_text()
-    assert re.search(r"python -m aae_ray\.tune --resume runs/digits-\S+", text) and "Traceback" not in text
+    assert re.search(r"kept in +runs/digits-\S+", text) and "Traceback" not in text and "--resume" not in text
     wait_for(lambda: not processes(folder), 20)
     return text
 

@@ -38,8 +38,20 @@ def test_an_address_as_given_wins_over_the_environment_and_that_over_the_default
     assert tracking_uri("https://other") == "https://other"
     assert tracking_uri("sqlite:///mine.db") == f"sqlite:///{tmp_path}/mine.db"
     assert tracking_uri(f"sqlite:///{tmp_path}/mine.db") == f"sqlite:///{tmp_path}/mine.db"
-    for uri in ("postgresql+psycopg2://user@host/db", "http://[::1]:5000", "https://user:secret@host/mlflow"):
+    for uri in (
+        "databricks",
+        "databricks://profile",
+        "postgresql+psycopg2://user@host/db",
+        "http://[::1]:5000",
+        "https://user:secret@host/mlflow",
+    ):
         assert tracking_uri(uri) == uri
+
+
+def test_a_bad_address_of_the_environment_is_named_after_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI './mlruns' is not a server"):
+        tracking_uri(None)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +202,16 @@ def test_a_study_is_a_parent_with_a_child_for_every_trial(
 # ------------------------------------------------------------------------------------------------- once, and in order
 
 
+def test_a_replay_tells_what_is_refused_and_does_not_count_it_as_sent(database: str, tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, database, EXPERIMENT)
+    tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1.0)
+    tracker.log_artifact(STUDY, tmp_path / "nothing.png")
+    assert tracker.close(PATIENCE) == 0
+    (tmp_path / CURSOR).unlink()
+    sent, left, refused = replay(tmp_path)
+    assert (sent, left) == (2, 0) and [text.partition(":")[0] for text in refused] == ["artifact"]
+
+
 def test_what_is_sent_twice_is_there_once(database: str, tmp_path: Path) -> None:
     """The note of how far it came is lost, or older than the last request: all is sent again and nothing doubles."""
     tracker = Tracker(tmp_path, database, EXPERIMENT)
@@ -197,13 +219,13 @@ def test_what_is_sent_twice_is_there_once(database: str, tmp_path: Path) -> None
     assert tracker.close(PATIENCE) == 0 and tracker.dropped == []
     check_study(database)
     (tmp_path / CURSOR).unlink()
-    assert replay(tmp_path) == (written + 1, 0)  # and the line that names the server
+    assert replay(tmp_path) == (written + 1, 0, [])  # and the line that names the server
     check_study(database)
     cursor = json.loads((tmp_path / CURSOR).read_text())
     (tmp_path / CURSOR).write_text(json.dumps(cursor | {"sent": 4}))
-    assert replay(tmp_path) == (written + 1 - 4, 0)
+    assert replay(tmp_path) == (written + 1 - 4, 0, [])
     check_study(database)
-    assert replay(tmp_path) == (0, 0)
+    assert replay(tmp_path) == (0, 0, [])
 
 
 def test_two_studies_share_an_experiment_and_a_deleted_one_comes_back(database: str, tmp_path: Path) -> None:

@@ -45,6 +45,25 @@ def test_the_surest_image_is_found_among_probabilities_that_round_to_one() -> No
     assert clusters.assign_by_confidence(logits_NK, labels_N).tolist() == [2, 4, 4]
 
 
+def test_images_that_score_clusters_do_not_name_them() -> None:
+    """An image a cluster: named by itself it would always be right."""
+    labels_N = torch.arange(10) % 5
+    assert (clusters.assign_by_confidence(torch.eye(10), labels_N) == labels_N).all()
+    wrong = [
+        (clusters.named_by_the_other_half(torch.randn(400, 300, generator=generator), labels_N) != labels_N).double()
+        for generator in [torch.Generator().manual_seed(0)]
+        for labels_N in [torch.randint(10, (400,), generator=generator)]
+    ]
+    assert wrong[0].mean() > 0.85
+
+
+def test_every_second_image_names_the_clusters_of_the_others() -> None:
+    logits_NK = torch.tensor([[9.0, 0.0], [8.0, 0.0], [0.0, 7.0], [0.0, 6.0], [5.0, 0.0]])
+    labels_N = torch.tensor([1, 2, 3, 4, 1])
+    assert clusters.named_by_the_other_half(logits_NK, labels_N).tolist() == [2, 1, 4, 3, 2]
+    assert clusters.named_by_the_other_half(logits_NK[:1], labels_N[:1]).tolist() == [1]
+
+
 def test_empty_clusters_are_counted_and_entropy_tells_how_even_the_others_are() -> None:
     found = torch.tensor([0, 0, 3, 3])
     assert clusters.clusters_used(found, 5) == 2

@@ -1,5 +1,7 @@
 """What is measured on held-out images: closed forms for the errors, fixed numbers, and no trace left behind."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,7 @@ def test_the_error_of_a_label_head_by_hand(small_run: Settings, digits: Dataset)
         answers_N[:WRONG] = (answers_N[:WRONG] + 1) % 10
         logits_NK = torch.full((len(rows), 10), -5.0).scatter(1, answers_N[:, None], -4.9)
         found = evaluation._labelling(part, torch.zeros(len(rows), 8), logits_NK)
+        assert found.pop("label_entropy_nats") == pytest.approx(math.log(10), abs=0.01)
         assert found == {"classification_error": pytest.approx(WRONG / len(rows))}
 
 

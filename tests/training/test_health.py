@@ -17,7 +17,9 @@ WELL = {
 ILL = [
     ("discriminator_saturated", {"adv/discriminator_loss_nats": 0.001}),
     ("discriminator_dead", {"adv/logit_std": 1e-6}),
+    ("discriminator_dead", {"adv/label_logit_std": 1e-6}),
     ("code_collapse", {"val/code_std": 1e-3}),
+    ("cluster_collapse", {"val/cluster_entropy_nats": 0.6}),
     ("worse_than_mean_image", {"val/reconstruction_mse": 0.08}),
 ]
 RUN = replace(Settings(), {"train.epochs": 10, "health.grace_fraction": 0.3, "health.patience": 2})

@@ -1,5 +1,6 @@
 """The table of metrics, and moments against closed forms."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from aae_ray.settings import Settings
-from aae_ray.training.metrics import METRICS, code_std, noise_use
+from aae_ray.training.metrics import METRICS, code_std, mean_entropy, noise_use
 
 
 def seeded(seed: int) -> Generator:
@@ -26,7 +27,7 @@ def test_every_metric_is_well_formed() -> None:
         family, _, leaf = name.partition("/")
         assert metric.name == name and leaf
         assert family in ("val", "test", "adv", "train", "perf", "quality")
-        assert metric.direction in ("min", "max", None) and metric.cost in ("cheap", "costly")
+        assert metric.direction in ("min", "max", None)
         assert metric.unit and metric.meaning
 
 
@@ -42,7 +43,6 @@ def test_every_validation_metric_has_a_test_twin_that_no_study_can_optimise() ->
 
 def test_the_default_objectives_have_directions() -> None:
     assert {METRICS[name].direction for name in Settings().study.objectives} == {"min"}
-    assert METRICS["val/jsd_nats"].cost == "costly" and METRICS["val/reconstruction_mse"].cost == "cheap"
 
 
 # ------------------------------------------------------------------------------------------- images and moments
@@ -52,6 +52,14 @@ def test_code_std_is_measured_in_the_priors_scale() -> None:
     codes_NZ = normal(20_000, 2, 0) * torch.tensor([1.0, 10.0])
     assert code_std(codes_NZ, torch.tensor([2.0, 5.0])) == pytest.approx((0.5 + 2) / 2, rel=0.02)
     assert code_std(torch.ones(5, 2), torch.ones(2)) == 0
+
+
+def test_the_entropy_of_one_hots_is_zero_and_of_the_unsure_the_logarithm() -> None:
+    assert mean_entropy(1000 * torch.eye(4)) == 0
+    assert mean_entropy(torch.zeros(3, 16)) == pytest.approx(math.log(16))
+    assert mean_entropy(torch.tensor([[0.25, 0.75], [1.0, 0.0]]).log()) == pytest.approx(
+        -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / 2
+    )
 
 
 @pytest.mark.parametrize(("a", "b"), [(1.0, 0.0), (1.0, 1.0), (0.6, 0.8), (0.0, 1.0)])
