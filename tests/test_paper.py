@@ -143,3 +143,11 @@ def test_the_page_in_the_repository_is_what_its_results_say() -> None:
     kept = {file.stem: json.loads(file.read_text()) for file in (ROOT / "docs" / "paper").glob("*.json")}
     results = {name: kept[name] for name in paper_page.TABLES if name in kept}
     assert (ROOT / "docs" / "paper.md").read_text() == paper_page.page(results, kept.get(paper_page.COMPARISON))
+
+
+def test_the_study_beside_the_clusters_ends_with_the_settings_of_their_row() -> None:
+    plan = read_plan(str(ROOT / "docs" / "paper" / "clustering_16_study.yaml"))
+    found = json.loads((ROOT / "docs" / "paper" / "clustering_16.json").read_text())
+    assert {point["seed"] for point in plan.start} == {0, 1, 2} and len(plan.start) == plan.settings.study.budget.trials
+    settings = paper.shaping(replace(plan.settings, plan.start[-1]))
+    assert {key: settings[key] for key in found["settings"]} == found["settings"]

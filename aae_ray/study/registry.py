@@ -128,15 +128,15 @@ def _compare(client: Any, name: str, version: Any, request: Mapping[str, Any]) -
     if champion.version == version.version:
         return True, "it is the champion already"
     for tag, what in (
-        ("data.digest", "other data"),
-        ("data.split", "another split of the data"),
-        ("task", "another task"),
-        ("objectives", "other objectives"),
+        ("data.digest", "was measured on other data"),
+        ("data.split", "was measured on another split of the data"),
+        ("task", "is of another task"),
+        ("objectives", "was measured on other objectives"),
     ):
         if champion.tags.get(tag) != request["tags"][tag]:
             return (
                 False,
-                f"version {champion.version} was measured on {what}; compare them and move the alias by hand",
+                f"version {champion.version} {what}; compare them and move the alias by hand",
             )
     rival = json.loads(champion.tags["objective_values"])
     own = json.loads(request["tags"]["objective_values"])

@@ -52,6 +52,7 @@ def settings_of(network: str, **changes: Any) -> Settings:
 
 def about_of(run: Settings) -> dict[str, str]:
     return {
+        "task": run.task,
         "prior": run.model.prior,
         "prior_scale": str(run.model.prior_scale),
         "latent_dim": str(run.model.latent_dim),
