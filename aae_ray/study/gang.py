@@ -164,7 +164,7 @@ class Worker:
         device = torch.device("cpu") if run.train.device == "cpu" else self.device
         if run.train.device == "cuda" and device.type != "cuda":
             raise UserError(
-                "train.device is cuda and the worker has no GPU; ask for one with study.resources_per_worker={GPU: 1}"
+                "train.device is cuda and the worker has no GPU; ask for one with study.resources_per_worker.GPU=1"
             )
         training = Training(run, self.datasets[run.data], device, self.rank, self.workers, self._wrap)
         if trial.state is not None:

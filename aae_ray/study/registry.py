@@ -130,7 +130,7 @@ def _compare(client: Any, name: str, version: Any, request: Mapping[str, Any]) -
     for tag, what in (
         ("data.digest", "was measured on other data"),
         ("data.split", "was measured on another split of the data"),
-        ("task", "is of another task"),
+        ("task", "is of another task (tracking.model_name gives a name of its own)"),
         ("objectives", "was measured on other objectives"),
     ):
         if champion.tags.get(tag) != request["tags"][tag]:
@@ -143,8 +143,10 @@ def _compare(client: Any, name: str, version: Any, request: Mapping[str, Any]) -
     points = [rival, *request["front"]]  # first, so that it stays when the rule is indifferent
     first = [index for index, rank in enumerate(fronts(points)) if rank == 0]
     chosen = first[select([points[index] for index in first], request["rule"])]
-    if chosen == 0 or own == rival or dominates(rival, own):
-        return False, f"version {champion.version} is as good or better"
+    if own == rival or dominates(rival, own):
+        return False, f"version {champion.version} is as good or better in every objective"
+    if chosen == 0:
+        return False, f"study.select={request['rule']} chooses version {champion.version}"
     return True, f"better than version {champion.version}"
 
 

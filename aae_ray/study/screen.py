@@ -56,7 +56,7 @@ class Screen:
         self.status = ""
         if not self.live:
             again = f", attempt {record.attempts}" if record.attempts > 1 else ""
-            self._tell(record, f"begins{again}: {describe(record.params)}")
+            self._tell(record, f"begins{again}: {describe(record.params) or 'the settings as given'}")
 
     def trial_reported(self, record: TrialRecord) -> None:
         """A line in a log, though not for every report: how far a trial is that takes long."""

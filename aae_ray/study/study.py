@@ -231,12 +231,12 @@ def next_commands(outcome: Outcome, uri: str) -> list[tuple[str, str]]:
     """What to type next, each with what it does."""
     commands = []
     given = "" if uri == tracking_uri(None) else f" --tracking-uri {shlex.quote(uri)}"
-    if outcome.registration:
+    if made := outcome.registration:
+        version = "" if made["champion"] else f" --version {made['version']}"
         commands.append(
             (
                 "images",
-                f"python -m aae_ray.generate {shlex.quote(outcome.registration['name'])} --count 64 --out samples.png"
-                f"{given}",
+                f"python -m aae_ray.generate {shlex.quote(made['name'])} --count 64 --out samples.png{version}{given}",
             )
         )
     if outcome.best and (outcome.folder / "best_config.yaml").exists():

@@ -336,7 +336,8 @@ def test_a_champion_that_is_better_in_every_objective_stays_whatever_else_the_fr
 def test_between_two_that_each_lead_somewhere_the_rule_of_selection_decides(decoders: Registry) -> None:
     decoders.add("s1/a/3", [[0.3, 0.1]], rule="first_objective")
     assert decoders.add("s2/a/3", [[0.2, 0.9]], rule="first_objective")["champion"] is True
-    assert decoders.add("s3/a/3", [[0.25, 0.0]], rule="first_objective")["champion"] is False
+    beaten = decoders.add("s3/a/3", [[0.25, 0.0]], rule="first_objective")  # better in the second objective
+    assert (beaten["champion"], beaten["reason"]) == (False, "study.select=first_objective chooses version 2")
     # The knee of all points stays the champion against the end of a front.
     knee = decoders.add("s4/a/3", [[0.1, 0.9], [0.15, 0.15], [0.9, 0.1]], best=1)
     assert knee["champion"] is True and decoders.champion == "4"

@@ -17,6 +17,7 @@ from aae_ray.study.cards import best_config, model_card, resolved, summary
 from aae_ray.study.ledger import BUDGET, Ledger, TrialRecord
 from aae_ray.study.searcher import OptunaSearcher, create_study
 from aae_ray.study.space import Plan, read_plan
+from aae_ray.study.study import Outcome, next_commands
 from aae_ray.training.assessment import Assessment
 
 SEARCH_SPACES = Path(__file__).parents[2] / "search_spaces"
@@ -395,3 +396,18 @@ def test_a_path_that_is_told_can_be_pasted_into_a_shell(
         told = report.shell_path(path)
         done = subprocess.run(["sh", "-c", f"printf %s {told}"], capture_output=True, text=True, check=False)
         assert done.stdout in (name, str(path)) and shlex.split(told) == [done.stdout]
+
+
+# ------------------------------------------------------------------------------------------------- what to type next
+
+
+@pytest.mark.parametrize(("champion", "version"), [(True, ""), (False, " --version 2")])
+def test_the_images_that_are_offered_are_those_of_the_decoder_that_was_registered(
+    tmp_path: Path, champion: bool, version: str
+) -> None:
+    made = {"name": "my decoder", "version": 2, "champion": champion, "reason": ""}
+    outcome = Outcome(tmp_path, Ledger(Plan(Settings(), {})), None, made, False, True, {})
+    (told,) = [text for label, text in next_commands(outcome, "http://host") if label == "images"]
+    assert told.startswith(
+        f"python -m aae_ray.generate 'my decoder' --count 64 --out samples.png{version} --tracking-uri"
+    )
