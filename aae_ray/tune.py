@@ -54,7 +54,8 @@ def tune(
     path, overrides = file_and_overrides(arguments or [])
     from aae_ray.study.space import read_plan
 
-    plan = read_plan(path or str(DIGITS), overrides)
+    path = path or str(DIGITS)
+    plan = read_plan(path, overrides)
     if not plan.space and plan.settings.study.budget.trials > 1:
         raise UserError(
             f"{path} searches nothing, and its {plan.settings.study.budget.trials} trials would all be the same; "

@@ -79,8 +79,6 @@ def compare(overrides: Sequence[str], seeds: Sequence[int], command: str) -> dic
     pictures: dict[str, Image.Image] = {}  # of the first seed that came to its end
     trials = [(record, replace(run, record.params)) for record in outcome.ledger.records]
     for record, each in sorted(trials, key=lambda trial: (trial[1].model.prior, trial[1].task, trial[1].seed)):
-        if record.name not in outcome.tests:
-            continue
         told = f"{'AAE' if each.task == 'unsupervised' else 'VAE'}, {each.model.prior} prior"
         found = outcome.tests[record.name].metrics | {
             name: record.metrics[name] for name in TRAINED_ON if name in record.metrics
@@ -110,12 +108,11 @@ def compare(overrides: Sequence[str], seeds: Sequence[int], command: str) -> dic
 
 def result(table: Table, plan: Plan, outcome: Outcome, seconds: float, command: str) -> dict[str, Any]:
     """What is kept of the runs: every seed's metrics on the test images, and all that shaped them."""
+    _require_all(outcome)
     tests = {
         str(record.params["seed"]): outcome.tests[record.name].metrics
         for record in sorted(outcome.ledger.records, key=lambda record: int(record.params["seed"]))
-        if record.name in outcome.tests
     }
-    _require_all(outcome)
     return {
         "metric": table.metric,
         "command": command,

@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 
 from aae_ray.autoencoder.phases import TASKS
+from aae_ray.mistakes import UserError
 from aae_ray.settings import replace, setting
+from aae_ray.study.ledger import Ledger
 from aae_ray.study.space import read_plan
+from aae_ray.study.study import Outcome
+from aae_ray.training.assessment import Assessment
 from aae_ray.training.metrics import METRICS
 from benchmarks import paper, paper_page
 
@@ -151,3 +155,26 @@ def test_the_study_beside_the_clusters_ends_with_the_settings_of_their_row() -> 
     assert {point["seed"] for point in plan.start} == {0, 1, 2} and len(plan.start) == plan.settings.study.budget.trials
     settings = paper.shaping(replace(plan.settings, plan.start[-1]))
     assert {key: settings[key] for key in found["settings"]} == found["settings"]
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "measured", "told"),
+    [
+        (False, ["0", "1"], None),
+        (True, ["0", "1"], "the study was interrupted"),
+        (False, ["0"], "t0001-seed=1 was not"),
+    ],
+)
+def test_a_row_is_of_all_its_seeds(tmp_path: Path, interrupted: bool, measured: list[str], told: str | None) -> None:
+    table = paper_page.TABLES["clustering_16"]
+    plan = paper.plan_for(table, [0, 1], [])
+    ledger = Ledger(plan)
+    for seed in (0, 1):
+        ledger.begin(str(seed), {"seed": seed})
+    tests = {ledger.trials[seed].name: Assessment({paper_page.ERROR: 0.2}) for seed in measured}
+    outcome = Outcome(tmp_path, ledger, None, None, interrupted, False, tests)
+    if told is None:
+        assert list(paper.result(table, plan, outcome, 1, "")["tests"]) == ["0", "1"]
+        return
+    with pytest.raises(UserError, match=told):
+        paper.result(table, plan, outcome, 1, "")
