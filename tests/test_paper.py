@@ -162,7 +162,7 @@ def test_the_study_beside_the_clusters_ends_with_the_settings_of_their_row() -> 
     [
         (False, ["0", "1"], None),
         (True, ["0", "1"], "the study was interrupted"),
-        (False, ["0"], "t0001-seed=1 was not"),
+        (False, ["0"], "t0001 was not measured"),
     ],
 )
 def test_a_row_is_of_all_its_seeds(tmp_path: Path, interrupted: bool, measured: list[str], told: str | None) -> None:
