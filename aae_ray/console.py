@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from aae_ray.mistakes import UserError
+from aae_ray.errors import UserError
 
 MISTAKE, INTERRUPTED = 2, 130
 

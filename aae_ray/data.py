@@ -14,8 +14,8 @@ from rich.progress import Progress, TaskID
 
 from aae_ray import reading, settings
 from aae_ray.console import main
-from aae_ray.mistakes import UserError
-from aae_ray.training.data import Dataset, load, prepared_folder
+from aae_ray.datasets.dataset import Dataset, load, prepared_folder
+from aae_ray.errors import UserError
 
 
 def prepare(

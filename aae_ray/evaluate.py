@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from aae_ray.console import main
-from aae_ray.mistakes import UserError
+from aae_ray.errors import UserError
 
 
 def evaluate(
@@ -37,9 +37,9 @@ def evaluate(
     """Measure a model by one protocol with fixed seeds, and record the figures in MLflow."""
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir() or out.is_dir():
         raise UserError(f"--out {out}: give a name that ends in .png, in a folder that exists")
-    from aae_ray.study import server
-    from aae_ray.study.evaluations import measure, record
-    from aae_ray.study.report import bullet, console_for, metrics_table, shell_path
+    from aae_ray.reporting.report import bullet, console_for, metrics_table, shell_path
+    from aae_ray.study.standalone_evaluation import measure, record
+    from aae_ray.tracking import address as server
 
     console, uri = console_for(), server.tracking_uri(tracking_uri)
     found = measure(model, overrides or [], version=version, uri=uri, any_data=any_data)

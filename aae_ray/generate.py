@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from aae_ray.console import main
-from aae_ray.mistakes import UserError
+from aae_ray.errors import UserError
 
 MOST = 100_000
 
@@ -23,8 +23,9 @@ def generate(
     ] = None,
 ) -> None:
     """Draw codes from the prior a decoder was trained with, and write its images as one sheet."""
-    from aae_ray.study import registry, server
-    from aae_ray.training.figures import image_sheet
+    from aae_ray.evaluation.drawing import image_sheet
+    from aae_ray.tracking import address as server
+    from aae_ray.tracking import registry
 
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")

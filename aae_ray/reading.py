@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from aae_ray.mistakes import Problem, SettingsError, did_you_mean
+from aae_ray.errors import Problem, SettingsError, did_you_mean
 from aae_ray.settings import Settings, dotted_fields
 
 

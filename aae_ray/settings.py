@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from aae_ray.mistakes import Problem, SettingsError, did_you_mean
+from aae_ray.errors import Problem, SettingsError, did_you_mean
 
 # ------------------------------------------------------------------------------------------------------- value types
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, main
-from aae_ray.mistakes import Problem, SettingsError
+from aae_ray.errors import Problem, SettingsError
 
 
 def train(
@@ -21,8 +21,8 @@ def train(
 ) -> None:
     """Train one configuration, record it like a study's trial, and register its decoder."""
     path, overrides = file_and_overrides(arguments or [])
-    from aae_ray.study.report import console_for
-    from aae_ray.study.space import Plan, read_plan
+    from aae_ray.reporting.report import console_for
+    from aae_ray.search.space import Plan, read_plan
     from aae_ray.study.study import run_study
 
     if workers is not None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, main
-from aae_ray.mistakes import UserError
+from aae_ray.errors import UserError
 
 DIGITS = Path(__file__).parent.parent / "search_spaces" / "digits.yaml"
 
@@ -33,7 +33,7 @@ def tune(
     verbose: Annotated[bool, typer.Option("--verbose", help="show the messages of Ray as well")] = False,
 ) -> None:
     """Search for the best adversarial autoencoder of a data set, and register its decoder."""
-    from aae_ray.study.report import console_for
+    from aae_ray.reporting.report import console_for
 
     console = console_for()
     if resume is not None:
@@ -42,7 +42,7 @@ def tune(
             "what finished is in MLflow, and the same study can be run again"
         )
     if replay is not None:
-        from aae_ray.study.tracking import replay as send
+        from aae_ray.tracking.sender import replay as send
 
         sent, left, refused = send(replay)
         console.print(f"{sent} records sent to MLflow, {left} left")
@@ -52,7 +52,7 @@ def tune(
             raise typer.Exit(1)
         return
     path, overrides = file_and_overrides(arguments or [])
-    from aae_ray.study.space import read_plan
+    from aae_ray.search.space import read_plan
 
     path = path or str(DIGITS)
     plan = read_plan(path, overrides)
@@ -64,7 +64,7 @@ def tune(
     from aae_ray.study.study import checked, run_study
 
     if dry_run:
-        from aae_ray.study.cards import resolved
+        from aae_ray.reporting.cards import resolved
 
         checked(plan)
         console.print(resolved(plan), highlight=False, soft_wrap=True)

@@ -17,12 +17,12 @@ from ray.actor import ActorHandle
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
+from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.execution import gang
+from aae_ray.execution.gang import Begin, Failed, Train, Trained, Worker, work
+from aae_ray.execution.trial import GangTrial, trainable
 from aae_ray.settings import Settings, replace
-from aae_ray.study import gang
-from aae_ray.study.gang import Begin, Failed, Train, Trained, Worker, work
-from aae_ray.study.trial import GangTrial, trainable
 from aae_ray.training import checkpoint
-from aae_ray.training.data import Dataset, load
 from aae_ray.training.loop import Interval, Training
 
 Point = dict[str, Any]

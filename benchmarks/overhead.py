@@ -25,10 +25,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from aae_ray.datasets.dataset import load
+from aae_ray.execution.mailbox import open_office
+from aae_ray.execution.ray_cluster import ENVIRONMENT, gangs_that_fit, send_log_to
 from aae_ray.settings import Settings, replace
-from aae_ray.study.cluster import ENVIRONMENT, gangs_that_fit, send_log_to
-from aae_ray.study.post_office import open_office
-from aae_ray.training.data import load
 from benchmarks import arms
 from benchmarks.arms import CLOCK, Ends, Point
 from benchmarks.timing import (

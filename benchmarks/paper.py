@@ -22,10 +22,10 @@ from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
 from aae_ray.console import MISTAKE
-from aae_ray.mistakes import UserError
+from aae_ray.errors import UserError
+from aae_ray.reporting.report import console_for
+from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, flatten, replace
-from aae_ray.study.report import console_for
-from aae_ray.study.space import Plan, read_plan
 from aae_ray.study.study import Outcome, run_study
 from benchmarks.paper_page import COMPARED, COMPARISON, TABLES, TRAINED_ON, Table, page
 from benchmarks.timing import machine

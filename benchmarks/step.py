@@ -43,9 +43,9 @@ from aae_ray.autoencoder.phases import (
     encode,
     reconstruction_loss,
 )
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.evaluation.held_out import Evaluation
 from aae_ray.settings import Optim, Settings, replace
-from aae_ray.training.data import Dataset
-from aae_ray.training.evaluation import Evaluation
 from aae_ray.training.loop import Training
 from benchmarks.timing import (
     CALIBRATION_SECONDS,

@@ -4,6 +4,8 @@ Two processes share the tests. One has those that start Ray, as a second Ray on 
 wait, and meanwhile the other goes through the rest, file by file.
 """
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
+from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.settings import Data, Settings, replace
-from aae_ray.training.data import Dataset, load
+from aae_ray.tracking.address import quiet_mlflow
 
 STARTS_RAY = (
-    "tests/study/test_gang.py",
+    "tests/execution/test_gang.py",
     "tests/study/test_study.py",
     "tests/test_benchmarks.py::test_overhead_writes_its_keys",
 )
@@ -74,3 +77,28 @@ def small_run(cache: Path) -> Settings:
             "health.stop": False,
         },
     )
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    client = MlflowClient(tracking_uri=f"sqlite:///{path}", registry_uri=f"sqlite:///{path}")
+    client.search_experiments()
+    return path
+
+
+@pytest.fixture
+def database(empty_database: Path, tmp_path: Path) -> str:
+    """The address of an MLflow database of one's own."""
+    path = tmp_path / "mlflow" / "mlflow.db"
+    path.parent.mkdir()
+    shutil.copyfile(empty_database, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def environment(cache: Path) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": "", "COLUMNS": "120"}

@@ -13,7 +13,7 @@ COMMAND = """
 import atexit, sys, threading, time
 import typer
 from aae_ray.console import main
-from aae_ray.mistakes import UserError
+from aae_ray.errors import UserError
 
 class Heavy:
     def __del__(self):

@@ -15,7 +15,7 @@ import pytest
 
 from aae_ray.console import run_command
 from aae_ray.data import prepare
-from aae_ray.training import parquet
+from aae_ray.datasets import parquet
 
 
 class Ended(NamedTuple):

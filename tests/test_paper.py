@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from aae_ray.autoencoder.phases import TASKS
-from aae_ray.mistakes import UserError
+from aae_ray.errors import UserError
+from aae_ray.evaluation.final_evaluation import Assessment
+from aae_ray.evaluation.metrics import METRICS
+from aae_ray.search.ledger import Ledger
+from aae_ray.search.space import read_plan
 from aae_ray.settings import replace, setting
-from aae_ray.study.ledger import Ledger
-from aae_ray.study.space import read_plan
 from aae_ray.study.study import Outcome
-from aae_ray.training.assessment import Assessment
-from aae_ray.training.metrics import METRICS
 from benchmarks import paper, paper_page
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from aae_ray.mistakes import SettingsError
+from aae_ray.errors import SettingsError
 from aae_ray.reading import build, find_problems, read_overrides, read_yaml
 from aae_ray.settings import Settings, dotted_fields, flatten, replace, setting
 

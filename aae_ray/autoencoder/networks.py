@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aae_ray.mistakes import UserError
+from aae_ray.errors import UserError
 
 
 class BatchNorm(nn.Module):

@@ -12,26 +12,26 @@ from rich.console import Console
 
 from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.phases import TASKS
-from aae_ray.mistakes import Problem, SettingsError, UserError
+from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.datasets.labels import check
+from aae_ray.errors import Problem, SettingsError, UserError
+from aae_ray.evaluation.divergence import LEAST_CODES
+from aae_ray.evaluation.final_evaluation import Assessment
+from aae_ray.evaluation.held_out import measured
+from aae_ray.execution.gang import precision_advice
+from aae_ray.execution.ray_cluster import cluster, gangs_that_fit
+from aae_ray.execution.search import Search
+from aae_ray.reporting import report
+from aae_ray.reporting.screen import Screen
+from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.objectives import select
+from aae_ray.search.space import Plan, options
 from aae_ray.settings import Settings, replace, setting
-from aae_ray.study import report
-from aae_ray.study.cluster import cluster, gangs_that_fit
-from aae_ray.study.front import select
-from aae_ray.study.gang import precision_advice
-from aae_ray.study.ledger import Ledger, TrialRecord
-from aae_ray.study.provenance import moment
-from aae_ray.study.records import Records
-from aae_ray.study.screen import Screen
-from aae_ray.study.search import Search
-from aae_ray.study.server import tracking_uri
-from aae_ray.study.space import Plan, options
-from aae_ray.study.tracking import Tracker, import_early
+from aae_ray.tracking.address import tracking_uri
+from aae_ray.tracking.provenance import moment
+from aae_ray.tracking.sender import Tracker, import_early
+from aae_ray.tracking.sink import Records
 from aae_ray.training import checkpoint
-from aae_ray.training.assessment import Assessment
-from aae_ray.training.data import Dataset, load
-from aae_ray.training.divergence import LEAST_CODES
-from aae_ray.training.evaluation import measured
-from aae_ray.training.labels import check
 from aae_ray.training.loop import Training
 
 LABELLED = ("test/classification_error", "test/part_error")  # what a user of a task with labels asks for first

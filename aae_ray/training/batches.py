@@ -19,49 +19,15 @@ from torch import Tensor
 from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.phases import TASKS, Batch, Phase
 from aae_ray.autoencoder.priors import sample_classes
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.images import Images
+from aae_ray.datasets.labels import known_labels
+from aae_ray.randomness import CORRUPTION, FIRST_PHASE, LABELLED, ORDER, generator_for
 from aae_ray.settings import Settings
-from aae_ray.training.data import Dataset
-from aae_ray.training.labels import known_labels
 
 NOISE_BLOCK_STEPS = 32  # noise is drawn for this many steps at a time: one seeding instead of many
-RESIDENT_SHARE = 0.5  # a GPU keeps the whole set when it takes at most this share of the free memory
 
 Rows = NDArray[np.int64]
-
-
-def generator_for(seed: int, *counters: int) -> torch.Generator:
-    """A CPU generator that depends on these integers alone, in this order; zeros at the end do not count."""
-    state = np.random.SeedSequence((seed, *counters)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state))
-
-
-# First counter behind the seed: what the numbers are for. The phases of training come after these.
-ORDER, EVALUATION, FIRST_PHASE = 0, 1, 2
-# Last counter of a phase, where there is one: what is drawn step by step.
-LABELLED, CORRUPTION = 1, 2
-
-
-class Images:
-    """Pixels of a set by index, in [0, 1], as rows.
-
-    On the CPU they are gathered from the memory map that all workers of a node share; on a GPU the whole set lies on
-    the device as uint8 when it fits.
-    """
-
-    def __init__(self, dataset: Dataset, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
-        self.rows_ND = dataset.images_NCHW.reshape(len(dataset.images_NCHW), -1)
-        self.resident_ND: Tensor | None = None
-        if device.type == "cuda" and self.rows_ND.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
-            self.resident_ND = torch.from_numpy(np.array(self.rows_ND)).to(device)
-
-    def __getitem__(self, indices: np.ndarray) -> Tensor:
-        """Rows x_BD of these images."""
-        if self.resident_ND is not None:
-            rows_BD = self.resident_ND[torch.from_numpy(indices).to(self.device, non_blocking=True)]
-        else:
-            rows_BD = torch.from_numpy(self.rows_ND[indices]).to(self.device, non_blocking=True)
-        return rows_BD.to(self.dtype).div_(255)
 
 
 class Step(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from aae_ray.mistakes import UserError
+from aae_ray.errors import UserError
 
 FILE = "state.pt"
 

@@ -17,13 +17,14 @@ from torch.optim import SGD, Adam, Optimizer
 
 from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.phases import Phase
-from aae_ray.mistakes import UserError
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.images import Images
+from aae_ray.datasets.labels import check
+from aae_ray.errors import UserError
+from aae_ray.evaluation.held_out import Evaluation
 from aae_ray.settings import Settings, epoch_at, flatten, setting
-from aae_ray.training.batches import Batches, Images, Step
-from aae_ray.training.data import Dataset
-from aae_ray.training.evaluation import Evaluation
+from aae_ray.training.batches import Batches, Step
 from aae_ray.training.health import illness
-from aae_ray.training.labels import check
 
 Wrap = Callable[[nn.Module], nn.Module]
 

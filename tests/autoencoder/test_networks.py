@@ -6,7 +6,7 @@ from torch import nn
 
 from aae_ray.autoencoder import networks
 from aae_ray.autoencoder.model import build_model
-from aae_ray.mistakes import UserError
+from aae_ray.errors import UserError
 from aae_ray.settings import replace
 from tests.autoencoder.variants import SHAPE, batch_for, build, variant
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from aae_ray.autoencoder import phases
 from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.phases import Batch, Phase
+from aae_ray.evaluation.metrics import METRICS
 from aae_ray.settings import Settings
-from aae_ray.training.metrics import METRICS
 from tests.autoencoder.variants import CLASSES, SHAPE, VARIANTS, batch_for, build, variant
 
 

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from aae_ray.execution.ray_cluster import possible_resources
 from aae_ray.reading import build, read_overrides
-from aae_ray.study.cluster import possible_resources
 from tests.cluster.laptop import REPOSITORY, Call, Life, Node, aws_client, laptop_environment, readme_commands
 
 TEXT = (REPOSITORY / "cluster/gpu.yaml").read_text(encoding="utf-8")

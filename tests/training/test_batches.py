@@ -6,10 +6,11 @@ import torch
 
 from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.phases import Batch, corrupt
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.images import Images
 from aae_ray.settings import Settings, replace
 from aae_ray.training import batches as module
-from aae_ray.training.batches import Batches, Images, warp, worker_slice
-from aae_ray.training.data import Dataset
+from aae_ray.training.batches import Batches, warp, worker_slice
 
 
 def make(run: Settings, digits: Dataset, rank: int = 0, workers: int = 1, seed: int = 0) -> Batches:

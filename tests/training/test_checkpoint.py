@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from aae_ray.mistakes import UserError
+from aae_ray.errors import UserError
 from aae_ray.training import checkpoint
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.images import Images
 from aae_ray.settings import Settings, replace
-from aae_ray.training.batches import Images
-from aae_ray.training.data import Dataset
 from aae_ray.training.loop import Training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

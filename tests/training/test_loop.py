@@ -14,14 +14,14 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from aae_ray.autoencoder.phases import TASKS
-from aae_ray.mistakes import UserError
+from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.errors import UserError
+from aae_ray.evaluation.held_out import measured
+from aae_ray.evaluation.metrics import METRICS
 from aae_ray.settings import Settings, epoch_at, replace
 from aae_ray.training import checkpoint
 from aae_ray.training.batches import Step
-from aae_ray.training.data import Dataset, load
-from aae_ray.training.evaluation import measured
 from aae_ray.training.loop import Interval, Training
-from aae_ray.training.metrics import METRICS
 
 MORE: dict[str, dict[str, Any]] = {  # what a task needs, or what makes its test a harder one
     "label_informed": {"model.prior": "mixture", "data.labels": 200},

@@ -12,10 +12,10 @@ from torch import nn
 
 from aae_ray.autoencoder import networks, phases
 from aae_ray.autoencoder.phases import TASKS
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.evaluation.figure_data import sketch
 from aae_ray.settings import Settings, replace
-from aae_ray.training.data import Dataset
 from aae_ray.training.loop import Training
-from aae_ray.training.pictures import sketch
 
 LABELLED = {"data.labels": 100, "model.prior": "mixture"}
 
@@ -123,6 +123,8 @@ def test_the_adversary_has_a_share_of_the_encoders_gradient(small_run: Settings,
 
 def test_pictures_name_what_their_points_are(small_run: Settings, digits: Dataset, tmp_path: Path) -> None:
     """Noisy training codes once looked off-centre in a picture that did not say what it showed."""
-    titles = [str(sketch(training_of(task, small_run, digits))["title"]) for task in ("unsupervised", "reduction")]
+    titles = [
+        str(sketch(training_of(task, small_run, digits).evaluation)["title"]) for task in ("unsupervised", "reduction")
+    ]
     assert titles[0].startswith("unsupervised: held-out codes\ndeterministic posterior")
     assert titles[1].startswith("reduction: held-out codes W y + z\ndeterministic posterior")

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from aae_ray.autoencoder.phases import TASKS
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.evaluation.figure_data import FIGURES, STYLE_SHEET, draw, sketch
+from aae_ray.evaluation.metrics import METRICS
 from aae_ray.settings import Settings, replace
-from aae_ray.training.data import Dataset
 from aae_ray.training.loop import Training
-from aae_ray.training.metrics import METRICS
-from aae_ray.training.pictures import FIGURES, STYLE_SHEET, draw, sketch
 
 CHANCE = 0.9  # ten classes: the error of the largest class, of a random label, of a random part of the prior
 SHARED = {
@@ -68,7 +68,7 @@ def test_a_task_beats_the_trivial_answer(
     tested = training.evaluation.cheap("test")
     assert tested[metric.replace("val/", "test/")] < 1.2 * goal * baseline
 
-    sheets = draw(sketch(training))
+    sheets = draw(sketch(training.evaluation))
     assert set(sheets) == {*FIGURES, *([STYLE_SHEET] if training.model.classes else [])}
 
 

@@ -1,0 +1,1 @@
+"""Images in: formats, the prepared form, labels. No training, no Ray."""

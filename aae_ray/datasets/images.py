@@ -1,0 +1,32 @@
+"""The pixels of a prepared set, on the device where they are used."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aae_ray.datasets.dataset import Dataset
+
+RESIDENT_SHARE = 0.5  # a GPU keeps the whole set when it takes at most this share of the free memory
+
+
+class Images:
+    """Pixels of a set by index, in [0, 1], as rows.
+
+    On the CPU they are gathered from the memory map that all workers of a node share; on a GPU the whole set lies on
+    the device as uint8 when it fits.
+    """
+
+    def __init__(self, dataset: Dataset, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self.rows_ND = dataset.images_NCHW.reshape(len(dataset.images_NCHW), -1)
+        self.resident_ND: Tensor | None = None
+        if device.type == "cuda" and self.rows_ND.nbytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self.resident_ND = torch.from_numpy(np.array(self.rows_ND)).to(device)
+
+    def __getitem__(self, indices: np.ndarray) -> Tensor:
+        """Rows x_BD of these images."""
+        if self.resident_ND is not None:
+            rows_BD = self.resident_ND[torch.from_numpy(indices).to(self.device, non_blocking=True)]
+        else:
+            rows_BD = torch.from_numpy(self.rows_ND[indices]).to(self.device, non_blocking=True)
+        return rows_BD.to(self.dtype).div_(255)

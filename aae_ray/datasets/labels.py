@@ -1,0 +1,74 @@
+"""Which labels training knows, and whether they are what the task asks for."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aae_ray import settings
+from aae_ray.autoencoder.phases import TASKS
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.errors import Problem, SettingsError
+
+UNKNOWN = -1
+LABELS = 1  # behind the seed: what the numbers are for
+
+
+def known_labels(dataset: Dataset, run: settings.Settings) -> NDArray[np.int64]:
+    """Labels (N,) of all images of the set as training knows them, -1 for those that it does not.
+
+    Only training images have any. `data.labels` of them are known, drawn by the seed of the run, in equal numbers for
+    each class (to within one, as long as a class has as many); all where it is not given.
+    """
+    known_N = np.full(len(dataset.images_NCHW), UNKNOWN, np.int64)
+    if dataset.labels_N is None or dataset.classes is None:
+        return known_N
+    labels_T = np.asarray(dataset.labels_N)[dataset.train]
+    chosen = dataset.train
+    count = _count(dataset, run.data)
+    if count < len(dataset.train):
+        # RandomState's streams never change, as in the splits.
+        random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((run.seed, LABELS))))
+        shuffled = random.permutation(len(labels_T))
+        by_class = shuffled[np.argsort(labels_T[shuffled], kind="stable")]
+        sizes = np.bincount(labels_T, minlength=dataset.classes)
+        rank = np.arange(len(by_class)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        # The first of every class, then the second of every class, ...; ties between classes in random order.
+        turn = random.permutation(dataset.classes)[labels_T[by_class]]
+        chosen = dataset.train[by_class[np.lexsort((turn, rank))[:count]]]
+    known_N[chosen] = np.asarray(dataset.labels_N)[chosen]
+    return known_N
+
+
+def _count(dataset: Dataset, data: settings.Data) -> int:
+    if data.labels is None:
+        return len(dataset.train)
+    return round(data.labels * len(dataset.train)) if data.labels < 1 else int(data.labels)
+
+
+def check(run: settings.Settings, dataset: Dataset) -> None:
+    """Raises SettingsError with everything in which the task and the data contradict each other."""
+    task, data, classes, problems = TASKS[run.task], run.data, dataset.classes, []
+    if task.labels and classes is None:
+        problems.append(
+            f"task {run.task} asks for labels, and data.name {dataset.name} has none; "
+            "name them with data.label_column, or choose another task"
+        )
+    if task.labels and classes is not None:
+        count = _count(dataset, data)
+        if count > len(dataset.train):
+            problems.append(f"data.labels asks for {count} labels, and there are {len(dataset.train)} training images")
+        elif count < classes:
+            problems.append(
+                f"data.labels gives {count} labels to {classes} classes, fewer than one for each; "
+                f"give {classes} or more"
+            )
+        elif missing := set(range(classes)) - set(np.unique(known_labels(dataset, run)).tolist()):
+            told = ", ".join(map(str, sorted(missing)[:5]))
+            problems.append(f"data.name {dataset.name}: no training image has label {told}, of {classes} classes")
+        if task.slots and run.model.prior_components < classes:
+            kind = "components of the mixture" if run.model.prior == "mixture" else "segments of the swiss roll"
+            problems.append(
+                f"model.prior_components gives {run.model.prior_components} {kind}, and the labels of data.name "
+                f"{dataset.name} select {classes} of them; give at least {classes}"
+            )
+    if problems:
+        raise SettingsError(Problem("settings", message) for message in problems)

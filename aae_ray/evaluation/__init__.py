@@ -1,0 +1,1 @@
+"""What a model is worth: held-out metrics, sample quality, figures."""

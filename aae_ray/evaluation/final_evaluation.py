@@ -1,0 +1,177 @@
+"""One protocol for what a trained model is worth: its samples against real images, its codes against their prior.
+
+Seeds and sizes are fixed, so that models of any task compare. Samples are held against the test images, features of
+both come from the data's own judge; a floor says what real images get.
+
+Shapes: N test images, M samples, C channels, H height, W width, D pixels, Z code.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.errors import UserError
+from aae_ray.evaluation import drawing as figures
+from aae_ray.evaluation import sample_quality as quality
+from aae_ray.evaluation.held_out import PROTOCOL_SEED, Evaluation, some_of
+from aae_ray.evaluation.judge import SMALLEST, Judge, pixels
+
+PARZEN_SAMPLES = 10_000
+PARZEN_VALIDATION = 1000  # images that choose the window
+MOST = 10_000  # samples and images that are compared
+NEIGHBOURS = 5  # of precision, recall, density and coverage
+CODES = 2000  # whose distances to the prior are taken
+BLOCK = 1000  # training images that are held at a time to find the nearest ones
+SHOWN = 32  # samples in the sheet of nearest images
+NEAREST_SHEET = "nearest.png"
+PARZEN_ADVICE = (
+    "a Parzen score above that of real images is no praise: blurred, centroid-like samples score higher than real ones"
+)
+
+Draw = Callable[[int], Tensor]  # a number of samples -> images (M, C, H, W) in [0, 1], the same ones each time
+
+
+@dataclass
+class Assessment:
+    """Metrics by name, the sheet of nearest images, the samples' classes, and remarks for the reader."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    nearest_sheet: bytes = b""
+    class_shares: tuple[float, ...] = ()  # of the samples, as the judge sees them; empty without a judge
+    remarks: list[str] = field(default_factory=list)
+
+
+def assess(evaluation: Evaluation, judge: Judge | None) -> Assessment:
+    """What a whole model is worth: the metrics of its training on the test images, its samples and its codes."""
+    found = assess_samples(evaluation.samples, evaluation.dataset, judge)
+    test = evaluation.cheap("test") | evaluation.costly("test")
+    found.metrics = test | found.metrics | assess_codes(evaluation)
+    return found
+
+
+def assessment_tags(assessment: Assessment, judge: Judge | None) -> dict[str, str]:
+    """What belongs to the records of an assessment and is no number: who judged, the samples' classes, remarks."""
+    tags = {"aae.remarks": "; ".join(assessment.remarks)} if assessment.remarks else {}
+    if judge:
+        tags |= {"aae.judge": judge.digest}
+        tags |= {"aae.class_shares": ",".join(f"{share:.4f}" for share in assessment.class_shares)}
+    return tags
+
+
+def assess_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Assessment:
+    """What samples are worth; without a judge (no labels, or tiny images) less the metrics on its features."""
+    found = Assessment()
+    samples_MCHW = draw(PARZEN_SAMPLES).cpu()
+    if not samples_MCHW.isfinite().all():
+        found.remarks.append("samples hold values that are not finite, which count as black")
+    samples_MCHW = samples_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)
+    test_NCHW = pixels(dataset, some_of(dataset.test, MOST))
+    if judge is None:
+        why = "labels" if dataset.labels_N is None else f"{SMALLEST} x {SMALLEST} pixels"
+        found.remarks.append(f"without {why} there is no judge: FID, KID, coverage and classes are left out")
+    else:
+        assert dataset.labels_N is not None
+        real_K = torch.from_numpy(np.bincount(dataset.labels_N))
+        histogram = quality.class_histogram(judge.probabilities(samples_MCHW), real_K)
+        found.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge) | _classes(histogram)
+        found.class_shares = histogram.share_K
+        if "quality/coverage" not in found.metrics:
+            found.remarks.append(f"FID, KID and coverage take more than {NEIGHBOURS} training and test images")
+        if histogram.missing:
+            told = ", ".join(map(str, histogram.missing))
+            found.remarks.append(f"coverage alarm: samples hardly ever show class {told}")
+    _parzen(found, samples_MCHW, test_NCHW, dataset)
+    fake_NCHW = samples_MCHW[:SHOWN]
+    blocks = (dataset.train[start : start + BLOCK] for start in range(0, len(dataset.train), BLOCK))
+    nearest_M = quality.nearest_images(fake_NCHW.flatten(1), (pixels(dataset, rows).flatten(1) for rows in blocks))
+    texts = ("sample", "nearest training image")
+    found.nearest_sheet = figures.reconstructions(fake_NCHW, pixels(dataset, dataset.train[nearest_M.numpy()]), texts)
+    return found
+
+
+def _judged(samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, judge: Judge) -> dict[str, float]:
+    count = min(len(test_NCHW), len(dataset.train), MOST)
+    if count <= NEIGHBOURS:
+        return {"quality/judge_accuracy": judge.accuracy}
+    real_NF = judge.features(test_NCHW[torch.from_numpy(some_of(np.arange(len(test_NCHW)), count))])
+    fake_NF = judge.features(samples_MCHW[:count])
+    train_NF = judge.features(pixels(dataset, some_of(dataset.train, count)))
+    kid, kid_floor = (
+        quality.kernel_distance(real_NF, other_NF, seed=PROTOCOL_SEED) for other_NF in (fake_NF, train_NF)
+    )
+    balls = quality.prdc(real_NF, fake_NF, NEIGHBOURS)
+    return {
+        "quality/fid_local": quality.frechet_distance(real_NF, fake_NF),
+        "quality/fid_local_floor": quality.frechet_distance(real_NF, train_NF),
+        "quality/kid_local": kid.value,
+        "quality/kid_local_se": kid.standard_error,
+        "quality/kid_local_floor": kid_floor.value,
+        "quality/precision": balls.precision,
+        "quality/recall": balls.recall,
+        "quality/density": balls.density,
+        "quality/coverage": balls.coverage,
+        "quality/coverage_floor": quality.prdc(real_NF, train_NF, NEIGHBOURS).coverage,
+        "quality/judge_accuracy": judge.accuracy,
+    }
+
+
+def _classes(histogram: quality.ClassHistogram) -> dict[str, float]:
+    return {
+        "quality/class_kl_nats": histogram.kl_to_uniform_nats,
+        "quality/class_confidence": histogram.confidence,
+        "quality/class_entropy_nats": histogram.entropy_nats,
+        "quality/classes_missing": float(len(histogram.missing)),
+    }
+
+
+def _parzen(found: Assessment, samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset) -> None:
+    """The log-likelihood by the paper's protocol beside that of as many real training images (section 3)."""
+    validation_ND = pixels(dataset, some_of(dataset.val, PARZEN_VALIDATION)).flatten(1)
+    test_ND = test_NCHW.flatten(1)
+    real_MD = pixels(dataset, some_of(dataset.train, PARZEN_SAMPLES)).flatten(1)
+    try:
+        score = quality.parzen(samples_MCHW[: len(real_MD)].flatten(1), validation_ND, test_ND)
+    except UserError as error:
+        found.remarks.append(f"no Parzen score of the samples: {error}")
+        return
+    try:
+        anchor = {"quality/parzen_anchor_nats": quality.parzen(real_MD, validation_ND, test_ND).nats}
+    except UserError as error:
+        anchor = {}
+        found.remarks.append(f"no Parzen score of real training images: {error}")
+    found.metrics |= anchor | {
+        "quality/parzen_nats": score.nats,
+        "quality/parzen_nats_se": score.standard_error,
+        "quality/parzen_sigma": score.sigma,
+        "quality/parzen_samples": float(score.samples),
+    }
+    found.remarks.append(f"Parzen windows over {score.samples} samples; {PARZEN_ADVICE}")
+
+
+@torch.no_grad()
+def assess_codes(evaluation: Evaluation) -> dict[str, float]:
+    """What the encoder is worth: reconstruction, codes against prior, prior samples decoded and encoded again."""
+    model, images = evaluation.model, evaluation.images
+    codes_NZ = evaluation.codes("test")
+    count = min(len(codes_NZ), CODES)
+    prior_std = model.prior.std_Z.double().square().mean().sqrt().item()
+    prior, again = (evaluation.prior_codes(count, seed) for seed in (0, 1))
+    found = {
+        "quality/imq_mmd": quality.imq_mmd(
+            codes_NZ[torch.from_numpy(some_of(np.arange(len(codes_NZ)), count))], prior, prior_std
+        ),
+        "quality/imq_mmd_floor": quality.imq_mmd(again, prior, prior_std),
+    }
+    z_NZ, y_NK = evaluation.prior_places(count)
+    x_ND = model.decode(z_NZ, y_NK)
+    noise_NE = (
+        torch.zeros(count, model.noise_dim, device=images.device, dtype=images.dtype) if model.noise_dim else None
+    )
+    error_NZ = (model.encode(x_ND, noise_NE).z_BZ - z_NZ).cpu() / model.prior.std_Z
+    found["quality/reencoding_error"] = error_NZ.square().mean().sqrt().item()
+    return {name: value for name, value in found.items() if math.isfinite(value)}

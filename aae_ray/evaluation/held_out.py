@@ -1,0 +1,269 @@
+"""What a model is worth on held-out images: the same protocol for every trial, with fixed seeds.
+
+Shapes: N examples, M draws of noise, D pixels, E noise, Z code, K classes or clusters.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aae_ray.autoencoder.model import Model
+from aae_ray.autoencoder.phases import TASKS
+from aae_ray.autoencoder.posteriors import Code
+from aae_ray.autoencoder.priors import sample_classes
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.images import Images
+from aae_ray.evaluation import clustering_metrics as clusters
+from aae_ray.evaluation import divergence, metrics
+from aae_ray.randomness import EVALUATION, generator_for
+from aae_ray.settings import Settings
+
+CHUNK = 2000  # images encoded at a time
+NOISE_DRAWS = 8  # per image, for the share of the codes' variance that is the posterior's noise
+NOISE_IMAGES = 512
+
+# Protocol seed: fixed for all trials, so that their metrics differ by the model alone. Behind it, what is drawn.
+PROTOCOL_SEED = 2015
+PRIOR, POSTERIOR, USE_OF_NOISE, FLOOR, PRIOR_LABELS = range(5)
+
+
+def sample_generator() -> torch.Generator:
+    """Where the draws behind the samples of the protocol come from."""
+    return generator_for(PROTOCOL_SEED, EVALUATION, PRIOR)
+
+
+def some_of(rows_N: np.ndarray, count: int) -> np.ndarray:
+    """So many of the rows, in their order, drawn by the protocol's seed; all of them where there are no more.
+
+    The first ones would not do: of a set that is stored class by class they are of one class.
+    """
+    if len(rows_N) <= count:
+        return rows_N
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(PROTOCOL_SEED)))
+    return np.asarray(rows_N[np.sort(random.permutation(len(rows_N))[:count])])
+
+
+class Encoded(NamedTuple):
+    """Held-out images of a part, in its order: codes z, and the logits of q(y|x) where the encoder answers with one."""
+
+    z_NZ: Tensor
+    logits_NK: Tensor | None
+    reconstruction_mse: float
+
+
+def measured(run: Settings, dataset: Dataset) -> set[str]:
+    """The metrics with a direction that `Evaluation` measures of held-out images for this task and these data."""
+    task, labelled = TASKS[run.task], dataset.labels_N is not None
+    found = {"reconstruction_mse", "jsd_nats", "sliced_wasserstein"}
+    if task.slots and labelled:
+        found.add("part_error")
+    if any("label_head" in phase.moves for phase in task.phases):
+        found.add("label_entropy_nats")
+        if labelled:
+            found.add("classification_error")
+        if task.y == "clusters":
+            found.add("cluster_entropy_nats")
+            found |= {"hungarian_accuracy", "nmi", "ari"} if labelled else set()
+    return {f"val/{name}" for name in found}
+
+
+class Evaluation:
+    """Measures a model on the validation or test images. The same noise and prior samples are drawn each time."""
+
+    def __init__(self, run: Settings, model: Model, dataset: Dataset, images: Images) -> None:
+        self.run, self.model, self.dataset, self.images = run, model, dataset, images
+        self._constants: dict[str, float] = {}  # what depends on the data and the prior alone
+
+    def cheap(self, part: str) -> dict[str, float]:
+        """The metrics that are taken every epoch, named after the part: `val/...` or `test/...`."""
+        seen = self._look_at(part)
+        found = {
+            "reconstruction_mse": seen.reconstruction_mse,
+            "mean_image_mse": self._mean_image_mse(part),
+            "code_std": metrics.code_std(seen.z_NZ, self.model.prior.std_Z),
+            "sliced_wasserstein": self._sliced_wasserstein(seen.z_NZ),
+            "sliced_wasserstein_floor": self._sliced_wasserstein_floor(len(seen.z_NZ)),
+            **self._labelling(part, seen.z_NZ, seen.logits_NK),
+        }
+        if self.model.noise_dim:
+            found["noise_use"] = self._noise_use(part)
+        return {f"{part}/{name}": value for name, value in found.items()}
+
+    def _labelling(self, part: str, z_NZ: Tensor, logits_NK: Tensor | None) -> dict[str, float]:
+        """How the labels that the encoder answers with, or the parts of the prior that it chose, agree with the truth.
+
+        Clusters get their labels by the paper's rule (section 6), from the validation images; on these themselves one
+        half names the clusters of the other.
+        """
+        task, found = TASKS[self.run.task], {}
+        labels_N = self._true_labels(self._indices(part))
+        if task.slots and labels_N is not None:
+            found["part_error"] = (self.model.prior.part_of(z_NZ) != labels_N).double().mean().item()
+        if logits_NK is None:
+            return found
+        answers_N = logits_NK.argmax(1)
+        found["label_entropy_nats"] = metrics.mean_entropy(logits_NK)
+        if task.y == "clusters":
+            found["clusters_used"] = float(clusters.clusters_used(answers_N, self.model.classes))
+            found["cluster_entropy_nats"] = clusters.usage_entropy(answers_N, self.model.classes)
+            if labels_N is None:
+                return found
+            found["hungarian_accuracy"] = clusters.hungarian_accuracy(answers_N, labels_N)
+            found["nmi"] = clusters.normalized_mutual_information(answers_N, labels_N)
+            found["ari"] = clusters.adjusted_rand_index(answers_N, labels_N)
+            if part == "val":
+                answers_N = clusters.named_by_the_other_half(logits_NK, labels_N)
+            else:
+                examples_NK, known_N = self._look_at("val").logits_NK, self._true_labels(self.dataset.val)
+                assert examples_NK is not None and known_N is not None
+                answers_N = clusters.assign_by_confidence(examples_NK, known_N)[answers_N]
+        if labels_N is not None:
+            found["classification_error"] = (answers_N != labels_N).double().mean().item()
+        return found
+
+    def costly(self, part: str) -> dict[str, float]:
+        """The metrics that are taken at rungs and at the end: a fresh discriminator is trained on held-out codes."""
+        bound = divergence.jsd_bound(self.codes(part), self.prior_codes, seed=PROTOCOL_SEED)
+        return {
+            f"{part}/jsd_nats": bound.nats,
+            f"{part}/jsd_nats_se": bound.standard_error,
+            f"{part}/jsd_nats_floor": bound.floor,
+        }
+
+    def codes(self, part: str) -> Tensor:
+        """Held-out codes z_NZ in the order of the part, on the CPU, one draw of the posterior each."""
+        return self._look_at(part).z_NZ
+
+    @torch.no_grad()
+    def places(self, part: str) -> Tensor:
+        """Where held-out images lie in the picture of code space: their codes, in a reduction W y + z (section 7)."""
+        seen = self._look_at(part)
+        if "cluster_heads" not in self.model.players:
+            return seen.z_NZ
+        assert seen.logits_NK is not None
+        y_NK = seen.logits_NK.to(self.images.device).softmax(1)
+        return self.model.place(seen.z_NZ.to(self.images.device), y_NK).cpu()
+
+    @torch.no_grad()
+    def reconstructions(self, part: str, count: int) -> tuple[Tensor, Tensor]:
+        """Some images of a part and what becomes of them, each (N, C, H, W), on the CPU."""
+        x_BD, code, y_BK = next(self._encoded(some_of(self._indices(part), min(count, CHUNK))))
+        pair = (x_BD, self.model.decode(code.z_BZ, y_BK))
+        x_NCHW, answer_NCHW = (images_BD.unflatten(1, self.dataset.shape).cpu() for images_BD in pair)
+        return x_NCHW, answer_NCHW
+
+    @torch.no_grad()
+    def styles(self, count: int) -> Tensor:
+        """A sheet for a decoder that is told a label: a style a row, a label a column, (count * K, C, H, W).
+
+        The first row has the style 0; in a task with clusters these are the images of its cluster heads.
+        """
+        model, classes = self.model, self.model.classes
+        z_NZ = self.prior_codes(count, 0)
+        z_NZ[0] = 0
+        y_NK = torch.eye(classes).repeat(count, 1)
+        places = (z_NZ.repeat_interleave(classes, 0), y_NK)
+        z_NZ, y_NK = (part.to(self.images.device, self.images.dtype) for part in places)
+        x_NCHW: Tensor = model.decode(z_NZ, y_NK).unflatten(1, self.dataset.shape).cpu()
+        return x_NCHW
+
+    @torch.no_grad()
+    def samples(self, count: int) -> Tensor:
+        """Images decoded from draws of the prior, (N, C, H, W), on the CPU."""
+        return self.model.sample(count, sample_generator()).cpu()
+
+    def prior(self, count: int) -> Tensor:
+        """Draws of the prior to show beside the codes, (N, Z); in a reduction W y + z, with y from its own prior."""
+        if "cluster_heads" not in self.model.players:
+            return self.prior_codes(count, 0)
+        with torch.no_grad():
+            return self.model.place(*self.prior_places(count)).cpu()
+
+    def prior_codes(self, count: int, seed: int) -> Tensor:
+        """Draws of p(z), (N, Z), a function of the seed alone, on the CPU."""
+        return self.model.prior.sample(count, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR, seed))
+
+    def prior_places(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Draws of p(z), (N, Z), and of p(y), (N, K), where the decoder is told a label; on the model's device."""
+        z_NZ = self.prior_codes(count, 0).to(self.images.device, self.images.dtype)
+        if not self.model.classes:
+            return z_NZ, None
+        y_NK = sample_classes(count, self.model.classes, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR_LABELS))
+        return z_NZ, y_NK.to(z_NZ)
+
+    @torch.no_grad()
+    def _look_at(self, part: str) -> Encoded:
+        codes, logits, squared_error, pixels = [], [], 0.0, 0
+        for x_BD, code, y_BK in self._encoded(self._indices(part)):
+            squared_error += (self.model.decode(code.z_BZ, y_BK) - x_BD).square().sum(dtype=torch.float64).item()
+            pixels += x_BD.numel()
+            codes.append(code.z_BZ.cpu())
+            if code.label_logits_BK is not None:
+                logits.append(code.label_logits_BK.cpu())
+        return Encoded(torch.cat(codes), torch.cat(logits) if logits else None, squared_error / pixels)
+
+    def _encoded(self, indices: np.ndarray) -> Iterator[tuple[Tensor, Code, Tensor | None]]:
+        """Chunks of images x_BD with their codes and, where the decoder takes it, y_BK: q(y|x), else the truth."""
+        generator = generator_for(PROTOCOL_SEED, EVALUATION, POSTERIOR)
+        for start in range(0, len(indices), CHUNK):
+            rows = indices[start : start + CHUNK]
+            x_BD = self.images[rows]
+            code = self.model.encode(x_BD, self._noise(len(x_BD), generator))
+            y_BK = None if code.label_logits_BK is None else code.label_logits_BK.softmax(1)
+            if y_BK is None and self.model.classes:
+                truth_N = self._true_labels(rows)
+                assert truth_N is not None
+                y_BK = F.one_hot(truth_N, self.model.classes).to(x_BD)
+            yield x_BD, code, y_BK
+
+    def _true_labels(self, indices: np.ndarray) -> Tensor | None:
+        labels_N = self.dataset.labels_N
+        return None if labels_N is None else torch.from_numpy(np.asarray(labels_N)[indices])
+
+    def _noise(self, count: int, generator: torch.Generator) -> Tensor | None:
+        if not self.model.noise_dim:
+            return None
+        return torch.randn(count, self.model.noise_dim, generator=generator, dtype=self.images.dtype).to(
+            self.images.device
+        )
+
+    @torch.no_grad()
+    def _noise_use(self, part: str) -> float:
+        x_BD = self.images[some_of(self._indices(part), NOISE_IMAGES)]
+        generator = generator_for(PROTOCOL_SEED, EVALUATION, USE_OF_NOISE)
+        z_MNZ = torch.stack(
+            [self.model.encode(x_BD, self._noise(len(x_BD), generator)).z_BZ for _ in range(NOISE_DRAWS)]
+        )
+        return metrics.noise_use(z_MNZ.cpu())
+
+    def _sliced_wasserstein(self, z_NZ: Tensor) -> float:
+        return divergence.sliced_wasserstein(
+            z_NZ, self.prior_codes(len(z_NZ), 0), self.model.prior.std_Z, seed=PROTOCOL_SEED
+        )
+
+    def _sliced_wasserstein_floor(self, count: int) -> float:
+        key = f"sliced_wasserstein/{count}"
+        if key not in self._constants:
+            self._constants[key] = self._sliced_wasserstein(self.prior_codes(count, FLOOR))
+        return self._constants[key]
+
+    def _mean_image_mse(self, part: str) -> float:
+        """Squared error per pixel of always answering with the mean training image."""
+        key = f"mean_image/{part}"
+        if key not in self._constants:
+            mean_D = sum(x_BD.double().sum(0) for x_BD in self._chunks(self.dataset.train)) / len(self.dataset.train)
+            indices = self._indices(part)
+            error = sum((x_BD.double() - mean_D).square().sum().item() for x_BD in self._chunks(indices))
+            self._constants[key] = error / (len(indices) * self.images.rows_ND.shape[1])
+        return self._constants[key]
+
+    def _chunks(self, indices: np.ndarray) -> Iterator[Tensor]:
+        for start in range(0, len(indices), CHUNK):
+            yield self.images[indices[start : start + CHUNK]]
+
+    def _indices(self, part: str) -> np.ndarray:
+        return self.dataset.val if part == "val" else self.dataset.test

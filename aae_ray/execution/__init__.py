@@ -1,0 +1,1 @@
+"""Ray: the cluster, gangs of workers, and Ray Tune over them."""

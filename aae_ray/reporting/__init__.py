@@ -1,0 +1,1 @@
+"""What people read: the screen, tables, plots, cards."""

@@ -1,0 +1,99 @@
+"""What a study leaves behind to be read: the best trial's settings, the model card, the summary on the parent run."""
+
+from pathlib import Path
+
+import yaml
+
+from aae_ray.evaluation.final_evaluation import Assessment
+from aae_ray.evaluation.metrics import METRICS
+from aae_ray.reporting import report
+from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.space import Plan, spec_of
+from aae_ray.settings import Settings, dotted_fields, setting
+
+
+def best_config(run: Settings, path: Path) -> Path:
+    """A file that `python -m aae_ray.train` takes: every setting that shapes the trial, what it was chosen by, and the
+    name that its decoder was registered under, if it had one of its own."""
+    values = {}
+    for key in dotted_fields():
+        if not key.startswith(("study.", "tracking.")):
+            value = setting(run, key)
+            values[key] = list(value) if isinstance(value, tuple) else value
+    if run.tracking.model_name:
+        values["tracking.model_name"] = run.tracking.model_name
+    study = {"name": f"{run.study.name}-best", "objectives": list(run.study.objectives)}
+    text = yaml.safe_dump({"study": study, "run": values}, sort_keys=False)
+    path.write_text(f"# python -m aae_ray.train {path.name}\n{text}", encoding="utf-8")
+    return path
+
+
+def model_card(
+    name: str, record: TrialRecord, run: Settings, classes: int, assessment: Assessment, study_id: str
+) -> str:
+    """Markdown: what the decoder is, how good it is on images that no choice has seen, and how to use it."""
+    model = run.model
+    codes = f"{classes} + {model.latent_dim}: a one-hot label, then a style" if classes else model.latent_dim
+    rows = [
+        f"| {metric} | {value:.4f} | {METRICS[metric].unit} |"
+        for metric, value in assessment.metrics.items()
+        if metric in METRICS
+    ]
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"Decoder of trial {record.name} of study {study_id}: task {run.task}, {model.posterior} "
+            f"posterior, {model.latent_dim}-dimensional {model.prior} "
+            f"prior of scale {model.prior_scale:g}, trained on {run.data.name} for {record.epoch} epochs.",
+            "",
+            "| metric on the test images | value | unit |",
+            "|---|---:|---|",
+            *rows,
+            "",
+            *(f"* {remark}" for remark in assessment.remarks),
+            *([""] if assessment.remarks else []),
+            "```python",
+            "import mlflow, torch",
+            f'decoder = mlflow.pytorch.load_model("models:/{name}@champion")     # needs torch and mlflow alone',
+            f"images = decoder(codes)       # codes (B, {codes}) in, images (B, C, H, W) in [0, 1] out",
+            "```",
+            "",
+        ]
+    )
+
+
+def summary(ledger: Ledger) -> str:
+    """Markdown for the parent run: the front as a table, and how the trials ended."""
+    front = ledger.front()
+    keys = list(front[0].params) if front else []
+    head = ["trial", *map(report.heading, ledger.objectives), *keys]
+    rows = [
+        [
+            record.name,
+            *(f"{record.metrics[name]:.4f}" for name in ledger.objectives),
+            *(report.number(record.params[key]) for key in keys),
+        ]
+        for record in front
+    ]
+    table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    counts = ", ".join(f"{ledger.count(state)} {state}" for state in ("complete", "stopped", "failed"))
+    return "\n".join([f"{len(ledger.trials)} trials: {counts}.", "", "Pareto front:", "", *table])
+
+
+def resolved(plan: Plan) -> str:
+    """The whole study as the text of a study's file, with every default spelled out."""
+    run = plan.settings
+    values = {key: setting(run, key) for key in dotted_fields()}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return yaml.safe_dump(
+        {
+            "study": {key.removeprefix("study."): value for key, value in plain.items() if key.startswith("study.")},
+            "run": {
+                key: value for key, value in plain.items() if not key.startswith("study.") and key not in plan.space
+            },
+            "space": {key: spec_of(distribution) for key, distribution in plan.space.items()},
+            "start": [dict(point) for point in plan.start],
+        },
+        sort_keys=False,
+    )

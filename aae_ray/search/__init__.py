@@ -1,0 +1,1 @@
+"""The study itself: what is tried, what became of it, what follows. No Ray, no MLflow."""

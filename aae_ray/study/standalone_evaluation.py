@@ -1,0 +1,170 @@
+"""An evaluation outside of a study, of a registered decoder or a checkpoint, recorded as an MLflow run of its own."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aae_ray.datasets.dataset import Dataset, cache_folder, load
+from aae_ray.errors import UserError
+from aae_ray.evaluation.final_evaluation import NEAREST_SHEET, Assessment, assess, assess_samples, assessment_tags
+from aae_ray.evaluation.held_out import sample_generator
+from aae_ray.evaluation.judge import Judge, judge_if_any
+from aae_ray.reading import Entry, build, read_overrides
+from aae_ray.settings import Settings, dotted_fields, replace, setting
+from aae_ray.tracking import registry
+from aae_ray.tracking.provenance import moment, provenance
+from aae_ray.tracking.sender import STUDY, Tracker
+from aae_ray.tracking.sink import trial_params
+from aae_ray.training import checkpoint
+from aae_ray.training.loop import Training
+
+SEND_SECONDS = 60
+PLACES = ("data.", "study.folder")  # where the data are, and where the record goes
+SPLIT = ("data.split_seed", "data.validation_fraction", "data.test_fraction")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured of what, and on which data."""
+
+    name: str
+    run: Settings
+    dataset: Dataset
+    judge: Judge | None
+    assessment: Assessment
+    params: Mapping[str, Any]  # the settings that are known: of a checkpoint all, of a decoder those of its data
+
+    @property
+    def run_name(self) -> str:
+        return f"evaluate-{self.name}"
+
+
+def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any_data: bool) -> Evaluated:
+    """Evaluate a checkpoint's folder, or a registered decoder by name; overrides say where its data are.
+
+    Raises UserError when there is no such thing, when the data are others or split otherwise, unless `any_data`, or
+    when they do not fit: of another shape, or of other classes than a checkpoint with label heads.
+    """
+    changes = read_overrides(overrides)
+    if foreign := [key for key in changes if key in dotted_fields() and not key.startswith(PLACES)]:
+        raise UserError(
+            f"{', '.join(foreign)}: a model is evaluated as it was trained; give {' and '.join(PLACES)} alone"
+        )
+    if Path(model, checkpoint.FILE).exists():
+        return _checkpoint(Path(model), changes, any_data)
+    if Path(model).exists():
+        raise UserError(f"{model} holds no checkpoint: there is no {checkpoint.FILE} in it")
+    return _registered(model, changes, version, uri, any_data)
+
+
+def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> Evaluated:
+    state = checkpoint.load(folder)
+    if not {"settings", "data_digest", "shape", "players"} <= state.keys():
+        held = ", ".join(map(str, list(state)[:9]))
+        raise UserError(f"{folder / checkpoint.FILE} is not a checkpoint of aae_ray: it holds {held or 'nothing'}")
+    run = _settings(state["settings"], changes, str(folder))
+    dataset = load(run.data)
+    _same_data(str(folder), state["data_digest"], tuple(state["shape"]), dataset, any_data)
+    _same_split(str(folder), state["settings"], run, dataset, any_data)
+    training = Training(run, dataset)
+    try:
+        training.load_state_dict(state | {"data_digest": dataset.digest})
+    except (RuntimeError, KeyError):
+        raise UserError(
+            f"{folder} was trained with task {run.task} on {state.get('classes', 'other')} classes, and data.name "
+            f"{dataset.name} has {dataset.classes or 'none'}: its weights do not fit"
+        ) from None
+    judge = judge_if_any(dataset, cache_folder(run.data))
+    assessment = assess(training.evaluation, judge)
+    return Evaluated(checkpoint_name(folder), run, dataset, judge, assessment, trial_params(run))
+
+
+def checkpoint_name(folder: Path) -> str:
+    """STUDY/TRIAL/CHECKPOINT where it lies in a study's folder, as each trial of each study has a checkpoint_000000."""
+    *_, study, trials, trial, name = ("", "", "", *folder.resolve().parts)
+    return f"{study}/{trial}/{name}" if trials == "trials" else name
+
+
+def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str, any_data: bool) -> Evaluated:
+    decoder = registry.load(name, uri, version)
+    about = {key: value for key, value in decoder.settings.items() if key.startswith("data.")}
+    run = _settings(about, changes, name)
+    dataset, what = load(run.data), f"{name} version {decoder.version}"
+    _same_data(what, decoder.data_digest, decoder.shape, dataset, any_data)
+    _same_split(what, about, run, dataset, any_data)
+    judge = judge_if_any(dataset, cache_folder(run.data))
+    assessment = assess_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
+    params = {key: value for key, value in trial_params(run).items() if key.startswith("data.")}
+    return Evaluated(f"{name}-{decoder.version}", run, dataset, judge, assessment, params)
+
+
+def _settings(recorded: Mapping[str, Any], changes: Mapping[str, Entry], where: str) -> Settings:
+    known = dotted_fields()
+    values = {
+        key: Entry(value, where)
+        for key, value in recorded.items()
+        if key in known and value is not None and not key.startswith(("study.", "tracking."))
+    }
+    return build(values | dict(changes))
+
+
+def _same_data(what: str, digest: str, shape: tuple[int, ...], dataset: Dataset, any_data: bool) -> None:
+    if shape != dataset.shape:
+        told, own = ("x".join(map(str, some)) for some in (shape, dataset.shape))
+        raise UserError(f"{what} makes images of {told}, and those of data.name {dataset.name} are {own}")
+    if digest != dataset.digest and not any_data:
+        raise UserError(
+            f"{what} was trained on data with digest {digest}, and data.name {dataset.name} has {dataset.digest}; "
+            "name its own data with data.name and data.path, or give --any-data"
+        )
+
+
+def _same_split(what: str, recorded: Mapping[str, Any], run: Settings, dataset: Dataset, any_data: bool) -> None:
+    """The images are the same, but those to test on may be some that the model was trained on."""
+    other = {key: type(setting(run, key))(recorded[key]) for key in SPLIT if key in recorded}
+    other = {key: value for key, value in other.items() if value != setting(run, key)}
+    if any_data or not other:
+        return
+    shared = np.intersect1d(dataset.test, load(replace(run, other).data).train)
+    if len(shared):
+        told = ", ".join(f"{key}={setting(run, key):g} instead of {value:g}" for key, value in other.items())
+        raise UserError(
+            f"{told}: {what} was trained on {len(shared)} of the {len(dataset.test)} images that would test it; "
+            "take it away, or give --any-data"
+        )
+
+
+class Recorded(NamedTuple):
+    """What became of an evaluation's records: where they are kept, how many wait there, what MLflow refused."""
+
+    folder: Path
+    unsent: int
+    refused: list[str]
+
+
+def record(found: Evaluated, uri: str) -> Recorded:
+    """Write an evaluation to MLflow as a run of its own, with the sheet of nearest images."""
+    folder = Path(found.run.study.folder).expanduser() / f"evaluation-{moment()}"
+    folder.mkdir(parents=True)
+    sheet = folder / NEAREST_SHEET  # a copy of its own: it may be sent when the user's file is another one
+    sheet.write_bytes(found.assessment.nearest_sheet)
+    tracker = Tracker(folder, uri, f"aae/{found.dataset.name}")
+    tags = {
+        "aae.study_id": folder.name,
+        "aae.run_kind": "evaluation",
+        "aae.evaluated": found.name,
+        "aae.data_digest": found.dataset.digest,
+        **assessment_tags(found.assessment, found.judge),
+        **provenance(),
+    }
+    tracker.create_run(STUDY, found.run_name, {key: value for key, value in tags.items() if value}, time.time())
+    tracker.log_params(STUDY, found.params)
+    tracker.log_metrics(STUDY, found.assessment.metrics, 0)
+    tracker.log_artifact(STUDY, sheet, "figures")
+    tracker.end_run(STUDY, "FINISHED", time.time())
+    unsent = tracker.close(SEND_SECONDS)
+    return Recorded(folder, unsent, tracker.dropped)

@@ -1,0 +1,1 @@
+"""MLflow: runs, the registry, where a run comes from."""

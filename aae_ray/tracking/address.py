@@ -1,0 +1,70 @@
+"""The MLflow server or database: where it is, and how its client behaves."""
+
+import logging
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from aae_ray.errors import UserError
+
+SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+DATABRICKS = "databricks"  # as MLflow spells the workspace that is logged in to, without a colon
+
+
+def tracking_uri(given: str | None) -> str:
+    """The MLflow server or database: as given, else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db of this folder.
+
+    Raises UserError for an address that MLflow cannot write to.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+    scheme, colon, rest = uri.partition(":")
+    scheme = scheme.lower().partition("+")[0]
+    source = "tracking.uri" if given else "MLFLOW_TRACKING_URI"
+    if uri == DATABRICKS:
+        return uri
+    if not colon or scheme not in SCHEMES or (scheme.startswith("http") and not _host(uri)):
+        raise UserError(
+            f"{source} {uri!r} is not a server or database of MLflow; give http(s)://host:port or sqlite:///file.db"
+        )
+    if scheme == "sqlite":
+        name = rest.removeprefix("///").partition("?")[0]  # as SQLAlchemy reads it: no %20, and # is a character
+        if not rest.startswith("///") or not name:
+            raise UserError(f"{source} {uri!r} names no file; give sqlite:///file.db")
+        path = Path(name).absolute()
+        if path.is_dir():
+            raise UserError(f"{source} {uri!r}: {path} is a folder")
+        if not path.parent.is_dir():
+            raise UserError(f"{source} {uri!r}: there is no folder {path.parent}")
+        uri = f"sqlite:///{path}"
+    return uri
+
+
+def _host(uri: str) -> str | None:
+    try:
+        return urlsplit(uri).hostname
+    except ValueError:
+        return None
+
+
+def quiet_mlflow() -> None:
+    """No telemetry, no minutes of waiting for a server that is down, no warnings. Before MLflow is imported."""
+    defaults = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def artifact_location(uri: str, experiment: str) -> str | None:
+    """Beside an SQLite database, as an absolute address; a server has its own place."""
+    if not uri.startswith("sqlite:"):
+        return None
+    database = Path(uri.partition(":///")[2].partition("?")[0])
+    return (database.parent / "mlartifacts" / experiment.replace("/", "-")).as_uri()

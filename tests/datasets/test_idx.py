@@ -1,0 +1,110 @@
+"""IDX files: all ways to store images give the same images; faults are told by file."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aae_ray.datasets import idx
+from aae_ray.datasets.idx import IDX_FILES, find_idx, read_idx
+from aae_ray.errors import UserError
+from tests.datasets.small_sets import gather, idx_bytes
+
+RANDOM = np.random.default_rng(0)
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = IDX_FILES
+
+
+def good_files() -> dict[str, bytes]:
+    return {
+        TRAIN_IMAGES: idx_bytes(RANDOM.integers(0, 256, (7, 5, 4))),
+        TRAIN_LABELS: idx_bytes(np.arange(7)),
+        TEST_IMAGES: idx_bytes(RANDOM.integers(0, 256, (3, 5, 4))),
+        TEST_LABELS: idx_bytes(np.arange(3)),
+    }
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+SPELLINGS: dict[str, Callable[[str, bytes], tuple[str, bytes]]] = {
+    "plain": lambda name, content: (name, content),
+    "gz": lambda name, content: (f"{name}.gz", gzip.compress(content)),
+    "dotted": lambda name, content: (name.replace("-idx", ".idx"), content),
+    "dotted gz": lambda name, content: (f"{name.replace('-idx', '.idx')}.gz", gzip.compress(content)),
+    "unpacked on the way": lambda name, content: (f"{name}.gz", content),
+}
+
+
+@pytest.mark.parametrize("block_bytes", [1, 40, 1 << 24], ids=["one image", "two images", "all images"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_idx_round_trip(tmp_path: Path, spelling: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idx, "_BLOCK_BYTES", block_bytes)
+    train, test = RANDOM.integers(0, 256, (7, 5, 4)), RANDOM.integers(0, 256, (3, 5, 4))
+    files = dict(zip(IDX_FILES, map(idx_bytes, (train, np.arange(7), test, np.arange(3))), strict=True))
+    write(tmp_path, dict(SPELLINGS[spelling](name, content) for name, content in files.items()))
+
+    stream = read_idx(find_idx(tmp_path))
+    images_NCHW, labels_N = gather(stream)
+
+    assert stream.test_count == 3
+    assert np.array_equal(images_NCHW[:, 0], np.concatenate((train, test)))
+    assert labels_N is not None and labels_N.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
+
+
+@pytest.mark.parametrize("kept", [(TRAIN_IMAGES,), (TRAIN_IMAGES, TRAIN_LABELS), (TRAIN_IMAGES, TEST_IMAGES)])
+def test_idx_labels_and_test_part_may_be_absent(tmp_path: Path, kept: tuple[str, ...]) -> None:
+    files = good_files()
+    write(tmp_path, {name: files[name] for name in kept})
+    stream = read_idx(find_idx(tmp_path))
+    images_NCHW, labels_N = gather(stream)
+    assert stream.test_count == (3 if TEST_IMAGES in kept else 0)
+    assert images_NCHW.shape == (7 + stream.test_count, 1, 5, 4)
+    assert (labels_N is None) == (TRAIN_LABELS not in kept)
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]
+
+
+IDX_FAULTS: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
+    "truncated gz": (TRAIN_IMAGES, lambda c: gzip.compress(c)[:-20], "is damaged: Compressed file ended"),
+    "gz without its end": (TRAIN_IMAGES, lambda c: gzip.compress(c)[:-4], "is damaged: Compressed"),
+    "corrupt gz": (TRAIN_IMAGES, lambda c: flipped(gzip.compress(c), -6), "is damaged: CRC check failed"),
+    "corrupt stream": (TRAIN_IMAGES, lambda c: flipped(gzip.compress(c), 10), "is damaged: Error -3"),
+    "magic of labels": (TRAIN_IMAGES, lambda c: idx_bytes(np.arange(7)), "with 00 00 08 01, not 00 00 08 03"),
+    "magic of images": (TEST_LABELS, lambda c: idx_bytes(np.ones((3, 5, 4))), "is not an IDX file of labels"),
+    "other file": (TRAIN_LABELS, lambda c: b"<html>not found</html>", "is not an IDX file of labels"),
+    "empty": (TEST_IMAGES, lambda c: b"", "is empty"),
+    "empty gz": (TEST_IMAGES, lambda c: gzip.compress(b""), "is empty"),
+    "half a header": (TEST_IMAGES, lambda c: c[:9], "ends within its header"),
+    "short images": (TRAIN_IMAGES, lambda c: c[:-30], "ends after 5 of the 7 images"),
+    "short labels": (TRAIN_LABELS, lambda c: c[:-1], "ends after 6 of the 7 labels"),
+    "long images": (TRAIN_IMAGES, lambda c: c + b"\0", "goes on after the 7 images"),
+    "long labels": (TEST_LABELS, lambda c: c + b"\0", "goes on after the 3 labels"),
+    "no images": (TRAIN_IMAGES, lambda c: idx_bytes(np.ones((0, 5, 4))), "holds no images"),
+    "no pixels": (TRAIN_IMAGES, lambda c: idx_bytes(np.ones((7, 0, 4))), "names images of 0 x 4 pixels"),
+    "absurd size": (TRAIN_IMAGES, lambda c: c[:8] + b"\xff" * 8 + c[16:], "a side can be 1 to 4096"),
+    "counts differ": (TRAIN_LABELS, lambda c: idx_bytes(np.arange(6)), "6 labels, not one each"),
+    "shapes differ": (TEST_IMAGES, lambda c: idx_bytes(np.ones((3, 4, 4))), "holds images of 4 x 4 pixels"),
+    "labels missing": (TEST_LABELS, lambda c: None, "is missing (.gz or not), though train-images"),
+    "test images missing": (TEST_IMAGES, lambda c: None, "is missing (.gz or not), though train-images"),
+    "training images missing": (TRAIN_IMAGES, lambda c: None, "is missing (.gz or not), though train-labels"),
+}
+
+
+@pytest.mark.parametrize("fault", IDX_FAULTS)
+def test_idx_fault_is_told_by_file(tmp_path: Path, fault: str) -> None:
+    name, spoil, message = IDX_FAULTS[fault]
+    files = good_files()
+    spoilt = spoil(files.pop(name))
+    write(tmp_path, files if spoilt is None else files | {name: spoilt})
+    with pytest.raises(UserError) as error:
+        gather(read_idx(find_idx(tmp_path)))
+    assert str(tmp_path / name) in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,89 @@
+"""Which labels training knows: balanced, fixed by a seed, and refused in sentences that name the keys."""
+
+from collections.abc import Mapping
+from dataclasses import replace as changed
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.labels import check, known_labels
+from aae_ray.errors import SettingsError
+from aae_ray.settings import Settings, replace
+
+
+@pytest.mark.parametrize("labels", [10, 100, 101, 0.25])
+def test_the_draw_is_balanced_and_from_training_images_alone(digits: Dataset, labels: float) -> None:
+    known_N = known_labels(digits, replace(Settings(), {"data.labels": labels}))
+    rows = np.flatnonzero(known_N >= 0)
+    assert len(rows) == (labels if labels >= 1 else round(labels * len(digits.train)))
+    assert set(rows) <= set(digits.train)
+    assert digits.labels_N is not None and np.array_equal(known_N[rows], digits.labels_N[rows])
+    counts = np.bincount(known_N[rows], minlength=10)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_the_draw_follows_from_its_seed_and_grows_with_the_number(digits: Dataset) -> None:
+    def rows(labels: int | None, seed: int = 0) -> set[int]:
+        run = replace(Settings(), {"data.labels": labels, "seed": seed})
+        return set(np.flatnonzero(known_labels(digits, run) >= 0).tolist())
+
+    assert rows(100) == rows(100) != rows(100, seed=1)
+    assert rows(100) < rows(200)
+    assert rows(None) == set(digits.train.tolist())
+
+
+def test_labels_of_held_out_images_are_never_known(digits: Dataset) -> None:
+    known_N = known_labels(digits, Settings())
+    assert (known_N[digits.val] == -1).all() and (known_N[digits.test] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"task": "semi_supervised", "data.labels": 9}, "9 labels to 10 classes"),
+        ({"task": "semi_supervised", "data.labels": 100_000}, "data.labels asks for 100000 labels"),
+        (
+            {"task": "label_informed", "model.prior": "mixture", "model.prior_components": 8},
+            "8 components of the mixture",
+        ),
+        (
+            {"task": "label_informed", "model.prior": "swiss_roll", "model.prior_components": 9},
+            "9 segments of the swiss roll",
+        ),
+    ],
+)
+def test_contradictions_with_the_data_name_their_keys(
+    digits: Dataset, values: Mapping[str, Any], sentence: str
+) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        check(replace(Settings(), values), digits)
+
+
+def test_all_contradictions_are_told_at_once(digits: Dataset) -> None:
+    values = {"task": "label_informed", "model.prior": "mixture", "model.prior_components": 4, "data.labels": 3}
+    with pytest.raises(SettingsError) as caught:
+        check(replace(Settings(), values), digits)
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize("task", ["label_informed", "supervised", "semi_supervised", "semi_supervised_reduction"])
+def test_labels_are_not_asked_of_unlabelled_data(digits: Dataset, task: str) -> None:
+    bare = changed(digits, labels_N=None)
+    with pytest.raises(SettingsError, match=f"task {task} asks for labels, and data.name digits has none"):
+        check(replace(Settings(), {"task": task, "model.prior": "mixture"}), bare)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"task": "label_informed"}, "needs model.prior mixture or swiss_roll"),
+        ({"task": "clustering", "model.clusters": 60, "train.batch_size": 50}, "model.clusters is more than"),
+        ({"task": "supervised", "data.labels": 100}, "needs the label of every image"),
+        ({"data.labels": 10.5}, "a whole number or a fraction"),
+    ],
+)
+def test_contradictions_within_the_settings(values: Mapping[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        replace(Settings(), values)

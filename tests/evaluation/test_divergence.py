@@ -1,0 +1,184 @@
+"""Distances of codes and prior against closed forms: what is known of distributions must come out of the functions."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from aae_ray.autoencoder.priors import Prior
+from aae_ray.errors import UserError
+from aae_ray.evaluation import divergence
+from aae_ray.evaluation.divergence import jsd_bound, sliced_wasserstein
+
+
+def seeded(seed: int) -> Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(count: int, size: int, seed: int) -> Tensor:
+    return torch.randn(count, size, generator=seeded(seed))
+
+
+def gaussian(size: int) -> Callable[[int, int], Tensor]:
+    return lambda count, seed: normal(count, size, seed)
+
+
+def drawn_from(prior: Prior) -> Callable[[int, int], Tensor]:
+    return lambda count, seed: prior.sample(count, seeded(seed))
+
+
+def shifted(z_NZ: Tensor, shift: float) -> Tensor:
+    return torch.cat([z_NZ[:, :1] + shift, z_NZ[:, 1:]], 1)
+
+
+# ------------------------------------------------------------------------------------------- sliced Wasserstein
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_sliced_wasserstein_of_a_shift(size: int) -> None:
+    """Projections are shifted by <s, u>, so the distance is sqrt(E <s, u>^2) = |s| / sqrt(Z)."""
+    z_NZ, shift_Z = normal(500, size, 0), 3 * torch.ones(size)
+    expected = 3.0  # |s| = 3 sqrt(Z)
+    assert sliced_wasserstein(z_NZ + shift_Z, z_NZ, 1.0, seed=0) == pytest.approx(expected, rel=0.12)
+    halved = sliced_wasserstein(z_NZ + shift_Z, z_NZ, torch.full((size,), 2.0), seed=0)
+    assert halved == pytest.approx(sliced_wasserstein(z_NZ + shift_Z, z_NZ, 1.0, seed=0) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_sliced_wasserstein_of_a_scale(size: int) -> None:
+    """Two centred Gaussians of standard deviations 1 and 2 are |2 - 1| apart on every line."""
+    found = sliced_wasserstein(2 * normal(2000, size, 0), normal(2000, size, 1), 1.0, seed=0)
+    assert found == pytest.approx(1.0, rel=0.05)
+
+
+def test_sliced_wasserstein_of_equal_points_is_zero_and_of_equal_laws_is_small() -> None:
+    z_NZ = normal(1000, 4, 0)
+    assert sliced_wasserstein(z_NZ, z_NZ[torch.randperm(1000, generator=seeded(5))], 1.0, seed=0) < 1e-6
+    floor = sliced_wasserstein(z_NZ, normal(1000, 4, 1), 1.0, seed=0)
+    assert 0.01 < floor < 0.12
+    assert floor < sliced_wasserstein(1.2 * z_NZ, normal(1000, 4, 1), 1.0, seed=0)
+
+
+def test_sliced_wasserstein_draws_its_points_from_all_codes() -> None:
+    """Of many codes some are used; they must not be the first ones, which may all be of one class."""
+    z_NZ = torch.cat([torch.full((5000, 2), -4.0), torch.full((5000, 2), 4.0)])
+    assert sliced_wasserstein(z_NZ, z_NZ.flip(0), 1.0, seed=0) < 1.5
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_sliced_wasserstein_of_codes_that_are_not_finite_is_nan(wrong: float) -> None:
+    z_NZ = normal(100, 3, 0)
+    codes_NZ = z_NZ.clone()
+    codes_NZ[7, 1] = wrong
+    assert math.isnan(sliced_wasserstein(codes_NZ, z_NZ, 1.0, seed=0))
+
+
+# --------------------------------------------------------------------------------------------------- JSD bound
+
+GAUSSIANS = [Prior("gaussian", 2), Prior("gaussian", 8, 5.0), Prior("gaussian", 16)]
+PRIORS = [*GAUSSIANS, Prior("mixture", 2), Prior("swiss_roll", 8)]
+
+
+def jsd_of_shifted_normals(shift: float) -> float:
+    """JSD(N(0, 1), N(shift, 1)) by quadrature; further independent dimensions add nothing."""
+    t = torch.linspace(-12, 12 + shift, 200_001, dtype=torch.float64)
+    log_p, log_q = (-(t**2) / 2, -((t - shift) ** 2) / 2)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    integrand = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
+    return (torch.trapezoid(integrand, t) / 2 / math.sqrt(2 * math.pi)).item()
+
+
+@pytest.mark.parametrize("prior", PRIORS, ids=lambda prior: f"{prior.name}-{prior.latent_dim}")
+def test_the_bound_is_about_zero_for_the_prior_and_log_2_for_what_lies_elsewhere(prior: Prior) -> None:
+    codes_NZ = prior.sample(360, seeded(1))
+    matched = jsd_bound(codes_NZ, drawn_from(prior), seed=0)
+    assert -0.04 < matched.nats < 0.02 and -0.04 < matched.floor < 0.02
+    elsewhere = jsd_bound(codes_NZ + 10 * prior.std_Z, drawn_from(prior), seed=0)
+    assert 0.66 < elsewhere.nats < math.log(2)
+    assert elsewhere.floor == matched.floor  # networks of codes and floor share nothing
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 2.0, 4.0])
+def test_the_bound_stays_below_the_true_divergence_and_comes_close(shift: float) -> None:
+    truth = jsd_of_shifted_normals(shift)
+    found = jsd_bound(shifted(normal(2000, 4, 1), shift), gaussian(4), seed=0)
+    assert truth - 0.03 < found.nats < truth + 3 * found.standard_error
+
+
+@pytest.mark.parametrize("size", [2, 8, 16])
+def test_the_bound_ranks_codes_by_how_far_they_are(size: int) -> None:
+    """With as few codes as the digits hold out."""
+    z_NZ = normal(360, size, 1)
+
+    def found(codes_NZ: Tensor) -> float:
+        return jsd_bound(codes_NZ, gaussian(size), seed=0).nats
+
+    shifts = [found(shifted(z_NZ, shift)) for shift in (0.0, 0.5, 1.0, 2.0, 4.0)]
+    narrow = [found(scale * z_NZ) for scale in (1.0, 0.7, 0.5, 0.1)]
+    ring_NZ = normal(1000, size, 2)
+    ring_NZ = ring_NZ[ring_NZ[:, :2].norm(dim=1) > 1][:360]  # a hole in the middle
+    assert shifts == sorted(shifts) and narrow == sorted(narrow)
+    assert found(ring_NZ) > shifts[0] + 0.02
+
+
+@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize("name", ["mixture", "swiss_roll"])
+def test_the_bound_sees_codes_beside_a_thin_prior(name: str, size: int) -> None:
+    prior = Prior(name, size)
+    on_NZ = prior.sample(360, seeded(1))
+    beside = [jsd_bound(on_NZ + off * normal(360, size, 2), drawn_from(prior), seed=0).nats for off in (0.0, 0.1, 0.3)]
+    matched_moments_NZ = normal(360, size, 2) * prior.std_Z
+    assert beside[0] < 0.01 < beside[1] < beside[2]
+    assert jsd_bound(matched_moments_NZ, drawn_from(prior), seed=0).nats > 0.2
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 2), (60, 64), (363, 32)])
+def test_codes_that_can_be_learned_by_heart_gain_nothing(count: int, size: int) -> None:
+    """In many dimensions a few codes are told apart from anything, by whoever has seen them."""
+    found = jsd_bound(normal(count, size, 1), gaussian(size), seed=0)
+    assert -0.1 < found.nats < 0.02
+
+
+def test_a_fold_is_never_trained_on_and_all_else_is() -> None:
+    rows_SKB = divergence._training_rows(steps=50, count=20, generator=seeded(0))
+    for fold in range(divergence.FOLDS):
+        assert set(rows_SKB[:, fold].flatten().tolist()) == set(range(20)) - set(range(4 * fold, 4 * fold + 4))
+
+
+def test_the_standard_error_is_the_spread_over_samples() -> None:
+    found = [jsd_bound(shifted(normal(200, 2, 100 + k), 1.5), gaussian(2), seed=k) for k in range(16)]
+    spread = torch.tensor([bound.nats for bound in found]).std().item()
+    error = sum(bound.standard_error for bound in found) / len(found)
+    assert 0.5 < spread / error < 2
+
+
+def test_the_bound_depends_on_the_seed_and_nothing_else() -> None:
+    codes_NZ = 0.7 * normal(363, 3, 1)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    first = jsd_bound(codes_NZ, gaussian(3), seed=4)
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+    torch.manual_seed(123)
+    with torch.inference_mode():
+        assert jsd_bound(codes_NZ.double(), gaussian(3), seed=4) == first
+    assert jsd_bound(codes_NZ, gaussian(3), seed=5) != first
+
+
+def test_the_bound_does_not_see_the_scale_of_the_prior() -> None:
+    codes_NZ = 0.7 * normal(360, 3, 1)
+    large = jsd_bound(100 * codes_NZ, lambda count, seed: 100 * normal(count, 3, seed), seed=0)
+    assert large.nats == pytest.approx(jsd_bound(codes_NZ, gaussian(3), seed=0).nats, abs=0.003)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 1e30])
+def test_the_bound_of_codes_that_are_not_finite_is_nan(wrong: float) -> None:
+    codes_NZ = normal(50, 2, 0)
+    codes_NZ[7, 1] = wrong
+    found = jsd_bound(codes_NZ, gaussian(2), seed=0)
+    assert all(map(math.isnan, (found.nats, found.standard_error, found.floor)))
+
+
+def test_too_few_codes_are_told_to_the_user() -> None:
+    with pytest.raises(UserError, match="at least 10 held-out images, got 9; raise data.validation_fraction"):
+        jsd_bound(normal(9, 2, 0), gaussian(2), seed=0)

@@ -1,0 +1,129 @@
+"""Evaluating a checkpoint outside of its study: the study's figures again, and no other data by mistake."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.errors import UserError
+from aae_ray.settings import Settings, replace
+from aae_ray.study.standalone_evaluation import Evaluated, checkpoint_name, measure, record
+from aae_ray.training import checkpoint
+from aae_ray.training.loop import Training
+from tests.datasets.small_sets import write_idx
+
+
+@pytest.fixture
+def saved(tmp_path: Path, small_run: Settings, digits: Dataset) -> Path:
+    values = {"task": "semi_supervised", "data.labels": 100, "train.dtype": "float32", "model.hidden": "32-16"}
+    training = Training(replace(small_run, values), digits)
+    training.train(2)
+    checkpoint.save(training.state_dict(), tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def evaluate(folder: Path, *overrides: str, any_data: bool = False) -> Evaluated:
+    return measure(str(folder), overrides, version="champion", uri="sqlite:///unused.db", any_data=any_data)
+
+
+def test_a_checkpoint_is_measured_on_the_test_images_and_recorded(
+    saved: Path, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = evaluate(saved)
+    metrics = found.assessment.metrics
+    assert {"test/classification_error", "test/jsd_nats", "quality/fid_local", "quality/reencoding_error"} <= set(
+        metrics
+    )
+    assert evaluate(saved).assessment.metrics == metrics  # one protocol, fixed seeds
+    recorded = record(found, database)
+    assert (recorded.unsent, recorded.refused) == (0, []) and recorded.folder.parent == Path("runs")
+
+    client = MlflowClient(database)
+    experiment = client.get_experiment_by_name("aae/digits")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.tags["aae.data_digest"] == found.dataset.digest and found.judge is not None
+    assert run.data.tags["aae.judge"] == found.judge.digest and run.data.tags["aae.class_shares"]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["quality/fid_local"] == pytest.approx(metrics["quality/fid_local"])
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "figures")] == ["figures/nearest.png"]
+    assert run.data.params["task"] == "semi_supervised" and run.data.params["model.hidden"] == "32-16"
+    assert record(found, database).folder != recorded.folder, "two of one second are two"
+    assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+def test_a_checkpoint_is_named_after_its_study_and_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "digits-1" / "trials" / "t0003-small" / "checkpoint_000001"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for place in (folder, Path(".")):
+        assert checkpoint_name(place) == "digits-1/t0003-small/checkpoint_000001"
+    assert checkpoint_name(tmp_path) == tmp_path.name
+
+
+def test_other_data_are_refused_unless_asked_for(saved: Path, tmp_path: Path, digits: Dataset, cache: Path) -> None:
+    assert digits.labels_N is not None
+    own = write_idx(tmp_path / "own", 255 - digits.images_NCHW[:, 0], np.asarray(digits.labels_N))
+    data = ("data.name=own", f"data.path={own}", f"data.cache={cache}")
+    with pytest.raises(UserError, match=re.escape("was trained on data with digest")):
+        evaluate(saved, *data)
+    assert "quality/fid_local" in evaluate(saved, *data, any_data=True).assessment.metrics
+    small = write_idx(tmp_path / "small", digits.images_NCHW[:, 0, :6, :6], np.asarray(digits.labels_N))
+    with pytest.raises(UserError, match="makes images of 1x8x8, and those of data.name small are 1x6x6"):
+        evaluate(saved, "data.name=small", f"data.path={small}", f"data.cache={cache}", any_data=True)
+
+
+def test_another_split_would_test_on_training_images(saved: Path) -> None:
+    with pytest.raises(UserError, match=r"data.split_seed=1 instead of 0: .* was trained on \d+ of the 359"):
+        evaluate(saved, "data.split_seed=1")
+    assert "quality/fid_local" in evaluate(saved, "data.split_seed=1", any_data=True).assessment.metrics
+
+
+def test_a_set_with_a_test_part_of_its_own_has_the_same_test_in_any_split(
+    small_run: Settings, tmp_path: Path, digits: Dataset, cache: Path
+) -> None:
+    assert digits.labels_N is not None
+    own = write_idx(tmp_path / "own", digits.images_NCHW[:, 0], np.asarray(digits.labels_N), 300)
+    data = {"data.name": "own", "data.path": str(own), "data.cache": str(cache)}
+    run = replace(small_run, data)
+    training = Training(run, load(run.data))
+    training.train(1)
+    checkpoint.save(training.state_dict(), tmp_path / "other")
+    assert evaluate(tmp_path / "other", "data.test_fraction=0.3").assessment.metrics
+
+
+def test_a_model_is_evaluated_as_it_was_trained(saved: Path) -> None:
+    with pytest.raises(UserError, match="model.prior_scale, train.epochs: a model is evaluated as it was trained"):
+        evaluate(saved, "model.prior_scale=5", "train.epochs=3", "data.split_seed=0")
+    with pytest.raises(UserError, match="Did you mean data.path"):
+        evaluate(saved, "dta.path=x")
+
+
+def test_data_of_other_classes_are_refused_before_a_judge_is_trained(
+    saved: Path, tmp_path: Path, digits: Dataset
+) -> None:
+    assert digits.labels_N is not None
+    few = write_idx(tmp_path / "few", digits.images_NCHW[:, 0], np.asarray(digits.labels_N) % 5)
+    cache = tmp_path / "cache"
+    with pytest.raises(UserError, match="with task semi_supervised on 10 classes, and data.name few has 5"):
+        evaluate(saved, "data.name=few", f"data.path={few}", f"data.cache={cache}", any_data=True)
+    assert not (cache / "judges").exists()
+    old = {name: part for name, part in checkpoint.load(saved).items() if name != "classes"}  # of an earlier version
+    checkpoint.save(old, tmp_path / "old")
+    with pytest.raises(UserError, match="its weights do not fit"):
+        evaluate(tmp_path / "old", "data.name=few", f"data.path={few}", f"data.cache={cache}", any_data=True)
+
+
+def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        evaluate(tmp_path)
+    states: tuple[Any, ...] = ({}, {1: 2})
+    for state in states:
+        checkpoint.save(state, tmp_path / "strange")
+        with pytest.raises(UserError, match="is not a checkpoint of aae_ray"):
+            evaluate(tmp_path / "strange")

@@ -1,0 +1,91 @@
+"""Mistakes on the command line: a sentence and exit code 2, before Ray starts, and nothing left behind."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import ray
+from optuna.distributions import CategoricalDistribution
+
+from aae_ray.console import run_command
+from aae_ray.search.space import Plan
+from aae_ray.settings import Settings, replace
+from aae_ray.study.study import labels_advice
+from tests.study.commands import run
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = run(tmp_path, environment, "tune", "train.epoch=3", code=2)
+    assert "Did you mean train.epochs?" in done.stderr and "Traceback" not in done.stderr and not done.stdout
+    assert not any(tmp_path.iterdir())
+
+
+SEARCHED_TASK = ("space.task.type=categorical", "space.task.choices=[unsupervised, label_informed]")
+SEARCHED_PARTS = tuple(f"space.model.prior_components.{part}" for part in ("type=int", "low=4", "high=10"))
+SEARCHED_NETWORK = ("space.model.network.type=categorical", "space.model.network.choices=[dense, convolutional]")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("tune", ("train.epoch=3", "model.prior=gausian"), "Did you mean train.epochs?"),
+        ("tune", ("nowhere.yaml",), "nowhere.yaml: cannot be read"),
+        ("tune", ("a.yaml", "b.yaml"), "expected one file"),
+        ("tune", ("study.objectives=[val/jsd]",), "Did you mean val/jsd_nats?"),
+        ("tune", ("tracking.uri=file:///tmp/x",), "not a server or database of MLflow"),
+        ("tune", ("data.name=own",), "own"),
+        ("train", ("model.hidden=wide",), "model.hidden"),
+        ("train", ("model.network=convolutional", "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
+        ("tune", ("study.objectives=[val/nmi]", "--dry-run"), "val/nmi is not measured by task unsupervised"),
+        ("tune", ("data.name=mnits", "--dry-run"), "mnits"),
+        ("tune", ("tracking.uri=file:///tmp/x", "--dry-run"), "not a server or database of MLflow"),
+        ("tune", ("/dev/null",), "/dev/null searches nothing, and its 24 trials would all be the same"),
+        ("generate", ("x", "--out", "nowhere/x.png"), "there is no folder"),
+        ("evaluate", ("x", "--out", "x.jpg"), "give a name that ends in .png"),
+        ("tune", ("task=clustering", "model.clusters=200"), "model.clusters is more than train.batch_size can fill"),
+        ("train", ("model.normalization=batch", "train.batch_size=1"), "batch needs a train.batch_size of at least 2"),
+        ("tune", ("study.objectives=[val/nmi]",), "val/nmi is not measured by task unsupervised on data.name digits"),
+        (
+            "tune",
+            ("study.objectives=[val/nmi]", "study.pruner.metric=val/part_error"),
+            "study.pruner.metric: val/part_error is not measured by",
+        ),
+        ("tune", (*SEARCHED_TASK, "model.prior=mixture", "model.prior_components=7"), "7 components of the mixture"),
+        ("tune", (*SEARCHED_TASK, *SEARCHED_PARTS, "model.prior=mixture"), "4 components of the mixture"),
+        (
+            "tune",
+            ("task=semi_supervised", "data.labels=5", "study.objectives=[val/nmi]"),
+            "data.labels gives 5 labels to 10 classes, fewer than one for each; give 10 or more\n"
+            "settings: study.objectives: val/nmi is not measured by task semi_supervised",
+        ),
+        ("tune", (*SEARCHED_NETWORK, "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
+        ("tune", ("task=semi_supervised", "data.labels=5"), "data.labels gives 5 labels to 10 classes"),
+        ("train", ("task=label_informed", "model.prior=mixture", "model.prior_components=7"), "7 components"),
+    ],
+)
+def test_mistakes_are_sentences_with_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    arguments: tuple[str, ...],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started for a mistake"))
+    with pytest.raises(SystemExit) as end:
+        run_command(getattr(import_module(f"aae_ray.{name}"), name), name)
+    assert end.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "mlflow.db").exists()
+
+
+def test_labels_that_nothing_learns_from_are_noted() -> None:
+    run = replace(Settings(), {"data.labels": 100})
+    assert "data.labels=100 has no effect: task unsupervised learns" in str(labels_advice(Plan(run, {})))
+    some = CategoricalDistribution(["unsupervised", "semi_supervised"])
+    assert labels_advice(Plan(run, {"task": some})) is None
+    assert labels_advice(Plan(Settings(), {})) is None

@@ -1,0 +1,351 @@
+"""MLflow gets every record once, in order, whatever happens to the server or to us; a study never notices."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aae_ray.errors import UserError
+from aae_ray.tracking.sender import CURSOR, SPOOL, STUDY, Spool, Tracker, replay
+from tests.tracking.little_study import (
+    EXPERIMENT,
+    PATIENCE,
+    check_study,
+    client_of,
+    runs_of,
+    steps_of,
+    wait_until,
+    write_study,
+)
+
+# ------------------------------------------------------------------------------------------------------------ kill -9
+
+SENDING = """
+import sys, time
+from pathlib import Path
+from aae_ray.tracking.sender import STUDY, Tracker
+tracker = Tracker(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1000.0)
+for step in range(1, 101):
+    tracker.log_metrics(STUDY, {"m": float(step)} | {f"m{n}": 0.0 for n in range(400)}, step)  # two are a request
+time.sleep(1000)
+"""
+
+
+def test_a_process_that_is_killed_loses_and_doubles_nothing(database: str, tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SENDING, str(tmp_path), database, EXPERIMENT])
+    try:
+        wait_until(lambda: (tmp_path / CURSOR).exists() and json.loads((tmp_path / CURSOR).read_text())["sent"] > 20)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    recorded = len((tmp_path / SPOOL).read_text().splitlines())
+    before = json.loads((tmp_path / CURSOR).read_text())["sent"]
+    assert recorded == 102 and before < recorded  # it was killed while it was sending
+    assert replay(tmp_path) == (recorded - before, 0, [])
+    assert steps_of(database, runs_of(database)["study-s1"], "m") == [(step, float(step)) for step in range(1, 101)]
+
+
+def test_a_line_that_was_cut_off_by_a_crash_does_not_keep_the_others_back(database: str, tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append({"do": "open", "uri": database, "experiment": EXPERIMENT})
+    spool.append(
+        {
+            "do": "create",
+            "run": STUDY,
+            "name": "study-s1",
+            "tags": {"aae.study_id": "s1", "aae.run_kind": "study"},
+            "time": 1000,
+        }
+    )
+    for step in (1, 2):
+        spool.append({"do": "metrics", "run": STUDY, "metrics": {"m": float(step)}, "step": step, "time": step})
+    text = (tmp_path / SPOOL).read_text()
+    (tmp_path / SPOOL).write_text(text[:-30])  # the disk was full, or the power went
+    began = time.monotonic()
+    assert replay(tmp_path, seconds=20)[1] == 0 and time.monotonic() - began < 19
+    tracker = Tracker(tmp_path)  # and what is recorded later is whole again
+    tracker.log_metrics(STUDY, {"m": 3.0}, 3)
+    assert tracker.close(20) == 0
+    assert steps_of(database, runs_of(database)["study-s1"], "m") == [(1, 1.0), (3, 3.0)]
+
+
+def test_a_note_that_has_outlived_the_lines_it_counts_holds_nothing_up(database: str, tmp_path: Path) -> None:
+    """After a power cut the note of what was sent may be on the disk, and the last lines may not."""
+    spool = Spool(tmp_path)
+    spool.append({"do": "open", "uri": database, "experiment": EXPERIMENT})
+    (tmp_path / CURSOR).write_text(json.dumps({"sent": 9, "runs": {}, "results": {}}))
+    began = time.monotonic()
+    assert replay(tmp_path, seconds=10) == (0, 0, []) and time.monotonic() - began < 9
+
+
+# ------------------------------------------------------------------------------------------------------------ outages
+
+
+class Line:
+    """The way to a server: it can be cut, fall silent, answer nonsense, or lose the answer to a request."""
+
+    def __init__(self, server: int) -> None:
+        self.server, self.port = server, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.status: int | None = None  # answer everything so, without asking the server
+        self.silent = False
+        self.lose: tuple[str, bytes] | None = None  # lose one answer to a request whose path ends so, with this in it
+        self.lost = 0
+        self.requests: list[tuple[str, bytes]] = []  # paths and bodies
+        self.http: ThreadingHTTPServer | None = None
+        self.hung_up = threading.Event()
+
+    def open(self) -> None:
+        line = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                line.requests.append((self.path, body))
+                if line.silent:
+                    line.hung_up.wait(PATIENCE)
+                    self.close_connection = True
+                    return
+                status, answer, kind = line.status, b"<html>nothing here</html>", "text/html"
+                if status is None:
+                    there = HTTPConnection("127.0.0.1", line.server)
+                    headers = {
+                        key: value
+                        for key, value in self.headers.items()
+                        if key.lower() not in ("connection", "accept-encoding")
+                    }
+                    there.request(self.command, self.path, body, headers)
+                    response = there.getresponse()
+                    status, answer, kind = (
+                        response.status,
+                        response.read(),
+                        response.getheader("Content-Type") or "application/json",
+                    )
+                    there.close()
+                    if line.lose and self.path.endswith(line.lose[0]) and line.lose[1] in body:
+                        line.lose, line.lost = None, line.lost + 1
+                        self.connection.shutdown(socket.SHUT_RDWR)
+                        self.close_connection = True
+                        return
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(answer)))
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.wfile.write(answer)
+                self.close_connection = True
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        ThreadingHTTPServer.daemon_threads = True
+        self.http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def cut(self) -> None:
+        if self.http:
+            self.http.shutdown()
+            self.http.server_close()
+            self.http = None
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a real `mlflow server`."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+
+        def answers() -> bool:
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                there = HTTPConnection("127.0.0.1", port, timeout=5)
+                there.request("GET", "/health")
+                return there.getresponse().status == 200
+            except OSError:
+                return False
+
+        try:
+            wait_until(answers, 120)
+            yield port
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def line(server: int) -> Iterator[Line]:
+    """A line to that server, not open yet; the server has no runs."""
+    line = Line(server)
+    yield line
+    line.hung_up.set()
+    line.cut()
+    client = client_of(f"http://127.0.0.1:{server}")
+    if experiment := client.get_experiment_by_name(EXPERIMENT):
+        client.rename_experiment(experiment.experiment_id, f"before {line.port}")
+
+
+def direct(line: Line) -> str:
+    return f"http://127.0.0.1:{line.server}"
+
+
+def test_a_server_that_is_up_gets_everything(line: Line, tmp_path: Path) -> None:
+    line.open()
+    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
+    write_study(tracker, tmp_path)
+    assert tracker.close(PATIENCE) == 0 and tracker.dropped == [] and tracker.problem is None
+    check_study(direct(line))
+
+
+def test_a_server_that_comes_late_gets_everything_once(line: Line, tmp_path: Path) -> None:
+    """Down from the first record to the last: nothing raises, the end does not wait, a replay sends it all."""
+    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
+    began = time.monotonic()
+    written = write_study(tracker, tmp_path) + 1
+    assert time.monotonic() - began < 1  # recording waits for nobody
+    wait_until(lambda: tracker.problem)
+    began = time.monotonic()
+    assert tracker.close(PATIENCE) == written
+    assert time.monotonic() - began < 10  # the end does not wait for a server that is down
+    assert tracker.problem is not None and len(tracker.problem.splitlines()) == 1 and tracker.results == {}
+
+    with pytest.raises(UserError, match=f"MLflow still does not take the {written} records of {tmp_path}: "):
+        replay(tmp_path)
+    line.open()
+    assert replay(tmp_path) == (written, 0, [])
+    check_study(direct(line))
+    assert replay(tmp_path) == (0, 0, [])
+    check_study(direct(line))
+
+
+def test_an_outage_in_the_middle_loses_and_doubles_nothing(line: Line, tmp_path: Path) -> None:
+    line.open()
+    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
+    tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1000.0)
+    tracker.log_metrics(STUDY, {"m": 1.0}, 1)
+    wait_until(lambda: tracker.spool.unsent == 0)
+    line.cut()
+    tracker.log_metrics(STUDY, {"m": 2.0}, 2)
+    wait_until(lambda: tracker.problem)
+    tracker.log_metrics(STUDY, {"m": 3.0}, 3)
+    line.open()
+    wait_until(lambda: tracker.spool.unsent == 0)
+    assert tracker.problem is None
+    assert tracker.close(PATIENCE) == 0 and tracker.dropped == []
+    assert steps_of(direct(line), runs_of(direct(line))["study-s1"], "m") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_a_server_that_came_back_just_before_the_end_gets_the_rest(line: Line, tmp_path: Path) -> None:
+    """However long the pause before the next attempt would have been."""
+    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
+    tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1000.0)
+    time.sleep(2)  # several attempts: the pauses grow
+    wait_until(lambda: tracker.problem)
+    line.open()
+    assert tracker.close(PATIENCE) == 0
+    assert runs_of(direct(line)).keys() == {"study-s1"}
+
+
+def test_the_epochs_of_an_interval_are_few_requests(line: Line, tmp_path: Path) -> None:
+    line.open()
+    line.status = 503  # what is recorded meanwhile stands together for sure
+    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
+    write_study(tracker, tmp_path, epochs=30)
+    line.status = None
+    assert tracker.close(PATIENCE) == 0 and tracker.dropped == []
+    check_study(direct(line), epochs=30)
+    assert [body.count(b"val/reconstruction_mse") for _, body in line.requests if b"val/recon" in body] == [30]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ("/experiments/create", b""),
+        ("/runs/create", b""),
+        ("/runs/log-batch", b"model.latent_dim"),
+        ("/runs/log-batch", b"val/reconstruction_mse"),
+        ("/runs/update", b""),
+    ],
+    ids=["experiment", "run", "params", "metrics", "end"],
+)
+def test_an_answer_that_is_lost_doubles_nothing(line: Line, tmp_path: Path, lost: tuple[str, bytes]) -> None:
+    """The server has done what was asked, and we do not know: the connection broke, or the answer took too long."""
+    line.open()
+    line.lose = lost
+    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
+    write_study(tracker, tmp_path)
+    assert tracker.close(PATIENCE) == 0 or replay(tmp_path)[1] == 0
+    assert line.lost == 1
+    check_study(direct(line))
+
+
+def test_a_silent_server_does_not_hold_up_the_end(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    line.open()
+    line.silent = True
+    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
+    written = write_study(tracker, tmp_path) + 1
+    wait_until(lambda: "mlflow" in sys.modules)
+    began = time.monotonic()
+    assert tracker.close(1) == written
+    assert time.monotonic() - began < 1 + 5 + 2
+    line.silent = False
+    line.hung_up.set()
+    monkeypatch.undo()
+    tracker.thread.join(PATIENCE)
+    assert replay(tmp_path)[1] == 0
+    check_study(direct(line))
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 503])
+def test_a_server_that_answers_nonsense_is_taken_for_one_that_is_down(line: Line, tmp_path: Path, status: int) -> None:
+    """A proxy before a server that restarts, or an address that is not MLflow's: nothing must be given up for that."""
+    line.status = status
+    line.open()
+    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
+    written = write_study(tracker, tmp_path) + 1
+    wait_until(lambda: tracker.problem or tracker.dropped)
+    assert tracker.close(PATIENCE) == written and tracker.dropped == [] and tracker.problem
+    line.status = None
+    assert replay(tmp_path) == (written, 0, [])
+    check_study(direct(line))

@@ -1,0 +1,475 @@
+"""A decoder is published without pickle and without us, registered once, promoted when it is better, loaded by name."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from aae_ray.autoencoder.model import Model, build_model
+from aae_ray.autoencoder.phases import TASKS
+from aae_ray.errors import UserError
+from aae_ray.evaluation.final_evaluation import Assessment
+from aae_ray.reporting.cards import model_card
+from aae_ray.search.ledger import TrialRecord
+from aae_ray.settings import Settings, replace
+from aae_ray.tracking import registry
+from aae_ray.tracking.address import tracking_uri
+from aae_ray.tracking.sender import CURSOR, STUDY, Tracker, replay
+
+NAME = "aae-digits-decoder"
+DIGEST = "d" * 32
+# By network, or by task where its decoder is told a label; odd sides are the hard ones for transposed convolutions.
+SHAPES = {"dense": (1, 8, 8), "convolutional": (2, 9, 7), "semi_supervised": (1, 8, 8), "reduction": (1, 8, 8)}
+CLASSES = 4
+BATCHES = (1, 17)
+
+
+def settings_of(network: str, **changes: Any) -> Settings:
+    return replace(
+        Settings(),
+        {
+            "model.network": "convolutional" if network == "convolutional" else "dense",
+            "task": network if network in TASKS else "unsupervised",
+            "model.clusters": CLASSES,
+            "model.latent_dim": 3,
+            "model.hidden": (16, 12),
+            "model.channels": (4, 6),
+            "model.prior_scale": 2.0,
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        },
+    )
+
+
+def about_of(run: Settings) -> dict[str, str]:
+    return {
+        "task": run.task,
+        "prior": run.model.prior,
+        "prior_scale": str(run.model.prior_scale),
+        "latent_dim": str(run.model.latent_dim),
+    }
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Model]:
+    return {network: build_model(settings_of(network), shape, classes=CLASSES) for network, shape in SHAPES.items()}
+
+
+@pytest.fixture(scope="module")
+def exported(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {
+        network: registry.export(model, tmp_path_factory.mktemp(network), about_of(settings_of(network)))
+        for network, model in models.items()
+    }
+
+
+def client_of(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def new_run(client: Any) -> str:
+    experiment = client.get_experiment_by_name("decoders")
+    location = (Path(client.tracking_uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    place = experiment.experiment_id if experiment else client.create_experiment("decoders", artifact_location=location)
+    run_id: str = client.create_run(place).info.run_id
+    return run_id
+
+
+# ------------------------------------------------------------------------------------------------------------- export
+
+FAR_AWAY = """
+import json, os, sys
+
+class NoAae:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "aae_ray":
+            raise ImportError("aae_ray is not installed here")
+
+sys.meta_path.insert(0, NoAae())
+try:
+    import aae_ray
+except ImportError:
+    pass
+else:
+    raise SystemExit("this process can import aae_ray: it proves nothing")
+
+import mlflow
+import numpy as np
+import torch
+
+for name, where in json.loads(sys.argv[1]).items():
+    decoder = mlflow.pytorch.load_model(where)
+    for batch in (1, 17):
+        codes = np.load(f"{name}-{batch}.npy")
+        np.save(f"{name}-{batch}-images.npy", decoder(torch.from_numpy(codes)).numpy())
+
+codes = torch.from_numpy(np.load("dense-17.npy"))
+exec(open("card.py").read())
+np.save("card-images.npy", images.numpy())
+assert not [module for module in sys.modules if module.partition(".")[0] == "aae_ray"]
+"""
+
+
+def card_code(card: str) -> str:
+    return card.partition("```python\n")[2].partition("```")[0]
+
+
+@pytest.fixture(scope="module")
+def far_away(
+    models: dict[str, Model], exported: dict[str, Path], empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with what a process without this package decoded: from the files, and as the model card says."""
+    folder = tmp_path_factory.mktemp("far-away")
+    for network, model in models.items():
+        for batch in BATCHES:
+            np.save(
+                folder / f"{network}-{batch}.npy",
+                registry.draw_codes(model.prior, model.classes, batch, torch.Generator().manual_seed(batch)).numpy(),
+            )
+    shutil.copyfile(empty_database, folder / "mlflow.db")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    client = client_of(uri)
+    run = settings_of("dense")
+    card = model_card(NAME, TrialRecord(0, "ab12", {}), run, 0, Assessment(), "digits-1")
+    registry.register(
+        client, new_run(client), request_of("s/ab12/3", [[0.1, 0.1]], folder=exported["dense"], run=run, card=card)
+    )
+    (folder / "card.py").write_text(card_code(card))
+    (folder / "child.py").write_text(FAR_AWAY)
+    places = json.dumps({network: str(path) for network, path in exported.items()})
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "PYTHON"))}
+    environment |= {
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    done = subprocess.run(
+        [sys.executable, "-I", "child.py", places],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("network", SHAPES)
+def test_an_exported_decoder_gives_the_models_numbers_where_this_package_is_not(
+    far_away: Path, models: dict[str, Model], network: str, batch: int
+) -> None:
+    codes_BZ = torch.from_numpy(np.load(far_away / f"{network}-{batch}.npy"))
+    images_BCHW = np.load(far_away / f"{network}-{batch}-images.npy")
+    assert images_BCHW.shape == (batch, *SHAPES[network]) and images_BCHW.dtype == np.float32
+    model = models[network]
+    assert codes_BZ.shape == (batch, model.classes + 3)
+    y_BK, z_BZ = codes_BZ.split([model.classes, 3], dim=1)
+    with torch.no_grad():
+        expected_BCHW = model.decode(z_BZ, y_BK if model.classes else None).unflatten(1, SHAPES[network])
+    np.testing.assert_allclose(images_BCHW, expected_BCHW.numpy(), rtol=0, atol=1e-6)
+    assert images_BCHW.std() > 0
+
+
+def test_the_code_on_the_model_card_runs(far_away: Path) -> None:
+    np.testing.assert_array_equal(np.load(far_away / "card-images.npy"), np.load(far_away / "dense-17-images.npy"))
+
+
+def test_what_is_exported_says_what_it_is_and_holds_no_pickle(
+    exported: dict[str, Path], models: dict[str, Model]
+) -> None:
+    from mlflow.models import Model as Published
+
+    for network, path in exported.items():
+        about = Published.load(str(path))
+        assert about.metadata == about_of(settings_of(network))
+        assert about.signature.inputs.inputs[0].shape == (-1, models[network].classes + 3)
+        assert about.signature.outputs.inputs[0].shape == (-1, *models[network].shape)
+        assert not [file for file in path.rglob("*") if file.suffix in (".pkl", ".pickle", ".pth", ".pt")]
+        requirements = (path / "requirements.txt").read_text().split()
+        assert sorted(line.partition("==")[0] for line in requirements) == ["mlflow", "torch"]
+
+
+def test_export_changes_nothing_of_the_model(tmp_path: Path) -> None:
+    model = build_model(settings_of("dense", train__dtype="float64"), SHAPES["dense"])
+    codes_BZ = model.prior.sample(4, torch.Generator().manual_seed(0), torch.float64)
+    before_BD = model.decode(codes_BZ)
+    registry.export(model, tmp_path, {})
+    assert {parameter.dtype for parameter in model.players["decoder"].parameters()} == {torch.float64}
+    assert all(parameter.requires_grad for parameter in model.players["decoder"].parameters())
+    assert torch.equal(model.decode(codes_BZ), before_BD)
+
+
+def test_images_of_a_linear_decoder_are_images_too(models: dict[str, Model]) -> None:
+    model = build_model(settings_of("dense", model__output="linear"), SHAPES["dense"])
+    z_BZ = 100 * model.prior.sample(50, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        images_BCHW = registry.Decoder(model)(z_BZ)
+    assert images_BCHW.min() == 0 and images_BCHW.max() == 1 and images_BCHW.shape == (50, *SHAPES["dense"])
+
+
+# ------------------------------------------------------------------------------------------------- versions, champion
+
+
+def request_of(
+    trial: str,
+    front: Sequence[Sequence[float]],
+    *,
+    best: int = 0,
+    folder: Path,
+    run: Settings | None = None,
+    digest: str = DIGEST,
+    objectives: str = "val/reconstruction_mse,val/jsd_nats",
+    rule: str = "nearest_to_ideal",
+    card: str = "# a card",
+) -> dict[str, Any]:
+    """What a study asks for: its front, and which member of it is the decoder that is registered."""
+    tags = about_of(run or settings_of("dense")) | {
+        "aae.trial": trial,
+        "data.digest": digest,
+        "data.split": "0,0.2,0.2",
+        "objectives": objectives,
+        "objective_values": json.dumps(list(front[best])),
+    }
+    return {
+        "name": NAME,
+        "folder": str(folder),
+        "tags": tags,
+        "card": card,
+        "description": "Decoders.",
+        "front": [list(p) for p in front],
+        "rule": rule,
+    }
+
+
+class Registry:
+    """A registry of one's own, into which studies register their decoders one after the other."""
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        self.client, self.folder = client_of(uri), folder
+
+    def add(self, trial: str, front: Sequence[Sequence[float]], **changes: Any) -> dict[str, Any]:
+        return registry.register(
+            self.client, new_run(self.client), request_of(trial, front, folder=self.folder, **changes)
+        )
+
+    @property
+    def champion(self) -> str:
+        version: str = self.client.get_model_version_by_alias(NAME, "champion").version
+        return str(version)
+
+    @property
+    def versions(self) -> list[str]:
+        return sorted(str(version.version) for version in self.client.search_model_versions(f"name = '{NAME}'"))
+
+
+@pytest.fixture
+def decoders(database: str, tmp_path: Path) -> Registry:
+    folder = tmp_path / "decoder"
+    folder.mkdir()
+    (folder / "MLmodel").write_text("a small stand-in: no test here loads it\n")
+    return Registry(database, folder)
+
+
+def test_the_first_of_its_name_is_the_champion(decoders: Registry) -> None:
+    made = decoders.add("s1/a/3", [[0.2, 0.2]])
+    assert made == {"name": NAME, "version": 1, "champion": True, "reason": "the first of its name"}
+    version = decoders.client.get_model_version(NAME, "1")
+    assert version.tags["aae.trial"] == "s1/a/3" and json.loads(version.tags["objective_values"]) == [0.2, 0.2]
+    assert version.description == "# a card" and version.run_id
+    assert [file.path for file in decoders.client.list_artifacts(version.run_id, "decoder")] == ["decoder/MLmodel"]
+    assert decoders.client.get_registered_model(NAME).description == "Decoders."
+
+
+def test_the_same_decoder_is_registered_once(decoders: Registry) -> None:
+    decoders.add("s1/a/3", [[0.2, 0.2]])
+    made = decoders.add("s1/a/3", [[0.2, 0.2]])
+    assert (made["version"], made["champion"], decoders.versions, decoders.champion) == (1, True, ["1"], "1")
+
+
+def test_a_better_one_becomes_the_champion_and_a_worse_one_does_not(decoders: Registry) -> None:
+    decoders.add("s1/a/3", [[0.2, 0.2]])
+    worse = decoders.add("s2/a/3", [[0.3, 0.3]])
+    assert (worse["version"], worse["champion"], decoders.champion) == (2, False, "1") and "version 1" in worse[
+        "reason"
+    ]
+    better = decoders.add("s3/a/3", [[0.1, 0.1]])
+    assert (better["version"], better["champion"], better["reason"], decoders.champion) == (
+        3,
+        True,
+        "better than version 1",
+        "3",
+    )
+    # The loser asks again, as a replay does: nothing moves.
+    assert decoders.add("s2/a/3", [[0.3, 0.3]])["champion"] is False
+    assert decoders.versions == ["1", "2", "3"] and decoders.champion == "3"
+
+
+def test_an_equal_one_does_not_move_the_champion(decoders: Registry) -> None:
+    """The same study run again gives the same numbers: that is no reason to publish another decoder."""
+    decoders.add("s1/a/3", [[0.2, 0.2]])
+    made = decoders.add("s2/a/3", [[0.2, 0.2]])
+    assert (made["version"], made["champion"], decoders.champion) == (2, False, "1")
+
+
+@pytest.mark.parametrize("rule", ["nearest_to_ideal", "first_objective"])
+def test_a_champion_that_is_better_in_every_objective_stays_whatever_else_the_front_holds(
+    decoders: Registry, rule: str
+) -> None:
+    decoders.add("s1/a/3", [[0.05, 0.9]], rule=rule)
+    made = decoders.add("s2/a/3", [[0.1, 1.0], [0.5, 0.2]], best=0, rule=rule)
+    assert made["champion"] is False and decoders.champion == "1"
+
+
+def test_between_two_that_each_lead_somewhere_the_rule_of_selection_decides(decoders: Registry) -> None:
+    decoders.add("s1/a/3", [[0.3, 0.1]], rule="first_objective")
+    assert decoders.add("s2/a/3", [[0.2, 0.9]], rule="first_objective")["champion"] is True
+    beaten = decoders.add("s3/a/3", [[0.25, 0.0]], rule="first_objective")  # better in the second objective
+    assert (beaten["champion"], beaten["reason"]) == (False, "study.select=first_objective chooses version 2")
+    # The knee of all points stays the champion against the end of a front.
+    knee = decoders.add("s4/a/3", [[0.1, 0.9], [0.15, 0.15], [0.9, 0.1]], best=1)
+    assert knee["champion"] is True and decoders.champion == "4"
+    assert decoders.add("s5/a/3", [[0.12, 0.85], [0.85, 0.12]], best=0)["champion"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"digest": "e" * 32}, "other data"),
+        ({"objectives": "val/reconstruction_mse,val/sliced_wasserstein"}, "other objectives"),
+        ({"run": replace(settings_of("dense"), {"task": "supervised"})}, "another task"),
+    ],
+)
+def test_what_was_measured_on_something_else_never_moves_the_champion(
+    decoders: Registry, changes: dict[str, Any], what: str
+) -> None:
+    decoders.add("s1/a/3", [[0.2, 0.2]])
+    made = decoders.add("s2/a/3", [[0.01, 0.01]], **changes)
+    assert made["champion"] is False and what in made["reason"] and "version 1" in made["reason"]
+    assert decoders.champion == "1" and decoders.versions == ["1", "2"]
+
+
+def test_a_champion_that_somebody_else_registered_is_left_alone(decoders: Registry) -> None:
+    decoders.client.create_registered_model(NAME)
+    decoders.client.create_model_version(NAME, decoders.folder.as_uri())
+    decoders.client.set_registered_model_alias(NAME, "champion", "1")
+    made = decoders.add("s1/a/3", [[0.2, 0.2]])
+    assert (made["version"], made["champion"], decoders.champion) == (2, False, "1")
+
+
+def test_a_decoder_is_registered_through_the_spool_and_once_when_it_is_replayed(
+    decoders: Registry, database: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    tracker = Tracker(folder, database, "aae/digits")
+    tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1.0)
+    tracker.register(STUDY, request_of("s1/a/3", [[0.2, 0.2]], folder=decoders.folder))
+    assert tracker.close(60) == 0 and tracker.dropped == []
+    assert tracker.results["registration"] == {
+        "name": NAME,
+        "version": 1,
+        "champion": True,
+        "reason": "the first of its name",
+    }
+    (folder / CURSOR).unlink()
+    assert replay(folder)[1] == 0
+    assert (
+        decoders.versions == ["1"]
+        and json.loads((folder / CURSOR).read_text())["results"]["registration"]["version"] == 1
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+def test_a_registered_decoder_is_loaded_by_name_with_its_prior(
+    database: str, models: dict[str, Model], exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    client = client_of(database)
+    for trial, network in (("s1/a/3", "dense"), ("s2/a/3", "convolutional")):
+        registry.register(
+            client, new_run(client), request_of(trial, [[0.2, 0.2]], folder=exported[network], digest=network)
+        )
+    by_alias, by_version = registry.load(NAME, database), registry.load(NAME, database, "2")
+    assert (by_alias.name, by_alias.version, by_version.version) == (NAME, "1", "2")
+    assert (by_alias.prior.name, by_alias.prior.latent_dim, by_alias.prior.scale) == ("gaussian", 3, 2.0)
+    for decoder, network in ((by_alias, "dense"), (by_version, "convolutional")):
+        images_NCHW = decoder.sample(5, seed=3)
+        torch.testing.assert_close(
+            images_NCHW, models[network].sample(5, torch.Generator().manual_seed(3)).detach(), rtol=0, atol=1e-6
+        )
+        assert images_NCHW.shape == (5, *SHAPES[network]) and not images_NCHW.requires_grad
+        assert not torch.equal(images_NCHW, decoder.sample(5, seed=4)) and torch.equal(
+            images_NCHW, decoder.sample(5, seed=3)
+        )
+        assert decoder.sample(1, seed=0).shape == (1, *SHAPES[network])
+
+
+def told(uri: str, name: str = NAME, version: str = "champion", *, within: float = 15) -> str:
+    """The one sentence that loading fails with, quickly."""
+    began = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        registry.load(name, tracking_uri(uri), version)
+    assert time.monotonic() - began < within
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1 and len(text) < 600
+    return text
+
+
+def test_a_missing_database_is_a_sentence_and_none_is_made(tmp_path: Path) -> None:
+    assert told(f"sqlite:///{tmp_path}/mlflow.db").startswith(f"there is no MLflow database {tmp_path}/mlflow.db; ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_does_not_answer_is_a_sentence() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    assert told(uri).startswith(f"the MLflow server {uri} does not answer: ")
+
+
+def test_a_file_that_is_no_database_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("this is not a database\n" * 100)
+    assert f"{tmp_path}/notes.txt" in told(f"sqlite:///{tmp_path}/notes.txt")
+
+
+@pytest.mark.timeout(60)
+def test_a_folder_that_is_no_database_is_a_sentence(tmp_path: Path) -> None:
+    assert str(tmp_path) in told(f"sqlite:///{tmp_path}")
+
+
+def test_a_missing_model_alias_or_version_is_a_sentence_with_what_there_is(decoders: Registry, database: str) -> None:
+    assert told(database) == f"there is no registered model {NAME!r} at {database}; it has none"
+    decoders.add("s1/a/3", [[0.2, 0.2]])
+    assert (
+        told(database, "aae-mnist-decoder")
+        == f"there is no registered model 'aae-mnist-decoder' at {database}; it has {NAME}"
+    )
+    assert (
+        told(database, version="best") == f"the registered model {NAME!r} has no alias 'best'; its aliases are champion"
+    )
+    assert told(database, version="7").startswith(f"the registered model {NAME!r} has no version '7'; ")
+
+
+def test_a_model_that_is_not_ours_or_is_damaged_is_a_sentence(decoders: Registry, database: str) -> None:
+    decoders.add("s1/a/3", [[0.2, 0.2]])
+    assert told(database).startswith(f"models:/{NAME}@champion cannot be loaded: ")
+    decoders.client.create_model_version(NAME, decoders.folder.as_uri())
+    assert (
+        told(database, version="2")
+        == f"version 2 of {NAME!r} says nothing about its prior; it was not registered by aae_ray"
+    )
