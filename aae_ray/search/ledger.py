@@ -1,18 +1,32 @@
-"""The ledger of a study: what became of each trial. Screen, tables and MLflow all read from it."""
+"""What became of a study: a pure fold over its journal's events, and the only thing that is derived from them.
+
+`Ledger.apply(event)` is the only mutation, and its cost does not grow with the number of trials but for the logarithm
+of it. Screen, tables, sampler, pruner and MLflow read from here.
+"""
 
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-from aae_ray.search.objectives import fronts
-from aae_ray.search.space import Plan
+from aae_ray.evaluation.metrics import METRICS
+from aae_ray.search import events
+from aae_ray.search.contract import Suggestion, trial_name
+from aae_ray.search.objectives import Front, Ranks
+from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
+from aae_ray.search.space import Plan, plan_from
 
-State = Literal["running", "complete", "stopped", "failed"]
 
-# Reasons for an end that are not a sign of illness: those are in training.health.
-COMPLETED, PRUNED, BUDGET, USER, ERROR = "completed", "pruned", "budget", "user", "error"
+@dataclass
+class Hours:
+    """Seconds that a trial's workers were held, all workers together."""
+
+    training: float = 0.0
+    evaluation: float = 0.0
+    waiting: float = 0.0  # held, and neither training nor evaluating: starts, messages, lost work
+
+    @property
+    def busy(self) -> float:
+        return self.training + self.evaluation
 
 
 @dataclass
@@ -20,100 +34,270 @@ class TrialRecord:
     """One trial. `metrics` are those of its last epoch; costly ones are absent where they were not measured."""
 
     number: int
-    trial_id: str
-    params: dict[str, Any]
-    state: State = "running"
+    params: dict[str, object]
+    plan: Plan  # the study's when the trial was suggested
+    suggested: float
+    sampler_state: dict[str, object] = field(default_factory=dict)
+    state: State = State.WAITING
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    rung_values: dict[int, float] = field(default_factory=dict)  # epoch -> first objective, where reported
     best: dict[str, tuple[float, int]] = field(default_factory=dict)  # metric -> best value so far, its epoch
-    stop_reason: str | None = None
+    reason: Reason | None = None
     message: str | None = None
-    attempts: int = 1
-    gangs: int = 1  # of the latest attempt in a process of its own
-    started: float = field(default_factory=time.time)
+    attempts: int = 0
+    failures: list[events.AttemptFailed] = field(default_factory=list)
+    alone: bool = False  # the next attempt wants its device for itself
+    started: float | None = None
+    attempt_started: float | None = None  # of the attempt under way
+    busy_before: float = 0.0  # seconds of training and evaluation when the attempt began
+    heard: float | None = None  # when the attempt under way last reported
     ended: float | None = None
+    checkpoint: str | None = None
+    checkpoint_bytes: int = 0
+    hours: Hours = field(default_factory=Hours)
+    test: events.Measured | None = None
 
     @property
     def name(self) -> str:
-        return f"t{self.number:04d}"
+        return trial_name(self.number)
+
+    @property
+    def open(self) -> bool:
+        """Whether there is something left to do."""
+        return self.state in (State.WAITING, State.RUNNING)
+
+    @property
+    def epochs(self) -> int:
+        """The trial's budget."""
+        return self.plan.settings.train.epochs
+
+    def failed(self, kind: FailureClass) -> int:
+        """Attempts that failed in this way."""
+        return sum(event.failure is kind for event in self.failures)
 
 
 class Ledger:
-    """All trials of a study in the order in which they began."""
+    """All that follows from the events so far."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.objectives = plan.settings.study.objectives
-        self.signs = [1.0 if direction == "min" else -1.0 for direction in plan.directions]
-        self.trials: dict[str, TrialRecord] = {}
-        self.began = time.time()
+    def __init__(self) -> None:
+        self.started: events.StudyStarted | None = None
+        self.resumed: events.StudyResumed | None = None  # the last one
+        self.trials: list[TrialRecord] = []
+        self.open: dict[int, TrialRecord] = {}
+        self.front_points = Front()
+        self.rungs: dict[int, Ranks] = {}
+        self.counts: dict[State, int] = dict.fromkeys(State, 0)
+        self.reasons: dict[Reason, int] = {}
+        self.failures_in_a_row = 0
+        self.first_failures: list[str] = []  # messages of bugs, as long as no trial ended otherwise
+        self.ended_seconds: list[float] = [0.0, 0.0, 0.0]  # count, sum, sum of squares of ended trials' worker seconds
+        self.end: StudyEnd | None = None  # None while the study goes on
+        self.end_message: str | None = None
+        self.notes: list[str] = []
+        self.chosen: events.Chosen | None = None
+        self.promoted: events.Promoted | None = None
+        self.worker_seconds = 0.0  # that workers were held by trials, all workers together
+        self.active_seconds = 0.0  # of earlier sessions
+        self.session_started: float | None = None
+        self.last_time = 0.0
+        self.plan: Plan | None = None
 
-    def begin(self, trial_id: str, params: Mapping[str, Any]) -> TrialRecord:
-        """A trial begins, or begins again after a failure."""
-        if trial_id in self.trials:
-            record = self.trials[trial_id]
-            record.attempts += 1
-            record.gangs = 1
-            record.state, record.stop_reason, record.message = "running", None, None
-        else:
-            self.trials[trial_id] = TrialRecord(len(self.trials), trial_id, dict(params))
-        return self.trials[trial_id]
+    @classmethod
+    def replay(cls, history: Iterable[events.Event]) -> "Ledger":
+        ledger = cls()
+        for event in history:
+            ledger.apply(event)
+        return ledger
 
-    def report(self, trial_id: str, result: Mapping[str, Any]) -> list[Mapping[str, float]]:
-        """Take a result; returns the epochs that are new (a retried trial reports some again)."""
-        record = self.trials[trial_id]
-        fresh = [metrics for metrics in result["history"] if metrics["epoch"] > record.epoch]
-        for metrics in fresh:
+    # ------------------------------------------------------------------------------------------------------ the fold
+
+    def apply(self, event: events.Event) -> None:
+        """Take one event into account."""
+        self.last_time = max(self.last_time, event.time)
+        match event:
+            case events.StudyStarted():
+                self.started, self.plan = event, plan_from(event.plan)
+                self.session_started = event.time
+            case events.StudyResumed():
+                self._resume(event)
+            case events.Suggested():
+                assert self.plan is not None and event.number == len(self.trials), "trials are numbered in order"
+                trial = TrialRecord(event.number, dict(event.params), self.plan, event.time, dict(event.sampler_state))
+                self.trials.append(trial)
+                self.open[trial.number] = trial
+                self.counts[State.WAITING] += 1
+            case events.AttemptStarted():
+                trial = self.trials[event.number]
+                self._move(trial, State.RUNNING)
+                trial.attempts = event.attempt
+                trial.started = trial.started or event.time
+                trial.attempt_started = trial.heard = event.time
+                trial.busy_before = trial.hours.busy
+            case events.Reported():
+                self._report(self.trials[event.number], event)
+            case events.Decided():
+                if event.rung not in self.rungs:
+                    self.rungs[event.rung] = Ranks()
+                self.rungs[event.rung].insert(event.number, event.values)
+            case events.AttemptFailed():
+                trial = self.trials[event.number]
+                trial.failures.append(event)
+                self._close_attempt(trial, event.time)
+                trial.message = event.message
+                trial.alone = trial.alone or event.failure is FailureClass.OUT_OF_MEMORY
+                if event.retry:
+                    self._move(trial, State.WAITING)
+            case events.Ended():
+                self._end(self.trials[event.number], event.time, event.reason, event.message)
+            case events.Measured():
+                self.trials[event.number].test = event
+            case events.Chosen():
+                self.chosen, self.promoted = event, None
+            case events.Promoted():
+                self.promoted = event
+            case events.Noted():
+                self.notes.append(event.text)
+            case events.StudyStopped():
+                reason = Reason.USER if event.end is StudyEnd.USER else Reason.INTERRUPTED
+                for trial in list(self.open.values()):
+                    self._end(trial, event.time, reason, None)
+                self._close_session(event.end, event.message, event.time)
+            case events.StudyEnded():
+                self._close_session(StudyEnd.PLANNED, event.message, event.time)
+            case events.FileWritten():
+                pass
+
+    def _resume(self, event: events.StudyResumed) -> None:
+        self.resumed, self.end, self.end_message = event, None, None
+        self.session_started, self.failures_in_a_row, self.first_failures = event.time, 0, []
+        if event.plan is not None:
+            self.plan = plan_from(event.plan)
+        for trial in self.trials:
+            if trial.open:  # its process ended without a word
+                self._close_attempt(trial, trial.heard or event.time)
+                self._move(trial, State.WAITING)
+            elif trial.reason is not None and trial.reason.resumable:
+                self.reasons[trial.reason] -= 1
+                trial.reason, trial.ended = None, None
+                self._move(trial, State.WAITING)
+                self.open[trial.number] = trial
+
+    def _report(self, trial: TrialRecord, event: events.Reported) -> None:
+        workers = trial.plan.settings.study.workers_per_trial
+        trial.hours.training += event.training_seconds * workers
+        trial.hours.evaluation += event.evaluation_seconds * workers
+        self.worker_seconds += (event.training_seconds + event.evaluation_seconds) * workers
+        trial.heard = event.time
+        for metrics in self.fresh(event):
             for name, sign in zip(self.objectives, self.signs, strict=True):
                 value = metrics.get(name, math.nan)
-                if math.isfinite(value) and (name not in record.best or sign * value < sign * record.best[name][0]):
-                    record.best[name] = (value, int(metrics["epoch"]))
-        if fresh:
-            record.epoch, record.metrics = int(fresh[-1]["epoch"]), dict(fresh[-1])
-        gangs = result.get("attempt", 1)
-        record.attempts, record.gangs = record.attempts + gangs - record.gangs, gangs
-        record.stop_reason, record.message = result.get("stop_reason"), result.get("message")
-        if result.get("failed"):
-            record.state = "failed"
-        elif result.get("finished"):
-            record.state, record.stop_reason = "complete", COMPLETED
-        return fresh
+                if math.isfinite(value) and (name not in trial.best or sign * value < sign * trial.best[name][0]):
+                    trial.best[name] = (value, int(metrics["epoch"]))
+            trial.epoch, trial.metrics = int(metrics["epoch"]), dict(metrics)
+        first = trial.metrics.get(self.objectives[0], math.nan)
+        if math.isfinite(first):
+            trial.rung_values[trial.epoch] = first
+        if event.checkpoint is not None:
+            trial.checkpoint, trial.checkpoint_bytes = event.checkpoint, event.checkpoint_bytes
 
-    def end(
-        self, trial_id: str, reason: str | None = None, *, failed: bool = False, message: str | None = None
-    ) -> TrialRecord:
-        """A trial ends; what its last result said counts before `reason`."""
-        record = self.trials[trial_id]
-        if record.ended is None:
-            record.ended = time.time()
-            if failed:
-                record.state, record.stop_reason, record.message = "failed", ERROR, message
-            elif record.state == "running":
-                record.state, record.stop_reason = "stopped", record.stop_reason or reason or PRUNED
-            if record.state == "complete" and not self._values(record):
-                record.state, record.stop_reason = "failed", "diverged"
-        return record
+    def fresh(self, event: events.Reported) -> list[dict[str, float]]:
+        """The epochs of a report that the trial has not reported before. Ask before the event is applied."""
+        return [metrics for metrics in event.history if metrics["epoch"] > self.trials[event.number].epoch]
+
+    def _end(self, trial: TrialRecord, time: float, reason: Reason, message: str | None) -> None:
+        self._close_attempt(trial, time)
+        trial.ended, trial.reason, trial.message = time, reason, message or trial.message
+        self._move(trial, reason.state)
+        del self.open[trial.number]
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        if reason.resumable:
+            return
+        seconds = trial.hours.busy + trial.hours.waiting
+        self.ended_seconds = [
+            total + more for total, more in zip(self.ended_seconds, (1, seconds, seconds**2), strict=True)
+        ]
+        if trial.state is State.FAILED:
+            self.failures_in_a_row += 1
+            if reason is Reason.BUG and self.counts[State.COMPLETE] + self.counts[State.STOPPED] == 0:
+                self.first_failures.append(trial.message or "")
+        else:
+            self.failures_in_a_row, self.first_failures = 0, []
+        if trial.state is State.COMPLETE:
+            self.front_points.insert(trial.number, self.values(trial))
+
+    def _close_attempt(self, trial: TrialRecord, time: float) -> None:
+        if trial.attempt_started is not None:
+            held = max(time - trial.attempt_started, 0.0) * trial.plan.settings.study.workers_per_trial
+            waited = max(held - (trial.hours.busy - trial.busy_before), 0.0)
+            trial.hours.waiting += waited
+            self.worker_seconds += waited
+            trial.attempt_started = None
+
+    def _move(self, trial: TrialRecord, state: State) -> None:
+        self.counts[trial.state] -= 1
+        self.counts[state] += 1
+        trial.state = state
+
+    def _close_session(self, end: StudyEnd, message: str | None, time: float) -> None:
+        self.end, self.end_message = end, message
+        if self.session_started is not None:
+            self.active_seconds += max(time - self.session_started, 0.0)
+            self.session_started = None
+
+    # -------------------------------------------------------------------------------------------------- what is asked
 
     @property
-    def records(self) -> list[TrialRecord]:
-        """All trials; a copy, because the live screen reads from a thread of its own."""
-        return list(self.trials.values())
+    def settled(self) -> Plan:
+        """The study's plan. Asked of a study that has begun."""
+        assert self.plan is not None, "a journal begins with the start of its study"
+        return self.plan
+
+    @property
+    def objectives(self) -> Sequence[str]:
+        return self.settled.settings.study.objectives
+
+    @property
+    def signs(self) -> list[float]:
+        """1 for each objective that is minimised, -1 for each that is maximised."""
+        return [1.0 if METRICS[name].direction == "min" else -1.0 for name in self.objectives]
 
     def count(self, state: State) -> int:
-        return sum(record.state == state for record in self.records)
+        return self.counts[state]
+
+    @property
+    def ended(self) -> int:
+        """Trials that need no more work."""
+        return len(self.trials) - len(self.open)
+
+    def values(self, trial: TrialRecord) -> list[float]:
+        """Objective values of a complete trial, in the order of the objectives, smaller the better."""
+        return [sign * trial.metrics[name] for name, sign in zip(self.objectives, self.signs, strict=True)]
+
+    def measured(self, trial: TrialRecord) -> bool:
+        """Whether every objective of the trial's last epoch is a finite number."""
+        return all(math.isfinite(trial.metrics.get(name, math.nan)) for name in self.objectives)
 
     def complete(self) -> list[TrialRecord]:
-        return [record for record in self.records if record.state == "complete" and self._values(record)]
-
-    def values(self, record: TrialRecord) -> list[float]:
-        """Objective values of a complete trial, in the order of the objectives, smaller the better."""
-        return [sign * record.metrics[name] for name, sign in zip(self.objectives, self.signs, strict=True)]
+        return [trial for trial in self.trials if trial.state is State.COMPLETE]
 
     def front(self) -> list[TrialRecord]:
         """The complete trials that no other one dominates, best first objective first."""
-        complete = self.complete()
-        ranks = fronts([self.values(record) for record in complete])
-        return sorted((r for r, rank in zip(complete, ranks, strict=True) if rank == 0), key=self.values)
+        return [self.trials[number] for number in self.front_points.members()]
 
-    def _values(self, record: TrialRecord) -> list[float] | None:
-        found = [record.metrics.get(name, math.nan) for name in self.objectives]
-        return found if all(map(math.isfinite, found)) else None
+    def best_of(self, objective: int) -> TrialRecord | None:
+        """The complete trial with the best value of one objective: it is on the front."""
+        front = self.front()
+        return min(front, key=lambda trial: self.values(trial)[objective]) if front else None
+
+    def suggestion(self, trial: TrialRecord) -> Suggestion:
+        """The trial's next attempt, on from its last checkpoint."""
+        return Suggestion(
+            trial.number,
+            trial.attempts + 1,
+            dict(trial.params),
+            trial.epochs,
+            trial.epoch if trial.checkpoint else 0,
+            trial.checkpoint,
+            trial.alone,
+        )

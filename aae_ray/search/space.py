@@ -15,13 +15,22 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
 from pydantic import ValidationError
 
 from aae_ray.errors import Problem, SettingsError, did_you_mean
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reading import Entry, build, find_problems, names, nest, read_overrides, read_yaml
-from aae_ray.settings import Settings, dotted_fields, flatten
+from aae_ray.search.events import PlanRecord
+from aae_ray.secrets import without_userinfo
+from aae_ray.settings import Settings, dotted_fields, flatten, setting
 
 BLOCKS = ("study", "run", "space", "start")
 FIELDS = {  # of a searched key: required, optional
@@ -357,3 +366,22 @@ def _contradictions(base: Mapping[str, Entry], space: Space, places: Mapping[str
             told = f"space allows what does not go together: {problem.message}" if named else problem.message
             problems.setdefault(reason, Problem(places[named[0]] if named else problem.where, told))
     return list(problems.values())
+
+
+# ------------------------------------------------------------------------------------------------ a plan in a journal
+
+
+def record_plan(plan: Plan) -> PlanRecord:
+    """A plan as a journal keeps it: no user or password of an address."""
+    values = {key: setting(plan.settings, key) for key in dotted_fields()}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    if plain["tracking.uri"] is not None:
+        plain["tracking.uri"] = without_userinfo(plain["tracking.uri"])
+    space = {key: distribution_to_json(distribution) for key, distribution in plan.space.items()}
+    return PlanRecord(settings=plain, space=space, start=plan.start)
+
+
+def plan_from(record: PlanRecord) -> Plan:
+    """The plan that was recorded. Raises pydantic's ValidationError for settings of another version."""
+    space = {key: json_to_distribution(text) for key, text in record.space.items()}
+    return Plan(Settings.model_validate(nest(record.settings)), space, record.start)

@@ -1,0 +1,206 @@
+"""What can happen in a study. Its journal is a list of these, and everything else follows from the journal.
+
+Every event has the time at which it was written, in seconds since 1970. Paths are relative to the study's folder, which
+may move. Numbers that are not finite are written as strings, as JSON has none.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
+
+SCHEMA = 1  # raised when an older program could misread a journal
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    time: float = 0.0
+
+
+class PlanRecord(BaseModel):
+    """A plan as plain values: see `space.record_plan` and `space.plan_from`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    settings: dict[str, Any]  # by dotted key; tracking.uri without user and password
+    space: dict[str, str]  # Optuna's distributions as JSON
+    start: tuple[dict[str, Any], ...] = ()
+
+
+class DataRecord(BaseModel):
+    """What is known of the data of a study."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    digest: str
+    shape: tuple[int, ...]
+    classes: int
+    train: int
+    val: int
+    test: int
+
+
+class PriorTrial(BaseModel):
+    """A finished trial of an earlier study, from which the sampler starts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    params: dict[str, Any]
+    values: tuple[float, ...]  # of the objectives, as they are measured
+    source: str  # study and trial
+
+
+class StudyStarted(_Event):
+    event: Literal["study_started"] = "study_started"
+    schema_version: int = SCHEMA
+    study_id: str
+    plan: PlanRecord
+    data: DataRecord
+    versions: dict[str, str]  # of Python and the packages
+    provenance: dict[str, str]  # MLflow's tags on where the code and the command came from
+    host: str
+    pid: int
+    warm_start: tuple[PriorTrial, ...] = ()
+
+
+class StudyResumed(_Event):
+    """Trials that were open, or ended with the study, wait again. `plan` is the whole plan where it has changed."""
+
+    event: Literal["study_resumed"] = "study_resumed"
+    plan: PlanRecord | None = None
+    host: str
+    pid: int
+
+
+class Suggested(_Event):
+    event: Literal["suggested"] = "suggested"
+    number: int
+    params: dict[str, Any]
+    sampler_state: dict[str, Any] = Field(default_factory=dict)  # what Optuna's sampler keeps with a trial
+
+
+class AttemptStarted(_Event):
+    event: Literal["attempt_started"] = "attempt_started"
+    number: int
+    attempt: int  # counted from 1
+    epoch: int  # epochs of the checkpoint that it goes on from
+    alone: bool = False  # no other trial shares its device
+
+
+class Reported(_Event):
+    event: Literal["reported"] = "reported"
+    number: int
+    epoch: int
+    history: tuple[dict[str, float], ...]  # metrics of each epoch since the last report, with `epoch`
+    checkpoint: str | None  # folder of the state behind this report
+    checkpoint_bytes: int = 0
+    training_seconds: float
+    evaluation_seconds: float
+
+
+class Decided(_Event):
+    event: Literal["decided"] = "decided"
+    number: int
+    rung: int
+    values: tuple[float, ...]  # smaller is better
+    better: int  # trials at this rung on better fronts
+    reached: int  # trials that had reached the rung
+    stop: bool
+
+
+class AttemptFailed(_Event):
+    event: Literal["attempt_failed"] = "attempt_failed"
+    number: int
+    attempt: int
+    failure: FailureClass
+    message: str
+    traceback: str = ""
+    log_tail: str = ""  # the last lines of the worker's log
+    retry: bool
+
+
+class Ended(_Event):
+    event: Literal["ended"] = "ended"
+    number: int
+    reason: Reason
+    message: str | None = None
+
+
+class FileWritten(_Event):
+    """A figure, table or page of a trial, or of the study (no number), for the records."""
+
+    event: Literal["file_written"] = "file_written"
+    number: int | None
+    path: str
+    folder: str | None  # of the run's artifacts
+
+
+class Measured(_Event):
+    """What a finalist is worth on the test images."""
+
+    event: Literal["measured"] = "measured"
+    number: int
+    metrics: dict[str, float]
+    remarks: tuple[str, ...]
+    tags: dict[str, str]
+
+
+class Chosen(_Event):
+    """The best trial of the study; `registration` is the request to register its decoder, if it is to be."""
+
+    event: Literal["chosen"] = "chosen"
+    number: int
+    registration: dict[str, Any] | None
+
+
+class Promoted(_Event):
+    """What came of the registration."""
+
+    event: Literal["promoted"] = "promoted"
+    name: str
+    version: int
+    champion: bool
+    reason: str
+
+
+class Noted(_Event):
+    """An error that cost no trial: in a plot, a finalist, the export."""
+
+    event: Literal["noted"] = "noted"
+    text: str
+
+
+class StudyStopped(_Event):
+    """The study stopped before its planned end; open trials have ended with it, and a resume takes them up again."""
+
+    event: Literal["study_stopped"] = "study_stopped"
+    end: StudyEnd
+    message: str | None = None
+
+
+class StudyEnded(_Event):
+    event: Literal["study_ended"] = "study_ended"
+    message: str | None = None
+
+
+Event = (
+    StudyStarted
+    | StudyResumed
+    | Suggested
+    | AttemptStarted
+    | Reported
+    | Decided
+    | AttemptFailed
+    | Ended
+    | FileWritten
+    | Measured
+    | Chosen
+    | Promoted
+    | Noted
+    | StudyStopped
+    | StudyEnded
+)
+ADAPTER: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])

@@ -1,0 +1,218 @@
+"""A study's journal: its events, a line of JSON each, in the order in which they happened.
+
+A line is on the disk before anything follows from it. A crash may cut off the last line, and loses no other.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from aae_ray.errors import UserError
+from aae_ray.search.events import ADAPTER, SCHEMA, Event, StudyStarted
+
+JOURNAL, LOCK, OWNER = "journal.jsonl", "study.lock", "owner.json"
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0  # without a heartbeat for so long, the owner on another host counts as dead
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def read_events(folder: Path) -> list[Event]:
+    """All whole events of a study's journal. Raises UserError when there is none, or one that cannot be read."""
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[list[Event], int]:
+    """The events, and the length in bytes of the lines that hold them: a crash may have cut the last line off."""
+    path = folder / JOURNAL
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not the folder of a study: there is no {JOURNAL} in it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    whole = content.rfind(b"\n") + 1
+    lines = content[:whole].splitlines(keepends=True)
+    events: list[Event] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            events.append(ADAPTER.validate_json(line))
+        except ValidationError as error:
+            if number == len(lines):  # a crash may leave a line of zeros, or half of one that was overwritten
+                whole -= len(line)
+                break
+            _check_schema(path, line)
+            reason = "; ".join(detail["msg"] for detail in error.errors()[:1])
+            left = f"the {number - 1} events before it are whole" if number > 1 else "nothing before it is left"
+            raise UserError(
+                f"{path}, line {number}: is not an event of a study ({reason}); {left}. Nothing was changed: "
+                f"mend that line, or move it and those behind it to another file to go on from there"
+            ) from None
+    if lines:
+        _check_schema(path, lines[0])
+    if not events:
+        raise UserError(f"{path} holds no event: the study had not begun; start it anew")
+    if not isinstance(events[0], StudyStarted):
+        raise UserError(f"{path} begins with {events[0].event}, and not with the start of a study: its head is missing")
+    return events, whole
+
+
+def _check_schema(path: Path, line: bytes) -> None:
+    """Raises UserError where a newer program wrote the journal, before anything else is said of it."""
+    with suppress(ValueError, AttributeError):
+        version = json.loads(line).get("schema_version", SCHEMA)
+        if version > SCHEMA:
+            raise UserError(
+                f"{path} was written by a newer aae_ray (schema {version}, and this one reads up to {SCHEMA}); "
+                "use that version"
+            )
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+class Journal:
+    """The journal of a study that this process owns. Appending is safe from several threads."""
+
+    def __init__(self, folder: Path, events: list[Event], size: int, clock: Callable[[], float] = time.time) -> None:
+        self.folder, self.path, self.clock = folder, folder / JOURNAL, clock
+        self.history = events  # all events so far
+        self.size = size
+        self.guard = threading.Lock()
+        self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.ftruncate(self.file, size)
+        os.lseek(self.file, size, os.SEEK_SET)
+
+    @classmethod
+    def create(cls, folder: Path, clock: Callable[[], float] = time.time) -> "Journal":
+        return cls(folder, [], 0, clock)
+
+    @classmethod
+    def open(cls, folder: Path, clock: Callable[[], float] = time.time) -> "Journal":
+        """Go on with a journal; a last line that was cut off is taken away. Raises UserError as `read_events` does."""
+        return cls(folder, *_read(folder), clock)
+
+    def append(self, *events: Event) -> list[Event]:
+        """Write events, on the disk when this returns; returns them with their time.
+
+        Raises OSError when they cannot be written, and then holds what it held before.
+        """
+        now = self.clock()
+        stamped = [event.model_copy(update={"time": now}) for event in events]
+        data = b"".join(event.model_dump_json(exclude_defaults=False).encode() + b"\n" for event in stamped)
+        with self.guard:
+            try:
+                written = 0
+                while written < len(data):
+                    written += os.write(self.file, data[written:])
+                os.fsync(self.file)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self.file, self.size)
+                    os.lseek(self.file, self.size, os.SEEK_SET)
+                raise
+            self.size += len(data)
+            self.history.extend(stamped)
+        return stamped
+
+    def close(self) -> None:
+        with suppress(OSError):
+            os.close(self.file)
+
+
+# --------------------------------------------------------------------------------------------------------------- lock
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that a study belongs to."""
+
+    host: str
+    pid: int
+    began: float
+    heartbeat: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs: on this host by its process, elsewhere by its heartbeat."""
+        if self.host == socket.gethostname():
+            return _runs(self.pid)
+        return time.time() - self.heartbeat < STALE_SECONDS
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with suppress(OSError):  # a zombie has ended, and waits for its parent to notice
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+def read_owner(folder: Path) -> Owner | None:
+    """Who owned the study last; None where nobody has, or the last owner has ended in order."""
+    try:
+        values: dict[str, Any] = json.loads((folder / OWNER).read_text())
+        return Owner(values["host"], values["pid"], values["began"], (folder / OWNER).stat().st_mtime)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+class StudyLock:
+    """Makes this process the owner of a study's folder, with a heartbeat that others can see.
+
+    A lock of the operating system ends with its process; where a network file system knows none, the owner's file says
+    who was there, and its age whether that process still lives.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lock = FileLock(folder / LOCK, timeout=0, mode=0o600)
+        self.ended = threading.Event()
+        self.taken_over: Owner | None = None  # a dead owner, whose lock this was
+
+    def acquire(self) -> None:
+        """Raises UserError when a live process owns the study."""
+        owner = read_owner(self.folder)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise UserError(self._refusal(owner)) from None
+        except OSError as error:
+            raise UserError(f"{self.folder / LOCK} cannot be written: {error.strerror}") from None
+        if owner is not None and owner.host != socket.gethostname() and owner.alive:
+            self.lock.release()
+            raise UserError(self._refusal(owner))
+        self.taken_over = owner
+        values = {"host": socket.gethostname(), "pid": os.getpid(), "began": time.time()}
+        (self.folder / OWNER).write_text(json.dumps(values))
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def release(self) -> None:
+        self.ended.set()
+        with suppress(OSError):
+            (self.folder / OWNER).unlink()
+        self.lock.release()
+
+    def _beat(self) -> None:
+        while not self.ended.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(self.folder / OWNER)
+
+    def _refusal(self, owner: Owner | None) -> str:
+        who = f"process {owner.pid} on {owner.host}" if owner else "another process"
+        return f"{self.folder} is in use by {who}; wait for it to end, or stop it first"

@@ -1,0 +1,98 @@
+"""How a trial can end, and what a failure allows: one table for trials, conductor, MLflow and the screen."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from aae_ray.training import health
+
+
+class State(StrEnum):
+    """How a trial stands."""
+
+    WAITING = "waiting"  # suggested, or interrupted and taken up again; has no gang
+    RUNNING = "running"
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class FailureClass(StrEnum):
+    """What kind of failure ended an attempt of a trial."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    DIVERGED = health.DIVERGED
+    BAD_DATA = "bad_data"
+    LOST_WORKER = "lost_worker"
+    PREEMPTED = "preempted"
+    HUNG = "hung"
+    CANNOT_START = "cannot_start"
+    BUG = "bug"
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How often an attempt that failed so is repeated from the trial's last checkpoint. None: study.max_failures."""
+
+    most: int | None
+    advice: str = ""
+
+
+RETRIES: dict[FailureClass, Retries] = {
+    FailureClass.OUT_OF_MEMORY: Retries(
+        1, "give fewer trials a device (study.resources_per_worker), smaller batches (train.batch_size) or layers"
+    ),
+    FailureClass.DIVERGED: Retries(0, "lower the learning rates"),
+    FailureClass.BAD_DATA: Retries(0),
+    FailureClass.LOST_WORKER: Retries(None),
+    FailureClass.PREEMPTED: Retries(20),
+    FailureClass.HUNG: Retries(1, "raise study.step_timeout if an epoch takes that long"),
+    FailureClass.CANNOT_START: Retries(1, "raise study.start_timeout if nodes take that long, or ask for less"),
+    FailureClass.BUG: Retries(0),
+}
+
+
+class Reason(StrEnum):
+    """Why a trial has ended. The values of failure classes and of health checks are among them."""
+
+    COMPLETED = "completed"
+    PRUNED = "pruned"
+    BUDGET = "budget"  # the study's time or worker-hours were used up
+    USER = "user"  # Ctrl-C, SIGTERM or SIGHUP
+    INTERRUPTED = "interrupted"  # the study's process, or Ray under it, ended without a word
+    OUT_OF_MEMORY = FailureClass.OUT_OF_MEMORY
+    DIVERGED = FailureClass.DIVERGED
+    BAD_DATA = FailureClass.BAD_DATA
+    LOST_WORKER = FailureClass.LOST_WORKER
+    PREEMPTED = FailureClass.PREEMPTED
+    HUNG = FailureClass.HUNG
+    CANNOT_START = FailureClass.CANNOT_START
+    BUG = FailureClass.BUG
+    SATURATED = health.SATURATED
+    DEAD = health.DEAD
+    COLLAPSED = health.COLLAPSED
+    CLUSTERS_COLLAPSED = health.CLUSTERS_COLLAPSED
+    WORSE_THAN_MEAN = health.WORSE_THAN_MEAN
+
+    @property
+    def state(self) -> State:
+        """The state of a trial that has ended for this reason."""
+        if self is Reason.COMPLETED:
+            return State.COMPLETE
+        return State.FAILED if self.value in set(FailureClass) else State.STOPPED
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a resumed study takes such a trial up again: it was the study that ended, not the trial."""
+        return self in (Reason.BUDGET, Reason.USER, Reason.INTERRUPTED)
+
+
+class StudyEnd(StrEnum):
+    """Why a study has stopped, or ended as planned."""
+
+    PLANNED = "planned"  # all trials, or the space, or the time of the budget
+    USER = "user"
+    FAILURES = "failures"  # too many failed trials in a row, or the same bug in the first ones
+    DISK = "disk"  # no room left under the study's folder
+    RAY = "ray"  # Ray ended under the study
+    ERROR = "error"  # an error in the search itself
+    INTERRUPTED = "interrupted"  # its process ended without a word: found by the next resume, or by --close
