@@ -267,6 +267,10 @@ class Tracking(Section):
 class Budget(Section):
     trials: Positive = Field(24, description="trials in all")
     wall_clock: Duration | None = Field(None, description="such as 90s, 10m or 2h; no limit when not given")
+    worker_hours: Float | None = Field(
+        None, gt=0, description="hours of all workers together (GPU-hours on GPUs); no limit when not given"
+    )
+    failures_in_a_row: Positive = Field(5, description="the study stops after this many failed trials in a row")
 
 
 class Sampler(Section):

@@ -95,6 +95,8 @@ class Reported(_Event):
     number: int
     epoch: int
     history: tuple[dict[str, float], ...]  # metrics of each epoch since the last report, with `epoch`
+    finished: bool = False  # trained to the end of its budget
+    stop_reason: Reason | None = None  # a health check ended it
     checkpoint: str | None  # folder of the state behind this report
     checkpoint_bytes: int = 0
     training_seconds: float

@@ -53,6 +53,7 @@ class TrialRecord:
     busy_before: float = 0.0  # seconds of training and evaluation when the attempt began
     heard: float | None = None  # when the attempt under way last reported
     ended: float | None = None
+    last_report: events.Reported | None = None
     checkpoint: str | None = None
     checkpoint_bytes: int = 0
     hours: Hours = field(default_factory=Hours)
@@ -77,6 +78,14 @@ class TrialRecord:
         return sum(event.failure is kind for event in self.failures)
 
 
+@dataclass
+class Rung:
+    """The trials that have reached a rung, and whether each was stopped there."""
+
+    ranks: Ranks = field(default_factory=Ranks)
+    verdicts: dict[int, bool] = field(default_factory=dict)
+
+
 class Ledger:
     """All that follows from the events so far."""
 
@@ -86,7 +95,7 @@ class Ledger:
         self.trials: list[TrialRecord] = []
         self.open: dict[int, TrialRecord] = {}
         self.front_points = Front()
-        self.rungs: dict[int, Ranks] = {}
+        self.rungs: dict[int, Rung] = {}
         self.counts: dict[State, int] = dict.fromkeys(State, 0)
         self.reasons: dict[Reason, int] = {}
         self.failures_in_a_row = 0
@@ -137,9 +146,9 @@ class Ledger:
             case events.Reported():
                 self._report(self.trials[event.number], event)
             case events.Decided():
-                if event.rung not in self.rungs:
-                    self.rungs[event.rung] = Ranks()
-                self.rungs[event.rung].insert(event.number, event.values)
+                rung = self.rungs.setdefault(event.rung, Rung())
+                rung.ranks.insert(event.number, event.values)
+                rung.verdicts[event.number] = event.stop
             case events.AttemptFailed():
                 trial = self.trials[event.number]
                 trial.failures.append(event)
@@ -188,7 +197,7 @@ class Ledger:
         trial.hours.training += event.training_seconds * workers
         trial.hours.evaluation += event.evaluation_seconds * workers
         self.worker_seconds += (event.training_seconds + event.evaluation_seconds) * workers
-        trial.heard = event.time
+        trial.heard, trial.last_report = event.time, event
         for metrics in self.fresh(event):
             for name, sign in zip(self.objectives, self.signs, strict=True):
                 value = metrics.get(name, math.nan)

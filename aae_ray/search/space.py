@@ -341,6 +341,11 @@ def options(distribution: BaseDistribution) -> Sequence[Any]:
     return distribution.choices if categorical else (distribution.low, distribution.high)
 
 
+def fits(params: Mapping[str, Any], space: Space) -> bool:
+    """Whether a configuration is a point of a space: it has the same parameters, each within its distribution."""
+    return params.keys() == space.keys() and all(_inside(space[name], value) for name, value in params.items())
+
+
 def spec_of(distribution: BaseDistribution) -> dict[str, Any]:
     """A distribution as a study's file writes it."""
     if isinstance(distribution, CategoricalDistribution):
@@ -375,8 +380,8 @@ def record_plan(plan: Plan) -> PlanRecord:
     """A plan as a journal keeps it: no user or password of an address."""
     values = {key: setting(plan.settings, key) for key in dotted_fields()}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    if plain["tracking.uri"] is not None:
-        plain["tracking.uri"] = without_userinfo(plain["tracking.uri"])
+    uri = plan.settings.tracking.uri
+    plain["tracking.uri"] = None if uri is None else without_userinfo(uri)
     space = {key: distribution_to_json(distribution) for key, distribution in plan.space.items()}
     return PlanRecord(settings=plain, space=space, start=plan.start)
 
