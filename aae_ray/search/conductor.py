@@ -197,6 +197,11 @@ class Conductor:
             self._end(trial, Reason.BUDGET)
 
     @property
+    def more_to_suggest(self) -> bool:
+        """Whether the budget has room for another trial."""
+        return self.no_more is None and len(self.ledger.trials) < self.ledger.settled.settings.study.budget.trials
+
+    @property
     def time_left(self) -> float | None:
         """Seconds of study.budget.wall_clock that are left, earlier sessions counted; None without such a budget."""
         wall_clock = self.ledger.settled.settings.study.budget.wall_clock

@@ -90,6 +90,7 @@ class Journal:
         self.history = events  # all events so far
         self.size = size
         self.guard = threading.Lock()
+        self.sealed = False
         self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
         os.ftruncate(self.file, size)
         os.lseek(self.file, size, os.SEEK_SET)
@@ -112,6 +113,8 @@ class Journal:
         stamped = [event.model_copy(update={"time": now}) for event in events]
         data = b"".join(event.model_dump_json(exclude_defaults=False).encode() + b"\n" for event in stamped)
         with self.guard:
+            while self.sealed:  # the process is about to end: whatever else happens in it, has not happened
+                time.sleep(1)
             try:
                 written = 0
                 while written < len(data):
@@ -125,6 +128,12 @@ class Journal:
             self.size += len(data)
             self.history.extend(stamped)
         return stamped
+
+    def append_last(self, event: Event) -> None:
+        """Write the last event of a process that is about to end, from any thread; nothing is written behind it."""
+        with suppress(OSError):
+            self.append(event)
+        self.sealed = True
 
     def close(self) -> None:
         with suppress(OSError):
