@@ -123,6 +123,14 @@ class Sampler:
             )
 
 
+def optuna_study(ledger: Ledger) -> optuna.Study:
+    """The ended trials as a study in memory, for Optuna's plots."""
+    assert ledger.started is not None
+    study = new_study(ledger.settled, ledger.started.study_id)
+    study.add_trials([_dated(trial) for trial in ledger.trials if not trial.open])
+    return study
+
+
 def final_state(trial: TrialRecord) -> TrialState:
     """COMPLETE: trained to the end, all objectives finite. FAIL: a failure. PRUNED: stopped early."""
     if trial.state is State.FAILED:

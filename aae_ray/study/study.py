@@ -25,10 +25,10 @@ from aae_ray.reporting.closing import Closing, print_report
 from aae_ray.reporting.screen import Screen
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
-from aae_ray.search.journal import Journal, StudyLock
+from aae_ray.search.journal import Journal, StudyLock, read_events
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
-from aae_ray.search.sampler import OptunaCopy
+from aae_ray.search.sampler import OptunaCopy, optuna_study
 from aae_ray.search.space import Plan, read_plan, record_plan
 from aae_ray.search.store import find_study
 from aae_ray.secrets import redact
@@ -154,7 +154,7 @@ def prior_trials(names: Sequence[str], plan: Plan, dataset: Dataset) -> list[eve
     for name in names:
         folders = _of_experiment(name, root) or [find_study(name, root)]
         for folder in folders:
-            ledger = Ledger.replay(Journal.open(folder).history)
+            ledger = Ledger.replay(read_events(folder))
             assert ledger.started is not None
             if ledger.started.data.digest != dataset.digest:
                 raise UserError(f"--warm-start {name}: {folder.name} was on other data ({ledger.started.data.name})")
@@ -179,7 +179,7 @@ def _of_experiment(name: str, root: Path) -> list[Path]:
     folders = []
     for journal in sorted(root.glob("*/journal.jsonl")):
         with suppress(UserError):
-            plan = Ledger.replay(Journal.open(journal.parent).history).settled
+            plan = Ledger.replay(read_events(journal.parent)).settled
             if (plan.settings.tracking.experiment or f"aae/{plan.settings.data.name}") == name:
                 folders.append(journal.parent)
     return folders
@@ -359,8 +359,7 @@ class Study:
         best = choose(ledger, settings.study.select)
         screen.say("choosing the best trial, drawing the plots")
         with self._noted(conductor, "the plots could not be drawn"):
-            optuna_study = OptunaCopy(self.folder, ledger).study
-            for page in plots.write_plots(optuna_study, ledger.settled, self.folder / "plots"):
+            for page in plots.write_plots(optuna_study(ledger), ledger.settled, self.folder / "plots"):
                 path = str(page.relative_to(self.folder))
                 conductor.record(events.FileWritten(number=None, path=path, folder="plots"))
         for trial in finalists(ledger, best, settings.study.finalists):
