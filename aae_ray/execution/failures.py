@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 import torch
 from ray import exceptions as ray_errors
-from ray.train import ControllerError, WorkerGroupError
+from ray.train import WorkerGroupError
 from ray.train.v2._internal import exceptions as train_errors
 from ray.train.v2.api.exceptions import PreemptionError
 

@@ -23,8 +23,10 @@ import pickle
 import platform
 import queue
 import shutil
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -273,7 +275,9 @@ def _readable(state: bytes) -> dict[str, Any]:
     try:
         return checkpoint.unpack(state)
     except Exception as error:
-        raise UserError(f"the checkpoint cannot be read: {next(iter(str(error).splitlines()), 'it is empty')}") from None
+        raise UserError(
+            f"the checkpoint cannot be read: {next(iter(str(error).splitlines()), 'it is empty')}"
+        ) from None
 
 
 # --------------------------------------------------------------------------------------------------------------- gangs
@@ -568,9 +572,6 @@ def free_resources() -> str:
 
 def stack_of(thread: threading.Thread) -> str:
     """Where a thread is."""
-    import sys
-    import traceback
-
     frame = sys._current_frames().get(thread.ident or -1)
     return "".join(traceback.format_stack(frame)) if frame is not None else ""
 

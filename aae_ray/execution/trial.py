@@ -63,6 +63,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     mailbox: ActorHandle | None
     gang: Gang | None = None  # None when the last one has ended
     failed: Failed | None = None  # why the suggestion could not be begun
+    ready = False  # whether the gang has told that it has started
     spoiled = False  # this process has a worker that is stuck, or a broken device
 
     def setup(self, config: dict[str, Any], settings: Settings, folder: str, mailbox: ActorHandle | None) -> None:
@@ -166,14 +167,15 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def _report(self, trained: Trained) -> dict[str, Any]:
         interval = trained.interval
+        written = self._write(trained)
         return Report(
             number=self.suggestion.number,
             epoch=interval.epoch,
             history=interval.history,
             finished=interval.epoch >= self.settings.train.epochs and interval.stop_reason is None,
             stop_reason=None if interval.stop_reason is None else Reason(interval.stop_reason),
-            checkpoint=self._write(trained),
-            checkpoint_bytes=len(trained.state),
+            checkpoint=written,
+            checkpoint_bytes=len(trained.state) if written else 0,
             training_seconds=trained.training_seconds,
             evaluation_seconds=trained.evaluation_seconds,
         ).to_result()
