@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from pydantic import ValidationError
 from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
@@ -142,7 +143,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         if self.failed is not None:
             return
         try:
-            self.settings = replace(self.base, {**suggestion.params, "train.epochs": suggestion.epochs})
+            self.settings = self._settings(suggestion)
             self.rungs = rungs(self.settings.study.pruner, self.settings.train.epochs)
             state = self._state(suggestion.checkpoint)
             if self.gang is None or not self.gang.alive:
@@ -151,6 +152,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             self.gang.post(self._order(Begin(self.settings, state)))
         except Exception as error:
             self.failed = self._failed(error)
+
+    def _settings(self, suggestion: Suggestion) -> Settings:
+        try:
+            return replace(self.base, {**suggestion.params, "train.epochs": suggestion.epochs})
+        except ValidationError as error:
+            found = [f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg']}" for each in error.errors()]
+            raise UserError("; ".join(found)) from None
 
     def _state(self, relative: str | None) -> bytes | None:
         if relative is None:
