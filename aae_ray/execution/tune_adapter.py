@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from aae_ray.execution.failures import failure_of
-from aae_ray.execution.mailbox import open_mailbox
+from aae_ray.execution.mailbox import start_mailbox_hub
 from aae_ray.execution.trial import trainable
 from aae_ray.search.conductor import Conductor, Nothing, Stop
 from aae_ray.search.contract import Failure, from_result
@@ -151,7 +151,7 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
     sees it."""
     settings = conductor.ledger.settled.settings
     executor = Executor(conductor, poll, settings.study.start_timeout)
-    mailbox = open_mailbox(conductor.gangs)
+    mailbox = start_mailbox_hub(conductor.gangs)
     tuner = tune.Tuner(
         trainable(settings, folder, mailbox),
         tune_config=tune.TuneConfig(
