@@ -1,4 +1,4 @@
-"""Images and labels in Parquet files, read batch by batch; faults are told by file, column and row.
+"""Images and labels in Parquet files, read batch by batch; errors name file, column and row.
 
 `B` images of a batch, `C` channels, `H` height, `W` width.
 """
@@ -51,8 +51,8 @@ def read_parquet(files: Sequence[Path], image_column: str | None, label_column: 
     for file, (schema, _) in headers.items():
         for column in wanted:
             if schema.get(column) != first[column]:
-                found = f"holds {schema[column]}" if column in schema else "is missing"
-                raise UserError(f"{file}: column {column} {found}; in {files[0]} it holds {first[column]}")
+                actual = f"holds {schema[column]}" if column in schema else "is missing"
+                raise UserError(f"{file}: column {column} {actual}; in {files[0]} it holds {first[column]}")
     count = sum(rows for _, rows in headers.values())
     if count == 0:
         raise UserError(f"{files[0] if len(files) == 1 else files[0].parent} holds no images: it has no rows")

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.errors import UserError
-from aae_ray.evaluation.figure_data import Sketch, sketch
+from aae_ray.evaluation.figure_data import FigureData, figure_data
 from aae_ray.settings import Data, Settings, Study
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Interval, Training
@@ -65,11 +65,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Trained:
-    """An interval, the packed state behind it, and a sketch of its pictures where trials are compared."""
+    """An interval, the packed state behind it, and the data of its figures where trials are compared."""
 
     interval: Interval
     state: bytes
-    pictures: Sketch | None
+    pictures: FigureData | None
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Worker:
             return None
         compared = interval.epoch == order.until_epoch or interval.stop_reason is not None
         return Trained(
-            interval, checkpoint.pack(training.state_dict()), sketch(training.evaluation) if compared else None
+            interval, checkpoint.pack(training.state_dict()), figure_data(training.evaluation) if compared else None
         )
 
     def _begin(self, trial: Begin) -> Training:
@@ -173,10 +173,10 @@ class Worker:
             training.load_state_dict(checkpoint.unpack(trial.state))
         return training
 
-    def _wrap(self, player: nn.Module) -> nn.Module:
+    def _wrap(self, network: nn.Module) -> nn.Module:
         if self.workers == 1:
-            return player
-        return DistributedDataParallel(player, forward_sync_buffers=False)
+            return network
+        return DistributedDataParallel(network, forward_sync_buffers=False)
 
 
 class GangTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]

@@ -36,7 +36,7 @@ class Search:
         self.optuna_study = create_study(plan, study_id, folder)
         self.searcher = OptunaSearcher(self.optuna_study, plan)
         self.checkpoints: dict[str, Any] = {}  # trial id -> its latest
-        self.sketches: dict[str, pictures.Sketch | None] = {}
+        self.sketches: dict[str, pictures.FigureData | None] = {}
         self.draughtsman = ThreadPoolExecutor(1, "pictures")
         self.interrupted = False
 
@@ -100,7 +100,7 @@ class Search:
         self.screen.trial_reported(record)
 
     def trial_saved(self, trial_id: str, checkpoint: Any) -> None:
-        """Keep the latest checkpoint in mind, and the sketch of its pictures."""
+        """Keep the latest checkpoint in mind, and the data of its figures."""
         self.checkpoints[trial_id] = checkpoint
         with checkpoint.as_directory() as directory:
             self.sketches[trial_id] = pictures.load(Path(directory)) or self.sketches.get(trial_id)
@@ -125,7 +125,7 @@ class Search:
         self.records.trial_ended(record, self.ledger)
         self.screen.trial_ended(record)
 
-    def _draw(self, record: TrialRecord, sketch: pictures.Sketch | None) -> None:
+    def _draw(self, record: TrialRecord, sketch: pictures.FigureData | None) -> None:
         """The pictures of a trial that has ended, into the study's folder and MLflow; runs in a thread of its own."""
         folder = self.folder / FIGURES / record.name
         try:

@@ -16,7 +16,7 @@ from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.labels import check
 from aae_ray.errors import Problem, SettingsError, UserError
 from aae_ray.evaluation.divergence import LEAST_CODES
-from aae_ray.evaluation.final_evaluation import Assessment
+from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.evaluation.held_out import measured
 from aae_ray.execution.gang import precision_advice
 from aae_ray.execution.ray_cluster import cluster, gangs_that_fit
@@ -50,7 +50,7 @@ class Outcome:
     registration: dict[str, Any] | None
     interrupted: bool
     asked_to_register: bool
-    tests: dict[str, Assessment]  # of each finalist by its name: what it is worth on the test images
+    tests: dict[str, FinalEvaluation]  # of each finalist by its name: what it is worth on the test images
 
 
 def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome:
@@ -73,7 +73,7 @@ def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome
             search = Search(plan, study_id, folder, ledger, records, screen)
             interrupted = search.run(gangs, verbose=verbose)
             best = choose(ledger, run.study.select)
-            tests: dict[str, Assessment] = {}
+            tests: dict[str, FinalEvaluation] = {}
             try:
                 screen.say("choosing the best trial, drawing the plots")
                 records.plots(report.write_plots(search.optuna_study, plan, folder / "plots"))

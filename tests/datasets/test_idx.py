@@ -1,4 +1,4 @@
-"""IDX files: all ways to store images give the same images; faults are told by file."""
+"""IDX files: all ways to store images give the same images; errors name the file."""
 
 import gzip
 from collections.abc import Callable
@@ -67,8 +67,8 @@ def test_idx_labels_and_test_part_may_be_absent(tmp_path: Path, kept: tuple[str,
     assert (labels_N is None) == (TRAIN_LABELS not in kept)
 
 
-def flipped(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]
+def flipped(content: bytes, index: int) -> bytes:
+    return content[:index] + bytes([content[index] ^ 255]) + content[index + 1 :]
 
 
 IDX_FAULTS: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {

@@ -26,8 +26,8 @@ def test_the_draw_is_balanced_and_from_training_images_alone(digits: Dataset, la
 
 def test_the_draw_follows_from_its_seed_and_grows_with_the_number(digits: Dataset) -> None:
     def rows(labels: int | None, seed: int = 0) -> set[int]:
-        run = replace(Settings(), {"data.labels": labels, "seed": seed})
-        return set(np.flatnonzero(known_labels(digits, run) >= 0).tolist())
+        settings = replace(Settings(), {"data.labels": labels, "seed": seed})
+        return set(np.flatnonzero(known_labels(digits, settings) >= 0).tolist())
 
     assert rows(100) == rows(100) != rows(100, seed=1)
     assert rows(100) < rows(200)

@@ -1,4 +1,4 @@
-"""Parquet files: all ways to store images give the same images; faults are told by file, column and row."""
+"""Parquet files: all ways to store images give the same images; errors name file, column and row."""
 
 import io
 from collections.abc import Callable
