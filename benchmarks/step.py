@@ -341,10 +341,10 @@ def main() -> None:
         name: {arm: 1000 * float(np.median(each)) for arm, each in times.items()} for name, times in found.items()
     }
     for network, medians in milliseconds.items():
-        told = ", ".join(f"{arm} {median:.3f}" for arm, median in medians.items())
-        console.print(f"{network:<12}milliseconds a step: {told}")
-        told = ", ".join(f"{arm} {count:.2f}" for arm, count in megaflops[network].items())
-        console.print(f"{'':<12}MFLOP an image:      {told}")
+        text = ", ".join(f"{arm} {median:.3f}" for arm, median in medians.items())
+        console.print(f"{network:<12}milliseconds a step: {text}")
+        text = ", ".join(f"{arm} {count:.2f}" for arm, count in megaflops[network].items())
+        console.print(f"{'':<12}MFLOP an image:      {text}")
     rows = [Row(key, name, ratio, RATIOS[key][2]) for key, table in ratios.items() for name, ratio in table.items()]
     print_rows(console, "A training step on one thread", rows, drift(before, after))
     console.print(f"this process had {share:.0%} of a core")

@@ -244,7 +244,7 @@ def conv_grid(shape: tuple[int, int, int], channels: tuple[int, ...]) -> list[tu
     if min(height, width) < 1:
         raise UserError(
             f"model.channels has {len(channels)} layers, each halves the image, "
-            f"and images of {shape[1]} x {shape[2]} pixels cannot be halved so often"
+            f"and images of {shape[1]} x {shape[2]} pixels cannot be halved that many times"
         )
     return grids
 

@@ -123,7 +123,7 @@ def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Sour
 
 def _stored_source(data: settings.Data, path: Path) -> _Source:
     if data.name == "digits":
-        raise UserError(f"data.name: {path} is not the digits of scikit-learn; give it a name of its own")
+        raise UserError(f"data.name: {path} is not scikit-learn's digits; give it another name")
     try:
         parquet, idx = _files_at(path)
         identity: dict[str, Any] = {"files": [_file_identity(file) for file in (*parquet, *idx.values())]}
@@ -237,9 +237,9 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
         images_NCHW = np.load(folder / "images.npy", mmap_mode="r")
         labels_N = np.load(folder / "labels.npy", mmap_mode="r") if about["labels"] else None
         if images_NCHW.shape != tuple(about["shape"]) or images_NCHW.dtype != np.uint8:
-            raise ValueError("images.npy is not what about.json says")
+            raise ValueError("images.npy does not match about.json")
         if labels_N is not None and (labels_N.shape != images_NCHW.shape[:1] or labels_N.dtype != np.int64):
-            raise ValueError("labels.npy does not go with images.npy")
+            raise ValueError("labels.npy does not match images.npy")
         digest, test_count = str(about["digest"]), int(about["test_count"])
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -109,7 +109,7 @@ def _checked_shape(path: Path, dimensions: int) -> tuple[int, ...]:
     if shape[0] == 0:
         raise UserError(f"{path} holds no {what}")
     if not all(1 <= side <= _MAX_SIDE for side in shape[1:]):
-        raise UserError(f"{path} names images of {size_text(shape[1:])} pixels; a side can be 1 to {_MAX_SIDE}")
+        raise UserError(f"{path} declares images of {size_text(shape[1:])} pixels; a side can be 1 to {_MAX_SIDE}")
     return shape
 
 
@@ -124,7 +124,7 @@ def _rows(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
             content = stream.read(rows * row_bytes)
             if len(content) < rows * row_bytes:
                 whole = start + len(content) // row_bytes
-                raise UserError(f"{path} ends after {whole} of the {shape[0]} {what} that its header names")
+                raise UserError(f"{path} ends after {whole} of the {shape[0]} {what} that its header declares")
             yield np.frombuffer(content, np.uint8).reshape(rows, *shape[1:])
         if stream.read(1):
-            raise UserError(f"{path} goes on after the {shape[0]} {what} that its header names")
+            raise UserError(f"{path} has trailing data after the {shape[0]} {what} that its header declares")

@@ -49,7 +49,7 @@ def check(settings: Settings, dataset: Dataset) -> None:
     task, data, classes, problems = TASKS[settings.task], settings.data, dataset.classes, []
     if task.labels and classes is None:
         problems.append(
-            f"task {settings.task} asks for labels, and data.name {dataset.name} has none; "
+            f"task {settings.task} needs labels, and data.name {dataset.name} has none; "
             "name them with data.label_column, or choose another task"
         )
     if task.labels and classes is not None:

@@ -79,7 +79,7 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = no_progress) -
     UserError when the data have no labels, or images of fewer than 4 x 4 pixels.
     """
     if dataset.labels_N is None or dataset.classes is None:
-        raise UserError(f"data.name {dataset.name} has no labels, and without them no classifier can judge samples")
+        raise UserError(f"data.name {dataset.name} has no labels, and a judge cannot be trained without them")
     if min(dataset.shape[1:]) < SMALLEST:
         raise UserError(f"data.name {dataset.name}: images of {dataset.shape[1]} x {dataset.shape[2]} are too small")
     file = cache / "judges" / f"{dataset.name}-{_identity(dataset)}.pt"

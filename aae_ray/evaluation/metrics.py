@@ -159,7 +159,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 (
                     "fid_local_floor",
                     "squared feature",
-                    "that distance for as many images that the judge learned from",
+                    "that distance for as many of the judge's own training images",
                 ),
                 ("kid_local", "kernel", "kernel distance of the same features, unbiased"),
                 (
@@ -217,7 +217,7 @@ def noise_use(z_MNZ: Tensor) -> float:
     """
     draws, _, size = z_MNZ.shape
     if draws < 2:
-        raise ValueError(f"the use of noise shows in two or more draws per example, got {draws}")
+        raise ValueError(f"noise use needs two or more draws per example, got {draws}")
     within_Z = z_MNZ.var(0).mean(0)
     total_Z = z_MNZ.reshape(-1, size).var(0)
     return torch.where(total_Z == 0, 0.0, within_Z / total_Z).mean().item()

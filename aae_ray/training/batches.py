@@ -101,9 +101,7 @@ class Batches:
 
         def prior() -> Tensor:
             part_N = None
-            if (
-                model.sizes.label_condition
-            ):  # labelled images are compared with their part of the prior, others with all
+            if model.sizes.label_condition:  # labelled images are held to their part of the prior, others to all of it
                 part_N = torch.full((steps * size[1],), -1)
                 part_N[: len(span)] = self.labels_N[span]
             return model.prior.sample(steps * size[1], generator, dtype, part_N).view(*size, -1)
@@ -149,10 +147,8 @@ class Batches:
             return {}
         labels_B = self.labels_N[rows]
         if condition:
-            name, one_hot = (
-                "label_condition_BS",
-                F.one_hot(torch.where(labels_B < 0, condition - 1, labels_B), condition),
-            )
+            classes_B = torch.where(labels_B < 0, condition - 1, labels_B)
+            name, one_hot = "label_condition_BS", F.one_hot(classes_B, condition)
         else:
             name, one_hot = "labels_BK", F.one_hot(labels_B, sizes.classes)
         return {name: one_hot.to(self.images.device, self.images.dtype)}

@@ -15,7 +15,7 @@ from tests.autoencoder.variants import CLASSES, SHAPE, VARIANTS, batch_for, buil
 
 
 @pytest.mark.parametrize(("task", "posterior", "network"), VARIANTS)
-def test_each_phase_gives_gradients_to_the_players_it_moves(task: str, posterior: str, network: str) -> None:
+def test_each_phase_gives_gradients_to_the_networks_it_updates(task: str, posterior: str, network: str) -> None:
     settings = variant(task, posterior, network)
     model = build(settings)
     for phase in model.phases:
@@ -186,7 +186,7 @@ def test_evidence_of_a_mixture_is_the_sampled_divergence() -> None:
 # ----------------------------------------------------------------------------------- who is given which labels
 
 
-def test_the_decoder_is_told_the_label_and_the_encoder_is_not() -> None:
+def test_the_decoder_is_given_the_label_and_the_encoder_is_not() -> None:
     settings = variant("supervised", "deterministic", "dense")
     model = build(settings)
     batch = batch_for(model)

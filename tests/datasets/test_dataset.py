@@ -366,7 +366,7 @@ SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", SOURCE_FAULTS)
-def test_source_fault_is_told(tmp_path: Path, folder: Path, cache: str, fault: str) -> None:
+def test_source_fault_is_reported(tmp_path: Path, folder: Path, cache: str, fault: str) -> None:
     images_NHW, labels_N = some_images()
     values, message = SOURCE_FAULTS[fault]
     (tmp_path / "note.txt").write_text("no images")

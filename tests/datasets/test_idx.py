@@ -84,10 +84,10 @@ IDX_FAULTS: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
     "half a header": (TEST_IMAGES, lambda c: c[:9], "ends within its header"),
     "short images": (TRAIN_IMAGES, lambda c: c[:-30], "ends after 5 of the 7 images"),
     "short labels": (TRAIN_LABELS, lambda c: c[:-1], "ends after 6 of the 7 labels"),
-    "long images": (TRAIN_IMAGES, lambda c: c + b"\0", "goes on after the 7 images"),
-    "long labels": (TEST_LABELS, lambda c: c + b"\0", "goes on after the 3 labels"),
+    "long images": (TRAIN_IMAGES, lambda c: c + b"\0", "has trailing data after the 7 images"),
+    "long labels": (TEST_LABELS, lambda c: c + b"\0", "has trailing data after the 3 labels"),
     "no images": (TRAIN_IMAGES, lambda c: idx_bytes(np.ones((0, 5, 4))), "holds no images"),
-    "no pixels": (TRAIN_IMAGES, lambda c: idx_bytes(np.ones((7, 0, 4))), "names images of 0 x 4 pixels"),
+    "no pixels": (TRAIN_IMAGES, lambda c: idx_bytes(np.ones((7, 0, 4))), "declares images of 0 x 4 pixels"),
     "absurd size": (TRAIN_IMAGES, lambda c: c[:8] + b"\xff" * 8 + c[16:], "a side can be 1 to 4096"),
     "counts differ": (TRAIN_LABELS, lambda c: idx_bytes(np.arange(6)), "6 labels, not one each"),
     "shapes differ": (TEST_IMAGES, lambda c: idx_bytes(np.ones((3, 4, 4))), "holds images of 4 x 4 pixels"),
@@ -98,7 +98,7 @@ IDX_FAULTS: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
 
 
 @pytest.mark.parametrize("fault", IDX_FAULTS)
-def test_idx_fault_is_told_by_file(tmp_path: Path, fault: str) -> None:
+def test_idx_fault_is_reported_by_file(tmp_path: Path, fault: str) -> None:
     name, spoil, message = IDX_FAULTS[fault]
     files = good_files()
     spoilt = spoil(files.pop(name))

@@ -61,7 +61,7 @@ def test_contradictions_with_the_data_name_their_keys(
         check(replace(Settings(), values), digits)
 
 
-def test_all_contradictions_are_told_at_once(digits: Dataset) -> None:
+def test_all_contradictions_are_reported_at_once(digits: Dataset) -> None:
     values = {"task": "label_informed", "model.prior": "mixture", "model.prior_components": 4, "data.labels": 3}
     with pytest.raises(SettingsError) as caught:
         check(replace(Settings(), values), digits)
@@ -71,7 +71,7 @@ def test_all_contradictions_are_told_at_once(digits: Dataset) -> None:
 @pytest.mark.parametrize("task", ["label_informed", "supervised", "semi_supervised", "semi_supervised_reduction"])
 def test_labels_are_not_asked_of_unlabelled_data(digits: Dataset, task: str) -> None:
     bare = changed(digits, labels_N=None)
-    with pytest.raises(SettingsError, match=f"task {task} asks for labels, and data.name digits has none"):
+    with pytest.raises(SettingsError, match=f"task {task} needs labels, and data.name digits has none"):
         check(replace(Settings(), {"task": task, "model.prior": "mixture"}), bare)
 
 

@@ -179,6 +179,6 @@ def test_the_bound_of_codes_that_are_not_finite_is_nan(wrong: float) -> None:
     assert all(map(math.isnan, (result.nats, result.standard_error, result.floor)))
 
 
-def test_too_few_codes_are_told_to_the_user() -> None:
+def test_too_few_codes_are_a_user_error() -> None:
     with pytest.raises(UserError, match="at least 10 held-out images, got 9; raise data.validation_fraction"):
         jsd_bound(normal(9, 2, 0), gaussian(2), seed=0)

@@ -76,7 +76,7 @@ def without_clock(interval: Interval) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("values", VARIANTS, ids=IDS)
 @pytest.mark.parametrize("algorithm", ["adam", "sgd"])
-def test_exactly_the_named_players_move_in_each_phase(
+def test_exactly_the_named_networks_are_updated_in_each_phase(
     values: dict[str, Any], algorithm: str, small_run: Settings, digits: Dataset
 ) -> None:
     training = Training(replace(small_run, values | {"optim.algorithm": algorithm}), digits)

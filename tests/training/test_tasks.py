@@ -79,7 +79,7 @@ def test_label_information_needs_its_labels(small_run: Settings, digits: Dataset
     assert metrics["val/part_error"] > 0.5
 
 
-def test_the_label_that_is_told_is_the_digit_that_is_shown(small_run: Settings, digits: Dataset) -> None:
+def test_the_label_that_is_given_is_the_digit_that_is_shown(small_run: Settings, digits: Dataset) -> None:
     """Images of a style sheet look most like the mean image of the label that their decoder was given; chance is 0.1.
 
     A style of eight numbers is wide enough for these small images to keep part of the label, one of four is less so.
