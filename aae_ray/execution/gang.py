@@ -44,7 +44,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.errors import UserError
-from aae_ray.evaluation.figure_data import Sketch, sketch
+from aae_ray.evaluation.figure_data import FigureData
 from aae_ray.execution.failures import Failed, GangError, describe, log_tail
 from aae_ray.search.outcomes import FailureClass
 from aae_ray.settings import Data, Settings
@@ -85,7 +85,7 @@ class Trained:
 
     interval: Interval
     state: bytes
-    figures: Sketch | None
+    figures: FigureData | None
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
 
@@ -252,13 +252,13 @@ class Worker:
             training.load_state_dict(_readable(trial.state))
         return training
 
-    def _wrap(self, player: nn.Module) -> nn.Module:
+    def _wrap(self, network: nn.Module) -> nn.Module:
         if self.workers == 1:
-            return player
+            return network
         if not self.met:  # the first wrapper is the first collective: no rank enters it without the others
             self.agreement.reach()
             self.met = True
-        return DistributedDataParallel(player, forward_sync_buffers=False)
+        return DistributedDataParallel(network, forward_sync_buffers=False)
 
     def _timed(self, measure: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:

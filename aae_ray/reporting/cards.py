@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from aae_ray.evaluation.final_evaluation import Assessment
+from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting import report
 from aae_ray.search.ledger import Ledger, TrialRecord
@@ -29,7 +29,7 @@ def best_config(run: Settings, path: Path) -> Path:
 
 
 def model_card(
-    name: str, record: TrialRecord, run: Settings, classes: int, assessment: Assessment, study_id: str
+    name: str, record: TrialRecord, run: Settings, classes: int, assessment: FinalEvaluation, study_id: str
 ) -> str:
     """Markdown: what the decoder is, how good it is on images that no choice has seen, and how to use it."""
     model = run.model

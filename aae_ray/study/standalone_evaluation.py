@@ -10,7 +10,13 @@ import numpy as np
 
 from aae_ray.datasets.dataset import Dataset, cache_folder, load
 from aae_ray.errors import UserError
-from aae_ray.evaluation.final_evaluation import NEAREST_SHEET, Assessment, assess, assess_samples, assessment_tags
+from aae_ray.evaluation.final_evaluation import (
+    NEAREST_SHEET,
+    FinalEvaluation,
+    evaluate_model,
+    evaluate_samples,
+    final_evaluation_tags,
+)
 from aae_ray.evaluation.held_out import sample_generator
 from aae_ray.evaluation.judge import Judge, judge_if_any
 from aae_ray.reading import Entry, build, read_overrides
@@ -35,7 +41,7 @@ class Evaluated:
     run: Settings
     dataset: Dataset
     judge: Judge | None
-    assessment: Assessment
+    assessment: FinalEvaluation
     params: Mapping[str, Any]  # the settings that are known: of a checkpoint all, of a decoder those of its data
 
     @property
@@ -63,7 +69,7 @@ def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any
 
 def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> Evaluated:
     state = checkpoint.load(folder)
-    if not {"settings", "data_digest", "shape", "players"} <= state.keys():
+    if not {"settings", "data_digest", "shape", "networks"} <= state.keys():
         held = ", ".join(map(str, list(state)[:9]))
         raise UserError(f"{folder / checkpoint.FILE} is not a checkpoint of aae_ray: it holds {held or 'nothing'}")
     run = _settings(state["settings"], changes, str(folder))
@@ -79,7 +85,7 @@ def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> E
             f"{dataset.name} has {dataset.classes or 'none'}: its weights do not fit"
         ) from None
     judge = judge_if_any(dataset, cache_folder(run.data))
-    assessment = assess(training.evaluation, judge)
+    assessment = evaluate_model(training.evaluation, judge)
     return Evaluated(checkpoint_name(folder), run, dataset, judge, assessment, trial_params(run))
 
 
@@ -97,7 +103,7 @@ def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str,
     _same_data(what, decoder.data_digest, decoder.shape, dataset, any_data)
     _same_split(what, about, run, dataset, any_data)
     judge = judge_if_any(dataset, cache_folder(run.data))
-    assessment = assess_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
+    assessment = evaluate_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
     params = {key: value for key, value in trial_params(run).items() if key.startswith("data.")}
     return Evaluated(f"{name}-{decoder.version}", run, dataset, judge, assessment, params)
 
@@ -158,7 +164,7 @@ def record(found: Evaluated, uri: str) -> Recorded:
         "aae.run_kind": "evaluation",
         "aae.evaluated": found.name,
         "aae.data_digest": found.dataset.digest,
-        **assessment_tags(found.assessment, found.judge),
+        **final_evaluation_tags(found.assessment, found.judge),
         **provenance(),
     }
     tracker.create_run(STUDY, found.run_name, {key: value for key, value in tags.items() if value}, time.time())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from aae_ray.autoencoder.model import DECODED, Model
-from aae_ray.autoencoder.phases import place
+from aae_ray.autoencoder.phases import decoder_input
 from aae_ray.autoencoder.priors import Prior, sample_code
 from aae_ray.errors import UserError
 from aae_ray.search.objectives import dominates, fronts, select
@@ -38,14 +38,14 @@ class Decoder(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.players = nn.ModuleDict(
-            {name: player for name, player in model.players.items() if name in ("decoder", "cluster_heads")}
+            {name: player for name, player in model.networks.items() if name in ("decoder", "cluster_heads")}
         )
         self.shape, self.classes = model.shape, model.classes
 
     def forward(self, codes_BZ: Tensor) -> Tensor:
         y_BK, z_BZ = codes_BZ[:, : self.classes], codes_BZ[:, self.classes :]
         players = dict(self.players.items())
-        decoded_BD = players["decoder"](place(players, z_BZ, y_BK if self.classes else None))
+        decoded_BD = players["decoder"](decoder_input(players, z_BZ, y_BK if self.classes else None))
         x_BCHW: Tensor = decoded_BD.unflatten(1, self.shape).clamp(0, 1)
         return x_BCHW
 

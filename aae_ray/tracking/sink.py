@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aae_ray.datasets.dataset import Dataset, cache_folder
-from aae_ray.evaluation.final_evaluation import NEAREST_SHEET, Assessment, assess, assessment_tags
+from aae_ray.evaluation.final_evaluation import NEAREST_SHEET, FinalEvaluation, evaluate_model, final_evaluation_tags
 from aae_ray.evaluation.judge import judge_if_any
 from aae_ray.reporting import report
 from aae_ray.reporting.cards import best_config, model_card, summary
@@ -116,11 +116,11 @@ class Records:
 
     # --------------------------------------------------------------------------------------------------------- the best
 
-    def finalist(self, record: TrialRecord, training: Training) -> Assessment:
+    def finalist(self, record: TrialRecord, training: Training) -> FinalEvaluation:
         """What a trial is worth on the test images, that no choice has seen, and what its samples are worth."""
-        judge = judge_if_any(training.dataset, cache_folder(training.run.data))
-        assessment = assess(training.evaluation, judge)
-        self.tracker.set_tags(record.name, assessment_tags(assessment, judge))
+        judge = judge_if_any(training.dataset, cache_folder(training.settings.data))
+        assessment = evaluate_model(training.evaluation, judge)
+        self.tracker.set_tags(record.name, final_evaluation_tags(assessment, judge))
         finite = {name: value for name, value in assessment.metrics.items() if math.isfinite(value)}
         self.tracker.log_metrics(record.name, finite, 0)
         folder = self.tracker.spool.path.parent / FIGURES / record.name
@@ -133,7 +133,7 @@ class Records:
         self,
         record: TrialRecord,
         training: Training,
-        assessment: Assessment,
+        assessment: FinalEvaluation,
         folder: Path,
         ledger: Ledger,
         *,
@@ -141,12 +141,12 @@ class Records:
     ) -> None:
         """The winner: its settings, and its decoder for the registry."""
         self.tracker.set_tags(STUDY, {"aae.best_trial": record.name})
-        self.tracker.log_artifact(STUDY, best_config(training.run, folder / "best_config.yaml"))
+        self.tracker.log_artifact(STUDY, best_config(training.settings, folder / "best_config.yaml"))
         if not register:
             return
         tags = self._version_tags(record, training, ledger, assessment.metrics)
-        name = training.run.tracking.model_name or f"aae-{training.run.data.name}-decoder"
-        card = model_card(name, record, training.run, training.model.classes, assessment, self.study_id)
+        name = training.settings.tracking.model_name or f"aae-{training.settings.data.name}-decoder"
+        card = model_card(name, record, training.settings, training.model.classes, assessment, self.study_id)
         about = {key: tags[key] for key in ABOUT}
         exported = registry.export(training.model, folder, about)
         (folder / "model_card.md").write_text(card, encoding="utf-8")
@@ -158,16 +158,16 @@ class Records:
                 "folder": str(exported),
                 "tags": tags,
                 "card": card,
-                "description": f"Decoders of autoencoders of {training.run.data.name}: codes in, images out.",
+                "description": f"Decoders of autoencoders of {training.settings.data.name}: codes in, images out.",
                 "front": [ledger.values(member) for member in ledger.front()],
-                "rule": training.run.study.select,
+                "rule": training.settings.study.select,
             },
         )
 
     def _version_tags(
         self, record: TrialRecord, training: Training, ledger: Ledger, test: Mapping[str, float]
     ) -> dict[str, str]:
-        run = training.run
+        run = training.settings
         tags = {
             "aae.trial": f"{self.study_id}/{record.trial_id}/{record.epoch}",
             **{key: value for key, value in flatten(run).items() if key.startswith("data.") and value is not None},

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from aae_ray.evaluation.final_evaluation import Assessment
+from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.reporting import report
 from aae_ray.reporting.cards import best_config, model_card, resolved, summary
 from aae_ray.search.ledger import BUDGET, Ledger, TrialRecord
@@ -207,7 +207,9 @@ def test_the_card_tells_what_the_decoder_is_and_how_good() -> None:
         TrialRecord(7, "ab", {}, epoch=27),
         run,
         0,
-        Assessment({"test/reconstruction_mse": 0.01234, "test/jsd_nats": 0.2, "other": 1.0}, remarks=["no praise"]),
+        FinalEvaluation(
+            {"test/reconstruction_mse": 0.01234, "test/jsd_nats": 0.2, "other": 1.0}, remarks=["no praise"]
+        ),
         "digits-1",
     )
     assert card.startswith("# aae-digits-decoder\n") and "Decoder of trial t0007 of study digits-1" in card
