@@ -44,7 +44,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.errors import UserError
-from aae_ray.evaluation.figure_data import FigureData
+from aae_ray.evaluation.figure_data import FigureData, figure_data
 from aae_ray.execution.failures import Failed, GangError, describe, log_tail
 from aae_ray.search.outcomes import FailureClass
 from aae_ray.settings import Data, Settings
@@ -229,9 +229,9 @@ class Worker:
             return None
         compared = interval.epoch == order.until_epoch or interval.stop_reason is not None
         training_seconds = time.monotonic() - start - self.evaluation_seconds
-        figures = self._timed(sketch)(training.evaluation) if compared else None
+        figures = self._timed(figure_data)(training.evaluation) if compared else None
         state = training.state_dict()
-        if interval.epoch >= training.run.train.epochs and interval.stop_reason is None:
+        if interval.epoch >= training.settings.train.epochs and interval.stop_reason is None:
             state.pop("optimizers", None)  # nothing comes after the whole budget
         return Trained(interval, checkpoint.pack(state), figures, training_seconds, self.evaluation_seconds)
 

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from aae_ray.errors import UserError
-from aae_ray.search.events import ADAPTER, SCHEMA, Event, StudyStarted
+from aae_ray.search.events import ADAPTER, SCHEMA, Evaluated, Event, StudyStarted
 
 JOURNAL, LOCK, OWNER = "journal.jsonl", "study.lock", "owner.json"
 HEARTBEAT_SECONDS = 5.0
@@ -63,7 +63,7 @@ def _read(folder: Path) -> tuple[list[Event], int]:
         _check_schema(path, lines[0])
     if not events:
         raise UserError(f"{path} holds no event: the study had not begun; start it anew")
-    if not isinstance(events[0], StudyStarted):
+    if not isinstance(events[0], StudyStarted | Evaluated):
         raise UserError(f"{path} begins with {events[0].event}, and not with the start of a study: its head is missing")
     return events, whole
 

@@ -174,7 +174,7 @@ class Ledger:
                 self._close_session(event.end, event.message, event.time)
             case events.StudyEnded():
                 self._close_session(StudyEnd.PLANNED, event.message, event.time)
-            case events.FileWritten():
+            case events.FileWritten() | events.Evaluated():
                 pass
 
     def _resume(self, event: events.StudyResumed) -> None:

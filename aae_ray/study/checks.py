@@ -120,8 +120,8 @@ def check_resume(name: str, ledger: Ledger, plan: Plan, dataset: Dataset, *, ext
         raise UserError("\n".join([f"{name}: these settings differ from those that it was started with", *lines, how]))
     if dataset.digest != ledger.started.data.digest:
         raise UserError(
-            f"{name} was started on data with digest {ledger.started.data.digest}, and data.name {dataset.name} now has "
-            f"{dataset.digest}; restore those data, or start a new study"
+            f"{name} was started on data with digest {ledger.started.data.digest}, and data.name {dataset.name} "
+            f"now has {dataset.digest}; restore those data, or start a new study"
         )
     here = versions()
     other = [
@@ -131,8 +131,8 @@ def check_resume(name: str, ledger: Ledger, plan: Plan, dataset: Dataset, *, ext
     ]
     if other and not any_version:
         raise UserError(
-            f"{name} was started with other versions: {'; '.join(other)}. Install those, or give --any-version to go on "
-            "with results that may differ from an unbroken study's"
+            f"{name} was started with other versions: {'; '.join(other)}. Install those, or give --any-version to go "
+            "on with results that may differ from an unbroken study's"
         )
 
 

@@ -1,6 +1,5 @@
 """An evaluation outside of a study, of a registered decoder or a checkpoint, recorded as an MLflow run of its own."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,13 @@ from aae_ray.evaluation.final_evaluation import (
 from aae_ray.evaluation.held_out import sample_generator
 from aae_ray.evaluation.judge import Judge, judge_if_any
 from aae_ray.reading import Entry, build, read_overrides
+from aae_ray.search import events
+from aae_ray.search.journal import Journal
+from aae_ray.secrets import redact
 from aae_ray.settings import Settings, dotted_fields, replace, setting
 from aae_ray.tracking import registry
-from aae_ray.tracking.provenance import moment, provenance
-from aae_ray.tracking.sender import STUDY, Tracker
+from aae_ray.tracking.provenance import provenance, unique_timestamp
+from aae_ray.tracking.sender import Tracker
 from aae_ray.tracking.sink import trial_params
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Training
@@ -34,7 +36,7 @@ SPLIT = ("data.split_seed", "data.validation_fraction", "data.test_fraction")
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class StandaloneEvaluation:
     """What was measured of what, and on which data."""
 
     name: str
@@ -49,7 +51,7 @@ class Evaluated:
         return f"evaluate-{self.name}"
 
 
-def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any_data: bool) -> Evaluated:
+def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any_data: bool) -> StandaloneEvaluation:
     """Evaluate a checkpoint's folder, or a registered decoder by name; overrides say where its data are.
 
     Raises UserError when there is no such thing, when the data are others or split otherwise, unless `any_data`, or
@@ -67,7 +69,7 @@ def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any
     return _registered(model, changes, version, uri, any_data)
 
 
-def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> Evaluated:
+def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> StandaloneEvaluation:
     state = checkpoint.load(folder)
     if not {"settings", "data_digest", "shape", "networks"} <= state.keys():
         held = ", ".join(map(str, list(state)[:9]))
@@ -86,7 +88,7 @@ def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> E
         ) from None
     judge = judge_if_any(dataset, cache_folder(run.data))
     assessment = evaluate_model(training.evaluation, judge)
-    return Evaluated(checkpoint_name(folder), run, dataset, judge, assessment, trial_params(run))
+    return StandaloneEvaluation(checkpoint_name(folder), run, dataset, judge, assessment, trial_params(run))
 
 
 def checkpoint_name(folder: Path) -> str:
@@ -95,7 +97,9 @@ def checkpoint_name(folder: Path) -> str:
     return f"{study}/{trial}/{name}" if trials == "trials" else name
 
 
-def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str, any_data: bool) -> Evaluated:
+def _registered(
+    name: str, changes: Mapping[str, Entry], version: str, uri: str, any_data: bool
+) -> StandaloneEvaluation:
     decoder = registry.load(name, uri, version)
     about = {key: value for key, value in decoder.settings.items() if key.startswith("data.")}
     run = _settings(about, changes, name)
@@ -105,7 +109,7 @@ def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str,
     judge = judge_if_any(dataset, cache_folder(run.data))
     assessment = evaluate_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
     params = {key: value for key, value in trial_params(run).items() if key.startswith("data.")}
-    return Evaluated(f"{name}-{decoder.version}", run, dataset, judge, assessment, params)
+    return StandaloneEvaluation(f"{name}-{decoder.version}", run, dataset, judge, assessment, params)
 
 
 def _settings(recorded: Mapping[str, Any], changes: Mapping[str, Entry], where: str) -> Settings:
@@ -152,13 +156,12 @@ class Recorded(NamedTuple):
     refused: list[str]
 
 
-def record(found: Evaluated, uri: str) -> Recorded:
+def record(found: StandaloneEvaluation, uri: str) -> Recorded:
     """Write an evaluation to MLflow as a run of its own, with the sheet of nearest images."""
-    folder = Path(found.run.study.folder).expanduser() / f"evaluation-{moment()}"
+    folder = Path(found.run.study.folder).expanduser() / f"evaluation-{unique_timestamp()}"
     folder.mkdir(parents=True)
     sheet = folder / NEAREST_SHEET  # a copy of its own: it may be sent when the user's file is another one
     sheet.write_bytes(found.assessment.nearest_sheet)
-    tracker = Tracker(folder, uri, f"aae/{found.dataset.name}")
     tags = {
         "aae.study_id": folder.name,
         "aae.run_kind": "evaluation",
@@ -167,10 +170,18 @@ def record(found: Evaluated, uri: str) -> Recorded:
         **final_evaluation_tags(found.assessment, found.judge),
         **provenance(),
     }
-    tracker.create_run(STUDY, found.run_name, {key: value for key, value in tags.items() if value}, time.time())
-    tracker.log_params(STUDY, found.params)
-    tracker.log_metrics(STUDY, found.assessment.metrics, 0)
-    tracker.log_artifact(STUDY, sheet, "figures")
-    tracker.end_run(STUDY, "FINISHED", time.time())
+    journal = Journal.create(folder)
+    journal.append(
+        events.Evaluated(
+            run_name=found.run_name,
+            experiment=f"aae/{found.dataset.name}",
+            params=dict(found.params),
+            metrics=dict(found.assessment.metrics),
+            tags={key: redact(str(value)) for key, value in tags.items() if value},
+            data=events.DataRecord.of(found.dataset),
+            sheet=sheet.name,
+        )
+    )
+    tracker = Tracker(folder, journal.history, uri)
     unsent = tracker.close(SEND_SECONDS)
-    return Recorded(folder, unsent, tracker.dropped)
+    return Recorded(folder, unsent, tracker.parked)

@@ -55,7 +55,7 @@ FAILED = 1  # exit code of a study that ended without its processes in order
 
 
 def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (), verbose: bool = False) -> Closing:
-    """Run a new study to its end, its budget or Ctrl-C, and report. Raises UserError for what the user can put right."""
+    """Run a new study to its end, its budget or Ctrl-C, and report. Raises UserError for mistakes of the user."""
     plan, uri, dataset = checks.checked(plan)
     prior = prior_trials(warm_start, plan, dataset)
     if warm_start:
@@ -67,7 +67,7 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
         started = events.StudyStarted(
             study_id=folder.name,
             plan=record_plan(plan),
-            data=data_record(dataset),
+            data=events.DataRecord.of(dataset),
             versions=dict(checks.versions()),
             provenance={key: redact(value) for key, value in provenance().items()},
             host=socket.gethostname(),
@@ -201,23 +201,11 @@ def new_folder(plan: Plan) -> Path:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"study.folder {study.folder}: {folder} cannot be made: {error.strerror}") from None
-    check_writable(folder)
+    check_writable(str(folder))
     if problem := checks.disk_problem(folder):
         folder.rmdir()
         raise UserError(f"study.folder {study.folder}: {problem}")
     return folder
-
-
-def data_record(dataset: Dataset) -> events.DataRecord:
-    return events.DataRecord(
-        name=dataset.name,
-        digest=dataset.digest,
-        shape=tuple(dataset.shape),
-        classes=dataset.classes or 0,
-        train=len(dataset.train),
-        val=len(dataset.val),
-        test=len(dataset.test),
-    )
 
 
 # --------------------------------------------------------------------------------------------------------- how it goes

@@ -180,7 +180,7 @@ class OneRankFails(Worker):
         return training
 
     def _train(self, training: Any, order: Train) -> Trained | None:
-        if self.rank == 1 and training.run.data.split_seed == 3:
+        if self.rank == 1 and training.settings.data.split_seed == 3:
             raise KeyError("a bug in the middle of an epoch")  # while the other rank waits in a collective
         return super()._train(training, order)
 
