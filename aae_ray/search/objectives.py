@@ -21,6 +21,7 @@ class Front:
 
     def __init__(self) -> None:
         self.points: dict[int, tuple[float, ...]] = {}
+        self.sorted: list[int] | None = None  # their numbers, as long as no point is taken
 
     def insert(self, number: int, point: Point) -> None:
         """Take a point; those that it dominates leave."""
@@ -28,10 +29,13 @@ class Front:
             return
         self.points = {key: other for key, other in self.points.items() if not dominates(point, other)}
         self.points[number] = tuple(point)
+        self.sorted = None
 
     def members(self) -> list[int]:
         """Numbers of the points, best first objective first."""
-        return sorted(self.points, key=lambda number: (self.points[number], number))
+        if self.sorted is None:
+            self.sorted = sorted(self.points, key=lambda number: (self.points[number], number))
+        return self.sorted
 
 
 @dataclass
