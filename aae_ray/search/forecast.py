@@ -51,11 +51,11 @@ def forecast(ledger: Ledger, now: float) -> Forecast:
     if ledger.session_started is not None:
         elapsed += max(now - ledger.session_started, 0.0)
     hours = Hours(ledger.hours.training, ledger.hours.evaluation, ledger.hours.waiting)
-    for trial in ledger.open.values():
+    for trial in list(ledger.open.values()):  # at once: the study may go on meanwhile
         hours.waiting += _waiting(trial, now)
     worker_seconds = hours.busy + hours.waiting
     by_state: dict[State, dict[str, float]] = {State.STOPPED: {}, State.FAILED: {}, State.COMPLETE: {}}
-    for reason, seconds in ledger.seconds_by_reason.items():
+    for reason, seconds in list(ledger.seconds_by_reason.items()):
         by_state[reason.state][reason.value] = seconds
     wall_clock = Use(elapsed, study.budget.wall_clock)
     worker_hours = Use(worker_seconds / 3600, getattr(study.budget, "worker_hours", None))
@@ -89,7 +89,7 @@ def _left(ledger: Ledger, now: float, wall_clock: Use, worker_hours: Use) -> Int
         return None
     mean = total / count
     variance = max(squares - total * mean, 0.0) / (count - 1)
-    held = [trial.hours.busy + trial.hours.waiting + _waiting(trial, now) for trial in ledger.open.values()]
+    held = [trial.hours.busy + trial.hours.waiting + _waiting(trial, now) for trial in list(ledger.open.values())]
     expected = remaining * mean - sum(min(seconds, mean) for seconds in held)
     # Of the remaining trials themselves, and of the mean that is known from a few.
     spread = DEVIATIONS * math.sqrt(remaining * variance + remaining**2 * variance / count)
