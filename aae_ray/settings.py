@@ -311,6 +311,13 @@ class Study(Section):
     folder: str = Field("runs", description="where studies keep their state; shared by all nodes (a path or s3://...)")
     max_failures: Int = Field(2, ge=0, description="times a trial is retried from its checkpoint when a worker dies")
     step_timeout: Duration = Field(1800, description="after this long without an answer a gang counts as hung")
+    start_timeout: Duration = Field(
+        600, description="after this long without its workers a gang counts as one that cannot start"
+    )
+    keep: Literal["front", "best", "all"] = Field(
+        "front",
+        description="checkpoints that stay when trials have ended: those of the front, of the best trial alone, or all",
+    )
     finalists: Literal["best", "front", "all"] = Field(
         "front", description="trials that are measured on the test images when the study ends"
     )

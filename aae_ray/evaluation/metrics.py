@@ -3,12 +3,14 @@
 Shapes: `N` examples, `M` draws of noise per example, `Z` code, `K` classes or clusters.
 """
 
+from __future__ import annotations  # the table is read without PyTorch, whose import takes seconds
+
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # -------------------------------------------------------------------------------------------------- the table
 
@@ -206,6 +208,8 @@ def code_std(codes_NZ: Tensor, prior_std_Z: Tensor) -> float:
 
 def mean_entropy(logits_NK: Tensor) -> float:
     """Mean over examples of the entropy of a categorical distribution, in nats: 0 for one-hots, log K when unsure."""
+    import torch
+
     return float(torch.special.entr(logits_NK.double().softmax(1)).sum(1).mean())
 
 
@@ -215,6 +219,8 @@ def noise_use(z_MNZ: Tensor) -> float:
     0 when the encoder ignores its noise, 1 where the code says nothing about the image. A dimension that does not
     vary at all uses no noise and counts as 0. Raises ValueError for fewer than two draws.
     """
+    import torch
+
     draws, _, size = z_MNZ.shape
     if draws < 2:
         raise ValueError(f"noise use needs two or more draws per example, got {draws}")

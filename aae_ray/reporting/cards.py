@@ -6,33 +6,36 @@ import yaml
 
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.reporting import report
+from aae_ray.reporting.tables import searched_keys
+from aae_ray.reporting.text import heading, number
 from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.outcomes import State, StudyEnd
 from aae_ray.search.space import Plan, spec_of
+from aae_ray.secrets import without_userinfo
 from aae_ray.settings import Settings, dotted_fields, setting
 
 
-def best_config(run: Settings, path: Path) -> Path:
+def best_config(settings: Settings, path: Path) -> Path:
     """A file that `python -m aae_ray.train` takes: every setting that shapes the trial, what it was chosen by, and the
     name that its decoder was registered under, if it had one of its own."""
     values = {}
     for key in dotted_fields():
         if not key.startswith(("study.", "tracking.")):
-            value = setting(run, key)
+            value = setting(settings, key)
             values[key] = list(value) if isinstance(value, tuple) else value
-    if run.tracking.model_name:
-        values["tracking.model_name"] = run.tracking.model_name
-    study = {"name": f"{run.study.name}-best", "objectives": list(run.study.objectives)}
+    if settings.tracking.model_name:
+        values["tracking.model_name"] = settings.tracking.model_name
+    study = {"name": f"{settings.study.name}-best", "objectives": list(settings.study.objectives)}
     text = yaml.safe_dump({"study": study, "run": values}, sort_keys=False)
     path.write_text(f"# python -m aae_ray.train {path.name}\n{text}", encoding="utf-8")
     return path
 
 
 def model_card(
-    name: str, record: TrialRecord, run: Settings, classes: int, assessment: FinalEvaluation, study_id: str
+    name: str, trial: TrialRecord, settings: Settings, classes: int, assessment: FinalEvaluation, study_id: str
 ) -> str:
     """Markdown: what the decoder is, how good it is on images that no choice has seen, and how to use it."""
-    model = run.model
+    model = settings.model
     codes = f"{classes} + {model.latent_dim}: a one-hot label, then a style" if classes else model.latent_dim
     rows = [
         f"| {metric} | {value:.4f} | {METRICS[metric].unit} |"
@@ -43,9 +46,9 @@ def model_card(
         [
             f"# {name}",
             "",
-            f"Decoder of trial {record.name} of study {study_id}: task {run.task}, {model.posterior} "
+            f"Decoder of trial {trial.name} of study {study_id}: task {settings.task}, {model.posterior} "
             f"posterior, {model.latent_dim}-dimensional {model.prior} "
-            f"prior of scale {model.prior_scale:g}, trained on {run.data.name} for {record.epoch} epochs.",
+            f"prior of scale {model.prior_scale:g}, trained on {settings.data.name} for {trial.epoch} epochs.",
             "",
             "| metric on the test images | value | unit |",
             "|---|---:|---|",
@@ -65,26 +68,31 @@ def model_card(
 
 def summary(ledger: Ledger) -> str:
     """Markdown for the parent run: the front as a table, and how the trials ended."""
-    front = ledger.front()
-    keys = list(front[0].params) if front else []
-    head = ["trial", *map(report.heading, ledger.objectives), *keys]
+    keys = searched_keys(ledger)
+    head = ["trial", *map(heading, ledger.objectives), *keys]
     rows = [
         [
-            record.name,
-            *(f"{record.metrics[name]:.4f}" for name in ledger.objectives),
-            *(report.number(record.params[key]) for key in keys),
+            trial.name,
+            *(f"{trial.metrics[name]:.4f}" for name in ledger.objectives),
+            *(number(trial.params[key]) if key in trial.params else "" for key in keys),
         ]
-        for record in front
+        for trial in ledger.front()
     ]
     table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-    counts = ", ".join(f"{ledger.count(state)} {state}" for state in ("complete", "stopped", "failed"))
-    return "\n".join([f"{len(ledger.trials)} trials: {counts}.", "", "Pareto front:", "", *table])
+    ended = (State.COMPLETE, State.STOPPED, State.FAILED)
+    counts = ", ".join(f"{ledger.count(state)} {state}" for state in ended)
+    lines = [f"{len(ledger.trials)} trials: {counts}."]
+    if ledger.end is not None and ledger.end is not StudyEnd.PLANNED:
+        lines.append(f"Stopped before its planned end: {ledger.end_message or ledger.end}.")
+    return "\n".join([*lines, "", "Pareto front:", "", *table])
 
 
 def resolved(plan: Plan) -> str:
-    """The whole study as the text of a study's file, with every default spelled out."""
-    run = plan.settings
-    values = {key: setting(run, key) for key in dotted_fields()}
+    """The whole study as the text of a study's file, with every default spelled out, and no user or password of an
+    address."""
+    values = {key: setting(plan.settings, key) for key in dotted_fields()}
+    if values["tracking.uri"] is not None:
+        values["tracking.uri"] = without_userinfo(values["tracking.uri"])
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     return yaml.safe_dump(
         {

@@ -1,34 +1,53 @@
 """The live screen of a study on a terminal, and plain lines elsewhere."""
 
+import os
+import socket
 import time
+from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from aae_ray.reporting.report import describe, duration, heading
-from aae_ray.search.ledger import Ledger, State, TrialRecord
+from aae_ray.reporting.console import is_ascii
+from aae_ray.reporting.status import FRONT_ROWS, StudyStatus
+from aae_ray.reporting.text import ASCII, UNICODE, describe, heading
+from aae_ray.search import events
+from aae_ray.search.journal import Owner
+from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.outcomes import State
 from aae_ray.search.space import Plan
 
-ROWS = 12  # trials on the screen: those that run, then the latest
-BAR = 24  # characters
+if TYPE_CHECKING:
+    from aae_ray.datasets.dataset import Dataset
+
 SILENCE = 60.0  # seconds: for longer a log does not keep quiet about a trial that goes on
-STYLES: dict[State, str] = {"running": "cyan", "complete": "green", "stopped": "yellow", "failed": "red"}
+NOTES = 3  # of the last ones, on the screen
+REFRESHES = 4  # a second
 
 
 class Screen:
-    """Shows the ledger: redrawn in place on a terminal, a line per event in a log."""
+    """A sink of the study's events: redrawn in place on a terminal, a line per event in a log.
 
-    def __init__(self, console: Console, ledger: Ledger, plan: Plan, title: str) -> None:
-        self.console, self.ledger, self.plan, self.title = console, ledger, plan, title
+    On a terminal the cost of an event, and of drawing, does not grow with the number of trials.
+    """
+
+    def __init__(self, console: Console, folder: Path, plan: Plan, dataset: "Dataset | None" = None) -> None:
+        self.console, self.folder, self.plan = console, folder, plan
+        self.symbols = ASCII if is_ascii(console) else UNICODE
+        self.title = self._title(dataset)
+        self.ledger: Ledger | None = None  # from the first event on
         self.status = "starting Ray"
+        self.notes: list[str] = []
+        self.tracking: str | None = None  # what keeps MLflow from taking the records
+        self.unsent = 0
         self.began = time.monotonic()
-        self.first_end: float | None = None
-        self.told: dict[str, float] = {}  # when a line last spoke of a trial
+        self.mentioned: dict[int, float] = {}  # when a line last spoke of an open trial
+        self.owner = Owner(socket.gethostname(), os.getpid(), time.time(), time.time())
         self.live = (
-            Live(console=console, refresh_per_second=4, get_renderable=self.render, transient=True)
+            Live(console=console, refresh_per_second=REFRESHES, get_renderable=self.render, transient=True)
             if console.is_terminal
             else None
         )
@@ -37,7 +56,7 @@ class Screen:
         if self.live:
             self.live.start()
         else:
-            self.console.print(self.title)
+            self._print(self.title)
         return self
 
     def __exit__(
@@ -46,98 +65,141 @@ class Screen:
         if self.live:
             self.live.stop()
 
+    # ----------------------------------------------------------------------------------------------------- what it gets
+
+    def handle(self, event: events.Event, ledger: Ledger) -> None:
+        """Take an event that the ledger has applied."""
+        self.ledger = ledger
+        match event:
+            case events.StudyResumed():
+                self._log(f"resumed, with {len(ledger.open)} open trials of {len(ledger.trials)}")
+            case events.AttemptStarted():
+                self.status = ""
+                self._started(ledger.trials[event.number], event)
+            case events.Reported():
+                self._reported(ledger.trials[event.number])
+            case events.AttemptFailed():
+                then = "it is tried again" if event.retry else "it is not tried again"
+                self._log_trial(
+                    ledger.trials[event.number],
+                    f"attempt {event.attempt} failed ({event.failure}): {_first_line(event.message)}; {then}",
+                )
+            case events.Ended():
+                self._ended(ledger.trials[event.number])
+            case events.Measured() | events.Chosen():
+                self._finalist(event, ledger)
+            case events.Promoted():
+                champion = "champion" if event.champion else "not the champion"
+                self._log(f"registered as {event.name} version {event.version}, {champion}: {event.reason}")
+            case events.Noted():
+                self._log(f"note: {event.text}")
+            case events.StudyStopped():
+                left = sum(count for reason, count in ledger.reasons.items() if reason.resumable)
+                why = f": {event.message}" if event.message else ""
+                self._log(f"stopped ({event.end}){why}" + (f"; a resume goes on with {left} trials" if left else ""))
+            case events.StudyEnded():
+                self._log("ended" + (f": {event.message}" if event.message else ""))
+            case _:
+                pass
+
     def say(self, status: str) -> None:
         """What the study is doing when no trial is."""
-        self.status = status
+        if status != self.status:
+            self.status = status
+            self._log(status)
+
+    def note(self, text: str) -> None:
+        """Something to know that stops nothing. It stays on the screen; a log has it once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self._log(f"note: {text}")
+
+    def note_tracking(self, problem: str | None, unsent: int) -> None:
+        """Whether MLflow takes the records. Asked often: a log has a line when that changes."""
+        if problem != self.tracking:
+            if problem is not None:
+                self._log(f"MLflow: {problem}; {unsent} records wait")
+            else:
+                self._log("MLflow takes records again")
+        self.tracking, self.unsent = problem, unsent
+
+    def end(self, text: str) -> None:
+        """The last words, from any thread, before the process ends in a hurry."""
+        if self.live:
+            self.live.stop()
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    # ------------------------------------------------------------------------------------------------ lines of a log
+
+    def _started(self, trial: TrialRecord, event: events.AttemptStarted) -> None:
+        again = f", attempt {event.attempt}" if event.attempt > 1 else ""
+        at = f" at epoch {event.epoch}" if event.epoch else ""
+        self._log_trial(trial, f"begins{again}{at}: {describe(trial.params) or 'the settings as given'}")
+
+    def _reported(self, trial: TrialRecord) -> None:
+        """A line, though not for every report: how far a trial is that takes long."""
+        silence = time.monotonic() - self.mentioned.get(trial.number, self.began)
+        if trial.state is State.RUNNING and silence >= SILENCE:
+            self._log_trial(trial, f"at epoch {trial.epoch} of {trial.epochs}  {self._values(trial)}")
+
+    def _ended(self, trial: TrialRecord) -> None:
+        assert self.ledger is not None
+        reason = "" if trial.state is State.COMPLETE else f" ({trial.reason})"
+        count = f"[{self.ledger.ended}/{self.ledger.settled.settings.study.budget.trials}]"
+        parts = [f"{trial.state}{reason} after {trial.epoch} epochs", self._values(trial), count]
+        if trial.state is State.FAILED and trial.message:
+            parts.append(_first_line(trial.message))
+        self._log_trial(trial, "  ".join(part for part in parts if part))
+        self.mentioned.pop(trial.number, None)
+
+    def _finalist(self, event: events.Measured | events.Chosen, ledger: Ledger) -> None:
+        trial = ledger.trials[event.number]
+        if isinstance(event, events.Chosen):
+            self._log_trial(trial, f"is the best trial  {self._values(trial)}")
+            return
+        names = [name.replace("val/", "test/") for name in ledger.objectives]
+        values = "  ".join(f"{name}={event.metrics[name]:.4f}" for name in names if name in event.metrics)
+        self._log_trial(trial, f"on the test images  {values}")
+
+    def _values(self, trial: TrialRecord) -> str:
+        names = self.plan.settings.study.objectives
+        return "  ".join(f"{name}={trial.metrics[name]:.4f}" for name in names if name in trial.metrics)
+
+    def _log_trial(self, trial: TrialRecord, what: str) -> None:
+        self.mentioned[trial.number] = time.monotonic()
+        self._log(f"{trial.name} {what}")
+
+    def _log(self, line: str) -> None:
         if not self.live:
-            self.console.print(f"[{self._clock()}] {status}", markup=False)
+            self._print(f"[{time.monotonic() - self.began:6.1f} s] {line}")
 
-    def trial_began(self, record: TrialRecord) -> None:
-        self.status = ""
-        if not self.live:
-            again = f", attempt {record.attempts}" if record.attempts > 1 else ""
-            self._tell(record, f"begins{again}: {describe(record.params) or 'the settings as given'}")
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
 
-    def trial_reported(self, record: TrialRecord) -> None:
-        """A line in a log, though not for every report: how far a trial is that takes long."""
-        silence = time.monotonic() - self.told.get(record.name, self.began)
-        if not self.live and record.state == "running" and silence >= SILENCE:
-            self._tell(record, f"at epoch {record.epoch} of {self.plan.settings.train.epochs}  {self._values(record)}")
-
-    def trial_ended(self, record: TrialRecord) -> None:
-        self.first_end = self.first_end or time.monotonic()
-        if not self.live:
-            reason = "" if record.state == "complete" else f" ({record.stop_reason})"
-            done = sum(r.ended is not None for r in self.ledger.records)
-            count = f"[{done}/{self.plan.settings.study.budget.trials}]"
-            self._tell(record, f"{record.state}{reason} after {record.epoch} epochs  {self._values(record)}  {count}")
-
-    def _tell(self, record: TrialRecord, what: str) -> None:
-        self.told[record.name] = time.monotonic()
-        self.console.print(f"[{self._clock()}] {record.name} {what}", markup=False)
-
-    def _values(self, record: TrialRecord) -> str:
-        return "  ".join(
-            f"{name}={record.metrics[name]:.4f}" for name in self.ledger.objectives if name in record.metrics
-        )
+    # -------------------------------------------------------------------------------------------------- the live screen
 
     def render(self) -> Group:
-        return Group(
-            Text(self.title, style="bold"),
-            self._progress(),
-            Text(self.status, style="cyan"),
-            *self._best(),
-            self._table(),
-        )
+        """What the terminal shows now."""
+        parts: list[object] = [Text(self.title, style="bold")]
+        if self.ledger is not None and self.ledger.started is not None:
+            now = time.time()
+            owner = Owner(self.owner.host, self.owner.pid, self.owner.began, now)
+            status = StudyStatus.of(self.folder, self.ledger, owner, now, front=FRONT_ROWS)
+            parts += status.body(self.console.width, is_ascii(self.console))
+        if self.status:
+            parts.append(Text(self.status, style="cyan"))
+        parts += [Text(f"note: {note}", style="yellow") for note in self.notes[-NOTES:]]
+        if self.tracking is not None:
+            parts.append(Text(f"MLflow: {self.tracking}; {self.unsent} records wait", style="yellow"))
+        return Group(*parts)  # type: ignore[arg-type]
 
-    def _progress(self) -> Text:
-        trials = self.ledger.records
-        budget = self.plan.settings.study.budget.trials
-        done = sum(record.ended is not None for record in trials)
-        counts = "  ".join(f"{self.ledger.count(state)} {state}" for state in STYLES)
-        filled = min(BAR, round(BAR * done / budget))
-        bar = (("━" * filled, "green"), ("━" * (BAR - filled), "dim"))
-        return Text.assemble(*bar, f"  {done}/{budget}  {counts}  {self._pace(done, budget)}")
+    def _title(self, dataset: "Dataset | None") -> str:
+        settings = self.plan.settings
+        goals = "  ".join(heading(name, self.symbols) for name in settings.study.objectives)
+        sizes = "" if dataset is None else f"{len(dataset.train)} / {len(dataset.val)} / {len(dataset.test)} images, "
+        trials = f"{settings.study.budget.trials} trials of {settings.train.epochs} epochs"
+        return f"{settings.study.name}: {settings.data.name}, {sizes}{trials}, {goals}"
 
-    def _pace(self, done: int, budget: int) -> str:
-        elapsed = time.monotonic() - self.began
-        if self.first_end is None or not 2 <= done < budget or time.monotonic() <= self.first_end:
-            return duration(elapsed)
-        rate = (done - 1) / (time.monotonic() - self.first_end)
-        return f"{duration(elapsed)}  {60 * rate:.0f} trials/min  about {duration((budget - done) / rate)} left"
 
-    def _best(self) -> list[Text]:
-        complete = self.ledger.complete()
-        if not complete:
-            return []
-        front = len(self.ledger.front())
-        lines = [Text(f"front: {front} {'trial' if front == 1 else 'trials'}")]
-        for index, name in enumerate(self.ledger.objectives):
-            best = min(complete, key=lambda record: self.ledger.values(record)[index])
-            lines.append(Text.assemble("best ", (heading(name), "bold"), f"  {best.metrics[name]:.4f}  {best.name}"))
-        return lines
-
-    def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("trial", "state", "epoch"):
-            table.add_column(column, no_wrap=True, justify="right" if column == "epoch" else "left")
-        for name in self.ledger.objectives:
-            table.add_column(heading(name), justify="right", no_wrap=True)
-        table.add_column("what", no_wrap=True, overflow="ellipsis")
-        trials = sorted(self.ledger.records, key=lambda record: (record.ended is not None, -record.number))
-        for record in trials[:ROWS]:
-            values = [
-                f"{record.metrics[name]:.4f}" if name in record.metrics else "" for name in self.ledger.objectives
-            ]
-            state = record.state if record.state in ("running", "complete") else f"{record.state}: {record.stop_reason}"
-            table.add_row(
-                record.name,
-                Text(state, style=STYLES[record.state]),
-                f"{record.epoch}/{self.plan.settings.train.epochs}",
-                *values,
-                describe(record.params),
-            )
-        return table
-
-    def _clock(self) -> str:
-        return f"{time.monotonic() - self.began:6.1f} s"
+def _first_line(message: str) -> str:
+    return next((line.strip() for line in message.splitlines() if line.strip()), "no message")

@@ -15,6 +15,8 @@ from aae_ray.search.objectives import Front, Ranks
 from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from aae_ray.search.space import Plan, plan_from
 
+RECENT = 24  # of the last trials that ended, so many are kept at hand
+
 
 @dataclass
 class Hours:
@@ -86,6 +88,14 @@ class Rung:
     verdicts: dict[int, bool] = field(default_factory=dict)
 
 
+@dataclass
+class Failures:
+    """How often attempts failed in one way, and how the last of them did."""
+
+    count: int = 0
+    last: events.AttemptFailed | None = None
+
+
 class Ledger:
     """All that follows from the events so far."""
 
@@ -101,6 +111,12 @@ class Ledger:
         self.failures_in_a_row = 0
         self.first_failures: list[str] = []  # messages of bugs, as long as no trial ended otherwise
         self.ended_seconds: list[float] = [0.0, 0.0, 0.0]  # count, sum, sum of squares of ended trials' worker seconds
+        self.seconds_by_reason: dict[Reason, float] = {}  # worker seconds of trials that ended for good
+        self.hours = Hours()  # of all trials
+        self.failures: dict[FailureClass, Failures] = {}  # of attempts
+        self.recent: dict[int, TrialRecord] = {}  # the last trials that ended, in the order of their ends
+        self.best_trials: dict[int, TrialRecord] = {}  # index of an objective -> the complete trial that is best in it
+        self.most_running = 0  # trials at a time, in this session
         self.end: StudyEnd | None = None  # None while the study goes on
         self.end_message: str | None = None
         self.notes: list[str] = []
@@ -143,6 +159,7 @@ class Ledger:
                 trial.started = trial.started or event.time
                 trial.attempt_started = trial.heard = event.time
                 trial.busy_before = trial.hours.busy
+                self.most_running = max(self.most_running, self.counts[State.RUNNING])
             case events.Reported():
                 self._report(self.trials[event.number], event)
             case events.Decided():
@@ -152,6 +169,8 @@ class Ledger:
             case events.AttemptFailed():
                 trial = self.trials[event.number]
                 trial.failures.append(event)
+                failures = self.failures.setdefault(event.failure, Failures())
+                failures.count, failures.last = failures.count + 1, event
                 self._close_attempt(trial, event.time)
                 trial.message = event.message
                 trial.alone = trial.alone or event.failure is FailureClass.OUT_OF_MEMORY
@@ -178,7 +197,7 @@ class Ledger:
                 pass
 
     def _resume(self, event: events.StudyResumed) -> None:
-        self.resumed, self.end, self.end_message = event, None, None
+        self.resumed, self.end, self.end_message, self.most_running = event, None, None, 0
         self.session_started, self.failures_in_a_row, self.first_failures = event.time, 0, []
         if event.plan is not None:
             self.plan = plan_from(event.plan)
@@ -191,11 +210,14 @@ class Ledger:
                 trial.reason, trial.ended = None, None
                 self._move(trial, State.WAITING)
                 self.open[trial.number] = trial
+                self.recent.pop(trial.number, None)
 
     def _report(self, trial: TrialRecord, event: events.Reported) -> None:
         workers = trial.plan.settings.study.workers_per_trial
         trial.hours.training += event.training_seconds * workers
         trial.hours.evaluation += event.evaluation_seconds * workers
+        self.hours.training += event.training_seconds * workers
+        self.hours.evaluation += event.evaluation_seconds * workers
         self.worker_seconds += (event.training_seconds + event.evaluation_seconds) * workers
         trial.heard, trial.last_report = event.time, event
         for metrics in self.fresh(event):
@@ -220,9 +242,13 @@ class Ledger:
         self._move(trial, reason.state)
         del self.open[trial.number]
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self.recent[trial.number] = trial
+        if len(self.recent) > RECENT:
+            del self.recent[next(iter(self.recent))]
         if reason.resumable:
             return
         seconds = trial.hours.busy + trial.hours.waiting
+        self.seconds_by_reason[reason] = self.seconds_by_reason.get(reason, 0.0) + seconds
         self.ended_seconds = [
             total + more for total, more in zip(self.ended_seconds, (1, seconds, seconds**2), strict=True)
         ]
@@ -233,13 +259,19 @@ class Ledger:
         else:
             self.failures_in_a_row, self.first_failures = 0, []
         if trial.state is State.COMPLETE:
-            self.front_points.insert(trial.number, self.values(trial))
+            values = self.values(trial)
+            self.front_points.insert(trial.number, values)
+            for index, value in enumerate(values):
+                best = self.best_trials.get(index)
+                if best is None or value < self.values(best)[index]:
+                    self.best_trials[index] = trial
 
     def _close_attempt(self, trial: TrialRecord, time: float) -> None:
         if trial.attempt_started is not None:
             held = max(time - trial.attempt_started, 0.0) * trial.plan.settings.study.workers_per_trial
             waited = max(held - (trial.hours.busy - trial.busy_before), 0.0)
             trial.hours.waiting += waited
+            self.hours.waiting += waited
             self.worker_seconds += waited
             trial.attempt_started = None
 
@@ -295,9 +327,8 @@ class Ledger:
         return [self.trials[number] for number in self.front_points.members()]
 
     def best_of(self, objective: int) -> TrialRecord | None:
-        """The complete trial with the best value of one objective: it is on the front."""
-        front = self.front()
-        return min(front, key=lambda trial: self.values(trial)[objective]) if front else None
+        """The complete trial with the best value of one objective, the first of equal ones."""
+        return self.best_trials.get(objective)
 
     def suggestion(self, trial: TrialRecord) -> Suggestion:
         """The trial's next attempt, on from its last checkpoint."""

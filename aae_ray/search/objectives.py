@@ -21,17 +21,22 @@ class Front:
 
     def __init__(self) -> None:
         self.points: dict[int, tuple[float, ...]] = {}
+        self.sorted: list[int] | None = None  # their numbers, as long as no point is taken
 
     def insert(self, number: int, point: Point) -> None:
         """Take a point; those that it dominates leave."""
         if any(dominates(other, point) for other in self.points.values()):
             return
-        self.points = {key: other for key, other in self.points.items() if not dominates(point, other)}
-        self.points[number] = tuple(point)
+        kept = {key: other for key, other in self.points.items() if not dominates(point, other)}
+        self.points, self.sorted = kept | {number: tuple(point)}, None
 
     def members(self) -> list[int]:
         """Numbers of the points, best first objective first."""
-        return sorted(self.points, key=lambda number: (self.points[number], number))
+        members = self.sorted  # read once: the screen asks from a thread of its own
+        if members is None:
+            points = self.points
+            self.sorted = members = sorted(points, key=lambda number: (points[number], number))
+        return members
 
 
 @dataclass

@@ -6,8 +6,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, cast
 
 from rich.console import Console
+
+from aae_ray.reporting.console import Output
 
 LOG = "study.log"
 CHATTY = ("ray", "mlflow", "alembic", "sqlalchemy", "optuna", "matplotlib", "urllib3")
@@ -42,12 +45,13 @@ def logged(folder: Path, console: Console, *, verbose: bool) -> Iterator[None]:
             stream.flush()
     saved = os.dup(1), os.dup(2)
     before = console.file
-    terminal = os.fdopen(os.dup(saved[0]), "w", encoding=getattr(before, "encoding", None) or "utf-8", errors="replace")
+    encoding = getattr(before, "encoding", None) or "utf-8"
+    terminal = os.fdopen(os.dup(saved[0]), "w", buffering=1, encoding=encoding)
     log = os.open(folder / LOG, os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    console.file = _Patient(terminal)
+    console.file = cast(IO[str], Output(terminal))
     try:
         yield
     finally:

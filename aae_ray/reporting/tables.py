@@ -1,0 +1,124 @@
+"""The tables and lines at the end of a study."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from aae_ray.evaluation.metrics import METRICS
+from aae_ray.reporting.console import is_ascii
+from aae_ray.reporting.text import ASCII, UNICODE, Symbols, duration, heading, number
+from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.outcomes import Reason, State
+
+LONG_NAME = 14  # letters of a column's head
+UNLIMITED = 10_000  # letters of a line
+
+
+def front_table(ledger: Ledger, best: TrialRecord | None, console: Console) -> Table:
+    """The Pareto front, a trial a row, the best one marked. What was searched has a column for each key where the
+    console is wide enough, and one column for all of it elsewhere."""
+    keys, symbols = searched_keys(ledger), ASCII if is_ascii(console) else UNICODE
+
+    def cells(params: Mapping[str, Any]) -> list[str]:
+        return [number(params[key]) if key in params else "" for key in keys]
+
+    def one_cell(params: Mapping[str, Any]) -> list[str]:
+        return [" ".join(f"{_short(key)}={number(params[key])}" for key in keys if key in params)]
+
+    wide = _front_table(ledger, best, [_in_two_lines(_short(key)) for key in keys], "right", cells, symbols)
+    needed = console.measure(wide, options=console.options.update(width=UNLIMITED)).maximum
+    return wide if needed <= console.width else _front_table(ledger, best, ["settings"], "left", one_cell, symbols)
+
+
+def _front_table(
+    ledger: Ledger,
+    best: TrialRecord | None,
+    heads: Sequence[str],
+    justify: Literal["left", "right"],
+    cells: Callable[[Mapping[str, Any]], list[str]],
+    symbols: Symbols,
+) -> Table:
+    front = ledger.front()
+    table = Table(
+        title=f"Pareto front: {len(front)} of {len(ledger.trials)} trials",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("")
+    table.add_column("trial", no_wrap=True)
+    for name in ledger.objectives:
+        table.add_column(heading(name, symbols), justify="right", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify=justify, overflow="fold")
+    for trial in front:
+        table.add_row(
+            symbols.star if trial is best else "",
+            trial.name,
+            *(f"{trial.metrics[name]:.4f}" for name in ledger.objectives),
+            *cells(trial.params),
+            style="bold green" if trial is best else "",
+        )
+    return table
+
+
+def _short(key: str) -> str:
+    return key.removeprefix("model.").removeprefix("optim.")
+
+
+def _in_two_lines(name: str) -> str:
+    """A long name breaks after its last underscore."""
+    head, underscore, tail = name.rpartition("_")
+    return f"{head}{underscore}\n{tail}" if underscore and len(name) > LONG_NAME else name
+
+
+def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
+    """Metrics with their units and what they mean, a line each."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    table.add_column("metric", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
+    table.add_column("what it is", overflow="ellipsis", no_wrap=True)
+    for name, value in metrics.items():
+        metric = METRICS[name]
+        table.add_row(name, f"{value:.4g}", metric.unit, metric.meaning)
+    return table
+
+
+def outcome_line(ledger: Ledger, seconds: float) -> str:
+    """How many trials ended how, and why the others did not finish."""
+    counts = {reason: count for reason, count in ledger.reasons.items() if count and reason is not Reason.COMPLETED}
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+    return (
+        f"{len(ledger.trials)} trials in {duration(seconds)}: {ledger.count(State.COMPLETE)} complete, "
+        f"{ledger.count(State.STOPPED)} stopped early, {ledger.count(State.FAILED)} failed"
+        + (f" ({reasons})" if reasons else "")
+    )
+
+
+def searched_keys(ledger: Ledger) -> list[str]:
+    """The keys that the trials on the front were given, of all of them: an extended study has searched others."""
+    return list(dict.fromkeys(key for trial in ledger.front() for key in trial.params))
+
+
+def noise_warning(ledger: Ledger) -> str | None:
+    """A sentence when trials on the front differ in the JSD bound by at most two standard errors."""
+    values = [
+        (trial.metrics["val/jsd_nats"], trial.metrics["val/jsd_nats_se"])
+        for trial in ledger.front()
+        if "val/jsd_nats_se" in trial.metrics
+    ]
+    if len(values) < 2 or "val/jsd_nats" not in ledger.objectives:
+        return None
+    spread = max(value for value, _ in values) - min(value for value, _ in values)
+    error = max(se for _, se in values)
+    if spread > 2 * error:
+        return None
+    return (
+        f"the trials on the front differ in val/jsd_nats by {spread:.4f}, "
+        f"within two of its standard errors ({error:.4f} each)"
+    )

@@ -1,0 +1,111 @@
+"""Numbers, names, durations and paths as people read them."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from aae_ray.evaluation.metrics import METRICS
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """The signs that are no letters."""
+
+    down: str
+    up: str
+    star: str
+    filled: str  # of a progress bar
+    empty: str
+    dot: str  # between parts of a line
+
+    def arrow(self, direction: str | None) -> str:
+        return {"min": self.down, "max": self.up}.get(direction or "", "")
+
+
+UNICODE = Symbols(
+    down="\N{DOWNWARDS ARROW}",
+    up="\N{UPWARDS ARROW}",
+    star="\N{BLACK STAR}",
+    filled="\N{BOX DRAWINGS HEAVY HORIZONTAL}",
+    empty="\N{BOX DRAWINGS LIGHT HORIZONTAL}",
+    dot="\N{MIDDLE DOT}",
+)
+ASCII = Symbols(down="v", up="^", star="*", filled="=", empty="-", dot="|")
+
+
+def number(value: Any) -> str:
+    """Four significant digits for a float, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def heading(metric: str, symbols: Symbols = UNICODE) -> str:
+    """A metric with the direction that is better: `val/jsd_nats` and an arrow down."""
+    return f"{metric} {symbols.arrow(METRICS[metric].direction)}".strip()
+
+
+def describe(params: Mapping[str, Any]) -> str:
+    """The most telling values of a trial, for its name: prior, size of the code, posterior; else its first ones."""
+    parts = []
+    for key, form in (
+        ("task", "{}"),
+        ("model.prior", "{}"),
+        ("model.latent_dim", "z{}"),
+        ("model.posterior", "{}"),
+    ):
+        if key in params:
+            parts.append(form.format(params[key]))
+    parts = parts or [f"{key.rpartition('.')[2]}={number(value)}" for key, value in list(params.items())[:2]]
+    return "-".join(parts[:3])
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: `2 h 3 min`, `3 min 4 s`, `5 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def short_duration(seconds: float) -> str:
+    """One unit, where there is no room, or no certainty, for two."""
+    for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{round(seconds / size)} {unit}"
+    return f"{round(seconds / 86400)} d"
+
+
+def interval(low: float, high: float) -> str:
+    """Two durations as a range, in one unit where they share it: `8 to 13 min`."""
+    first, last = short_duration(low), short_duration(high)
+    if first == last:
+        return last
+    same = first.rpartition(" ")[2] == last.rpartition(" ")[2]
+    return f"{first.partition(' ')[0] if same else first} to {last}"
+
+
+def with_floor(name: str, metrics: Mapping[str, float]) -> str:
+    """A metric's value, and beside it what a perfect match, or real images, would get, where that was measured."""
+    stem, _, unit = name.rpartition("_")
+    references = {"floor": f"{name}_floor", "real images": f"{stem}_anchor_{unit}"}
+    known = [f"{label} {number(metrics[other])}" for label, other in references.items() if other in metrics]
+    return f"{name} {number(metrics[name])}" + (f" ({', '.join(known)})" if known else "")
+
+
+def bullet(label: str, content: str) -> Text:
+    """A line of a report: what it is about, in bold, and what there is to say."""
+    return Text.assemble((f"{label:<12}", "bold"), content)
+
+
+def shell_path(path: Path) -> str:
+    """A path as one would type it: relative when it lies below this folder."""
+    relative = os.path.relpath(path)
+    return shlex.quote(str(path) if relative.startswith("..") else relative)
+
+
+def resume_command(folder: Path) -> str:
+    """What to type to go on with a study."""
+    return f"python -m aae_ray.tune --resume {shell_path(folder)}"

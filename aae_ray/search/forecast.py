@@ -1,0 +1,106 @@
+"""How fast a study goes, when it will be done, and what its hours went into. Pure: a ledger and the time, no more."""
+
+import math
+from dataclasses import dataclass, field
+
+from aae_ray.search.ledger import Hours, Ledger, TrialRecord
+from aae_ray.search.outcomes import State
+
+LEAST_ENDED = 3  # trials that must have ended before anything is said of the rest
+DEVIATIONS = 2.0  # standard deviations on either side of what is expected: 95% of the time
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Seconds, from the least to the most that is likely."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Use:
+    """How much of a budget is used. No limit: None."""
+
+    used: float
+    limit: float | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a ledger says of a study's time."""
+
+    elapsed: float  # seconds that the study has been running, all sessions
+    trials_per_hour: float | None  # trials that ended, over that time
+    left: Interval | None  # seconds until the study ends; None where too little is known, or nothing is left
+    hours: Hours  # seconds of workers, with those of the attempts under way
+    stopped_early: float  # of these, seconds of trials that the pruner or a health check stopped
+    failed: dict[str, float] = field(default_factory=dict)  # and of failed trials, by the class of failure
+    trials: Use = Use(0, 0)
+    wall_clock: Use = Use(0, None)  # seconds
+    worker_hours: Use = Use(0, None)
+
+
+def forecast(ledger: Ledger, now: float) -> Forecast:
+    """The forecast at a time, which for a study that does not run any more is that of its last event.
+
+    The cost grows with the open trials, and not with those that have ended.
+    """
+    study = ledger.settled.settings.study
+    elapsed = ledger.active_seconds
+    if ledger.session_started is not None:
+        elapsed += max(now - ledger.session_started, 0.0)
+    hours = Hours(ledger.hours.training, ledger.hours.evaluation, ledger.hours.waiting)
+    for trial in list(ledger.open.values()):  # at once: the study may go on meanwhile
+        hours.waiting += _waiting(trial, now)
+    worker_seconds = hours.busy + hours.waiting
+    by_state: dict[State, dict[str, float]] = {State.STOPPED: {}, State.FAILED: {}, State.COMPLETE: {}}
+    for reason, seconds in list(ledger.seconds_by_reason.items()):
+        by_state[reason.state][reason.value] = seconds
+    wall_clock = Use(elapsed, study.budget.wall_clock)
+    worker_hours = Use(worker_seconds / 3600, getattr(study.budget, "worker_hours", None))
+    return Forecast(
+        elapsed=elapsed,
+        trials_per_hour=3600 * ledger.ended_seconds[0] / elapsed if ledger.ended_seconds[0] and elapsed else None,
+        left=None if ledger.end is not None else _left(ledger, now, wall_clock, worker_hours),
+        hours=hours,
+        stopped_early=sum(by_state[State.STOPPED].values()),
+        failed=by_state[State.FAILED],
+        trials=Use(ledger.ended, study.budget.trials),
+        wall_clock=wall_clock,
+        worker_hours=worker_hours,
+    )
+
+
+def _waiting(trial: TrialRecord, now: float) -> float:
+    """Worker seconds that the attempt under way has held so far, and not reported as busy."""
+    if trial.attempt_started is None:
+        return 0.0
+    held = max(now - trial.attempt_started, 0.0) * trial.plan.settings.study.workers_per_trial
+    return max(held - (trial.hours.busy - trial.busy_before), 0.0)
+
+
+def _left(ledger: Ledger, now: float, wall_clock: Use, worker_hours: Use) -> Interval | None:
+    """Time left: what the remaining trials will take of workers, as the ended ones did, over the gangs at a time."""
+    count, total, squares = ledger.ended_seconds
+    study = ledger.settled.settings.study
+    remaining = max(study.budget.trials - ledger.ended, len(ledger.open))
+    if count < LEAST_ENDED or remaining == 0:
+        return None
+    mean = total / count
+    variance = max(squares - total * mean, 0.0) / (count - 1)
+    held = [trial.hours.busy + trial.hours.waiting + _waiting(trial, now) for trial in list(ledger.open.values())]
+    expected = remaining * mean - sum(min(seconds, mean) for seconds in held)
+    # Of the remaining trials themselves, and of the mean that is known from a few.
+    spread = DEVIATIONS * math.sqrt(remaining * variance + remaining**2 * variance / count)
+    gangs = min(study.concurrent_trials or ledger.most_running or 1, remaining)
+    rate = gangs * study.workers_per_trial  # worker seconds a second
+    low, high = max(expected - spread, 0.0) / rate, (expected + spread) / rate
+    if gangs > 1:  # the last trials do not end all at once
+        high += mean / study.workers_per_trial * (gangs - 1) / gangs
+    limits = []
+    if wall_clock.limit is not None:
+        limits.append(max(wall_clock.limit - wall_clock.used, 0.0))
+    if worker_hours.limit is not None:
+        limits.append(max(worker_hours.limit - worker_hours.used, 0.0) * 3600 / rate)
+    return Interval(min([low, *limits]), min([high, *limits]))
