@@ -316,7 +316,7 @@ class Study(Section):
     )
     keep: Literal["front", "best", "all"] = Field(
         "front",
-        description="checkpoints that stay when trials have ended: those of the front, of the best trial alone, or all",
+        description="checkpoints that stay when trials have ended: those of the front, of the best trials alone, or all",
     )
     finalists: Literal["best", "front", "all"] = Field(
         "front", description="trials that are measured on the test images when the study ends"

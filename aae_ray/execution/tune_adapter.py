@@ -5,6 +5,7 @@ retry is one more suggestion, and one more trial of Tune's.
 """
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,9 @@ from aae_ray.search.contract import Failure, from_result
 from aae_ray.search.outcomes import FailureClass
 
 TUNE = "tune"  # what Tune keeps in the study's folder while it runs
+
+
+# Tune pickles what it calls back into its own snapshot: the executor stays behind, as that is never read.
 
 
 class SearchOver(BaseException):
@@ -97,10 +101,13 @@ class ConductorSearcher(Searcher):  # type: ignore[misc]
 
     def __init__(self, executor: Executor) -> None:
         super().__init__()
-        self.executor = executor
+        self.executor: Executor | None = executor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"executor": None}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        return self.executor.suggest(trial_id)
+        return str(Searcher.FINISHED) if self.executor is None else self.executor.suggest(trial_id)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: results come through the stopper, and errors through the callback, which knows them."""
@@ -151,6 +158,8 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
     sees it."""
     settings = conductor.ledger.settled.settings
     executor = Executor(conductor, poll, settings.study.start_timeout)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(conductor.gangs)  # all gangs start at once
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshot is not used
     mailbox = start_mailbox_hub(conductor.gangs)
     tuner = tune.Tuner(
         trainable(settings, folder, mailbox),
