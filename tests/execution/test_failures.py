@@ -23,7 +23,8 @@ CPU_FULL = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: c
 
 
 def died(text: str = "The actor died unexpectedly before finishing this task.", preempted: bool = False) -> Exception:
-    return errors.RayActorError(error_msg=text, preempted=preempted)
+    error: Exception = errors.RayActorError(error_msg=text, preempted=preempted)
+    return error
 
 
 @pytest.mark.parametrize(
