@@ -239,7 +239,7 @@ def test_a_gang_of_one_that_hangs_is_known_not_to_have_ended(
     gang.post(Train(1, FOREVER, Begin(small_run)))
     with pytest.raises(GangError, match="study.step_timeout=1 s") as caught:
         gang.reply()
-    assert caught.value.failed.kind is FailureClass.HUNG and "release.wait" in caught.value.failed.traceback
+    assert caught.value.failed.kind is FailureClass.HUNG and "in wait" in caught.value.failed.traceback
     assert not gang.close(patience=0.1) and not gang.alive
     release.set()
     gang.thread.join(10)
