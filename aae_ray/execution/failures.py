@@ -60,7 +60,9 @@ TEXTS: tuple[tuple[str, FailureClass], ...] = (
     (r"(Timed out|timed out|timeout).*(waiting|operation|collective|recv|send)", FailureClass.HUNG),
     (r"Connection (closed|reset) by (remote )?peer|remote process exited", FailureClass.LOST_WORKER),
 )
-LOW_MEMORY = re.compile(r"low on memory|out.of.memory|\bOOM\b", re.IGNORECASE)  # how Ray says why it killed an actor
+# How Ray says that it killed an actor for its memory. Of any unexpected death it says that the kernel may have done so.
+LOW_MEMORY = re.compile(r"(runs|running) low on memory|NODE_OUT_OF_MEMORY")
+GUESSES = re.compile(r" Some common causes include.*", re.DOTALL)  # Ray's, of any death
 PREEMPTED = re.compile(r"preempted|AUTOSCALER_DRAIN_PREEMPTED", re.IGNORECASE)
 # Where workers failed differently: a rank that loses its peer says less than the peer.
 PRIORITY = (
@@ -170,7 +172,7 @@ def _first_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     if isinstance(error, ray_errors.RayActorError):
-        return f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0]
+        return GUESSES.sub("", f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0])
     return lines[0] if isinstance(error, ray_errors.RayError) else f"{type(error).__name__}: {lines[0]}"
 
 

@@ -23,7 +23,8 @@ CPU_FULL = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: c
 
 
 def died(text: str = "The actor died unexpectedly before finishing this task.", preempted: bool = False) -> Exception:
-    return errors.RayActorError(error_msg=text, preempted=preempted)
+    error: Exception = errors.RayActorError(error_msg=text, preempted=preempted)
+    return error
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,7 @@ def died(text: str = "The actor died unexpectedly before finishing this task.", 
         (died("The actor died: its worker was killed as the node runs low on memory"), FailureClass.OUT_OF_MEMORY),
         (UserError("model.channels is too deep"), FailureClass.BAD_DATA),
         (died(), FailureClass.LOST_WORKER),
+        (died("The actor died. Some common causes include: killed by the OOM killer"), FailureClass.LOST_WORKER),
         (errors.WorkerCrashedError(), FailureClass.LOST_WORKER),
         (errors.NodeDiedError("Node died"), FailureClass.LOST_WORKER),
         (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4711"), FailureClass.LOST_WORKER),

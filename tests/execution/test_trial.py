@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from aae_ray.execution import trial as trials
+from aae_ray.execution.durable import durable_folder
 from aae_ray.execution.failures import Failed, GangError
-from aae_ray.execution.gang import Begin, Order, Train, Trained
+from aae_ray.execution.gang import Order, Train, Trained
 from aae_ray.execution.trial import Trial
 from aae_ray.search.contract import Failure, Report, Suggestion, from_result
 from aae_ray.search.outcomes import FailureClass, Reason
@@ -227,12 +228,8 @@ def test_an_attempt_that_comes_by_again_replaces_what_it_wrote(make: Make, tmp_p
 
 def test_no_checkpoint_of_another_name_appears_before_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "trials" / "t0001" / "epoch_00001"
-    with pytest.raises(RuntimeError), trials.durable_folder(target) as partial:
+    with pytest.raises(RuntimeError), durable_folder(target) as partial:
         (partial / "state.pt").write_bytes(b"half")
         assert not target.exists()
         raise RuntimeError
     assert not list(target.parent.iterdir())
-
-
-def test_a_begin_is_an_order_with_settings() -> None:
-    assert Begin(Settings()).state is None
