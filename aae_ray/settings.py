@@ -267,6 +267,10 @@ class Tracking(Section):
 class Budget(Section):
     trials: Positive = Field(24, description="trials in all")
     wall_clock: Duration | None = Field(None, description="such as 90s, 10m or 2h; no limit when not given")
+    worker_hours: Float | None = Field(
+        None, gt=0, description="hours of all workers together (GPU-hours on GPUs); no limit when not given"
+    )
+    failures_in_a_row: Positive = Field(5, description="the study stops after this many failed trials in a row")
 
 
 class Sampler(Section):
@@ -306,7 +310,15 @@ class Study(Section):
     )
     folder: str = Field("runs", description="where studies keep their state; shared by all nodes (a path or s3://...)")
     max_failures: Int = Field(2, ge=0, description="times a trial is retried from its checkpoint when a worker dies")
+    start_timeout: Duration = Field(
+        600, description="after this long without its workers a gang counts as one that cannot start"
+    )
     step_timeout: Duration = Field(1800, description="after this long without an answer a gang counts as hung")
+    keep: Literal["front", "best", "all"] = Field(
+        "front",
+        description="checkpoints that stay when trials have ended: those of the front, of the best trials alone, or "
+        "all",
+    )
     finalists: Literal["best", "front", "all"] = Field(
         "front", description="trials that are measured on the test images when the study ends"
     )
