@@ -58,7 +58,7 @@ def tune(
     plan = read_plan(path, overrides)
     if not plan.space and plan.settings.study.budget.trials > 1:
         raise UserError(
-            f"{path} searches nothing, and its {plan.settings.study.budget.trials} trials would all be the same; "
+            f"{path} has no `space:` block, so its {plan.settings.study.budget.trials} trials would all be the same; "
             f"python -m aae_ray.train {path} trains it once"
         )
     from aae_ray.study.study import checked, run_study
