@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, main
-from aae_ray.errors import Problem, SettingsError
+from aae_ray.errors import Kind, Problem, SettingsError
 
 
 def train(
@@ -32,6 +32,8 @@ def train(
         raise SettingsError(
             [
                 Problem(
+                    tuple(plan.space),
+                    Kind.MISPLACED,
                     str(path),
                     f"searches {', '.join(plan.space)}; train takes one configuration: give each a value, "
                     f"or use python -m aae_ray.tune {path}",
