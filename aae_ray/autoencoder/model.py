@@ -149,7 +149,7 @@ def build_model(
 
     `classes` is their number in the data; a task with labels needs it. Each network's weights come from (seed, its
     index in the table), so that they do not depend on the other networks, on what was built before in this process, or
-    on the device. Raises UserError when a network does not fit the images.
+    on the device. Raises SettingsError when a network does not fit the images.
     """
     task = TASKS[settings.task]
     needed = {name for phase in task.phases for name in phase.updates}

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aae_ray.errors import UserError
+from aae_ray.errors import Kind, Problem, SettingsError
 
 
 class BatchNorm(nn.Module):
@@ -235,17 +235,18 @@ class ConvDecoder(nn.Module):
 
 
 def conv_grid(shape: tuple[int, int, int], channels: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Height and width of the image and after each convolution. Raises UserError when nothing would be left."""
+    """Height and width of the image and after each convolution. Raises SettingsError when nothing would be left."""
     _, height, width = shape
     grids = [(height, width)]
     for _ in channels:
         height, width = height // 2, width // 2
         grids.append((height, width))
     if min(height, width) < 1:
-        raise UserError(
+        text = (
             f"model.channels has {len(channels)} layers, each halves the image, "
             f"and images of {shape[1]} x {shape[2]} pixels cannot be halved that many times"
         )
+        raise SettingsError([Problem(("model.channels",), Kind.DATA, "settings", text)])
     return grids
 
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
-from aae_ray.errors import Problem, SettingsError
+from aae_ray.errors import Kind, Problem, SettingsError
 from aae_ray.settings import Data, Settings
 
 UNKNOWN = -1
@@ -46,29 +46,32 @@ def _count(dataset: Dataset, data: Data) -> int:
 
 def check(settings: Settings, dataset: Dataset) -> None:
     """Raises SettingsError with everything in which the task and the data contradict each other."""
-    task, data, classes, problems = TASKS[settings.task], settings.data, dataset.classes, []
+    task, data, classes = TASKS[settings.task], settings.data, dataset.classes
+    problems: list[tuple[tuple[str, ...], str]] = []
     if task.labels and classes is None:
-        problems.append(
-            f"task {settings.task} needs labels, and data.name {dataset.name} has none; "
+        text = (
+            f"task {settings.task} asks for labels, and data.name {dataset.name} has none; "
             "name them with data.label_column, or choose another task"
         )
+        problems.append((("task", "data.label_column"), text))
     if task.labels and classes is not None:
         count = _count(dataset, data)
         if count > len(dataset.train):
-            problems.append(f"data.labels asks for {count} labels, and there are {len(dataset.train)} training images")
+            text = f"data.labels asks for {count} labels, and there are {len(dataset.train)} training images"
+            problems.append((("data.labels",), text))
         elif count < classes:
-            problems.append(
-                f"data.labels gives {count} labels to {classes} classes, fewer than one for each; "
-                f"give {classes} or more"
-            )
+            text = f"data.labels gives {count} labels to {classes} classes, fewer than one for each; "
+            problems.append((("data.labels",), f"{text}give {classes} or more"))
         elif missing := set(range(classes)) - set(np.unique(known_labels(dataset, settings)).tolist()):
-            text = ", ".join(map(str, sorted(missing)[:5]))
-            problems.append(f"data.name {dataset.name}: no training image has label {text}, of {classes} classes")
+            missing_labels = ", ".join(map(str, sorted(missing)[:5]))
+            text = f"data.name {dataset.name}: no training image has label {missing_labels}, of {classes} classes"
+            problems.append((("data.name",), text))
         if task.label_condition and settings.model.prior_components < classes:
             kind = "components of the mixture" if settings.model.prior == "mixture" else "segments of the swiss roll"
-            problems.append(
+            text = (
                 f"model.prior_components gives {settings.model.prior_components} {kind}, and the labels of data.name "
                 f"{dataset.name} select {classes} of them; give at least {classes}"
             )
+            problems.append((("model.prior_components",), text))
     if problems:
-        raise SettingsError(Problem("settings", message) for message in problems)
+        raise SettingsError(Problem(keys, Kind.DATA, "settings", text) for keys, text in problems)

@@ -11,7 +11,7 @@ from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.labels import check
-from aae_ray.errors import Problem, SettingsError, UserError
+from aae_ray.errors import Kind, Problem, SettingsError, UserError
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import measured
 from aae_ray.search.ledger import Ledger
@@ -52,14 +52,13 @@ def _check_data(plan: Plan, dataset: Dataset) -> None:
             build_model(each, dataset.shape, classes=dataset.classes)
         except SettingsError as error:
             problems |= dict.fromkeys(error.problems)
-        except UserError as error:
-            problems[Problem("settings", str(error))] = None
         problems |= dict.fromkeys(_unmeasured(each, dataset))
     for part, indices in (("validation", dataset.val), ("test", dataset.test)):
         if len(indices) < LEAST_CODES:
             few = f"data.name {dataset.name} has {len(indices)} {part} images, too few to measure on"
-            text = f"{few}; give data.{part}_fraction so that there are at least {LEAST_CODES}"
-            problems[Problem("settings", text)] = None
+            key = f"data.{part}_fraction"
+            text = f"{few}; give {key} so that there are at least {LEAST_CODES}"
+            problems[Problem((key,), Kind.DATA, "settings", text)] = None
     if problems:
         raise SettingsError(problems)
 
@@ -89,6 +88,8 @@ def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
     asked += [("study.pruner.metric", pruner)] if pruner != "front" else []
     return [
         Problem(
+            (key,),
+            Kind.DATA,
             "settings",
             f"{key}: {name} is not measured by task {settings.task} on data.name {dataset.name}; "
             f"those that are: {', '.join(sorted(metrics))}",
