@@ -28,10 +28,7 @@ def test_each_phase_gives_gradients_to_the_networks_it_updates(task: str, poster
             for key, parameter in model.networks[name].named_parameters():
                 assert parameter.grad is not None and parameter.grad.abs().sum() > 0, f"{phase.name}: {name}.{key}"
         for name in model.networks.keys() - set(phase.updates):
-            if phase.name in (
-                "discriminate",
-                "classify",
-            ):  # the others look through the networks that they leave
+            if phase.name in ("discriminate", "classify"):  # the others look through networks they do not update
                 assert all(parameter.grad is None for parameter in model.networks[name].parameters()), name
 
 

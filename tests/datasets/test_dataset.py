@@ -345,7 +345,7 @@ SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "other file": ({"name": "own", "path": "{tmp}/note.txt"}, "{tmp}/note.txt is neither a folder nor"),
     "empty folder": ({"name": "own", "path": "{tmp}/empty"}, "{tmp}/empty has no train-images.* no Parquet"),
     "two kinds": ({"name": "own", "path": "{tmp}/both"}, "{tmp}/both holds both Parquet and IDX files"),
-    "named digits": ({"name": "digits", "path": "{tmp}/idx"}, "data.name: {tmp}/idx is not the digits"),
+    "named digits": ({"name": "digits", "path": "{tmp}/idx"}, "data.name: {tmp}/idx is not scikit-learn's digits"),
     "MNIST in part": ({"name": "mnist", "path": "{tmp}/idx"}, "{tmp}/idx has no t10k-images-idx3-ubyte"),
     "column of IDX": (
         {"name": "own", "path": "{tmp}/idx", "image_column": "x"},

@@ -142,7 +142,7 @@ DEEP = pa.list_(pa.list_(pa.list_(U8)))
 PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
     "no image column": (lambda: pa.table({"a": [1], "b": ["x"]}), "its columns are a (int64), b (string)"),
     "no columns": (lambda: pa.table({}), "its columns are none"),
-    "several candidates": (lambda: table(ONE, mask=ONE), "several columns of images, image, mask; name one"),
+    "several candidates": (lambda: table(ONE, mask=ONE), "several columns of images, image, mask; choose one"),
     "no rows": (lambda: table([], type=pa.list_(U8)), "holds no images"),
     "null image": (lambda: table([*THIRTY_ONE, None], type=pa.list_(U8)), "row 31 of column image is null"),
     "null in fixed list": (lambda: table([*ONE, None], type=pa.list_(U8, 36)), "(column image): Expected"),
