@@ -196,7 +196,7 @@ BREAKING: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "values"), zip(RULES, BREAKING, strict=True))
+@pytest.mark.parametrize(("rule", "values"), list(zip(RULES, BREAKING, strict=True)))
 def test_settings_that_break_a_rule_are_not_made(rule: Rule, values: dict[str, Any]) -> None:
     """Neither from a file nor in code."""
     with pytest.raises(ValidationError):
