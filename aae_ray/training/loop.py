@@ -227,4 +227,5 @@ class Training:
         for name, network in self.model.networks.items():
             network.load_state_dict(state["networks"][name])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            if "optimizers" in state:  # a trial that has finished is kept without
+                optimizer.load_state_dict(state["optimizers"][name])
