@@ -37,7 +37,9 @@ def evaluate(
     """Measure a model by one protocol with fixed seeds, and record the figures in MLflow."""
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir() or out.is_dir():
         raise UserError(f"--out {out}: give a name that ends in .png, in a folder that exists")
-    from aae_ray.reporting.report import bullet, console_for, metrics_table, shell_path
+    from aae_ray.reporting.console import console_for
+    from aae_ray.reporting.tables import metrics_table
+    from aae_ray.reporting.text import bullet, shell_path
     from aae_ray.study.standalone_evaluation import measure, record
     from aae_ray.tracking import address as server
 

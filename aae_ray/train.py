@@ -21,7 +21,7 @@ def train(
 ) -> None:
     """Train one configuration, record it like a study's trial, and register its decoder."""
     path, overrides = file_and_overrides(arguments or [])
-    from aae_ray.reporting.report import console_for
+    from aae_ray.reporting.console import console_for
     from aae_ray.search.space import Plan, read_plan
     from aae_ray.study.study import run_study
 

@@ -33,7 +33,7 @@ def tune(
     verbose: Annotated[bool, typer.Option("--verbose", help="show the messages of Ray as well")] = False,
 ) -> None:
     """Search for the best adversarial autoencoder of a data set, and register its decoder."""
-    from aae_ray.reporting.report import console_for
+    from aae_ray.reporting.console import console_for
 
     console = console_for()
     if resume is not None:
