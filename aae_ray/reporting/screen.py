@@ -98,7 +98,10 @@ class Screen:
             case events.StudyStopped():
                 left = sum(count for reason, count in ledger.reasons.items() if reason.resumable)
                 why = f": {event.message}" if event.message else ""
-                self._log(f"stopped ({event.end}){why}" + (f"; a resume goes on with {left} trials" if left else ""))
+                self._log(
+                    f"stopped ({event.end}){why}"
+                    + (f"; a resume goes on with {left} open {'trial' if left == 1 else 'trials'}" if left else "")
+                )
             case events.StudyEnded():
                 self._log("ended" + (f": {event.message}" if event.message else ""))
             case _:

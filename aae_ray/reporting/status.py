@@ -249,7 +249,7 @@ class StudyStatus:
         tail += self._failures()[: None if rows is None else BRIEF]
         tail += [Text.assemble(("note  ", "yellow"), note) for note in self.notes[-BRIEF:]]
         for line in [*lines, *tail] if rows is not None else []:
-            line.no_wrap, line.overflow = True, "ellipsis"
+            line.no_wrap, line.overflow = True, symbols.overflow
         if not self.trials:
             return [*lines, *tail]
         return [*lines, "", self._table(symbols, width, self.trials[:rows]), "", *tail]
@@ -334,9 +334,11 @@ class StudyStatus:
         for head, size in zip(heads, sizes, strict=True):
             short = head in ("trial", "epoch")  # the last to be cut
             justify: Literal["left", "right"] = "left" if head in ("trial", "state") else "right"
-            table.add_column(head, no_wrap=True, justify=justify, min_width=size if short else None)
+            table.add_column(
+                head, no_wrap=True, overflow=symbols.overflow, justify=justify, min_width=size if short else None
+            )
         if room >= LEAST_SETTINGS:
-            table.add_column("settings", no_wrap=True, overflow="ellipsis", max_width=room)
+            table.add_column("settings", no_wrap=True, overflow=symbols.overflow, max_width=room)
         on_front = {trial.number for trial in self.front}
         for trial, (name, state, *rest) in zip(trials, cells, strict=True):
             settings = [escape(describe(trial.params))] if room >= LEAST_SETTINGS else []
