@@ -1,10 +1,12 @@
 """The command line's manners: a mistake is a sentence on stderr and exit code 2, Ctrl-C is 130, no traceback."""
 
 import atexit
+import io
 import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import typer
@@ -52,11 +54,20 @@ def run_command(command: Callable[..., Any], name: str) -> None:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.command(help=command.__doc__)(command)
+    _write_what_can_be_written()
     try:
         app(prog_name=f"python -m aae_ray.{name}")  # leaves by itself, with 130 after Ctrl-C
     except UserError as error:
-        print(error, file=sys.stderr)
+        with suppress(OSError):  # a closed pipe, a full disk: the exit code says it too
+            print(error, file=sys.stderr, flush=True)
         sys.exit(MISTAKE)
+
+
+def _write_what_can_be_written() -> None:
+    """A letter that the encoding of stdout has no code for is written as an escape, and is no reason to end."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if not encoding.lower().startswith("utf") and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -36,7 +36,7 @@ COMMANDS = set(ROOMS) | {"console"}
 OWNERS = {
     "ray": ("aae_ray.execution.", "aae_ray.search.pruner", "aae_ray.search.sampler"),
     "mlflow": ("aae_ray.tracking.",),
-    "optuna": ("aae_ray.search.space", "aae_ray.search.sampler", "aae_ray.reporting.report"),
+    "optuna": ("aae_ray.search.space", "aae_ray.search.sampler", "aae_ray.reporting.plots"),
     "rich": ("aae_ray.reporting.", "aae_ray.study.study", "aae_ray.data"),
     "plotly": (),
     "pyarrow": ("aae_ray.datasets.parquet",),
@@ -51,6 +51,7 @@ OWNERS = {
         "aae_ray.generate",
         "aae_ray.evaluate",
         "aae_ray.data",
+        "aae_ray.status",
     ),
     "torch": (
         "aae_ray.autoencoder.",
@@ -141,6 +142,9 @@ def test_every_foreign_library_has_its_owners(library: str) -> None:
         ("aae_ray.generate", ("ray", "torch", "mlflow")),
         ("aae_ray.tracking.registry", ("ray", "optuna")),
         ("aae_ray.tune", ("ray", "torch", "mlflow")),
+        ("aae_ray.status", ("ray", "torch", "mlflow", "optuna")),
+        ("aae_ray.reporting.status", ("ray", "torch", "mlflow", "matplotlib", "plotly")),
+        ("aae_ray.reporting.screen", ("ray", "torch", "mlflow", "matplotlib", "plotly")),
     ],
 )
 def test_importing_a_room_does_not_drag_in_the_ones_above(module: str, never: tuple[str, ...]) -> None:

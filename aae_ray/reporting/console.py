@@ -84,7 +84,7 @@ class Output:
 
     def _encodable(self, text: str) -> str:
         try:
-            text.encode(self.encoding)
+            text.encode(self.encoding)  # strictly, whatever the stream would do about it
         except UnicodeEncodeError:
             return ascii_text(text)
         except LookupError:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SILENCE = 60.0  # seconds: for longer a log does not keep quiet about a trial that goes on
 NOTES = 3  # of the last ones, on the screen
 REFRESHES = 4  # a second
+FRAME = 16  # lines of the screen that are not rows of the table
+LEAST_ROWS = 4
 
 
 class Screen:
@@ -96,7 +98,10 @@ class Screen:
             case events.StudyStopped():
                 left = sum(count for reason, count in ledger.reasons.items() if reason.resumable)
                 why = f": {event.message}" if event.message else ""
-                self._log(f"stopped ({event.end}){why}" + (f"; a resume goes on with {left} trials" if left else ""))
+                self._log(
+                    f"stopped ({event.end}){why}"
+                    + (f"; a resume goes on with {left} open {'trial' if left == 1 else 'trials'}" if left else "")
+                )
             case events.StudyEnded():
                 self._log("ended" + (f": {event.message}" if event.message else ""))
             case _:
@@ -185,7 +190,8 @@ class Screen:
             now = time.time()
             owner = Owner(self.owner.host, self.owner.pid, self.owner.began, now)
             status = StudyStatus.of(self.folder, self.ledger, owner, now, front=FRONT_ROWS)
-            parts += status.body(self.console.width, is_ascii(self.console))
+            rows = max(self.console.height - FRAME, LEAST_ROWS)
+            parts += status.body(self.console.width, is_ascii(self.console), rows)
         if self.status:
             parts.append(Text(self.status, style="cyan"))
         parts += [Text(f"note: {note}", style="yellow") for note in self.notes[-NOTES:]]

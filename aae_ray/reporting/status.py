@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +27,9 @@ ROWS = 12  # trials in the table that have ended; those that run come before the
 OPEN_ROWS = 16  # and of these so many
 FRONT_ROWS = 5  # trials of the front
 BAR = 24  # characters
+NARROW = 110  # characters of a line; where there are fewer, heads break and bars are half as long
+LEAST_SETTINGS = 8  # letters that are worth a column
+BRIEF = 3  # notes and kinds of failures on the live screen
 MESSAGE = 200  # letters of a failure's message
 STYLES: dict[str, str] = {
     State.RUNNING: "cyan",
@@ -233,17 +237,22 @@ class StudyStatus:
         title = Text.assemble((self.study_id, "bold"), "  ", (self.folder, "dim"))
         return Group(title, self.standing(), *self.body(width, ascii))
 
-    def body(self, width: int, ascii: bool = False) -> list[RenderableType]:
-        """What stands below the title: progress, best trials, the table, hours and failures."""
+    def body(self, width: int, ascii: bool = False, rows: int | None = None) -> list[RenderableType]:
+        """What stands below the title: progress, best trials, the table, hours and failures.
+
+        With a limit of rows it is for a live screen, where long lines are cut.
+        """
         symbols = ASCII if ascii else UNICODE
-        parts: list[RenderableType] = [self._progress(symbols), self._pace(symbols), *self._best(symbols)]
-        if self.trials:
-            parts += ["", self._table(symbols), ""]
-        if self.forecast.hours.busy + self.forecast.hours.waiting > 0:
-            parts.append(self._hours())
-        parts += self._failures()
-        parts += [Text.assemble(("note  ", "yellow"), note) for note in self.notes[-3:]]
-        return parts
+        lines = [self._progress(symbols, BAR if width >= NARROW else BAR // 2), self._pace(symbols)]
+        lines += self._best(symbols)
+        tail = [self._hours()] if self.forecast.hours.busy + self.forecast.hours.waiting > 0 else []
+        tail += self._failures()[: None if rows is None else BRIEF]
+        tail += [Text.assemble(("note  ", "yellow"), note) for note in self.notes[-BRIEF:]]
+        for line in [*lines, *tail] if rows is not None else []:
+            line.no_wrap, line.overflow = True, symbols.overflow
+        if not self.trials:
+            return [*lines, *tail]
+        return [*lines, "", self._table(symbols, width, self.trials[:rows]), "", *tail]
 
     def standing(self) -> Text:
         """Whether it runs, where, and why not."""
@@ -271,10 +280,10 @@ class StudyStatus:
         counts = [(state, self.counts.get(state, 0)) for state in shown]
         return "  ".join(f"{count} {state}" for state, count in counts if count or state is not State.WAITING)
 
-    def _progress(self, symbols: Symbols) -> Text:
+    def _progress(self, symbols: Symbols, size: int) -> Text:
         done, budget = int(self.forecast.trials.used), int(self.forecast.trials.limit or 0)
-        filled = min(BAR, round(BAR * done / max(budget, 1)))
-        bar = ((symbols.filled * filled, "green"), (symbols.empty * (BAR - filled), "dim"))
+        filled = min(size, round(size * done / max(budget, 1)))
+        bar = ((symbols.filled * filled, "green"), (symbols.empty * (size - filled), "dim"))
         return Text.assemble(*bar, f"  {done}/{budget}  {self.counts_text()}")
 
     def _pace(self, symbols: Symbols) -> Text:
@@ -303,23 +312,38 @@ class StudyStatus:
             lines.append(Text.assemble("best ", (head, "bold"), f"  {trial.values[name]:.4f}  {trial.name}"))
         return lines
 
-    def _table(self, symbols: Symbols) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("trial", "state", "epoch"):
-            table.add_column(column, no_wrap=True, justify="right" if column == "epoch" else "left")
-        for name in self.objectives:
-            table.add_column(heading(name, symbols), justify="right", no_wrap=True)
-        table.add_column("settings", no_wrap=True, overflow="ellipsis")
-        on_front = {trial.number for trial in self.front}
-        for trial in self.trials:
-            table.add_row(
+    def _table(self, symbols: Symbols, width: int, trials: Sequence[TrialStatus]) -> Table:
+        heads = ["trial", "state", "epoch", *(heading(name, symbols) for name in self.objectives)]
+        if width < NARROW:
+            heads = [head.replace("/", "/\n") for head in heads]
+        cells = [
+            [
                 trial.name,
-                Text(trial.state_text, style=STYLES[trial.state]),
+                trial.state_text,
                 f"{trial.epoch}/{trial.epochs}",
                 *(f"{trial.values[name]:.4f}" if name in trial.values else "" for name in self.objectives),
-                describe(trial.params),
-                style="bold" if trial.number in on_front else "",
+            ]
+            for trial in trials
+        ]
+        sizes = [
+            max(max(map(len, head.split("\n"))), *(len(row[index]) for row in cells))
+            for index, head in enumerate(heads)
+        ]
+        room = width - sum(size + 2 for size in sizes)
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for head, size in zip(heads, sizes, strict=True):
+            short = head in ("trial", "epoch")  # the last to be cut
+            justify: Literal["left", "right"] = "left" if head in ("trial", "state") else "right"
+            table.add_column(
+                head, no_wrap=True, overflow=symbols.overflow, justify=justify, min_width=size if short else None
             )
+        if room >= LEAST_SETTINGS:
+            table.add_column("settings", no_wrap=True, overflow=symbols.overflow, max_width=room)
+        on_front = {trial.number for trial in self.front}
+        for trial, (name, state, *rest) in zip(trials, cells, strict=True):
+            settings = [escape(describe(trial.params))] if room >= LEAST_SETTINGS else []
+            style = "bold" if trial.number in on_front else ""
+            table.add_row(name, Text(state, style=STYLES[trial.state]), *rest, *settings, style=style)
         return table
 
     def _hours(self) -> Text:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.text import Text
 
@@ -22,6 +22,7 @@ class Symbols:
     filled: str  # of a progress bar
     empty: str
     dot: str  # between parts of a line
+    overflow: Literal["ellipsis", "crop"]  # what becomes of a cell that is too long
 
     def arrow(self, direction: str | None) -> str:
         return {"min": self.down, "max": self.up}.get(direction or "", "")
@@ -34,8 +35,9 @@ UNICODE = Symbols(
     filled="\N{BOX DRAWINGS HEAVY HORIZONTAL}",
     empty="\N{BOX DRAWINGS LIGHT HORIZONTAL}",
     dot="\N{MIDDLE DOT}",
+    overflow="ellipsis",
 )
-ASCII = Symbols(down="v", up="^", star="*", filled="=", empty="-", dot="|")
+ASCII = Symbols(down="v", up="^", star="*", filled="=", empty="-", dot="|", overflow="crop")
 
 
 def number(value: Any) -> str:

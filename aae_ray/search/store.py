@@ -30,7 +30,7 @@ def find_study(name_or_folder: str, root: Path) -> Path:
         return path.parent
     folders = studies(root)
     fitting = [folder for folder in folders if STAMP.sub("", folder.name) == name_or_folder]
-    fitting = fitting or [folder for folder in folders if name_or_folder and folder.name.startswith(name_or_folder)]
+    fitting = fitting or [folder for folder in folders if _abbreviates(name_or_folder, folder.name)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -41,6 +41,11 @@ def find_study(name_or_folder: str, root: Path) -> Path:
     if path.is_dir():
         raise UserError(f"{name_or_folder} is not the folder of a study: there is no {JOURNAL} in it")
     raise UserError(f"there is no study {name_or_folder} under {root}{_hint(name_or_folder, folders)}")
+
+
+def _abbreviates(text: str, study_id: str) -> bool:
+    """Whether a text is the beginning of an id, with a part of what follows the name: `digits-2026`."""
+    return study_id.startswith(text) and text.startswith(STAMP.sub("", study_id) + "-")
 
 
 def _hint(name: str, folders: list[Path]) -> str:

@@ -93,14 +93,14 @@ def resume_study(
 
     With `extend`, new trials may have another space and longer budgets. Raises UserError when it cannot go on so.
     """
-    folder = find_study(name, root)
+    folder = find_study(name, root).absolute()
     lock = StudyLock(folder)
     lock.acquire()
     try:
         journal = Journal.open(folder)
         ledger = Ledger.replay(journal.history)
         old = ledger.settled
-        plan = changed_plan(old, [f"study.folder={folder.parent}", *overrides])
+        plan = changed_plan(old, overrides)
         if uri is not None:
             plan = Plan(replace(plan.settings, {"tracking.uri": uri}), plan.space, plan.start)
         plan, address, dataset = checks.checked(plan)

@@ -9,20 +9,32 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from optuna.trial import TrialState
 from rich.console import Console
 
-from aae_ray.evaluation.final_evaluation import FinalEvaluation
-from aae_ray.reporting import report
+from aae_ray.evaluation.final_evaluation import Assessment
+from aae_ray.reporting import plots, tables
 from aae_ray.reporting.cards import best_config, model_card, resolved, summary
-from aae_ray.search.ledger import BUDGET, Ledger, TrialRecord
-from aae_ray.search.sampler import OptunaSearcher, create_study
+from aae_ray.reporting.console import console_for
+from aae_ray.reporting.text import (
+    bullet,
+    describe,
+    duration,
+    heading,
+    interval,
+    number,
+    resume_command,
+    shell_path,
+    with_floor,
+)
+from aae_ray.search.ledger import TrialRecord
+from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, dotted_fields, replace, setting
-from aae_ray.study.study import Outcome, next_commands
+from tests.search.histories import JSD, MSE, History
 
 SEARCH_SPACES = Path(__file__).parents[2] / "search_spaces"
 
-MSE, JSD = "val/reconstruction_mse", "val/jsd_nats"
 DIGITS = Path(__file__).parents[2] / "search_spaces" / "digits.yaml"
 
 PARAMS: dict[str, Any] = {
@@ -39,16 +51,13 @@ PARAMS: dict[str, Any] = {
 
 
 @pytest.fixture
-def ledger() -> Ledger:
-    return Ledger(Plan(Settings(), {}))
+def history() -> History:
+    return History()
 
 
-def finish(ledger: Ledger, mse: float, jsd: float, se: float = 0.01, **params: Any) -> TrialRecord:
-    name = f"x{len(ledger.trials)}"
-    ledger.begin(name, PARAMS | {key.replace("__", "."): value for key, value in params.items()})
-    metrics = {"epoch": 27.0, MSE: mse, JSD: jsd, "val/jsd_nats_se": se}
-    ledger.report(name, {"history": [metrics], "finished": True})
-    return ledger.end(name)
+def finish(history: History, mse: float, jsd: float, se: float = 0.01, **params: Any) -> TrialRecord:
+    changed = PARAMS | {key.replace("__", "."): value for key, value in params.items()}
+    return history.finish(mse, jsd, changed, val__jsd_nats_se=se)
 
 
 def printed(renderable: Any, width: int) -> str:
@@ -76,12 +85,12 @@ def printed(renderable: Any, width: int) -> str:
     ],
 )
 def test_a_float_has_four_digits_and_the_rest_is_as_it_is(value: object, text: str) -> None:
-    assert report.number(value) == text
+    assert number(value) == text
 
 
 def test_a_heading_has_an_arrow_towards_better() -> None:
-    assert report.heading(MSE) == f"{MSE} \N{DOWNWARDS ARROW}"
-    assert report.heading("val/code_std") == "val/code_std"
+    assert heading(MSE) == f"{MSE} \N{DOWNWARDS ARROW}"
+    assert heading("val/code_std") == "val/code_std"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +106,7 @@ def test_a_heading_has_an_arrow_towards_better() -> None:
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert report.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -110,18 +119,18 @@ def test_durations(seconds: float, text: str) -> None:
     ],
 )
 def test_a_trial_is_described_by_what_tells_most(params: dict[str, Any], text: str) -> None:
-    assert report.describe(params) == text
+    assert describe(params) == text
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
 @pytest.mark.parametrize("width", [10, 20, 40, 80, 120, 160, 250])
-def test_the_front_is_a_table_on_a_console_of_any_width(ledger: Ledger, width: int) -> None:
-    best = finish(ledger, 0.0123456, 0.3)
-    finish(ledger, 0.02, 0.12345)
-    finish(ledger, 0.5, 0.5)
-    text = printed(report.front_table(ledger, best, Console(width=width)), width)
+def test_the_front_is_a_table_on_a_console_of_any_width(history: History, width: int) -> None:
+    best = finish(history, 0.0123456, 0.3)
+    finish(history, 0.02, 0.12345)
+    finish(history, 0.5, 0.5)
+    text = printed(tables.front_table(history.ledger, best, Console(width=width)), width)
     assert max(map(len, text.splitlines())) <= width
     if width >= 80:
         for part in ("t0000", "t0001", "0.0123", "0.3000", "0.0200", "0.1235", "Pareto front: 2 of 3 trials"):
@@ -136,55 +145,69 @@ def test_the_front_is_a_table_on_a_console_of_any_width(ledger: Ledger, width: i
             assert part in text
 
 
-def test_an_empty_front_is_a_table_too(ledger: Ledger) -> None:
-    assert "Pareto front: 0 of 0 trials" in printed(report.front_table(ledger, None, Console(width=80)), 80)
+def test_an_empty_front_is_a_table_too(history: History) -> None:
+    assert "Pareto front: 0 of 0 trials" in printed(tables.front_table(history.ledger, None, Console(width=80)), 80)
 
 
-def test_a_log_gets_plain_lines_wide_enough_for_the_table_of_a_study_that_ships(ledger: Ledger) -> None:
-    best = finish(ledger, 0.0123456, 0.3)
+def test_a_log_gets_plain_lines_wide_enough_for_the_table_of_a_study_that_ships(history: History) -> None:
+    best = finish(history, 0.0123456, 0.3)
     best.params = {key: PARAMS[key] for key in read_plan(str(DIGITS)).space}
     stream = io.StringIO()
-    console = report.console_for(stream)
+    console = console_for(stream)
     assert not console.is_terminal and console.width >= 180
-    console.print(report.front_table(ledger, best, console), report.bullet("label", "text [not markup]"))
+    console.print(tables.front_table(history.ledger, best, console), bullet("label", "text [not markup]"))
     text = stream.getvalue()
     assert "\x1b" not in text and "label       text [not markup]" in text
     for part in ("t0000", "0.0123", "swiss_roll", "deterministic", "256-128", "0.001235"):
         assert part in text
 
 
-def test_the_outcome_counts_every_end_and_its_reason(ledger: Ledger) -> None:
-    finish(ledger, 0.1, 0.1)
-    for name, reason in (("a", "pruned"), ("b", "pruned"), ("c", BUDGET)):
-        ledger.begin(name, {})
-        ledger.end(name, reason)
-    ledger.begin("d", {})
-    ledger.end("d", failed=True, message="worker died")
-    line = report.outcome_line(ledger, 61)
-    assert line == "5 trials in 1 min 1 s: 1 complete, 3 stopped early, 1 failed (1 budget, 1 error, 2 pruned)"
+def test_the_outcome_counts_every_end_and_its_reason(history: History) -> None:
+    finish(history, 0.1, 0.1)
+    for reason in (Reason.PRUNED, Reason.PRUNED, Reason.BUDGET):
+        history.end(history.begin(), reason)
+    history.fail(history.begin(), FailureClass.BUG, "worker died")
+    line = tables.outcome_line(history.ledger, 61)
+    assert line == "5 trials in 1 min 1 s: 1 complete, 3 stopped early, 1 failed (1 budget, 1 bug, 2 pruned)"
 
 
-def test_noise_is_told_where_the_front_differs_by_no_more(ledger: Ledger) -> None:
-    assert report.noise_warning(ledger) is None
-    finish(ledger, 0.1, 0.300, se=0.01)
-    assert report.noise_warning(ledger) is None
-    finish(ledger, 0.2, 0.295, se=0.01)
-    warning = report.noise_warning(ledger)
+def test_a_trial_that_was_taken_up_again_has_no_reason_in_the_outcome(history: History) -> None:
+    history.begin()
+    history.stop()
+    assert "1 stopped early, 0 failed (1 user)" in tables.outcome_line(history.ledger, 1)
+    history.resume()
+    assert tables.outcome_line(history.ledger, 1).endswith("0 stopped early, 0 failed")
+
+
+def test_trials_of_an_extended_study_have_columns_for_what_either_space_searched(history: History) -> None:
+    history.finish(0.1, 0.2, {"model.latent_dim": 4})
+    history.finish(0.2, 0.1, {"model.prior": "uniform"})
+    content = printed(tables.front_table(history.ledger, None, Console(width=200)), 200)
+    assert "latent_dim" in content and "prior" in content
+    rows = [line for line in summary(history.ledger).splitlines() if line.startswith("| t0")]
+    assert rows == ["| t0000 | 0.1000 | 0.2000 | 4 |  |", "| t0001 | 0.2000 | 0.1000 |  | uniform |"]
+
+
+def test_a_note_says_where_the_front_differs_by_noise_alone(history: History) -> None:
+    assert tables.noise_warning(history.ledger) is None
+    finish(history, 0.1, 0.300, se=0.01)
+    assert tables.noise_warning(history.ledger) is None
+    finish(history, 0.2, 0.295, se=0.01)
+    warning = tables.noise_warning(history.ledger)
     assert warning is not None and "0.0050" in warning and "0.0100" in warning
-    finish(ledger, 0.3, 0.1, se=0.01)
-    assert report.noise_warning(ledger) is None
+    finish(history, 0.3, 0.1, se=0.01)
+    assert tables.noise_warning(history.ledger) is None
 
 
 # -------------------------------------------------------------------------------------------------------------- cards
 
 
-def test_the_summary_is_a_markdown_table_of_the_front(ledger: Ledger) -> None:
-    finish(ledger, 0.2, 0.1)
-    finish(ledger, 0.1, 0.2)
-    finish(ledger, 0.3, 0.3)
-    ledger.begin("gone", {})
-    ledger.end("gone")
-    lines = summary(ledger).splitlines()
+def test_the_summary_is_a_markdown_table_of_the_front(history: History) -> None:
+    finish(history, 0.2, 0.1)
+    finish(history, 0.1, 0.2)
+    finish(history, 0.3, 0.3)
+    history.end(history.begin(), Reason.PRUNED)
+    lines = summary(history.ledger).splitlines()
     assert lines[0] == "4 trials: 3 complete, 1 stopped, 0 failed."
     table = [line for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1 and [row.split("|")[1].strip() for row in table] == [
@@ -196,20 +219,23 @@ def test_the_summary_is_a_markdown_table_of_the_front(ledger: Ledger) -> None:
     assert "| 0.1000 | 0.2000 | 8 | swiss_roll |" in table[2]
 
 
-def test_a_summary_of_nothing_is_text_too(ledger: Ledger) -> None:
-    assert summary(ledger).startswith("0 trials: 0 complete, 0 stopped, 0 failed.")
+def test_a_summary_of_nothing_is_text_too(history: History) -> None:
+    assert summary(history.ledger).startswith("0 trials: 0 complete, 0 stopped, 0 failed.")
 
 
-def test_the_card_tells_what_the_decoder_is_and_how_good() -> None:
+def test_a_summary_says_why_a_study_stopped(history: History) -> None:
+    history.stop(StudyEnd.DISK, "no room under /runs")
+    assert "Stopped before its planned end: no room under /runs." in summary(history.ledger)
+
+
+def test_the_card_says_what_the_decoder_is_and_how_good() -> None:
     run = replace(Settings(), {"model.prior": "mixture", "model.latent_dim": 4, "model.prior_scale": 2.5})
     card = model_card(
         "aae-digits-decoder",
-        TrialRecord(7, "ab", {}, epoch=27),
+        TrialRecord(7, {}, Plan(run, {}), 0.0, epoch=27),
         run,
         0,
-        FinalEvaluation(
-            {"test/reconstruction_mse": 0.01234, "test/jsd_nats": 0.2, "other": 1.0}, remarks=["no praise"]
-        ),
+        Assessment({"test/reconstruction_mse": 0.01234, "test/jsd_nats": 0.2, "other": 1.0}, remarks=["few samples"]),
         "digits-1",
     )
     assert card.startswith("# aae-digits-decoder\n") and "Decoder of trial t0007 of study digits-1" in card
@@ -218,7 +244,7 @@ def test_the_card_tells_what_the_decoder_is_and_how_good() -> None:
         "| test/reconstruction_mse | 0.0123 |" in card
         and "| test/jsd_nats | 0.2000 | nats |" in card
         and "other" not in card
-        and "\n* no praise\n" in card
+        and "\n* few samples\n" in card
     )
 
 
@@ -269,14 +295,14 @@ def test_the_resolved_study_is_yaml_with_every_setting(tmp_path: Path) -> None:
         "start: [{model.hidden: 16, optim.beta2: 0.2}]\n"
     )
     plan = read_plan(str(file), ["study.resources_per_worker.GPU=1"])
-    told = yaml.safe_load(resolved(plan))
-    assert told.keys() == {"study", "run", "space", "start"}
-    assert {f"study.{key}" for key in told["study"]} | told["run"].keys() | told[
+    values = yaml.safe_load(resolved(plan))
+    assert values.keys() == {"study", "run", "space", "start"}
+    assert {f"study.{key}" for key in values["study"]} | values["run"].keys() | values[
         "space"
     ].keys() == dotted_fields().keys()
-    assert told["start"] == [{"model.hidden": "16", "optim.beta2": 0.2}] and told["study"]["resources_per_worker"] == {
-        "GPU": 1.0
-    }
+    assert values["start"] == [{"model.hidden": "16", "optim.beta2": 0.2}] and values["study"][
+        "resources_per_worker"
+    ] == {"GPU": 1.0}
     again = tmp_path / "again.yaml"
     again.write_text(resolved(plan))
     assert read_plan(str(again)) == plan
@@ -288,6 +314,13 @@ def test_the_resolved_study_is_a_file_of_the_same_study(path: Path, tmp_path: Pa
     again = tmp_path / "again.yaml"
     again.write_text(resolved(plan))
     assert read_plan(str(again)) == plan
+
+
+def test_the_resolved_study_has_no_password_of_an_address() -> None:
+    plan = Plan(replace(Settings(), {"tracking.uri": "https://ann:secret@mlflow.example/path"}), {})
+    written = resolved(plan)
+    assert "secret" not in written and "ann:" not in written
+    assert yaml.safe_load(written)["run"]["tracking.uri"] == "https://mlflow.example/path"
 
 
 # -------------------------------------------------------------------------------------------------------------- plots
@@ -310,24 +343,16 @@ def searched(
     text = PLOTTED % ", ".join(objectives)
     (folder / "study.yaml").write_text(text if space else text.partition("space:")[0])
     plan = read_plan(str(folder / "study.yaml"))
-    searcher = OptunaSearcher(create_study(plan, "plotted", folder), plan)
-    for index in range(complete + 3):
-        searcher.suggest(str(index))
-        values = {
-            name: 1.0 if equal else 0.1 * (index + 1) ** (1 if place % 2 else -1)
-            for place, name in enumerate(objectives)
-        }
-        result = {
-            "epoch": 27 if index < complete else 3,
-            "finished": index < complete,
-            "failed": index == complete,
-            **values,
-        }
-        searcher.on_trial_result(str(index), result)
-        if index <= complete + 1:
-            searcher.on_trial_complete(str(index), result)
-    searcher.close()
-    return searcher.study, plan
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
+    ends = [TrialState.COMPLETE] * complete + [TrialState.FAIL, TrialState.PRUNED, None]
+    for index, state in enumerate(ends):
+        trial = study.ask(fixed_distributions=plan.space)
+        values = [1.0 if equal else 0.1 * (index + 1) ** (1 if column % 2 else -1) for column in range(len(objectives))]
+        if state is not None:  # the last one is still running
+            study.tell(trial, values if state is TrialState.COMPLETE else None, state=state)
+    return study, plan
 
 
 def check_page(page: Path) -> None:
@@ -350,7 +375,7 @@ def test_plots_are_web_pages_that_need_nothing_else(
     tmp_path: Path, objectives: Sequence[str], first: str, recwarn: pytest.WarningsRecorder
 ) -> None:
     study, plan = searched(tmp_path, objectives, complete=6)
-    pages = report.write_plots(study, plan, tmp_path / "plots")
+    pages = plots.write_plots(study, plan, tmp_path / "plots")
     assert not list(recwarn)  # a warning would stand in the report on the console
     assert [page.name for page in pages] == [first, "parallel_coordinates.html", "importances.html"]
     for page in pages:
@@ -363,31 +388,51 @@ def test_plots_are_web_pages_that_need_nothing_else(
 @pytest.mark.parametrize("complete", [0, 1, 2])
 def test_few_trials_make_fewer_plots_and_no_error(tmp_path: Path, objectives: Sequence[str], complete: int) -> None:
     study, plan = searched(tmp_path, objectives, complete)
-    names = [page.name for page in report.write_plots(study, plan, tmp_path / "plots")]
+    names = [page.name for page in plots.write_plots(study, plan, tmp_path / "plots")]
     assert "importances.html" not in names and ("parallel_coordinates.html" in names) == (complete > 0)
 
 
 def test_trials_that_are_all_equal_make_no_error(tmp_path: Path) -> None:
     study, plan = searched(tmp_path, (MSE, JSD), 6, equal=True)
-    assert "pareto_front.html" in [page.name for page in report.write_plots(study, plan, tmp_path / "plots")]
+    assert "pareto_front.html" in [page.name for page in plots.write_plots(study, plan, tmp_path / "plots")]
 
 
 def test_a_single_training_run_has_plots_without_a_space(tmp_path: Path) -> None:
     study, plan = searched(tmp_path, (MSE, JSD), 1, space=False)
-    assert [page.name for page in report.write_plots(study, plan, tmp_path / "plots")] == ["pareto_front.html"]
+    assert [page.name for page in plots.write_plots(study, plan, tmp_path / "plots")] == ["pareto_front.html"]
+
+
+def test_a_plot_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, plan = searched(tmp_path, (MSE, JSD), complete=6)
+    write = Path.write_text
+
+    def full(path: Path, *arguments: Any, **options: Any) -> int:
+        if path.name == "parallel_coordinates.html":
+            raise OSError(28, "No space left on device")
+        return write(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    pages = plots.write_plots(study, plan, tmp_path / "plots")
+    assert [page.name for page in pages] == ["pareto_front.html", "importances.html"]
+
+
+def test_a_folder_that_cannot_be_made_costs_the_plots_alone(tmp_path: Path) -> None:
+    study, plan = searched(tmp_path, (MSE, JSD), complete=1)
+    (tmp_path / "file").write_text("")
+    assert plots.write_plots(study, plan, tmp_path / "file" / "plots") == []
 
 
 # -------------------------------------------------------------------------------------------------------------- paths
 
 
-def test_a_path_is_told_as_one_would_type_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_is_written_as_one_would_type_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert report.shell_path(tmp_path / "runs" / "digits-1") == "runs/digits-1"
-    assert report.shell_path(Path("/usr/lib")) == "/usr/lib"
+    assert shell_path(tmp_path / "runs" / "digits-1") == "runs/digits-1"
+    assert shell_path(Path("/usr/lib")) == "/usr/lib"
 
 
 @pytest.mark.parametrize("name", ["my runs", "it's", "a$b", "a&b"])
-def test_a_path_that_is_told_can_be_pasted_into_a_shell(
+def test_a_path_that_is_printed_can_be_pasted_into_a_shell(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shlex
@@ -395,21 +440,33 @@ def test_a_path_that_is_told_can_be_pasted_into_a_shell(
 
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path / name, Path("/elsewhere") / name):
-        told = report.shell_path(path)
-        done = subprocess.run(["sh", "-c", f"printf %s {told}"], capture_output=True, text=True, check=False)
-        assert done.stdout in (name, str(path)) and shlex.split(told) == [done.stdout]
+        printed_path = shell_path(path)
+        done = subprocess.run(["sh", "-c", f"printf %s {printed_path}"], capture_output=True, text=True, check=False)
+        assert done.stdout in (name, str(path)) and shlex.split(printed_path) == [done.stdout]
 
 
-# ------------------------------------------------------------------------------------------------- what to type next
+def test_a_study_is_resumed_by_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resume_command(tmp_path / "runs" / "a b") == "python -m aae_ray.tune --resume 'runs/a b'"
 
 
-@pytest.mark.parametrize(("champion", "version"), [(True, ""), (False, " --version 2")])
-def test_the_images_that_are_offered_are_those_of_the_decoder_that_was_registered(
-    tmp_path: Path, champion: bool, version: str
-) -> None:
-    made = {"name": "my decoder", "version": 2, "champion": champion, "reason": ""}
-    outcome = Outcome(tmp_path, Ledger(Plan(Settings(), {})), None, made, False, True, {})
-    (told,) = [text for label, text in next_commands(outcome, "http://host") if label == "images"]
-    assert told.startswith(
-        f"python -m aae_ray.generate 'my decoder' --count 64 --out samples.png{version} --tracking-uri"
-    )
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (480, 780, "8 to 13 min"),
+        (30, 600, "30 s to 10 min"),
+        (600, 610, "10 min"),
+        (7200, 36000, "2 to 10 h"),
+        (0, 0, "0 s"),
+        (80000, 400000, "22 h to 5 d"),
+    ],
+)
+def test_a_range_of_time_has_one_unit_where_it_can(low: float, high: float, text: str) -> None:
+    assert interval(low, high) == text
+
+
+def test_a_metric_stands_beside_what_a_perfect_match_gets() -> None:
+    metrics = {"test/jsd_nats": 0.2, "test/jsd_nats_floor": 0.05, "quality/parzen_nats": 3.0}
+    metrics["quality/parzen_anchor_nats"] = 4.0
+    assert with_floor("test/jsd_nats", metrics) == "test/jsd_nats 0.2 (floor 0.05)"
+    assert with_floor("quality/parzen_nats", metrics) == "quality/parzen_nats 3 (real images 4)"

@@ -1,0 +1,262 @@
+"""Where a study stands: the same for people and for programs, from its folder alone."""
+
+import io
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from aae_ray.reporting.status import StudyStatus
+from aae_ray.search import events
+from aae_ray.search.journal import OWNER, Owner
+from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
+from tests.search.histories import JSD, MSE, START, History
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path("runs/digits-20270115-080000-abcd")
+DEAD = Owner(socket.gethostname(), 2**22 + 1, START, START)  # above the largest process id
+
+
+def alive(now: float) -> Owner:
+    return Owner(socket.gethostname(), os.getpid(), START, now - 3)
+
+
+def history_of_all_states() -> History:
+    history = History(study_id=FOLDER.name, study__name="digits", study__budget__trials=8, train__epochs=9)
+    history.finish(0.03, 0.1)
+    history.finish(0.02, 0.3)
+    history.finish(0.05, 0.5)
+    stopped = history.begin()
+    history.report(stopped, 3, 0.1, 0.9)
+    history.end(stopped, Reason.PRUNED)
+    for _ in range(2):
+        history.fail(history.begin(), FailureClass.OUT_OF_MEMORY, "CUDA out of memory\na traceback")
+    running = history.begin()
+    history.report(running, 1, math.nan, 0.4)
+    return history
+
+
+def of(history: History, owner: Owner | None = None, **options: Any) -> StudyStatus:
+    return StudyStatus.of(FOLDER, history.ledger, owner, history.now, **options)
+
+
+def printed(status: StudyStatus, width: int = 120, ascii: bool = False) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(status.render(width, ascii))
+    return out.getvalue()
+
+
+def test_a_program_reads_everything_under_keys_that_stay() -> None:
+    history = history_of_all_states()
+    status = of(history, alive(history.now)).to_json()
+    assert json.loads(json.dumps(status, allow_nan=False)) == status
+    assert list(status) == [
+        "study_id",
+        "name",
+        "folder",
+        "state",
+        "why",
+        "message",
+        "owner",
+        "started",
+        "at",
+        "elapsed_seconds",
+        "trials",
+        "objectives",
+        "front",
+        "best",
+        "chosen",
+        "registered",
+        "latest",
+        "trials_per_hour",
+        "seconds_left",
+        "budget",
+        "worker_seconds",
+        "failures",
+        "notes",
+    ]
+    assert status["study_id"] == FOLDER.name and status["state"] == "running" and status["owner"]["alive"]
+    assert status["owner"]["heartbeat_age_seconds"] == 3
+    assert status["trials"] == {"waiting": 0, "running": 1, "complete": 3, "stopped": 1, "failed": 2}
+    assert [trial["name"] for trial in status["front"]] == ["t0001", "t0000"]
+    assert {name: trial["name"] for name, trial in status["best"].items()} == {MSE: "t0001", JSD: "t0000"}
+    assert [trial["name"] for trial in status["latest"]] == ["t0006", *(f"t000{n}" for n in range(5, -1, -1))]
+    assert status["latest"][0]["values"] == {MSE: None, JSD: 0.4}  # JSON has no NaN
+    failure = status["failures"]["out_of_memory"]
+    assert (failure["count"], failure["message"], failure["trial"]) == (2, "CUDA out of memory", "t0005")
+    assert status["budget"]["trials"] == {"used": 6, "limit": 8} and status["seconds_left"]["low"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("end", "state", "why"),
+    [
+        (None, "running", None),
+        (StudyEnd.USER, "stopped", "user"),
+        (StudyEnd.DISK, "stopped", "disk"),
+        (StudyEnd.PLANNED, "ended", None),
+    ],
+)
+def test_how_a_study_stands(end: StudyEnd | None, state: str, why: str | None) -> None:
+    history = history_of_all_states()
+    if end is StudyEnd.PLANNED:
+        history.add(events.StudyEnded(message="all is done"))
+    elif end is not None:
+        history.stop(end, "all is done")
+    for owner in (alive(history.now), None):
+        status = of(history, owner)
+        assert (status.state, status.why) == (state if end or owner else "dead", why)
+        assert status.state in printed(status)
+        assert end is None or "all is done" in printed(status)
+
+
+def test_a_study_whose_process_ended_without_a_word_is_dead() -> None:
+    history = history_of_all_states()
+    before = of(history, DEAD)
+    assert before.state == "dead" and not before.alive
+    assert f"process {DEAD.pid} on {DEAD.host} ended without a word" in " ".join(printed(before).split())
+    history.now += 10_000
+    after = of(history, DEAD)
+    assert after.forecast == before.forecast  # its clock stands still
+    assert "left" not in printed(after)
+
+
+def test_a_resumed_study_runs_again() -> None:
+    history = history_of_all_states()
+    history.stop(StudyEnd.USER)
+    assert of(history).to_json()["trials"]["stopped"] == 2
+    history.resume()
+    status = of(history, alive(history.now))
+    assert status.state == "running" and status.trials[0].name == "t0006" and status.trials[0].state == "waiting"
+    assert [trial.name for trial in status.trials].count("t0006") == 1
+
+
+def test_what_the_study_chose_and_registered_is_shown() -> None:
+    history = history_of_all_states()
+    history.add(events.Chosen(number=0, registration={"name": "decoder"}))
+    history.add(events.Promoted(name="decoder", version=2, champion=False, reason="worse"))
+    history.add(events.StudyEnded())
+    status = of(history)
+    assert status.to_json()["chosen"] == "t0000"
+    assert status.to_json()["registered"] == {"name": "decoder", "version": 2, "champion": False, "reason": "worse"}
+    assert "the best one is t0000" in printed(status)
+    assert "registered as decoder version 2, not the champion" in printed(status)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+@pytest.mark.parametrize("ascii", [False, True])
+def test_it_is_shown_on_a_console_of_any_width(width: int, ascii: bool) -> None:
+    history = history_of_all_states()
+    text = printed(of(history, alive(history.now)), width, ascii)
+    assert max(map(len, text.splitlines())) <= width
+    assert text.isascii() == ascii
+    assert width < 60 or all(f"t000{number}" in text for number in range(7))
+
+
+def test_a_study_without_a_trial_has_a_status() -> None:
+    history = History()
+    status = of(history)
+    assert status.to_json()["front"] == [] and status.to_json()["seconds_left"] is None
+    assert "0/24" in printed(status)
+
+
+def test_the_cost_with_a_limit_does_not_grow_with_the_trials() -> None:
+    def seconds(trials: int) -> float:
+        history = History(study__budget__trials=20_000)
+        for index in range(trials):
+            history.finish(index / trials, -index / trials)  # all on the front
+        times = []
+        for _ in range(20):
+            began = time.perf_counter()
+            assert of(history, front=5).front_size == trials
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    assert seconds(2_000) < 3 * seconds(50)
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "aae_ray.status", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """A folder with runs/: one study of digits that is dead, and one of mnist that has ended."""
+    folder = history_of_all_states().write(tmp_path / FOLDER)
+    (folder / OWNER).write_text(json.dumps({"host": DEAD.host, "pid": DEAD.pid, "began": START}))
+    ended = History(time=START + 50, study_id="mnist-20270116-080000-beef", study__name="mnist")
+    ended.finish(0.1, 0.2)
+    ended.add(events.StudyEnded())
+    ended.write(tmp_path / "runs" / "mnist-20270116-080000-beef")
+    return tmp_path
+
+
+def test_one_study_by_name(studies: Path) -> None:
+    done = run("digits", cwd=studies)
+    assert done.returncode == 0 and done.stderr == ""
+    assert FOLDER.name in done.stdout and "dead" in done.stdout and "6/8" in done.stdout
+    status = json.loads(run(str(FOLDER), "--json", cwd=studies).stdout)
+    assert status["state"] == "dead" and status["trials"]["complete"] == 3
+
+
+def test_all_studies_newest_first(studies: Path) -> None:
+    (studies / "runs" / "broken-20270101-080000-aaaa").mkdir()
+    (studies / "runs" / "broken-20270101-080000-aaaa" / "journal.jsonl").write_text("no\nno\nno\n")
+    done = run(cwd=studies)
+    _, first, second, *rest = done.stdout.splitlines()
+    assert first.split()[:3] == ["mnist-20270116-080000-beef", "ended", "1/24"] and "0.1000" in first
+    assert second.split()[:3] == [FOLDER.name, "dead", "6/8"] and "0.0200" in second
+    assert "broken-20270101-080000-aaaa" in " ".join(rest) and "is not an event of a study" in " ".join(rest)
+    content = json.loads(run("--json", cwd=studies).stdout)
+    assert [study["name"] for study in content["studies"]] == ["mnist", "digits"]
+    assert list(content["unreadable"]) == ["broken-20270101-080000-aaaa"]
+
+
+def test_no_study_at_all(tmp_path: Path) -> None:
+    done = run("--folder", "elsewhere", cwd=tmp_path)
+    assert done.returncode == 0 and "no study under elsewhere" in done.stdout
+
+
+def test_an_unknown_study_is_a_sentence_with_names_like_it(studies: Path) -> None:
+    done = run("digist", cwd=studies)
+    assert done.returncode == 2 and done.stdout == "" and f"Did you mean {FOLDER.name}?" in done.stderr
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_a_journal_whose_last_line_is_cut_off_has_a_status(studies: Path, cut: int) -> None:
+    path = studies / FOLDER / "journal.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    status = json.loads(run("digits", "--json", cwd=studies).stdout)
+    assert status["trials"]["complete"] == 3 and status["latest"][0]["epoch"] == 0
+    assert path.read_bytes() == whole[:-cut]  # nothing is changed
+
+
+def test_settings_of_another_version_are_a_sentence(studies: Path) -> None:
+    path = studies / FOLDER / "journal.jsonl"
+    path.write_text(path.read_text().replace('"train.epochs"', '"train.eras"'))
+    done = run("digits", cwd=studies)
+    assert done.returncode == 2 and "train.eras" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_it_is_written_in_ascii_where_no_more_can_be_shown(studies: Path) -> None:
+    done = run("digits", cwd=studies, LANG="C", LC_ALL="C", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and done.stdout.isascii() and "val/jsd_nats v" in done.stdout
+    assert "====" in done.stdout and "\\u" not in done.stdout and "?" not in done.stdout
