@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 import yaml
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._private.utils import read_ray_address
 
 from aae_ray.errors import UserError
@@ -97,13 +97,30 @@ def _start_on_loopback(options: dict[str, Any]) -> None:
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # for the workers of a gang among each other
     try:
-        ray.init(**options, _node_ip_address=LOOPBACK)
+        with _own_session():
+            ray.init(**options, _node_ip_address=LOOPBACK)
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before[1]
         if before[0] is None:
             del os.environ[switch]
         else:
             os.environ[switch] = before[0]
+
+
+@contextmanager
+def _own_session() -> Iterator[None]:
+    """Ray's processes get a session of their own: a signal to the group of this process, as of a closed terminal, must
+    not take them away while the study is being closed. They end with this process all the same, as Linux tells them."""
+
+    class Popen(services.ConsolePopen):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **given: Any) -> None:
+            super().__init__(*arguments, start_new_session=sys.platform == "linux", **given)
+
+    before, services.ConsolePopen = services.ConsolePopen, Popen
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 def _where(address: str | None) -> str:

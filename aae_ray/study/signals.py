@@ -37,13 +37,17 @@ class Signals:
     def handled(self) -> Iterator[None]:
         """Signals are ours as long as this lasts."""
         before = {number: signal.getsignal(number) for number in SIGNALS}
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
+        self.take()
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def take(self) -> None:
+        """Take the signals, also from Ray, which has a handler of its own from its start on."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:  # the second one: what stays open is closed by the next --resume or --close

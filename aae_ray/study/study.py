@@ -254,6 +254,7 @@ class Study:
                 conductor: Conductor | None = None
                 try:
                     with ray_cluster(verbose=self.verbose):
+                        signals.take()
                         gangs = gangs_that_fit(plan.settings)
                         assert self.begin is not None
                         for event in journal.append(self.begin):
@@ -262,6 +263,7 @@ class Study:
                         copy = CopyForOptuna(self.folder)
                         sinks = (files.handle, screen.handle, copy.handle, lambda event, ledger: tracker.wake())
                         conductor = Conductor(journal, ledger, gangs, sinks)
+                        screen.handle(journal.history[-1], ledger)
                         for advice in (precision_advice(plan.settings), checks.labels_advice(plan)):
                             if advice:
                                 screen.note(advice)
