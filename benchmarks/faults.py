@@ -1,0 +1,339 @@
+"""Faults, one after another, into running studies: python benchmarks/faults.py --faults 20 --seed 0 --json faults.json
+
+A study is started with the real command, and random processes of it are killed, stopped or signalled at random moments,
+MLflow's database is locked or taken away; where the driver has ended, the study is resumed. When it has ended as
+planned, the invariants are checked: every trial once in the journal, Optuna's copy and MLflow, no gap and no doubled
+epoch, nothing RUNNING, no process left, the champion loads. With one gang the final metrics are those of a study that
+nobody disturbed, bit for bit.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: the package is found from the root, by the commands too
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
+
+import optuna
+
+from aae_ray.search.journal import read_events
+from aae_ray.search.ledger import Ledger
+from aae_ray.search.outcomes import State, StudyEnd
+
+TRIALS, EPOCHS = 4, 45
+STUDY = (
+    f"study.budget.trials={TRIALS}",
+    f"train.epochs={EPOCHS}",
+    "health.stop=false",
+    "study.finalists=best",
+    "study.max_failures=50",
+    "study.budget.failures_in_a_row=50",
+)
+MOST_PER_STUDY = 4
+MARK = "AAE_FAULTS_MARK"
+PATIENCE = 240.0  # seconds for a session of a study
+END_SECONDS = 30.0  # for the processes of a study to end
+
+
+class Study:
+    """A study in a folder of its own, driven by the real commands."""
+
+    def __init__(self, folder: Path, gangs: int) -> None:
+        self.folder, self.gangs = folder, gangs
+        self.environment = {**os.environ, MARK: str(folder), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.sessions = 0
+
+    def start(self) -> None:
+        self._run("tune", *STUDY, f"study.concurrent_trials={self.gangs}")
+
+    def resume(self) -> None:
+        if self.study is None:  # it was killed before it had begun
+            self.start()
+        else:
+            self._run("tune", "--resume", str(self.study))
+
+    def _run(self, name: str, *arguments: str) -> None:
+        self.sessions += 1
+        with (self.folder / f"session_{self.sessions}.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", f"aae_ray.{name}", *arguments],
+                cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def log(self) -> str:
+        return (self.folder / f"session_{self.sessions}.log").read_text(errors="replace")
+
+    @property
+    def study(self) -> Path | None:
+        journals = [path for path in self.folder.glob("runs/*/journal.jsonl") if path.stat().st_size]
+        return journals[0].parent if journals else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the study has ended as planned, by its journal."""
+        return self.study is not None and Ledger.replay(read_events(self.study)).end is StudyEnd.PLANNED
+
+    def processes(self, name: str = "") -> list[int]:
+        """The processes of the study, found by the mark in their environment."""
+        pids = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                mine = f"{MARK}={self.folder}".encode() in (path / "environ").read_bytes().split(b"\0")
+                command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if mine and name in command and (path / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                    pids.append(int(path.name))
+            except OSError:
+                continue
+        return pids
+
+
+# ------------------------------------------------------------------------------------------------------------- faults
+
+
+def _signal(number: signal.Signals, name: str | None, seconds: float = 0.0) -> Callable[[Study, random.Random], bool]:
+    """Send a signal to a process of this name, the driver if there is none; continue it after some seconds."""
+
+    def inject(study: Study, luck: random.Random) -> bool:
+        assert study.process is not None
+        pids = [study.process.pid] if name is None else study.processes(name)
+        if not pids or study.process.poll() is not None:
+            return False
+        pid = luck.choice(pids)
+        try:
+            os.kill(pid, number)
+            if seconds:
+                time.sleep(seconds)
+                os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            return False
+        return True
+
+    return inject
+
+
+def _group(study: Study, luck: random.Random) -> bool:
+    assert study.process is not None
+    if study.process.poll() is not None:
+        return False
+    os.killpg(study.process.pid, signal.SIGTERM)
+    return True
+
+
+def _locked(study: Study, luck: random.Random) -> bool:
+    """Another process holds MLflow's database."""
+    path = study.folder / "mlflow.db"
+    if not path.exists():
+        return False
+
+    def hold() -> None:
+        try:
+            with sqlite3.connect(path, timeout=5) as connection:
+                connection.execute("BEGIN EXCLUSIVE")
+                time.sleep(8)
+                connection.rollback()
+        except sqlite3.OperationalError:
+            return
+
+    threading.Thread(target=hold, daemon=True).start()
+    return True
+
+
+def _artifacts_away(study: Study, luck: random.Random) -> bool:
+    """The artifact root cannot be written for a while."""
+    path = study.folder / "mlartifacts"
+    if not path.is_dir():
+        return False
+    hidden = path.with_name("mlartifacts.away")
+    path.rename(hidden)
+    path.write_text("not a folder")
+    time.sleep(1)
+    path.unlink()
+    hidden.rename(path)
+    return True
+
+
+FAULTS: Mapping[str, Callable[[Study, random.Random], bool]] = {
+    "driver SIGKILL": _signal(signal.SIGKILL, None),
+    "driver SIGTERM": _signal(signal.SIGTERM, None),
+    "driver SIGHUP": _signal(signal.SIGHUP, None),
+    "driver SIGSTOP for 4 s": _signal(signal.SIGSTOP, None, 4),
+    "group SIGTERM": _group,
+    "trial SIGKILL": _signal(signal.SIGKILL, "ray::Trial"),
+    "trial SIGSTOP for 4 s": _signal(signal.SIGSTOP, "ray::Trial", 4),
+    "mailbox SIGKILL": _signal(signal.SIGKILL, "ray::MailboxHub"),
+    "raylet SIGKILL": _signal(signal.SIGKILL, "raylet/raylet"),
+    "GCS SIGKILL": _signal(signal.SIGKILL, "gcs_server"),
+    "MLflow's database locked for 8 s": _locked,
+    "artifact root not writable for 1 s": _artifacts_away,
+}
+
+
+# --------------------------------------------------------------------------------------------------------- invariants
+
+
+def violations(study: Study, expected: Mapping[int, Any] | None) -> list[str]:
+    """What is wrong with a study that has ended; nothing, if nothing was lost."""
+    from mlflow import MlflowClient
+
+    wrong: list[str] = []
+    assert study.study is not None
+    ledger = Ledger.replay(read_events(study.study))
+    if [trial.number for trial in ledger.trials] != list(range(TRIALS)) or ledger.open:
+        wrong.append(f"the journal has {len(ledger.trials)} trials, {len(ledger.open)} of them open")
+    failed = [trial for trial in ledger.trials if trial.state is State.FAILED]
+    wrong += [f"{trial.name} failed: {trial.message}" for trial in failed]
+
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(study.study / "optuna_journal.log"))
+    )
+    (summary,) = optuna.get_all_study_summaries(storage)
+    copied = optuna.load_study(study_name=summary.study_name, storage=storage).trials
+    names = sorted(trial.user_attrs["trial"] for trial in copied)
+    if names != [trial.name for trial in ledger.trials]:
+        wrong.append(f"Optuna's copy has {names}")
+    wrong += [
+        f"Optuna's copy of {trial.number} is {trial.state.name}" for trial in copied if not trial.state.is_finished()
+    ]
+
+    uri = f"sqlite:///{study.folder}/mlflow.db"
+    client = MlflowClient(uri, registry_uri=uri)
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    children = [run for run in runs if run.data.tags.get("aae.run_kind") == "trial"]
+    counts = collections.Counter(run.data.tags["aae.trial_id"] for run in children)
+    if counts != {trial.name: 1 for trial in ledger.trials} or len(runs) != TRIALS + 1:
+        wrong.append(f"MLflow has {dict(counts)} and {len(runs)} runs")
+    wrong += [f"{run.info.run_name} is RUNNING" for run in runs if run.info.status == "RUNNING"]
+    for run in children:
+        trial = ledger.trials[int(run.data.tags["aae.trial_id"][1:])]
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "val/reconstruction_mse")]
+        if steps != list(range(1, trial.epoch + 1)):
+            wrong.append(f"MLflow has epochs {steps} of {trial.name}, which trained {trial.epoch}")
+    if expected is not None and results(ledger) != expected:
+        wrong.append("final metrics differ from those of the undisturbed study")
+    deadline = time.monotonic() + END_SECONDS
+    while (left := study.processes()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    wrong += [f"process {pid} is left" for pid in left]
+    done = subprocess.run(
+        [sys.executable, "-m", "aae_ray.generate", "aae-digits-decoder", "--count", "4"],
+        cwd=study.folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        wrong.append(f"the champion cannot be loaded: {done.stderr.strip()}")
+    return wrong
+
+
+def results(ledger: Ledger) -> dict[int, Any]:
+    """What a study found: of each trial its parameters, its end and its final metrics, but for its speed."""
+    return {
+        trial.number: (
+            trial.params,
+            trial.reason,
+            {name: value for name, value in trial.metrics.items() if not name.startswith("perf/")},
+        )
+        for trial in ledger.trials
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ the run
+
+
+def finish(study: Study, seconds: float = PATIENCE) -> None:
+    """Wait for a session to end. Raises TimeoutExpired when it does not."""
+    assert study.process is not None
+    study.process.wait(seconds)
+
+
+def disturbed(folder: Path, gangs: int, luck: random.Random, most: int, expected: Any) -> tuple[list[str], list[str]]:
+    """One study with up to so many faults: those that hit it, and what is wrong afterwards."""
+    study, injected = Study(folder, gangs), []
+    study.start()
+    try:
+        while True:
+            wanted = luck.choice(sorted(FAULTS))
+            moment = time.monotonic() + luck.uniform(1, 20)
+            while time.monotonic() < moment and study.process is not None and study.process.poll() is None:
+                time.sleep(0.1)
+            if len(injected) < most and FAULTS[wanted](study, luck):
+                injected.append(wanted)
+                if wanted.startswith(("driver SIGK", "driver SIGT", "driver SIGH", "group", "raylet", "GCS")):
+                    finish(study)
+            if len(injected) >= most:
+                finish(study)
+            if study.process is not None and study.process.poll() is not None:
+                if study.ended:
+                    return injected, violations(study, expected)
+                if study.sessions > 3 * most + 3:
+                    return injected, [f"the study does not end after {study.sessions} sessions: {study.log[-500:]}"]
+                study.resume()
+    except subprocess.TimeoutExpired:
+        return injected, [f"a session did not end within {PATIENCE:g} s after {injected[-1:]}: {study.log[-500:]}"]
+    finally:
+        for pid in study.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def undisturbed(folder: Path) -> dict[int, Any]:
+    study = Study(folder, 1)
+    study.start()
+    finish(study)
+    assert study.ended and study.study is not None, study.log
+    wrong = violations(study, None)
+    assert not wrong, wrong
+    return results(Ledger.replay(read_events(study.study)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--keep", type=Path, help="folder for the studies; a temporary one if none")
+    arguments = parser.parse_args()
+    luck = random.Random(arguments.seed)
+    root = arguments.keep or Path(tempfile.mkdtemp(prefix="faults"))
+    (root / "whole").mkdir(parents=True, exist_ok=True)
+    expected = undisturbed(root / "whole")
+    hits: collections.Counter[str] = collections.Counter()
+    lost: list[dict[str, Any]] = []
+    studies = 0
+    while sum(hits.values()) < arguments.faults:
+        studies += 1
+        folder = root / f"study_{studies}"
+        folder.mkdir()
+        gangs = luck.choice([1, 2])
+        most = min(MOST_PER_STUDY, arguments.faults - sum(hits.values()))
+        injected, wrong = disturbed(folder, gangs, luck, most, expected if gangs == 1 else None)
+        hits.update(injected)
+        if wrong:
+            lost.append({"study": studies, "gangs": gangs, "faults": injected, "wrong": wrong})
+        print(
+            f"[{sum(hits.values())}/{arguments.faults}] {gangs} gang(s): {', '.join(injected)}: {wrong or 'nothing lost'}"
+        )
+        if arguments.json:
+            result = {"faults": sum(hits.values()), "studies": studies, "by_fault": dict(hits), "lost": lost}
+            arguments.json.write_text(json.dumps(result, indent=1))
+    print(f"{sum(hits.values())} faults in {studies} studies, {len(lost)} studies with a loss")
+    sys.exit(bool(lost))
+
+
+if __name__ == "__main__":
+    main()
