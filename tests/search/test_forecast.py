@@ -1,6 +1,7 @@
 """How long a study will take, by what its ended trials took, and what its hours went into."""
 
 import random
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ def now(history: History) -> Forecast:
     return forecast(history.ledger, history.now)
 
 
-def one_after_another(trials: int, seconds: float = 100.0, budget: int = 24, **settings: object) -> History:
+def one_after_another(trials: int, seconds: float = 100.0, budget: int = 24, **settings: Any) -> History:
     """Trials of the same length each, a gang at a time."""
     history = History(study__budget__trials=budget, **settings)
     for _ in range(trials):

@@ -22,7 +22,7 @@ from aae_ray.reporting.console import console_for
 def command() -> None:
     console = console_for()
     for number in range(200):
-        console.print(f"line {number} \\N{DOWNWARDS ARROW} \\N{BLACK STAR} caf\\N{LATIN SMALL LETTER E WITH ACUTE} \\u4e2d")
+        console.print(f"line {number} \\u2193 \\N{BLACK STAR} caf\\u00e9 \\u4e2d")
         if number == 5:
             time.sleep(0.3)
     print("a line of another library")
