@@ -1,23 +1,43 @@
-"""Mistakes of the user, told in sentences: where, what, and what would be right."""
+"""Mistakes of the user, in sentences: where, what, and what would be right."""
 
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 class UserError(Exception):
-    """A mistake of the user, told in sentences. Commands print it without a traceback and end with exit code 2."""
+    """A mistake of the user, in sentences. Commands print it without a traceback and end with exit code 2."""
+
+
+class Kind(StrEnum):
+    """What sort of mistake a problem is."""
+
+    SYNTAX = "syntax"  # a file or an argument that cannot be read
+    UNKNOWN_KEY = "unknown_key"
+    SECTION = "section"  # a value where keys belong, or keys where a value belongs
+    MISPLACED = "misplaced"  # a setting in a block where it does not belong
+    DUPLICATE = "duplicate"  # given twice
+    VALUE = "value"  # wrong by itself: its type, its range, or not one of the choices
+    RULE = "rule"  # values that are right by themselves and do not go together
+    DATA = "data"  # values that do not fit the data
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it stands, which key it concerns, and what would be right."""
+    """One mistake. Code decides by `keys` and `kind`; `text` is for people, who read what would be right in it."""
 
-    where: str
-    message: str
+    keys: tuple[str, ...]  # that it concerns; of an unknown key also the one that was probably meant
+    kind: Kind
+    where: str  # the user wrote it
+    text: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}"
+        return f"{self.where}: {self.text}"
+
+    def concerns(self, key: str) -> bool:
+        """Whether it is about this key, about a section that holds it, or about a part of it."""
+        return any(key == own or key.startswith(f"{own}.") or own.startswith(f"{key}.") for own in self.keys)
 
 
 class SettingsError(UserError):
@@ -25,15 +45,31 @@ class SettingsError(UserError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__(self.problems)  # as it is made again from a pickle
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint ` Did you mean ...?` when a known name, or the last part of a dotted key, is close; else nothing."""
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was probably meant: one that is close, or whose last part is; None if there is none."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     if not close:
         leaf = name.rpartition(".")[2]
         leaves = difflib.get_close_matches(leaf, [key.rpartition(".")[2] for key in known], n=1, cutoff=0.75)
         close = [key for key in known if leaves and key.rpartition(".")[2] == leaves[0]][:1]
-    return f" Did you mean {close[0]}?" if close else ""
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint ` Did you mean ...?` when a known name is close; else nothing."""
+    meant = closest(name, known)
+    return f" Did you mean {meant}?" if meant else ""
+
+
+def unknown_key(key: str, known: Iterable[str], where: str, text: str, *, prefix: str = "") -> Problem:
+    """A key that does not exist, with the known one that was probably meant, in its keys and as a hint in its text."""
+    meant = closest(key, known)
+    hint = f" Did you mean {meant}?" if meant else ""
+    return Problem((key, meant) if meant else (key,), Kind.UNKNOWN_KEY, where, f"{prefix}{key} {text}.{hint}")

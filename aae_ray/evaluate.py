@@ -59,7 +59,7 @@ def evaluate(
     recorded = record(found, uri)
     told = f"run {found.run_name} in MLflow"
     if recorded.unsent:
-        told = f"not yet, MLflow is away; later: python -m aae_ray.tune --replay {shell_path(recorded.folder)}"
+        told = f"not yet, MLflow is unreachable; later: python -m aae_ray.tune --sync {shell_path(recorded.folder)}"
     console.print(bullet("recorded", told), soft_wrap=True)
     for message in recorded.refused:
         console.print(bullet("MLflow", f"refused a record: {message}"), soft_wrap=True)

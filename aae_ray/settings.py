@@ -6,13 +6,14 @@ builds the optimizer. Files and command lines are read in `reading`.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from aae_ray.errors import Problem, SettingsError, did_you_mean
+from aae_ray.errors import Kind, Problem, SettingsError, unknown_key
 
 # ------------------------------------------------------------------------------------------------------- value types
 
@@ -37,7 +38,10 @@ def _seconds(value: Any) -> Any:
     if isinstance(value, str) and value and re.fullmatch(r"(\d+h)?(\d+m)?(\d+s)?", value):
         units = {"h": 3600, "m": 60, "s": 1}
         return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", value))
-    return value
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("expected a number of seconds, or a duration such as 90s, 10m or 2h") from None
 
 
 def _fractions(value: Any) -> Any:
@@ -117,19 +121,6 @@ class Data(Section):
         description="labels that training knows, evenly over the classes, which ones decides `seed`: a number, or a "
         "fraction of the training images below 1; all when not given",
     )
-
-    @model_validator(mode="after")
-    def _parts_agree(self) -> "Data":
-        wrong = []
-        if self.validation_fraction + self.test_fraction >= 1:
-            wrong.append(
-                "data.validation_fraction and data.test_fraction leave no images to train on; their sum must be below 1"
-            )
-        if self.labels is not None and self.labels >= 1 and self.labels != int(self.labels):
-            wrong.append(f"data.labels must be a whole number or a fraction below 1, got {self.labels:g}")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
 
 
 class Model(Section):
@@ -267,6 +258,10 @@ class Tracking(Section):
 class Budget(Section):
     trials: Positive = Field(24, description="trials in all")
     wall_clock: Duration | None = Field(None, description="such as 90s, 10m or 2h; no limit when not given")
+    worker_hours: Float | None = Field(
+        None, gt=0, description="hours of all workers together (GPU-hours on GPUs); no limit when not given"
+    )
+    failures_in_a_row: Positive = Field(5, description="the study stops after this many failed trials in a row")
 
 
 class Sampler(Section):
@@ -306,7 +301,15 @@ class Study(Section):
     )
     folder: str = Field("runs", description="where studies keep their state; shared by all nodes (a path or s3://...)")
     max_failures: Int = Field(2, ge=0, description="times a trial is retried from its checkpoint when a worker dies")
+    start_timeout: Duration = Field(
+        600, description="after this long without its workers a gang counts as one that cannot start"
+    )
     step_timeout: Duration = Field(1800, description="after this long without an answer a gang counts as hung")
+    keep: Literal["front", "best", "all"] = Field(
+        "front",
+        description="checkpoints that stay when trials have ended: those of the front, of the best trials alone, or "
+        "all",
+    )
     finalists: Literal["best", "front", "all"] = Field(
         "front", description="trials that are measured on the test images when the study ends"
     )
@@ -332,47 +335,103 @@ class Settings(Section):
     study: Study = Study()
 
     @model_validator(mode="after")
-    def _parts_agree(self) -> "Settings":
-        model, wrong = self.model, []
-        if self.task == "vae" and (model.posterior != "gaussian" or model.prior not in ("gaussian", "mixture")):
-            wrong.append(
-                "task vae needs model.posterior gaussian and model.prior gaussian or mixture "
-                "(its KL term takes their densities), "
-                f"got {model.posterior} and {model.prior}"
-            )
-        if self.task == "label_informed" and model.prior not in ("mixture", "swiss_roll"):
-            wrong.append(
-                "task label_informed needs model.prior mixture or swiss_roll, whose parts belong to the classes, "
-                f"got {model.prior}"
-            )
-        if self.task in ("clustering", "reduction") and model.clusters > self.train.batch_size:
-            wrong.append(
-                f"model.clusters is more than train.batch_size can fill: each cluster should have an image in a batch, "
-                f"got {model.clusters} and {self.train.batch_size}"
-            )
-        if model.normalization == "batch" and self.train.batch_size < 2:
-            wrong.append(
-                "model.normalization batch needs a train.batch_size of at least 2, "
-                f"as an image alone does not differ from its mean, got {self.train.batch_size}"
-            )
-        if model.normalization == "batch" and "semi_supervised" in self.task and self.train.labelled_batch_size < 2:
-            wrong.append(
-                "model.normalization batch needs a train.labelled_batch_size of at least 2, "
-                f"as an image alone does not differ from its mean, got {self.train.labelled_batch_size}"
-            )
-        if self.train.mixed_precision and self.train.dtype == "float64":
-            wrong.append(
-                "train.mixed_precision computes products of float32 in bfloat16 and leaves train.dtype float64 alone; "
-                "take one of them away"
-            )
-        if self.task == "supervised" and self.data.labels is not None:
-            wrong.append(
-                "task supervised needs the label of every image and data.labels leaves some out; "
-                f"take data.labels away, got {self.data.labels:g}"
-            )
-        if wrong:
-            raise ValueError("\n".join(wrong))
+    def _rules_hold(self) -> "Settings":
+        if broken := broken_rules(self):
+            raise BrokenRules(broken)
         return self
+
+
+# ------------------------------------------------------------------------------------------------------------- rules
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What values of several keys must fulfil together, where each of them is right by itself."""
+
+    keys: tuple[str, ...]  # no two rules have the same
+    holds: Callable[..., bool]  # of the values of the keys, in their order
+    text: str  # when it is broken; `{prior}` stands for the value of model.prior, which is one of the keys
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        ("data.validation_fraction", "data.test_fraction"),
+        lambda validation, test: validation + test < 1,
+        "data.validation_fraction and data.test_fraction leave no images to train on; their sum must be below 1, "
+        "got {validation_fraction:g} and {test_fraction:g}",
+    ),
+    Rule(
+        ("data.labels",),
+        lambda labels: labels is None or labels < 1 or labels == int(labels),
+        "data.labels must be a whole number or a fraction below 1, got {labels:g}",
+    ),
+    Rule(
+        ("task", "model.posterior", "model.prior"),
+        lambda task, posterior, prior: task != "vae" or (posterior == "gaussian" and prior in ("gaussian", "mixture")),
+        "task vae needs model.posterior gaussian and model.prior gaussian or mixture (its KL term takes their "
+        "densities), got {posterior} and {prior}",
+    ),
+    Rule(
+        ("task", "model.prior"),
+        lambda task, prior: task != "label_informed" or prior in ("mixture", "swiss_roll"),
+        "task label_informed needs model.prior mixture or swiss_roll, whose parts belong to the classes, got {prior}",
+    ),
+    Rule(
+        ("task", "model.clusters", "train.batch_size"),
+        lambda task, clusters, batch_size: task not in ("clustering", "reduction") or clusters <= batch_size,
+        "model.clusters is more than train.batch_size can fill: each cluster should have an image in a batch, "
+        "got {clusters} and {batch_size}",
+    ),
+    Rule(
+        ("model.normalization", "train.batch_size"),
+        lambda normalization, batch_size: normalization != "batch" or batch_size >= 2,
+        "model.normalization batch needs a train.batch_size of at least 2, because one image alone does not differ "
+        "from its mean, got {batch_size}",
+    ),
+    Rule(
+        ("task", "model.normalization", "train.labelled_batch_size"),
+        lambda task, normalization, batch_size: (
+            normalization != "batch" or "semi_supervised" not in task or batch_size >= 2
+        ),
+        "model.normalization batch needs a train.labelled_batch_size of at least 2, because one image alone does not "
+        "differ from its mean, got {labelled_batch_size}",
+    ),
+    Rule(
+        ("train.mixed_precision", "train.dtype"),
+        lambda mixed, dtype: not mixed or dtype != "float64",
+        "train.mixed_precision computes products of float32 in bfloat16 and leaves train.dtype float64 alone; "
+        "remove one of them",
+    ),
+    Rule(
+        ("task", "data.labels"),
+        lambda task, labels: task != "supervised" or labels is None,
+        "task supervised needs the label of every image, and data.labels leaves some out; remove data.labels, "
+        "got {labels:g}",
+    ),
+)
+
+
+class BrokenRules(ValueError):
+    """Settings that break rules; pydantic makes a ValidationError of it, and keeps this one in its details."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        self.problems = problems
+        super().__init__(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(problem.text for problem in self.problems)
+
+
+def broken_rules(settings: "Settings") -> tuple[Problem, ...]:
+    """A problem for every rule that these values break."""
+    problems = []
+    for rule in RULES:
+        values = [setting(settings, key) for key in rule.keys]
+        if not rule.holds(*values):
+            names = (key.rpartition(".")[2] for key in rule.keys)
+            text = rule.text.format(**dict(zip(names, values, strict=True)))
+            problems.append(Problem(rule.keys, Kind.RULE, "settings", text))
+    return tuple(problems)
 
 
 # ------------------------------------------------------------------------------------------------------- dotted keys
@@ -418,7 +477,7 @@ def replace(settings: Settings, values: Mapping[str, Any]) -> Settings:
     changed = settings.model_dump()
     for key, value in values.items():
         if key not in dotted_fields():
-            raise SettingsError([Problem("settings", f"{key} is not a setting.{did_you_mean(key, dotted_fields())}")])
+            raise SettingsError([unknown_key(key, dotted_fields(), "settings", "is not a setting")])
         *path, leaf = key.split(".")
         node = changed
         for part in path:

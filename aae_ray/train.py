@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, main
-from aae_ray.errors import Problem, SettingsError
+from aae_ray.errors import UserError
 
 
 def train(
@@ -23,25 +23,21 @@ def train(
     path, overrides = file_and_overrides(arguments or [])
     from aae_ray.reporting.console import console_for
     from aae_ray.search.space import Plan, read_plan
-    from aae_ray.study.study import run_study
+    from aae_ray.study.study import start_study
 
     if workers is not None:
         overrides.append(f"study.workers_per_trial={workers}")
     plan = read_plan(path, ["study.budget.trials=1", "study.pruner.type=none", *overrides])
     if plan.space:
-        raise SettingsError(
-            [
-                Problem(
-                    str(path),
-                    f"searches {', '.join(plan.space)}; train takes one configuration: give each a value, "
-                    f"or use python -m aae_ray.tune {path}",
-                )
-            ]
+        keys = ", ".join(plan.space)
+        raise UserError(
+            f"{path} searches {keys}; train takes one configuration: give each a value, "
+            f"or use python -m aae_ray.tune {path}"
         )
-    outcome = run_study(Plan(plan.settings, {}), console_for(), verbose=verbose)
-    if outcome.interrupted:
+    closing = start_study(Plan(plan.settings, {}), console_for(), verbose=verbose)
+    if closing.interrupted:
         raise typer.Exit(INTERRUPTED)
-    if outcome.best is None:
+    if closing.best is None or not closing.as_planned:
         raise typer.Exit(1)
 
 

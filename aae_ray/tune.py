@@ -1,4 +1,9 @@
-"""python -m aae_ray.tune: run a study."""
+"""python -m aae_ray.tune: run a study, go on with one, or add to one.
+
+python -m aae_ray.tune [FILE] [KEY=VALUE]...                     a new study
+python -m aae_ray.tune --resume NAME                             go on with one that was stopped
+python -m aae_ray.tune --extend NAME study.budget.trials=50      add to one that has ended
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +14,7 @@ from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, mai
 from aae_ray.errors import UserError
 
 DIGITS = Path(__file__).parent.parent / "search_spaces" / "digits.yaml"
+STOPPED = 1  # exit code of a study that stopped before its planned end, or has no complete trial
 
 
 def tune(
@@ -22,58 +28,103 @@ def tune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check everything, data included, print the whole study, start nothing")
     ] = False,
-    replay: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="send to MLflow what an outage kept back in a study's folder"),
-    ] = None,
     resume: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="go on with an interrupted study (not in this release)"),
+        str | None, typer.Option(metavar="NAME", help="go on with a study that was stopped: its name or folder")
     ] = None,
+    extend: Annotated[
+        str | None, typer.Option(metavar="NAME", help="add trials to a study, with changed settings for new ones")
+    ] = None,
+    warm_start: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="start the sampler from earlier studies: name, folder or experiment"),
+    ] = None,
+    close: Annotated[
+        str | None, typer.Option(metavar="NAME", help="close a study whose process was killed, without going on")
+    ] = None,
+    sync: Annotated[
+        str | None, typer.Option(metavar="NAME", help="send to MLflow what it has not taken of a study")
+    ] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="another MLflow server or database, with --resume, --extend, --close or --sync")
+    ] = None,
+    any_version: Annotated[
+        bool, typer.Option("--any-version", help="go on with a study of other versions of Python and PyTorch")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="show the messages of Ray as well")] = False,
 ) -> None:
     """Search for the best adversarial autoencoder of a data set, and register its decoder."""
     from aae_ray.reporting.console import console_for
 
     console = console_for()
-    if resume is not None:
+    modes = {"--resume": resume, "--extend": extend, "--close": close, "--sync": sync}
+    given = [option for option, name in modes.items() if name is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other; give one of them")
+    if given and (warm_start or dry_run):
+        raise UserError(f"{given[0]} takes neither --warm-start nor --dry-run")
+    if tracking_uri is not None and not given:
         raise UserError(
-            f"--resume {resume}: this release keeps all that a resumed study needs and cannot resume yet; "
-            "what finished is in MLflow, and the same study can be run again"
+            "--tracking-uri goes with --resume, --extend, --close or --sync; a new study takes tracking.uri="
         )
-    if replay is not None:
-        from aae_ray.tracking.sender import replay as send
-
-        sent, left, refused = send(replay)
-        console.print(f"{sent} records sent to MLflow, {left} left")
-        for message in refused:
-            console.print(f"MLflow refused a record: {message}", soft_wrap=True)
-        if refused:
-            raise typer.Exit(1)
-        return
     path, overrides = file_and_overrides(arguments or [])
-    from aae_ray.search.space import read_plan
+    if given and path is not None:
+        raise UserError(f"{given[0]} takes the study's own settings, and key=value changes; it does not take {path}")
+    from aae_ray.study import study
 
-    path = path or str(DIGITS)
-    plan = read_plan(path, overrides)
-    if not plan.space and plan.settings.study.budget.trials > 1:
-        raise UserError(
-            f"{path} searches nothing, and its {plan.settings.study.budget.trials} trials would all be the same; "
-            f"python -m aae_ray.train {path} trains it once"
-        )
-    from aae_ray.study.study import checked, run_study
-
-    if dry_run:
-        from aae_ray.reporting.cards import resolved
-
-        checked(plan)
-        console.print(resolved(plan), highlight=False, soft_wrap=True)
+    root = _root(overrides)
+    if sync is not None:
+        if not study.sync(sync, console, uri=tracking_uri, root=root):
+            raise typer.Exit(STOPPED)
         return
-    outcome = run_study(plan, console, verbose=verbose)
-    if outcome.interrupted:
+    if close is not None:
+        study.close_study(close, console, uri=tracking_uri, root=root)
+        return
+    name = resume or extend
+    if name is not None:
+        own = [change for change in overrides if not change.startswith("study.folder=")]
+        closing = study.resume_study(
+            name,
+            own,
+            console,
+            extend=extend is not None,
+            any_version=any_version,
+            uri=tracking_uri,
+            root=root,
+            verbose=verbose,
+        )
+    else:
+        from aae_ray.search.space import read_plan
+
+        path = path or str(DIGITS)
+        plan = read_plan(path, overrides)
+        if not plan.space and plan.settings.study.budget.trials > 1:
+            raise UserError(
+                f"{path} has no `space:` block, and its {plan.settings.study.budget.trials} trials would all be the "
+                f"same; python -m aae_ray.train {path} trains it once"
+            )
+        if dry_run:
+            from aae_ray.reporting.cards import resolved
+            from aae_ray.study.checks import checked
+
+            checked(plan)
+            console.print(resolved(plan), highlight=False, soft_wrap=True)
+            return
+        closing = study.start_study(plan, console, warm_start=warm_start or (), verbose=verbose)
+    leave(closing.interrupted, closing.as_planned and closing.best is not None)
+
+
+def leave(interrupted: bool, well: bool) -> None:
+    """Leave with the exit code of a study's end."""
+    if interrupted:
         raise typer.Exit(INTERRUPTED)
-    if outcome.best is None:
-        raise typer.Exit(1)
+    if not well:
+        raise typer.Exit(STOPPED)
+
+
+def _root(overrides: list[str]) -> Path:
+    """Where studies are looked for by name."""
+    given = [change.partition("=")[2] for change in overrides if change.startswith("study.folder=")]
+    return Path(given[-1] if given else "runs").expanduser()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def plan_for(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> Pl
     """One of the file's start points, once for each seed; what is given on the command line wins."""
     path = ROOT / "search_spaces" / f"{table.file}.yaml"
     start = read_plan(str(path)).start
-    point = start[table.point] if start else {}  # a file that searches nothing is a point itself
+    point = start[table.point] if start else {}  # a file without a space is a point itself
     changes = [f"{key}={value}" for key, value in point.items()] + list(table.overrides)
     plan = read_plan(
         str(path),
@@ -65,11 +65,11 @@ def plan_for(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> Pl
 def compare(overrides: Sequence[str], seeds: Sequence[int], command: str) -> dict[str, Any]:
     """The AAE beside the VAE on one protocol: a study of four trials a seed, and one picture of all their codes."""
     path = str(ROOT / "search_spaces" / "aae_vs_vae_2d.yaml")
-    four = read_plan(path, overrides)
+    budgeted = any(change.startswith("study.budget") for change in overrides)
+    four = read_plan(path, overrides if budgeted else ["study.budget.trials=1", *overrides])  # as many as points, below
     space = {**four.space, "seed": CategoricalDistribution(list(seeds))}
-    points = list({tuple(point.items()): point for point in four.start}.values())  # fewer where one key is given
-    start = tuple({**point, "seed": seed} for seed in seeds for point in points)
-    budget = {} if any(change.startswith("study.budget") for change in overrides) else {"trials": len(start)}
+    start = tuple({**point, "seed": seed} for seed in seeds for point in four.start)
+    budget = {} if budgeted else {"trials": len(start)}
     run = replace(four.settings, {f"study.budget.{key}": value for key, value in budget.items()})
     began = time.monotonic()
     outcome = run_study(Plan(run, space, start), console_for())

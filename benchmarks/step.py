@@ -37,14 +37,14 @@ from aae_ray.autoencoder.phases import (
     TASKS,
     UNSUPERVISED,
     Batch,
+    Networks,
     Outcome,
     Phase,
-    Players,
     encode,
     reconstruction_loss,
 )
 from aae_ray.datasets.dataset import Dataset
-from aae_ray.evaluation.held_out import Evaluation
+from aae_ray.evaluation.held_out import HeldOutMetrics
 from aae_ray.settings import Optim, Settings, replace
 from aae_ray.training.loop import Training
 from benchmarks.timing import (
@@ -100,7 +100,7 @@ def synthetic(images: int) -> Dataset:
     return Dataset("synthetic", "synthetic", pixels, None, train, rest, rest)
 
 
-class NoEvaluation(Evaluation):
+class NoHeldOutMetrics(HeldOutMetrics):
     """Held-out images are not looked at: a loop by hand would measure something else, at another time."""
 
     def cheap(self, part: str) -> dict[str, float]:
@@ -114,7 +114,7 @@ def our_epoch(run: Settings, dataset: Dataset, phases: tuple[Phase, ...] = UNSUP
     """An epoch of the platform's training: order, gather, noise, phases, records."""
     with patch.dict(TASKS, {"unsupervised": TASKS["unsupervised"]._replace(phases=phases)}):
         training = Training(run, dataset)
-    training.evaluation = NoEvaluation(run, training.model, dataset, training.images)
+    training.evaluation = NoHeldOutMetrics(run, training.model, dataset, training.images)
 
     def epoch() -> None:
         training.train(until_epoch=training.epoch + 1)
@@ -122,11 +122,11 @@ def our_epoch(run: Settings, dataset: Dataset, phases: tuple[Phase, ...] = UNSUP
     return epoch
 
 
-def autoencode(players: Players, batch: Batch, run: Settings) -> Outcome:
+def autoencode(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
     """Encoder and decoder in one update, as pythae has it: reconstruction error plus half the adversarial loss."""
-    z_BZ = encode(players, batch.x_BD, batch.posterior_noise_BE).z_BZ
-    error_B = reconstruction_loss(batch.x_BD, players["decoder"](z_BZ), run.train.reconstruction_reduction)
-    return Outcome(error_B + ADVERSARIAL_SCALE * F.softplus(-players["style_discriminator"](z_BZ)))
+    z_BZ = encode(networks, batch.x_BD, batch.posterior_noise_BE).z_BZ
+    error_B = reconstruction_loss(batch.x_BD, networks["decoder"](z_BZ), settings.train.reconstruction_reduction)
+    return Outcome(error_B + ADVERSARIAL_SCALE * F.softplus(-networks["style_discriminator"](z_BZ)))
 
 
 # Two updates a step instead of three, for a comparison with a program that knows no separate regularization phase.
@@ -147,8 +147,8 @@ class HandWritten:
         self.encoder = perceptron(PIXELS, *hidden, CODE)
         self.decoder = perceptron(CODE, *hidden[::-1], PIXELS).append(nn.Sigmoid())
         self.discriminator = perceptron(CODE, *hidden, 1)
-        for player in (self.encoder, self.decoder, self.discriminator):
-            player.to(x_ND.dtype)
+        for network in (self.encoder, self.decoder, self.discriminator):
+            network.to(x_ND.dtype)
         betas = (optim.adversarial_momentum, optim.beta2)
         self.reconstruction = Adam(
             [*self.encoder.parameters(), *self.decoder.parameters()],
@@ -341,10 +341,10 @@ def main() -> None:
         name: {arm: 1000 * float(np.median(each)) for arm, each in times.items()} for name, times in found.items()
     }
     for network, medians in milliseconds.items():
-        told = ", ".join(f"{arm} {median:.3f}" for arm, median in medians.items())
-        console.print(f"{network:<12}milliseconds a step: {told}")
-        told = ", ".join(f"{arm} {count:.2f}" for arm, count in megaflops[network].items())
-        console.print(f"{'':<12}MFLOP an image:      {told}")
+        text = ", ".join(f"{arm} {median:.3f}" for arm, median in medians.items())
+        console.print(f"{network:<12}milliseconds a step: {text}")
+        text = ", ".join(f"{arm} {count:.2f}" for arm, count in megaflops[network].items())
+        console.print(f"{'':<12}MFLOP an image:      {text}")
     rows = [Row(key, name, ratio, RATIOS[key][2]) for key, table in ratios.items() for name, ratio in table.items()]
     print_rows(console, "A training step on one thread", rows, drift(before, after))
     console.print(f"this process had {share:.0%} of a core")

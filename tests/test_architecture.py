@@ -60,6 +60,7 @@ OWNERS = {
         "aae_ray.evaluation.",
         "aae_ray.training.",
         "aae_ray.randomness",
+        "aae_ray.execution.failures",
         "aae_ray.execution.gang",
         "aae_ray.tracking.registry",
     ),

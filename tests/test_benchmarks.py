@@ -39,8 +39,8 @@ def test_the_hand_written_loop_does_the_same_mathematics() -> None:
     names = {"trunk": hand.encoder[:-1], "style_head": hand.encoder[-1:], "decoder": hand.decoder}
     pairs = [
         (ours, theirs)
-        for name, player in (names | {"style_discriminator": hand.discriminator}).items()
-        for ours, theirs in zip(training.model.players[name].parameters(), player.parameters(), strict=True)
+        for name, network in (names | {"style_discriminator": hand.discriminator}).items()
+        for ours, theirs in zip(training.model.networks[name].parameters(), network.parameters(), strict=True)
     ]
     for ours, theirs in pairs:
         theirs.data.copy_(ours.data)
@@ -60,13 +60,13 @@ def test_the_hand_written_loop_does_the_same_mathematics() -> None:
 def test_an_epoch_without_evaluation_still_trains_all_phases() -> None:
     training = Training(step.settings_for("8"), step.synthetic(200))
     before = {
-        name: [p.detach().clone() for p in player.parameters()] for name, player in training.model.players.items()
+        name: [p.detach().clone() for p in network.parameters()] for name, network in training.model.networks.items()
     }
-    training.evaluation = step.NoEvaluation(training.run, training.model, training.dataset, training.images)
+    training.evaluation = step.NoHeldOutMetrics(training.settings, training.model, training.dataset, training.images)
     metrics = training.train(until_epoch=1).metrics
     assert not any(name.startswith("val/") for name in metrics)
-    for name, player in training.model.players.items():
-        assert any(not torch.equal(old, new) for old, new in zip(before[name], player.parameters(), strict=True)), name
+    for name, network in training.model.networks.items():
+        assert any(not torch.equal(old, new) for old, new in zip(before[name], network.parameters(), strict=True)), name
 
 
 def test_arms_alternate_and_ratios_are_taken_within_a_round() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.errors import UserError
-from aae_ray.evaluation.final_evaluation import Assessment
+from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.space import read_plan
@@ -171,7 +171,7 @@ def test_a_row_is_of_all_its_seeds(tmp_path: Path, interrupted: bool, measured: 
     ledger = Ledger(plan)
     for seed in (0, 1):
         ledger.begin(str(seed), {"seed": seed})
-    tests = {ledger.trials[seed].name: Assessment({paper_page.ERROR: 0.2}) for seed in measured}
+    tests = {ledger.trials[seed].name: FinalEvaluation({paper_page.ERROR: 0.2}) for seed in measured}
     outcome = Outcome(tmp_path, ledger, None, None, interrupted, False, tests)
     if told is None:
         assert list(paper.result(table, plan, outcome, 1, "")["tests"]) == ["0", "1"]

@@ -1,13 +1,16 @@
 """The settings tree: strict, frozen, one spelling of a key, every mistake told at once with its place."""
 
+import dataclasses
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from aae_ray.errors import SettingsError
-from aae_ray.reading import build, find_problems, read_overrides, read_yaml
-from aae_ray.settings import Settings, dotted_fields, flatten, replace, setting
+from aae_ray.errors import Kind, Problem, SettingsError
+from aae_ray.reading import Entry, build, find_problems, nest, read_overrides, read_yaml
+from aae_ray.settings import RULES, Rule, Settings, dotted_fields, flatten, replace, setting
 
 
 def complaints(*overrides: str) -> list[str]:
@@ -54,23 +57,34 @@ def test_values_are_read_by_their_type(override: str, key: str, value: object) -
         ("latent_dim=3", "Did you mean model.latent_dim?"),
         ("train.epochs=abc", "train.epochs: expected a whole number, got 'abc'"),
         ("train.epochs=2.5", "train.epochs: expected a whole number, got 2.5"),
-        ("train.epochs=0", "train.epochs: expected greater than or equal to 1, got 0"),
+        ("train.epochs=0", "train.epochs: expected at least 1, got 0"),
         ("train.batch_size=true", "train.batch_size: expected a number, got true or false"),
         (
             "model.prior=gausian",
             "model.prior: expected one of gaussian, uniform, mixture, swiss_roll, got 'gausian'",
         ),
-        ("model.latent_dim=1", "model.latent_dim: expected greater than or equal to 2, got 1"),
+        ("model.latent_dim=1", "model.latent_dim: expected at least 2, got 1"),
         ("optim.reconstruction_lr=.inf", "optim.reconstruction_lr: expected"),
         ("optim.lr_milestones=[1.5]", "optim.lr_milestones: expected less than 1"),
         ("optim.lr_milestones=1", "optim.lr_milestones: expected less than 1"),
         ("optim.lr_milestones=soon", "optim.lr_milestones: expected a list such as [0.5, 0.8], got 'soon'"),
         ("model.hidden=wide", "model.hidden: expected widths such as 128-64, got 'wide'"),
         ("model.hidden=128,64", "model.hidden: expected widths such as 128-64, got '128,64'"),
-        ("study.objectives=[5]", "study.objectives: expected a valid string, got [5]"),
-        ("study.name=a/b", "study.name: expected letters, digits, dots, dashes and underlines, got 'a/b'"),
+        ("study.objectives=[5]", "study.objectives: expected text, got [5]"),
+        ("study.name=a/b", "study.name: expected letters, digits, dots, dashes and underscores, got 'a/b'"),
         ("model=3", "model is a section"),
         ("study.budget.wall_clock=soon", "study.budget.wall_clock: expected a number"),
+        ("study.budget.wall_clock=0", "study.budget.wall_clock: expected more than 0, got 0"),
+        ("study.budget.wall_clock=0s", "study.budget.wall_clock: expected more than 0, got '0s'"),
+        ("study.budget.trials=0", "study.budget.trials: expected at least 1, got 0"),
+        ("study.budget.worker_hours=0", "study.budget.worker_hours: expected more than 0, got 0"),
+        ("study.resources_per_worker=5", "expected a mapping of names to values, got 5"),
+        (
+            "study.resources_per_worker=5 study.resources_per_worker.GPU=1",
+            "study.resources_per_worker: expected a mapping of names to values, got 5",
+        ),
+        ("model.hidden=[0,-1]", "model.hidden: expected at least 1, got [0, -1]"),
+        ("model.hidden=[]", "model.hidden: expected 1 or more, got []"),
         ("data.name=a/b", "data.name"),
         (
             "train.labelled_batch_size=1 model.normalization=batch task=semi_supervised",
@@ -115,6 +129,106 @@ def test_rules_about_several_keys_are_told_with_mistakes_of_a_single_one() -> No
     assert "train.batch_size: expected" in alone
 
 
+def problems_of(*overrides: str) -> list[Problem]:
+    return find_problems(read_overrides(overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys", "kind"),
+    [
+        (["train.epoch=3"], ("train.epoch", "train.epochs"), Kind.UNKNOWN_KEY),
+        (["qqq=3"], ("qqq",), Kind.UNKNOWN_KEY),
+        (["model=3"], ("model",), Kind.SECTION),
+        (["model.hidden=[0,-1]"], ("model.hidden",), Kind.VALUE),
+        (["study.resources_per_worker.GPU=x"], ("study.resources_per_worker",), Kind.VALUE),
+        (["task=vae"], ("task", "model.posterior", "model.prior"), Kind.RULE),
+        (["data.labels=10.5"], ("data.labels",), Kind.RULE),
+    ],
+)
+def test_a_problem_has_the_keys_that_it_concerns_and_a_kind(
+    overrides: list[str], keys: tuple[str, ...], kind: Kind
+) -> None:
+    assert [(problem.keys, problem.kind) for problem in problems_of(*overrides)] == [(keys, kind)]
+
+
+CLUSTERS = ("task=clustering", "model.clusters=200")
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ("train.epochs=3", True),
+        ("train.batch_size=x", False),
+        ("train.batch_sise=500", False),
+        ("train=5", False),
+        ("train.epoch=3", True),  # it is clear which key was meant, and it is another
+        ("qqq=500", False),  # it may be meant for train.batch_size
+        ("train.batch_size=100 qqq=500", True),
+    ],
+)
+def test_a_rule_is_judged_where_the_values_of_all_its_keys_are_clear(other: str, told: bool) -> None:
+    found = problems_of(*CLUSTERS, *other.split())
+    assert (("task", "model.clusters", "train.batch_size") in [problem.keys for problem in found]) is told
+
+
+def test_a_rule_is_told_where_the_first_of_its_keys_was_written(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("train.epochs: 3\nmodel.prior: uniform\n")
+    (problem,) = find_problems(read_yaml(file) | read_overrides(["task=label_informed"]))
+    assert problem.where == f"{file}:2"
+
+
+def test_no_two_rules_are_about_the_same_keys_and_all_of_them_exist() -> None:
+    assert len({frozenset(rule.keys) for rule in RULES}) == len(RULES)
+    assert {key for rule in RULES for key in rule.keys} <= dotted_fields().keys()
+
+
+BREAKING: list[dict[str, Any]] = [
+    {"data.validation_fraction": 0.6, "data.test_fraction": 0.6},
+    {"data.labels": 10.5},
+    {"task": "vae"},
+    {"task": "label_informed"},
+    {"task": "clustering", "model.clusters": 200},
+    {"model.normalization": "batch", "train.batch_size": 1},
+    {"task": "semi_supervised", "model.normalization": "batch", "train.labelled_batch_size": 1},
+    {"train.mixed_precision": True, "train.dtype": "float64"},
+    {"task": "supervised", "data.labels": 10},
+]
+
+
+@pytest.mark.parametrize(("rule", "values"), list(zip(RULES, BREAKING, strict=True)))
+def test_settings_that_break_a_rule_are_not_made(rule: Rule, values: dict[str, Any]) -> None:
+    """Neither from a file nor in code."""
+    with pytest.raises(ValidationError):
+        replace(Settings(), values)
+    with pytest.raises(ValidationError):
+        Settings.model_validate(nest(values))
+    (problem,) = find_problems({key: Entry(value, "here") for key, value in values.items()})
+    assert (problem.keys, problem.kind, problem.where) == (rule.keys, Kind.RULE, "here")
+
+
+def test_the_wording_of_a_rule_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [
+        ("task=vae", "train.dtype=5", "data.labels=10.5"),
+        (*CLUSTERS, "train.batch_size=x", "data.name=a/b"),
+        ("train.epoch=3", "data.validation_fraction=0.6", "data.test_fraction=0.6", "data.labels=10.5"),
+    ]
+
+    def decisions() -> list[tuple[tuple[str, ...], Kind, str]]:
+        return [(problem.keys, problem.kind, problem.where) for case in cases for problem in problems_of(*case)]
+
+    before = decisions()
+    text = "train.batch_size is not a setting, model.prior: is a section, got data.name"
+    monkeypatch.setattr("aae_ray.settings.RULES", tuple(dataclasses.replace(rule, text=text) for rule in RULES))
+    assert decisions() == before and [kind for _, kind, _ in before].count(Kind.RULE) == 4
+
+
+def test_all_problems_survive_a_pickle() -> None:
+    error = SettingsError(problems_of("task=vae", "train.epoch=3"))
+    again = pickle.loads(pickle.dumps(error))
+    assert again.problems == error.problems and str(again) == str(error)
+
+
 def test_an_argument_without_a_value_is_named() -> None:
     with pytest.raises(SettingsError, match="'epochs' is not of the form key=value"):
         read_overrides(["epochs"])
@@ -139,7 +253,7 @@ def test_yaml_nested_and_dotted_spellings_mean_the_same_and_lines_are_kept(tmp_p
         ("a: [1, 2", "is not YAML"),
         ("- 1\n- 2\n", "must be a mapping"),
         ("run: &r {train: *r}\n", "mappings are nested without end"),
-        ("train.epochs: 1\ntrain: {epochs: 2}\n", "train.epochs is written twice, first at"),
+        ("train.epochs: 1\ntrain: {epochs: 2}\n", "train.epochs is given twice, first at"),
     ],
 )
 def test_a_bad_yaml_file_is_named_with_its_line(tmp_path: Path, text: str, expected: str) -> None:

@@ -1,4 +1,4 @@
-"""The players of a task, and what they do together: encode, decode, sample.
+"""The networks of a task, and what they do together: encode, decode, sample.
 
 Shapes: B batch, N samples, C channels, H height, W width, D pixels (C * H * W), E noise, Z code, K classes or clusters.
 """
@@ -9,57 +9,68 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from aae_ray import settings
-from aae_ray.autoencoder import networks, posteriors
-from aae_ray.autoencoder.phases import TASKS, Phase, encode, place
+from aae_ray.autoencoder import posteriors
+from aae_ray.autoencoder.networks import (
+    ClusterHeads,
+    ConvDecoder,
+    ConvTrunk,
+    DenseDecoder,
+    DenseTrunk,
+    Discriminator,
+    OutputLinear,
+    paper_initialization,
+)
+from aae_ray.autoencoder.phases import TASKS, Phase, decoder_input, encode
 from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import Prior, build_prior, sample_code
+from aae_ray.settings import Model as ModelSettings
+from aae_ray.settings import Settings
 
 Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the players of a task must fit: images, and the labels that some of them are told."""
+    """What the networks of a task must fit: images, and the labels that some of them are given."""
 
     shape: Shape
     classes: int  # size of y, 0 for a task without
-    slots: int  # of a label-informed discriminator, 0 for any other
+    label_condition: int  # size of the label that conditions the discriminator, 0 for one without
     joined: int  # how much of y stands beside the style at the decoder
 
 
-def _trunk(model: settings.Model, sizes: Sizes) -> nn.Module:
+def _trunk(model: ModelSettings, sizes: Sizes) -> nn.Module:
     in_trunk = posteriors.noise_dim(model) if model.posterior == "universal" else 0
     if model.network == "convolutional":
-        return networks.ConvTrunk(sizes.shape, model.channels, model.hidden[-1], in_trunk, model.normalization)
-    return networks.DenseTrunk(_pixels(sizes.shape), model.hidden, in_trunk, model.normalization)
+        return ConvTrunk(sizes.shape, model.channels, model.hidden[-1], in_trunk, model.normalization)
+    return DenseTrunk(_pixels(sizes.shape), model.hidden, in_trunk, model.normalization)
 
 
-def _style_head(model: settings.Model, sizes: Sizes) -> nn.Module:
+def _style_head(model: ModelSettings, sizes: Sizes) -> nn.Module:
     return posteriors.HEADS[model.posterior](model.hidden[-1], model.latent_dim, posteriors.noise_dim(model))
 
 
-def _label_head(model: settings.Model, sizes: Sizes) -> nn.Module:
-    return networks.Answer(model.hidden[-1], sizes.classes)
+def _label_head(model: ModelSettings, sizes: Sizes) -> nn.Module:
+    return OutputLinear(model.hidden[-1], sizes.classes)
 
 
-def _decoder(model: settings.Model, sizes: Sizes) -> nn.Module:
+def _decoder(model: ModelSettings, sizes: Sizes) -> nn.Module:
     inputs = model.latent_dim + sizes.joined
     if model.network == "convolutional":
-        return networks.ConvDecoder(inputs, model.hidden[-1], model.channels[::-1], sizes.shape, model.output)
-    return networks.DenseDecoder(inputs, model.hidden[::-1], _pixels(sizes.shape), model.output)
+        return ConvDecoder(inputs, model.hidden[-1], model.channels[::-1], sizes.shape, model.output)
+    return DenseDecoder(inputs, model.hidden[::-1], _pixels(sizes.shape), model.output)
 
 
-def _cluster_heads(model: settings.Model, sizes: Sizes) -> nn.Module:
-    return networks.ClusterHeads(sizes.classes, model.latent_dim, spread=model.head_distance)
+def _cluster_heads(model: ModelSettings, sizes: Sizes) -> nn.Module:
+    return ClusterHeads(sizes.classes, model.latent_dim, spread=model.head_distance)
 
 
-def _style_discriminator(model: settings.Model, sizes: Sizes) -> nn.Module:
-    return networks.Discriminator(model.latent_dim + sizes.slots, model.discriminator_hidden)
+def _style_discriminator(model: ModelSettings, sizes: Sizes) -> nn.Module:
+    return Discriminator(model.latent_dim + sizes.label_condition, model.discriminator_hidden)
 
 
-def _label_discriminator(model: settings.Model, sizes: Sizes) -> nn.Module:
-    return networks.Discriminator(sizes.classes, model.discriminator_hidden)
+def _label_discriminator(model: ModelSettings, sizes: Sizes) -> nn.Module:
+    return Discriminator(sizes.classes, model.discriminator_hidden)
 
 
 def _pixels(shape: Shape) -> int:
@@ -69,7 +80,7 @@ def _pixels(shape: Shape) -> int:
 DECODED = 2000  # samples decoded at a time
 
 # The smallest groups of parameters that always train together, each with its builder.
-PLAYERS: dict[str, Callable[[settings.Model, Sizes], nn.Module]] = {
+NETWORKS: dict[str, Callable[[ModelSettings, Sizes], nn.Module]] = {
     "trunk": _trunk,
     "style_head": _style_head,
     "decoder": _decoder,
@@ -82,9 +93,9 @@ PLAYERS: dict[str, Callable[[settings.Model, Sizes], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Model:
-    """The players of one task, its phases and its priors."""
+    """The networks of one task, its phases and its priors."""
 
-    players: Mapping[str, nn.Module]
+    networks: Mapping[str, nn.Module]
     phases: tuple[Phase, ...]
     prior: Prior
     noise_dim: int  # posterior noise per example, 0 for a deterministic posterior
@@ -97,31 +108,31 @@ class Model:
 
     @property
     def classes(self) -> int:
-        """Size of the label y that the decoder is told, 0 for none."""
+        """Size of the label y that the decoder is given, 0 for none."""
         return self.sizes.classes
 
     def encode(self, x_BD: Tensor, noise_BE: Tensor | None) -> Code:
         """Codes of images given as rows of pixels in [0, 1], normalized by the statistics that training left."""
-        trunk = self.players["trunk"]
+        trunk = self.networks["trunk"]
         before = trunk.training
         trunk.eval()
         try:
-            return encode(self.players, x_BD, noise_BE)
+            return encode(self.networks, x_BD, noise_BE)
         finally:
             trunk.train(before)
 
-    def place(self, z_BZ: Tensor, y_BK: Tensor | None) -> Tensor:
-        """What the decoder sees of a style and a label; in a reduction, the representation W y + z."""
-        return place(self.players, z_BZ, y_BK)
+    def decoder_input(self, z_BZ: Tensor, y_BK: Tensor | None) -> Tensor:
+        """The decoder's input for a style and a label: in a reduction, the representation W y + z."""
+        return decoder_input(self.networks, z_BZ, y_BK)
 
     def decode(self, z_BZ: Tensor, y_BK: Tensor | None = None) -> Tensor:
         """Rows of pixels, shape (B, D), of codes, and of labels or their probabilities where the task has them."""
-        x_BD: Tensor = self.players["decoder"](self.place(z_BZ, y_BK))
+        x_BD: Tensor = self.networks["decoder"](self.decoder_input(z_BZ, y_BK))
         return x_BD
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Images decoded from draws of the priors p(z) and p(y), shape (N, C, H, W)."""
-        weight = next(self.players["decoder"].parameters())
+        weight = next(self.networks["decoder"].parameters())
         z_NZ, y_NK = sample_code(self.prior, self.classes, count, generator, weight.dtype)
         x_NCHW = []
         for start in range(0, count, DECODED):  # the layers of a convolutional decoder are large
@@ -132,28 +143,28 @@ class Model:
 
 
 def build_model(
-    run: settings.Settings, shape: Shape, device: torch.device | str = "cpu", classes: int | None = None
+    settings: Settings, shape: Shape, device: torch.device | str = "cpu", classes: int | None = None
 ) -> Model:
     """The model that the settings describe, for images of this shape (C, H, W), with initial weights from the seed.
 
-    `classes` is their number in the data; a task with labels needs it. Each player's weights come from (seed, its
-    place in the table), so that they do not depend on the other players, on what was built before in this process, or
-    on the device. Raises UserError when a network does not fit the images.
+    `classes` is their number in the data; a task with labels needs it. Each network's weights come from (seed, its
+    index in the table), so that they do not depend on the other networks, on what was built before in this process, or
+    on the device. Raises SettingsError when a network does not fit the images.
     """
-    task = TASKS[run.task]
-    needed = {name for phase in task.phases for name in phase.moves}
-    y = {"classes": classes or 0, "clusters": run.model.clusters, None: 0}[task.y]
+    task = TASKS[settings.task]
+    needed = {name for phase in task.phases for name in phase.updates}
+    y = {"classes": classes or 0, "clusters": settings.model.clusters, None: 0}[task.y]
     joined = 0 if "cluster_heads" in needed else y
-    sizes = Sizes(shape, y, (classes or 0) + 1 if task.slots else 0, joined)
-    dtype = getattr(torch, run.train.dtype)
-    players: dict[str, nn.Module] = {}
-    for index, (name, build) in enumerate(PLAYERS.items()):
+    sizes = Sizes(shape, y, (classes or 0) + 1 if task.label_condition else 0, joined)
+    dtype = getattr(torch, settings.train.dtype)
+    networks: dict[str, nn.Module] = {}
+    for index, (name, build) in enumerate(NETWORKS.items()):
         if name not in needed:
             continue
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(run.seed * len(PLAYERS) + index)
-            player = build(run.model, sizes)
-            if run.model.initialization == "normal" and name != "cluster_heads":
-                networks.paper_initialization(player)
-        players[name] = player.to(device=device, dtype=dtype)
-    return Model(players, task.phases, build_prior(run.model), posteriors.noise_dim(run.model), sizes)
+            torch.manual_seed(settings.seed * len(NETWORKS) + index)
+            network = build(settings.model, sizes)
+            if settings.model.initialization == "normal" and name != "cluster_heads":
+                paper_initialization(network)
+        networks[name] = network.to(device=device, dtype=dtype)
+    return Model(networks, task.phases, build_prior(settings.model), posteriors.noise_dim(settings.model), sizes)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aae_ray.errors import UserError
+from aae_ray.errors import Kind, Problem, SettingsError
 
 
 class BatchNorm(nn.Module):
@@ -22,8 +22,8 @@ class BatchNorm(nn.Module):
 
     The batch is that of all workers (PyTorch's own synchronised one needs a GPU): N workers compute what one would,
     also where their slices differ in size. Held-out images are scaled by running statistics instead, which are taken
-    only in phases that move the encoder: what a phase does not move stays as it is. A short last batch weighs less in
-    them, by its size. An image alone does not differ from its mean, so a last batch of one is scaled by them too.
+    only in phases that update the encoder: what a phase does not update stays as it is. A short last batch weighs less
+    in them, by its size. An image alone does not differ from its mean, so a last batch of one is scaled by them too.
     """
 
     UPDATE = 0.1  # weight of a full batch in the running statistics
@@ -47,12 +47,12 @@ class BatchNorm(nn.Module):
             gain_F = self.weight * (self.variance + self.EPSILON).rsqrt()
             return h_BF * gain_F.view(stretched) + (self.bias - self.mean * gain_F).view(stretched)
         mine = h_BF.new_full((1,), h_BF.numel() / h_BF.shape[1])
-        sums_F1 = over_workers(torch.cat([h_BF.sum(across), mine]))
+        sums_F1 = all_reduce_sum(torch.cat([h_BF.sum(across), mine]))
         count = sums_F1[-1].detach()
         alone = count < 2  # stays a tensor: to ask for its value would make a GPU wait
         mean_F = torch.where(alone, self.mean, sums_F1[:-1] / count)
         centred_BF = h_BF - mean_F.view(stretched)
-        variance_F = torch.where(alone, self.variance, over_workers(centred_BF.square().sum(across)) / count)
+        variance_F = torch.where(alone, self.variance, all_reduce_sum(centred_BF.square().sum(across)) / count)
         if self.weight.requires_grad:
             torch.maximum(self.full, count, out=self.full)
             self.mean.lerp_(mean_F.detach(), self.UPDATE * count / self.full)
@@ -61,7 +61,7 @@ class BatchNorm(nn.Module):
         return centred_BF * gain_F.view(stretched) + self.bias.view(stretched)
 
 
-class SumOverWorkers(torch.autograd.Function):
+class AllReduceSum(torch.autograd.Function):
     """Forward and backward are sums over workers: each has a part of the sum and a part of the loss."""
 
     @staticmethod
@@ -74,11 +74,11 @@ class SumOverWorkers(torch.autograd.Function):
         return _summed(gradient)
 
 
-def over_workers(mine: Tensor) -> Tensor:
+def all_reduce_sum(mine: Tensor) -> Tensor:
     """The sum of a tensor over all workers of a gang; gradients flow back to each."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return mine
-    total: Tensor = SumOverWorkers.apply(mine)  # type: ignore[no-untyped-call]
+    total: Tensor = AllReduceSum.apply(mine)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -89,7 +89,7 @@ def _summed(mine: Tensor) -> Tensor:
 
 
 def _group_norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(1, channels)  # over all channels and places of an image
+    return nn.GroupNorm(1, channels)  # over all channels and positions of an image
 
 
 # What may stand between a hidden layer of the encoder and its rectifier: for features, and for channels.
@@ -104,22 +104,22 @@ def dense_layers(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((inputs, *widths)))
 
 
-class Answer(nn.Linear):
-    """The last layer of a network. It answers in the precision of its weights, also where its product was taken in
+class OutputLinear(nn.Linear):
+    """The last layer of a network. Its output has the precision of its weights, also where its product was taken in
     bfloat16: sigmoids, softmaxes and losses are too coarse there, and their gradients with them."""
 
     def forward(self, h_BF: Tensor) -> Tensor:
         return super().forward(h_BF).to(self.weight.dtype)
 
 
-def answering_layers(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
-    """Dense layers of which the last is a network's answer."""
-    *hidden, answers = widths
-    return dense_layers(inputs, tuple(hidden)).append(Answer((inputs, *hidden)[-1], answers))
+def mlp(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
+    """The layers of a multilayer perceptron; the last is its output layer."""
+    *hidden, outputs = widths
+    return dense_layers(inputs, tuple(hidden)).append(OutputLinear((inputs, *hidden)[-1], outputs))
 
 
-def rectified(layers: Iterable[nn.Module], h_BF: Tensor) -> Tensor:
-    """Through layers, each with a rectifier, in place: no gradient needs what stood there before."""
+def apply_relu(layers: Iterable[nn.Module], h_BF: Tensor) -> Tensor:
+    """Through layers, each followed by a ReLU, in place: no gradient needs the values from before it."""
     for layer in layers:
         h_BF = layer(h_BF).relu_()
     return h_BF
@@ -185,12 +185,12 @@ class DenseDecoder(nn.Module):
 
     def __init__(self, latent_dim: int, hidden: tuple[int, ...], outputs: int, output: str) -> None:
         super().__init__()
-        self.layers = answering_layers(latent_dim, (*hidden, outputs))
+        self.layers = mlp(latent_dim, (*hidden, outputs))
         self.sigmoid = output == "sigmoid"
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         *hidden, last = self.layers
-        x_BD = last(rectified(hidden, z_BZ))
+        x_BD = last(apply_relu(hidden, z_BZ))
         return torch.sigmoid(x_BD) if self.sigmoid else x_BD
 
 
@@ -230,22 +230,23 @@ class ConvDecoder(nn.Module):
     def forward(self, z_BZ: Tensor) -> Tensor:
         h_BCHW = torch.relu(self.dense(z_BZ)).unflatten(1, self.coarse)
         *hidden, last = self.layers
-        x_BD = last(rectified(hidden, h_BCHW)).flatten(1).to(last.weight.dtype)
+        x_BD = last(apply_relu(hidden, h_BCHW)).flatten(1).to(last.weight.dtype)
         return torch.sigmoid(x_BD) if self.sigmoid else x_BD
 
 
 def conv_grid(shape: tuple[int, int, int], channels: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Height and width of the image and after each convolution. Raises UserError when nothing would be left."""
+    """Height and width of the image and after each convolution. Raises SettingsError when nothing would be left."""
     _, height, width = shape
     grids = [(height, width)]
     for _ in channels:
         height, width = height // 2, width // 2
         grids.append((height, width))
     if min(height, width) < 1:
-        raise UserError(
+        text = (
             f"model.channels has {len(channels)} layers, each halves the image, "
-            f"and images of {shape[1]} x {shape[2]} pixels cannot be halved so often"
+            f"and images of {shape[1]} x {shape[2]} pixels cannot be halved that many times"
         )
+        raise SettingsError([Problem(("model.channels",), Kind.DATA, "settings", text)])
     return grids
 
 
@@ -255,16 +256,16 @@ class Discriminator(nn.Module):
 
     def __init__(self, latent_dim: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
-        self.layers = answering_layers(latent_dim, (*hidden, 1))
+        self.layers = mlp(latent_dim, (*hidden, 1))
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         *hidden, last = self.layers
-        logits_B: Tensor = last(rectified(hidden, z_BZ)).squeeze(1)
+        logits_B: Tensor = last(apply_relu(hidden, z_BZ)).squeeze(1)
         return logits_B
 
 
 class ClusterHeads(nn.Module):
-    """y_BK -> place_BZ: where in code space each cluster lives; a soft assignment mixes the places (section 7)."""
+    """y_BK -> location_BZ: where in code space each cluster lies; a soft assignment mixes the locations (section 7)."""
 
     def __init__(self, clusters: int, latent_dim: int, spread: float) -> None:
         super().__init__()
@@ -272,7 +273,7 @@ class ClusterHeads(nn.Module):
         self.heads_KZ = nn.Parameter(spread * torch.randn(clusters, latent_dim))
 
     def forward(self, y_BK: Tensor) -> Tensor:
-        with torch.autocast(y_BK.device.type, enabled=False):  # places are codes, too coarse in bfloat16
+        with torch.autocast(y_BK.device.type, enabled=False):  # locations are codes, too coarse in bfloat16
             return y_BK @ self.heads_KZ
 
 

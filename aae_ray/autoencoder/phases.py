@@ -1,10 +1,11 @@
-"""The phases of one training step: which players each moves, and the loss that it minimises; the table of tasks.
+"""The phases of one training step: which networks each updates, and the loss that it minimises; the table of tasks.
 
-A loss is a pure function of players, batch and noise: nothing is drawn and no state is kept inside. It returns one
+A loss is a pure function of networks, batch and noise: nothing is drawn and no state is kept inside. It returns one
 value per example, so that the loop alone decides what an average is, also over several workers and a short last batch.
 Sections are those of Makhzani et al. 2015.
 
-Shapes: B batch, D pixels, E noise, Z code, K classes or clusters, S slots of a label-informed discriminator.
+Shapes: B batch, D pixels, E noise, Z code, K classes or clusters, S label condition of a discriminator
+(one entry for each class, and one for images without a label).
 """
 
 import math
@@ -17,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aae_ray import settings
 from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import build_prior
+from aae_ray.settings import Settings
 
-Players = Mapping[str, nn.Module]
+Networks = Mapping[str, nn.Module]
 Source = Literal["all", "labelled"]
 
 
@@ -36,50 +37,50 @@ class Batch(NamedTuple):
     prior_BZ: Tensor | None = None  # draws of p(z)
     classes_BK: Tensor | None = None  # draws of p(y), one-hot
     labels_BK: Tensor | None = None  # of the images, one-hot
-    slots_BS: Tensor | None = None  # of the images, one-hot, the last slot for those without a label
+    label_condition_BS: Tensor | None = None  # of the images, one-hot, the last entry for those without a label
     warped_BD: Tensor | None = None  # the images, each turned, sheared, scaled and moved a little
     input_noise_BD: Tensor | None = None
     input_mask_BD: Tensor | None = None  # what survives dropout, scaled up
     style_noise_B2Z: Tensor | None = None  # on what a discriminator sees: of the prior's draws, of the codes
     label_noise_B2K: Tensor | None = None
-    code: Code | None = None  # of these very images, where the phase before has lent it
+    code: Code | None = None  # of these very images, where the phase before has shared it
 
 
 class Outcome(NamedTuple):
     """The loss of each example, what the records want to know of it (detached; the loss itself when not given), and
-    the code that the phase may lend."""
+    the code that the phase may share."""
 
     loss_B: Tensor
     seen_BM: Tensor | None = None
     code: Code | None = None
 
 
-Loss = Callable[[Players, Batch, settings.Settings], Outcome]
+Loss = Callable[[Networks, Batch, Settings], Outcome]
 Summary = Callable[[Tensor], dict[str, float]]  # of seen_NM
 
 
 class Phase(NamedTuple):
-    """One forward, one backward and one optimizer step of the players that it moves; all others are frozen."""
+    """One forward, one backward and one optimizer step of the networks that it updates; all others are frozen."""
 
     name: str
-    moves: tuple[str, ...]
+    updates: tuple[str, ...]
     loss: Loss
     learning_rate: str  # dotted keys of the settings that its optimizer obeys
     momentum: str
     summary: Summary  # an epoch's metrics, from what the phase saw of all its examples
     draws: tuple[str, ...] = ()  # fields of the batch that are drawn for it, where the task has a use for them
     source: Source = "all"  # the images that it works on
-    lends: tuple[str, ...] = ()  # players whose pass the next phase takes over, if it sees the same
+    shares_encoding: tuple[str, ...] = ()  # networks whose encoding the next phase reuses, if it sees the same
 
 
 class Task(NamedTuple):
-    """A row of the table of tasks: phases that are played in this order on every mini-batch, and what y is."""
+    """A row of the table of tasks: phases that run in this order on every mini-batch, and what y is."""
 
     phases: tuple[Phase, ...]
     section: str  # of the paper
-    y: Literal["classes", "clusters"] | None = None  # what the decoder is told besides the style z
+    y: Literal["classes", "clusters"] | None = None  # what the decoder is given besides the style z
     labels: Literal["some", "all"] | None = None  # that training must know
-    slots: bool = False  # whether the style discriminator is told the label
+    label_condition: bool = False  # whether the style discriminator is given the label
 
 
 # ------------------------------------------------------------------------------------------------------- what is shared
@@ -87,25 +88,25 @@ class Task(NamedTuple):
 
 def corrupt(batch: Batch) -> Tensor:
     """The images as the encoder sees them in training: with noise (section 5), some pixels dropped (section 6), and,
-    which the paper does not have, out of place."""
+    which the paper does not have, warped."""
     x_BD = batch.x_BD if batch.warped_BD is None else batch.warped_BD
     if batch.input_noise_BD is not None:
         x_BD = x_BD + batch.input_noise_BD
     return x_BD if batch.input_mask_BD is None else x_BD * batch.input_mask_BD
 
 
-def encode(players: Players, x_BD: Tensor, noise_BE: Tensor | None) -> Code:
+def encode(networks: Networks, x_BD: Tensor, noise_BE: Tensor | None) -> Code:
     """q(z|x), and q(y|x) where the task has a label head: both read the same trunk."""
-    features_BF = players["trunk"](x_BD, noise_BE)
-    code: Code = players["style_head"](features_BF, noise_BE)
-    return code._replace(label_logits_BK=players["label_head"](features_BF)) if "label_head" in players else code
+    features_BF = networks["trunk"](x_BD, noise_BE)
+    code: Code = networks["style_head"](features_BF, noise_BE)
+    return code._replace(label_logits_BK=networks["label_head"](features_BF)) if "label_head" in networks else code
 
 
-def place(players: Players, z_BZ: Tensor, y_BK: Tensor | None) -> Tensor:
+def decoder_input(networks: Networks, z_BZ: Tensor, y_BK: Tensor | None) -> Tensor:
     """What the decoder is given: style and label side by side, or in a reduction their sum W y + z (section 7)."""
-    if "cluster_heads" in players:
-        place_BZ: Tensor = players["cluster_heads"](y_BK) + z_BZ
-        return place_BZ
+    if "cluster_heads" in networks:
+        input_BZ: Tensor = networks["cluster_heads"](y_BK) + z_BZ
+        return input_BZ
     return z_BZ if y_BK is None else torch.cat([y_BK, z_BZ], dim=1)
 
 
@@ -124,128 +125,128 @@ def head_penalty(heads_KZ: Tensor, distance: float) -> Tensor:
     return F.relu(distance - F.pdist(heads_KZ)).sum()
 
 
-def _encoded(players: Players, batch: Batch) -> Code:
-    return encode(players, corrupt(batch), batch.posterior_noise_BE) if batch.code is None else batch.code
+def _encoded(networks: Networks, batch: Batch) -> Code:
+    return encode(networks, corrupt(batch), batch.posterior_noise_BE) if batch.code is None else batch.code
 
 
-def _told(code: Code, batch: Batch) -> Tensor | None:
-    """y as the decoder is told it: q(y|x) where the encoder answers with one, else the image's own label, if any."""
+def _decoder_label(code: Code, batch: Batch) -> Tensor | None:
+    """y as the decoder is given it: q(y|x) where the encoder has a label head, else the image's own label, if any."""
     return batch.labels_BK if code.label_logits_BK is None else code.label_logits_BK.softmax(1)
 
 
-class Game(NamedTuple):
-    """What a discriminator is to tell apart."""
+class AdversarialPair(NamedTuple):
+    """What a discriminator learns to tell apart: draws of the prior (real) and codes (fake)."""
 
     discriminator: nn.Module
     real_B: Tensor | None  # draws of the prior, where the phase has any
     fake_B: Tensor
     noise_B2: Tensor | None
-    slots_BS: Tensor | None = None
+    label_condition_BS: Tensor | None = None
 
 
-def _games(players: Players, batch: Batch, code: Code) -> list[Game]:
-    """Styles against p(z), and labels against p(y) where the encoder answers with a label."""
-    style = players["style_discriminator"]
-    games = [Game(style, batch.prior_BZ, code.z_BZ, batch.style_noise_B2Z, batch.slots_BS)]
+def _adversarial_pairs(networks: Networks, batch: Batch, code: Code) -> list[AdversarialPair]:
+    """Styles against p(z), and labels against p(y) where the encoder has a label head."""
+    style = networks["style_discriminator"]
+    pairs = [AdversarialPair(style, batch.prior_BZ, code.z_BZ, batch.style_noise_B2Z, batch.label_condition_BS)]
     if code.label_logits_BK is not None:
         fake_BK = code.label_logits_BK.softmax(1)
-        games.append(Game(players["label_discriminator"], batch.classes_BK, fake_BK, batch.label_noise_B2K))
-    return games
+        pairs.append(AdversarialPair(networks["label_discriminator"], batch.classes_BK, fake_BK, batch.label_noise_B2K))
+    return pairs
 
 
-def _seen(game: Game, kind: int) -> Tensor:
+def _seen(pair: AdversarialPair, kind: int) -> Tensor:
     """What the discriminator sees of the real examples (kind 0) or of the fake ones (kind 1).
 
-    Noise blurs both alike: real labels are corners of a simplex, and no softmax ever reaches one. The slot of its
+    Noise blurs both alike: real labels are corners of a simplex, and no softmax ever reaches one. The condition on its
     label tells the discriminator which part of the prior an example should come from (section 2.3).
     """
-    seen_B = (game.real_B, game.fake_B)[kind]
+    seen_B = (pair.real_B, pair.fake_B)[kind]
     assert seen_B is not None
-    if game.noise_B2 is not None:
-        seen_B = seen_B + game.noise_B2[:, kind]
-    return seen_B if game.slots_BS is None else torch.cat([seen_B, game.slots_BS], dim=1)
+    if pair.noise_B2 is not None:
+        seen_B = seen_B + pair.noise_B2[:, kind]
+    return seen_B if pair.label_condition_BS is None else torch.cat([seen_B, pair.label_condition_BS], dim=1)
 
 
 # -------------------------------------------------------------------------------------------------------------- losses
 
 
-def reconstruct(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
+def reconstruct(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
     """Reconstruction phase: encoder and decoder minimise the reconstruction error (section 2, figure 1).
 
-    In a reduction the cluster heads move with them, and repel each other.
+    In a reduction the cluster heads are updated with them, and repel each other.
     """
-    code = _encoded(players, batch)
-    answer_BD = players["decoder"](place(players, code.z_BZ, _told(code, batch)))
-    error_B = reconstruction_loss(batch.x_BD, answer_BD, run.train.reconstruction_reduction)
-    if "cluster_heads" not in players:
+    code = _encoded(networks, batch)
+    reconstruction_BD = networks["decoder"](decoder_input(networks, code.z_BZ, _decoder_label(code, batch)))
+    error_B = reconstruction_loss(batch.x_BD, reconstruction_BD, settings.train.reconstruction_reduction)
+    if "cluster_heads" not in networks:
         return Outcome(error_B)
-    (heads_KZ,) = players["cluster_heads"].parameters()
-    return Outcome(error_B + head_penalty(heads_KZ, run.model.head_distance), error_B.detach())
+    (heads_KZ,) = networks["cluster_heads"].parameters()
+    return Outcome(error_B + head_penalty(heads_KZ, settings.model.head_distance), error_B.detach())
 
 
-def discriminate(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
+def discriminate(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
     """Regularization phase, first half: each discriminator learns to tell prior draws (real) from codes (fake).
 
-    Per example -log D(real) - log(1 - D(fake)), both halves in full as the game is written: a mean of the two would
-    halve the paper's learning rate. Real and fake codes go through the discriminator in one forward.
+    Per example -log D(real) - log(1 - D(fake)), both halves in full, as in the paper's objective: a mean of the two
+    would halve the paper's learning rate. Real and fake codes go through the discriminator in one forward.
     """
-    code = _encoded(players, batch)
+    code = _encoded(networks, batch)
     losses, seen = [], []
-    for game in _games(players, batch, code):
-        logits_2B = game.discriminator(torch.cat([_seen(game, 0), _seen(game, 1).detach()])).view(2, -1)
+    for pair in _adversarial_pairs(networks, batch, code):
+        logits_2B = pair.discriminator(torch.cat([_seen(pair, 0), _seen(pair, 1).detach()])).view(2, -1)
         real_B, fake_B = logits_2B.unbind()
         losses += [F.softplus(-real_B), F.softplus(fake_B)]
         seen.append(logits_2B.detach())
     return Outcome(reduce(add, losses), torch.cat(seen).T, code)
 
 
-def regularize(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
+def regularize(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
     """Regularization phase, second half: the encoder learns to fool the discriminators.
 
-    Non-saturating: -log D(z). Minimax, as the game is written: log(1 - D(z)), whose gradient vanishes where the
+    Non-saturating: -log D(z). Minimax, as in the paper's objective: log(1 - D(z)), whose gradient vanishes where the
     discriminator is sure.
     """
     losses = []
-    for game in _games(players, batch, _encoded(players, batch)):
-        logits_B = game.discriminator(_seen(game, 1))
-        saturates = run.train.adversarial_loss == "minimax"
+    for pair in _adversarial_pairs(networks, batch, _encoded(networks, batch)):
+        logits_B = pair.discriminator(_seen(pair, 1))
+        saturates = settings.train.adversarial_loss == "minimax"
         losses.append(-F.softplus(logits_B) if saturates else F.softplus(-logits_B))
     return Outcome(reduce(add, losses), torch.stack([loss_B.detach() for loss_B in losses], dim=1))
 
 
-def classify(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
+def classify(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
     """Semi-supervised classification phase: q(y|x) minimises the cross-entropy on a labelled mini-batch (section 5)."""
     assert batch.labels_BK is not None
-    logits_BK = players["label_head"](players["trunk"](corrupt(batch), batch.posterior_noise_BE))
+    logits_BK = networks["label_head"](networks["trunk"](corrupt(batch), batch.posterior_noise_BE))
     loss_B = F.cross_entropy(logits_BK, batch.labels_BK, reduction="none")
     wrong_B = logits_BK.argmax(1) != batch.labels_BK.argmax(1)
     return Outcome(loss_B, torch.stack([loss_B.detach(), wrong_B.to(loss_B.dtype)], dim=1))
 
 
-def evidence(players: Players, batch: Batch, run: settings.Settings) -> Outcome:
+def negative_elbo(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
     """The VAE's single phase: reconstruction error plus KL(q(z|x) || p(z)) (Kingma and Welling 2014, appendix B).
 
     In closed form for the Gaussian prior, from the one draw of z for the mixture: log q(z|x) - log p(z), unbiased.
-    With the reduction half_sum this is, up to a constant, the negative evidence lower bound of a decoder that answers
-    with a Gaussian of standard deviation `model.decoder_std`.
+    With the reduction half_sum this is, up to a constant, the negative evidence lower bound of a decoder whose output
+    is a Gaussian of standard deviation `model.decoder_std`.
     """
-    code = _encoded(players, batch)
+    code = _encoded(networks, batch)
     assert code.mean_BZ is not None and code.log_variance_BZ is not None
-    if run.model.prior == "gaussian":
-        log_ratio_BZ = code.log_variance_BZ - 2 * math.log(run.model.prior_scale)  # log of q's variance over p's
-        distance_BZ = code.mean_BZ.square() / run.model.prior_scale**2
+    if settings.model.prior == "gaussian":
+        log_ratio_BZ = code.log_variance_BZ - 2 * math.log(settings.model.prior_scale)  # log of q's variance over p's
+        distance_BZ = code.mean_BZ.square() / settings.model.prior_scale**2
         kl_B = 0.5 * (distance_BZ + log_ratio_BZ.exp() - 1 - log_ratio_BZ).sum(1)
     else:
         noise_BZ = (code.z_BZ - code.mean_BZ) * (-0.5 * code.log_variance_BZ).exp()
         log_q_B = -0.5 * (noise_BZ.square() + code.log_variance_BZ + math.log(2 * math.pi)).sum(1)
-        kl_B = log_q_B - build_prior(run.model).log_density(code.z_BZ)
-    error_B = reconstruction_loss(batch.x_BD, players["decoder"](code.z_BZ), run.train.reconstruction_reduction)
-    return Outcome(error_B / run.model.decoder_std**2 + kl_B, torch.stack([error_B, kl_B], dim=1).detach())
+        kl_B = log_q_B - build_prior(settings.model).log_density(code.z_BZ)
+    error_B = reconstruction_loss(batch.x_BD, networks["decoder"](code.z_BZ), settings.train.reconstruction_reduction)
+    return Outcome(error_B / settings.model.decoder_std**2 + kl_B, torch.stack([error_B, kl_B], dim=1).detach())
 
 
 # ----------------------------------------------------------------------------------------------------------- summaries
 
-GAMES = ("adv/", "adv/label_")  # prefixes of the metrics of the style's game and the label's
+PAIR_PREFIXES = ("adv/", "adv/label_")  # of the metrics of the style's pair and the label's
 
 
 def reconstruct_summary(loss_N: Tensor) -> dict[str, float]:
@@ -253,23 +254,24 @@ def reconstruct_summary(loss_N: Tensor) -> dict[str, float]:
 
 
 def discriminate_summary(logits_NM: Tensor) -> dict[str, float]:
-    """Of two columns for each game, the logits of its real and of its fake examples; losses are means of both halves,
+    """Of two columns for each pair, the logits of its real and of its fake examples; losses are means of both halves,
     log 2 when the discriminator is fooled."""
-    found: dict[str, float] = {}
-    for prefix, logits_N2 in zip(GAMES, logits_NM.split(2, dim=1), strict=False):
+    metrics: dict[str, float] = {}
+    for prefix, logits_N2 in zip(PAIR_PREFIXES, logits_NM.split(2, dim=1), strict=False):
         real_N, fake_N = logits_N2.unbind(1)
-        found |= {
+        metrics |= {
             f"{prefix}discriminator_loss_nats": 0.5 * (F.softplus(-real_N).mean() + F.softplus(fake_N).mean()).item(),
             f"{prefix}accuracy_real": (real_N > 0).double().mean().item(),
             f"{prefix}accuracy_fake": (fake_N < 0).double().mean().item(),
             f"{prefix}logit_std": logits_N2.std(correction=0).item(),
         }
-    return found
+    return metrics
 
 
 def regularize_summary(loss_NG: Tensor) -> dict[str, float]:
     return {
-        f"{prefix}encoder_loss_nats": loss_N.mean().item() for prefix, loss_N in zip(GAMES, loss_NG.T, strict=False)
+        f"{prefix}encoder_loss_nats": loss_N.mean().item()
+        for prefix, loss_N in zip(PAIR_PREFIXES, loss_NG.T, strict=False)
     }
 
 
@@ -281,7 +283,7 @@ def classify_summary(seen_N2: Tensor) -> dict[str, float]:
     }
 
 
-def evidence_summary(parts_N2: Tensor) -> dict[str, float]:
+def negative_elbo_summary(parts_N2: Tensor) -> dict[str, float]:
     error_N, kl_N = parts_N2.unbind(1)
     return {"train/reconstruction_loss": error_N.mean().item(), "train/kl_nats": kl_N.mean().item()}
 
@@ -302,7 +304,7 @@ DISCRIMINATE = Phase(
     "optim.adversarial_momentum",
     discriminate_summary,
     draws=ADVERSARY,
-    lends=ENCODER,
+    shares_encoding=ENCODER,
 )
 REGULARIZE = Phase(
     "regularize",
@@ -322,23 +324,23 @@ CLASSIFY = Phase(
     classify_summary,
     source="labelled",
 )
-EVIDENCE = Phase("evidence", (*ENCODER, "decoder"), evidence, *RECONSTRUCTION, evidence_summary)
+NEGATIVE_ELBO = Phase("negative_elbo", (*ENCODER, "decoder"), negative_elbo, *RECONSTRUCTION, negative_elbo_summary)
 
 UNSUPERVISED = (RECONSTRUCT, DISCRIMINATE, REGULARIZE)
 LABELLING = (
-    RECONSTRUCT._replace(moves=(*LABELLING_ENCODER, "decoder")),
-    DISCRIMINATE._replace(moves=("style_discriminator", "label_discriminator"), lends=LABELLING_ENCODER),
-    REGULARIZE._replace(moves=LABELLING_ENCODER),
+    RECONSTRUCT._replace(updates=(*LABELLING_ENCODER, "decoder")),
+    DISCRIMINATE._replace(updates=("style_discriminator", "label_discriminator"), shares_encoding=LABELLING_ENCODER),
+    REGULARIZE._replace(updates=LABELLING_ENCODER),
 )
-REDUCING = (RECONSTRUCT._replace(moves=(*LABELLING_ENCODER, "decoder", "cluster_heads")), *LABELLING[1:])
+REDUCING = (RECONSTRUCT._replace(updates=(*LABELLING_ENCODER, "decoder", "cluster_heads")), *LABELLING[1:])
 
 TASKS: dict[str, Task] = {
     "unsupervised": Task(UNSUPERVISED, "2"),
-    "label_informed": Task(UNSUPERVISED, "2.3", labels="some", slots=True),
+    "label_informed": Task(UNSUPERVISED, "2.3", labels="some", label_condition=True),
     "supervised": Task(UNSUPERVISED, "4", y="classes", labels="all"),
     "semi_supervised": Task((*LABELLING, CLASSIFY), "5", y="classes", labels="some"),
     "clustering": Task(LABELLING, "6", y="clusters"),
     "reduction": Task(REDUCING, "7", y="clusters"),
     "semi_supervised_reduction": Task((*REDUCING, CLASSIFY), "7", y="classes", labels="some"),
-    "vae": Task((EVIDENCE,), "none: Kingma and Welling 2014, the baseline"),
+    "vae": Task((NEGATIVE_ELBO,), "none: Kingma and Welling 2014, the baseline"),
 }

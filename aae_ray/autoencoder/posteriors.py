@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from aae_ray import settings
-from aae_ray.autoencoder.networks import Answer
+from aae_ray.autoencoder.networks import OutputLinear
 
 
 class Code(NamedTuple):
@@ -30,7 +30,7 @@ class Deterministic(nn.Module):
 
     def __init__(self, features: int, latent_dim: int, noise_dim: int = 0) -> None:
         super().__init__()
-        self.code = Answer(features, latent_dim)
+        self.code = OutputLinear(features, latent_dim)
 
     def forward(self, h_BF: Tensor, noise_BE: Tensor | None = None) -> Code:
         return Code(self.code(h_BF))
@@ -41,7 +41,7 @@ class Gaussian(nn.Module):
 
     def __init__(self, features: int, latent_dim: int, noise_dim: int) -> None:
         super().__init__()
-        self.moments = Answer(features, 2 * latent_dim)
+        self.moments = OutputLinear(features, 2 * latent_dim)
 
     def forward(self, h_BF: Tensor, noise_BE: Tensor) -> Code:
         mean_BZ, log_variance_BZ = self.moments(h_BF).chunk(2, dim=1)
@@ -53,7 +53,7 @@ class Universal(nn.Module):
 
     def __init__(self, features: int, latent_dim: int, noise_dim: int) -> None:
         super().__init__()
-        self.code = Answer(features, latent_dim)
+        self.code = OutputLinear(features, latent_dim)
         self.noise_map = nn.Linear(noise_dim, latent_dim, bias=False)
 
     def forward(self, h_BF: Tensor, noise_BE: Tensor) -> Code:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray import settings
-from aae_ray.datasets.download import PUBLISHED, Progress, download, untold
+from aae_ray.datasets.download import PUBLISHED, Progress, download, no_progress
 from aae_ray.datasets.idx import IDX_FILES, find_idx, read_idx
 from aae_ray.datasets.image_stream import ImageStream
 from aae_ray.datasets.parquet import read_parquet
@@ -57,11 +57,11 @@ class Dataset:
         return None if self.labels_N is None else int(self.labels_N.max()) + 1
 
 
-def load(data: settings.Data, progress: Progress = untold) -> Dataset:
+def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
     """The set that the settings name: from the cache, and into it first where it is not there yet.
 
-    Preparing is done by one process at a time, the others wait; `progress` is told of it. Raises UserError
-    where the source, the cache or the split is at fault.
+    Preparing is done by one process at a time, the others wait; `progress` reports it. Raises UserError where the
+    source, the cache or the split is at fault.
     """
     source = _find_source(data, progress)
     folder = _prepared_folder(data, source)
@@ -102,7 +102,7 @@ class _Source:
     read: Callable[[], ImageStream]
 
 
-def _find_source(data: settings.Data, progress: Progress = untold) -> _Source:
+def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Source:
     if data.path:
         return _stored_source(data, Path(data.path).expanduser())
     if data.image_column or data.label_column:
@@ -123,7 +123,7 @@ def _find_source(data: settings.Data, progress: Progress = untold) -> _Source:
 
 def _stored_source(data: settings.Data, path: Path) -> _Source:
     if data.name == "digits":
-        raise UserError(f"data.name: {path} is not the digits of scikit-learn; give it a name of its own")
+        raise UserError(f"data.name: {path} is not scikit-learn's digits; give it another name")
     try:
         parquet, idx = _files_at(path)
         identity: dict[str, Any] = {"files": [_file_identity(file) for file in (*parquet, *idx.values())]}
@@ -237,9 +237,9 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
         images_NCHW = np.load(folder / "images.npy", mmap_mode="r")
         labels_N = np.load(folder / "labels.npy", mmap_mode="r") if about["labels"] else None
         if images_NCHW.shape != tuple(about["shape"]) or images_NCHW.dtype != np.uint8:
-            raise ValueError("images.npy is not what about.json says")
+            raise ValueError("images.npy does not match about.json")
         if labels_N is not None and (labels_N.shape != images_NCHW.shape[:1] or labels_N.dtype != np.int64):
-            raise ValueError("labels.npy does not go with images.npy")
+            raise ValueError("labels.npy does not match images.npy")
         digest, test_count = str(about["digest"]), int(about["test_count"])
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -276,7 +276,7 @@ def _split(labels_N: NDArray[np.int64], test_count: int, data: settings.Data) ->
 def _stratified_order(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """A random order in which every stretch holds the classes in proportion, give or take an image or two.
 
-    Each class is shuffled and laid out evenly over [0, 1) from a random start; the places give the order.
+    Each class is shuffled and laid out evenly over [0, 1) from a random start; the positions give the order.
     """
     # NumPy keeps the streams of RandomState the same for ever, and those of its newer generators not.
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
@@ -284,5 +284,5 @@ def _stratified_order(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.int6
     by_class = shuffled[np.argsort(labels_N[shuffled], kind="stable")]
     _, sizes = np.unique(labels_N, return_counts=True)
     rank = np.arange(len(labels_N)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    place = (rank + np.repeat(random.random_sample(len(sizes)), sizes)) / np.repeat(sizes, sizes)
-    return by_class[np.argsort(place, kind="stable")]
+    position_N = (rank + np.repeat(random.random_sample(len(sizes)), sizes)) / np.repeat(sizes, sizes)
+    return by_class[np.argsort(position_N, kind="stable")]

@@ -12,8 +12,8 @@ from aae_ray.errors import UserError
 Progress = Callable[[str, int, int], None]  # what is being done, how much is done, how much there is
 
 
-def untold(what: str, done: int, total: int) -> None:
-    """The progress that nobody watches."""
+def no_progress(what: str, done: int, total: int) -> None:
+    """Progress that is not shown."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ def _download(mirrors: Sequence[str], name: str, sha256: str, folder: Path, prog
         except (OSError, ValueError) as error:  # requests' errors are among them
             failures.append(f"{url} ({_reason(error)})")
             continue
-        found = _sha256(partial)
-        if found == sha256:
+        actual = _sha256(partial)
+        if actual == sha256:
             os.replace(partial, folder / name)
             return
-        failures.append(f"{url} (SHA-256 {found}, expected {sha256})")
+        failures.append(f"{url} (SHA-256 {actual}, expected {sha256})")
     partial.unlink(missing_ok=True)
     raise UserError(
         f"{name} could not be downloaded. Tried {', '.join(failures)}. "

@@ -1,4 +1,4 @@
-"""Images and labels in IDX files, the format of MNIST, read block by block; faults are told by file.
+"""Images and labels in IDX files, the format of MNIST, read block by block; errors name the file.
 
 `N` images of a file, `B` images of a block, `H` height, `W` width.
 """
@@ -27,13 +27,13 @@ IDX_FILES = (*_TRAINING_PART, *_TEST_PART)
 
 def find_idx(folder: Path) -> dict[str, Path]:
     """Those of IDX_FILES that are in the folder, plain or as .gz, also spelled `train-images.idx3-ubyte`."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for name in IDX_FILES:
         dotted = name.replace("-idx", ".idx")
         for spelling in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
             if (folder / spelling).is_file():
-                found.setdefault(name, folder / spelling)
-    return found
+                files.setdefault(name, folder / spelling)
+    return files
 
 
 def read_idx(files: Mapping[str, Path]) -> ImageStream:
@@ -53,8 +53,8 @@ def read_idx(files: Mapping[str, Path]) -> ImageStream:
 
     shapes = [_checked_shape(files[images], dimensions=3) for images, _ in parts]
     for (images, labels), shape in zip(parts, shapes, strict=True):
-        if with_labels and (found := _checked_shape(files[labels], dimensions=1)[0]) != shape[0]:
-            raise UserError(f"{files[images]} holds {shape[0]} images and {files[labels]} {found} labels, not one each")
+        if with_labels and (count := _checked_shape(files[labels], dimensions=1)[0]) != shape[0]:
+            raise UserError(f"{files[images]} holds {shape[0]} images and {files[labels]} {count} labels, not one each")
         if shape[1:] != shapes[0][1:]:
             raise UserError(
                 f"{files[images]} holds images of {size_text(shape[1:])} pixels and {files[parts[0][0]]} of "
@@ -109,7 +109,7 @@ def _checked_shape(path: Path, dimensions: int) -> tuple[int, ...]:
     if shape[0] == 0:
         raise UserError(f"{path} holds no {what}")
     if not all(1 <= side <= _MAX_SIDE for side in shape[1:]):
-        raise UserError(f"{path} names images of {size_text(shape[1:])} pixels; a side can be 1 to {_MAX_SIDE}")
+        raise UserError(f"{path} declares images of {size_text(shape[1:])} pixels; a side can be 1 to {_MAX_SIDE}")
     return shape
 
 
@@ -124,7 +124,7 @@ def _rows(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
             content = stream.read(rows * row_bytes)
             if len(content) < rows * row_bytes:
                 whole = start + len(content) // row_bytes
-                raise UserError(f"{path} ends after {whole} of the {shape[0]} {what} that its header names")
+                raise UserError(f"{path} ends after {whole} of the {shape[0]} {what} that its header declares")
             yield np.frombuffer(content, np.uint8).reshape(rows, *shape[1:])
         if stream.read(1):
-            raise UserError(f"{path} goes on after the {shape[0]} {what} that its header names")
+            raise UserError(f"{path} has trailing data after the {shape[0]} {what} that its header declares")

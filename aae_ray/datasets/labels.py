@@ -3,19 +3,19 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray import settings
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
-from aae_ray.errors import Problem, SettingsError
+from aae_ray.errors import Kind, Problem, SettingsError
+from aae_ray.settings import Data, Settings
 
 UNKNOWN = -1
 LABELS = 1  # behind the seed: what the numbers are for
 
 
-def known_labels(dataset: Dataset, run: settings.Settings) -> NDArray[np.int64]:
+def known_labels(dataset: Dataset, settings: Settings) -> NDArray[np.int64]:
     """Labels (N,) of all images of the set as training knows them, -1 for those that it does not.
 
-    Only training images have any. `data.labels` of them are known, drawn by the seed of the run, in equal numbers for
+    Only training images have any. `data.labels` of them are known, drawn by the settings' seed, in equal numbers for
     each class (to within one, as long as a class has as many); all where it is not given.
     """
     known_N = np.full(len(dataset.images_NCHW), UNKNOWN, np.int64)
@@ -23,10 +23,10 @@ def known_labels(dataset: Dataset, run: settings.Settings) -> NDArray[np.int64]:
         return known_N
     labels_T = np.asarray(dataset.labels_N)[dataset.train]
     chosen = dataset.train
-    count = _count(dataset, run.data)
+    count = _count(dataset, settings.data)
     if count < len(dataset.train):
         # RandomState's streams never change, as in the splits.
-        random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((run.seed, LABELS))))
+        random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((settings.seed, LABELS))))
         shuffled = random.permutation(len(labels_T))
         by_class = shuffled[np.argsort(labels_T[shuffled], kind="stable")]
         sizes = np.bincount(labels_T, minlength=dataset.classes)
@@ -38,37 +38,40 @@ def known_labels(dataset: Dataset, run: settings.Settings) -> NDArray[np.int64]:
     return known_N
 
 
-def _count(dataset: Dataset, data: settings.Data) -> int:
+def _count(dataset: Dataset, data: Data) -> int:
     if data.labels is None:
         return len(dataset.train)
     return round(data.labels * len(dataset.train)) if data.labels < 1 else int(data.labels)
 
 
-def check(run: settings.Settings, dataset: Dataset) -> None:
+def check(settings: Settings, dataset: Dataset) -> None:
     """Raises SettingsError with everything in which the task and the data contradict each other."""
-    task, data, classes, problems = TASKS[run.task], run.data, dataset.classes, []
+    task, data, classes = TASKS[settings.task], settings.data, dataset.classes
+    problems: list[tuple[tuple[str, ...], str]] = []
     if task.labels and classes is None:
-        problems.append(
-            f"task {run.task} asks for labels, and data.name {dataset.name} has none; "
+        text = (
+            f"task {settings.task} asks for labels, and data.name {dataset.name} has none; "
             "name them with data.label_column, or choose another task"
         )
+        problems.append((("task", "data.label_column"), text))
     if task.labels and classes is not None:
         count = _count(dataset, data)
         if count > len(dataset.train):
-            problems.append(f"data.labels asks for {count} labels, and there are {len(dataset.train)} training images")
+            text = f"data.labels asks for {count} labels, and there are {len(dataset.train)} training images"
+            problems.append((("data.labels",), text))
         elif count < classes:
-            problems.append(
-                f"data.labels gives {count} labels to {classes} classes, fewer than one for each; "
-                f"give {classes} or more"
-            )
-        elif missing := set(range(classes)) - set(np.unique(known_labels(dataset, run)).tolist()):
-            told = ", ".join(map(str, sorted(missing)[:5]))
-            problems.append(f"data.name {dataset.name}: no training image has label {told}, of {classes} classes")
-        if task.slots and run.model.prior_components < classes:
-            kind = "components of the mixture" if run.model.prior == "mixture" else "segments of the swiss roll"
-            problems.append(
-                f"model.prior_components gives {run.model.prior_components} {kind}, and the labels of data.name "
+            text = f"data.labels gives {count} labels to {classes} classes, fewer than one for each; "
+            problems.append((("data.labels",), f"{text}give {classes} or more"))
+        elif missing := set(range(classes)) - set(np.unique(known_labels(dataset, settings)).tolist()):
+            missing_labels = ", ".join(map(str, sorted(missing)[:5]))
+            text = f"data.name {dataset.name}: no training image has label {missing_labels}, of {classes} classes"
+            problems.append((("data.name",), text))
+        if task.label_condition and settings.model.prior_components < classes:
+            kind = "components of the mixture" if settings.model.prior == "mixture" else "segments of the swiss roll"
+            text = (
+                f"model.prior_components gives {settings.model.prior_components} {kind}, and the labels of data.name "
                 f"{dataset.name} select {classes} of them; give at least {classes}"
             )
+            problems.append((("model.prior_components",), text))
     if problems:
-        raise SettingsError(Problem("settings", message) for message in problems)
+        raise SettingsError(Problem(keys, Kind.DATA, "settings", text) for keys, text in problems)

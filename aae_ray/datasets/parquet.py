@@ -1,4 +1,4 @@
-"""Images and labels in Parquet files, read batch by batch; faults are told by file, column and row.
+"""Images and labels in Parquet files, read batch by batch; errors name file, column and row.
 
 `B` images of a batch, `C` channels, `H` height, `W` width.
 """
@@ -51,8 +51,8 @@ def read_parquet(files: Sequence[Path], image_column: str | None, label_column: 
     for file, (schema, _) in headers.items():
         for column in wanted:
             if schema.get(column) != first[column]:
-                found = f"holds {schema[column]}" if column in schema else "is missing"
-                raise UserError(f"{file}: column {column} {found}; in {files[0]} it holds {first[column]}")
+                actual = f"holds {schema[column]}" if column in schema else "is missing"
+                raise UserError(f"{file}: column {column} {actual}; in {files[0]} it holds {first[column]}")
     count = sum(rows for _, rows in headers.values())
     if count == 0:
         raise UserError(f"{files[0] if len(files) == 1 else files[0].parent} holds no images: it has no rows")
@@ -120,7 +120,7 @@ def _image_column(file: Path, schema: Mapping[str, Any], named: str | None) -> s
         columns = ", ".join(f"{column} ({kind})" for column, kind in schema.items()) or "none"
         raise UserError(f"{file} has no column of images ({what}); its columns are {columns}")
     if len(able) > 1:
-        raise UserError(f"{file} has several columns of images, {', '.join(able)}; name one in data.image_column")
+        raise UserError(f"{file} has several columns of images, {', '.join(able)}; choose one with data.image_column")
     return able[0]
 
 
@@ -216,7 +216,7 @@ def _decoded(value: Any, rows: _Rows, offset: int) -> NDArray[np.uint8]:
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise rows.fault(offset, f"cannot be decoded as a PNG or JPEG image: {reason}") from None
     if image.mode.startswith("I"):
-        raise rows.fault(offset, "has 16 bits a pixel; convert the images to 8 bits")
+        raise rows.fault(offset, "has 16 bits per pixel; convert the images to 8 bits")
     image_HWC = np.atleast_3d(np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")))
     return image_HWC.transpose(2, 0, 1)
 
@@ -252,7 +252,7 @@ def _with_channels(pixels: NDArray[Any], rows: _Rows) -> NDArray[Any]:
     if len(shape) == 1:
         side = math.isqrt(shape[0])
         if side * side != shape[0]:
-            raise rows.fault(0, f"is a flat list of {shape[0]} pixels, no square; nest it as H x W")
+            raise rows.fault(0, f"is a flat list of {shape[0]} pixels, not a square; nest it as H x W")
         return pixels.reshape(-1, 1, side, side)
     if len(shape) == 2:
         return pixels[:, np.newaxis]

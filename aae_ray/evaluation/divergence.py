@@ -1,6 +1,6 @@
 """How far codes are from their prior: sliced Wasserstein, and a bound on the Jensen-Shannon divergence.
 
-The discriminator of a trial is part of what a study searches, and a feeble one is fooled for free. So codes are
+The discriminator of a trial is part of what a study searches, and a weak one is fooled easily. So codes are
 compared with the prior by `jsd_bound` and `sliced_wasserstein`, which are the same for every trial.
 
 Shapes: `N` examples, `Z` code, `D` directions, `F` inputs of a network, `R` reference samples, `S` steps, `K` folds,

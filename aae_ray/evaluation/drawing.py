@@ -96,7 +96,7 @@ def _to_pixels(x_NCHW: Tensor) -> Pixels:
 
 
 def _grid(images: Pixels, columns: int) -> Pixels:
-    """Images side by side and below each other, enlarged, framed by separators; places left over stay grey."""
+    """Images side by side and below each other, enlarged, framed by separators; cells left over stay grey."""
     count, height, width = images.shape[:3]
     columns = min(columns, count)
     rows = math.ceil(count / columns)
@@ -144,7 +144,7 @@ def code_scatter(codes_NZ: Tensor, labels_N: Tensor | NDArray[Any] | None, prior
     entries = 2 if labels is None else 1 + len(np.unique(labels))
     columns = min(math.ceil(entries / MOST_LEGEND_ROWS), MOST_LEGEND_COLUMNS)
     rows = max(math.ceil(entries / columns), MOST_LEGEND_ROWS)
-    # Places by hand: a layout engine draws every figure once more to measure it, and each trial has one.
+    # Positions by hand: a layout engine draws every figure once more to measure it, and each trial has one.
     left, right, top = 0.115, 0.87 - 0.09 * (columns - 1), 0.97 - 0.04 * len(heading.splitlines())
     figure = Figure(figsize=(6.6, 5.6), dpi=110)
     axes = figure.add_axes((left, 0.09, right - left, top - 0.09))

@@ -1,7 +1,7 @@
-"""The pictures of a trial: reconstructions, samples, and the codes against their prior.
+"""The figures of a trial: reconstructions, samples, and the codes against their prior.
 
-A worker only sketches them: it hands out the numbers behind the pictures, which is cheap. Whoever keeps the records
-draws them, once a trial has ended, off the path of the training.
+A worker only collects the data behind the figures, which is cheap. Whoever keeps the records draws them, once a trial
+has ended, off the path of the training.
 
 Shapes: N images or codes, C channels, H height, W width, Z code.
 """
@@ -14,32 +14,32 @@ import torch
 from numpy.typing import NDArray
 
 from aae_ray.evaluation import drawing as figures
-from aae_ray.evaluation.held_out import Evaluation, some_of
+from aae_ray.evaluation.held_out import HeldOutMetrics, some_of
 
 COUNT = 64  # images in a picture
 CODES = 2000  # points in the scatter
-FILE = "sketch.npz"
+FILE = "figure_data.npz"
 STYLES = 8  # rows of the sheet of styles
 FIGURES = ("reconstructions.png", "samples.png", "codes.png")
-STYLE_SHEET = "styles.png"  # where the decoder is told a label: a style a row, a label a column
+STYLE_SHEET = "styles.png"  # where the decoder is given a label: a style a row, a label a column
 
-Sketch = Mapping[str, NDArray[np.generic]]
+FigureData = Mapping[str, NDArray[np.generic]]
 
 
-def sketch(evaluation: Evaluation) -> Sketch:
-    """The numbers behind the pictures of a model: images as uint8, the first two coordinates of held-out codes."""
-    model, dataset = evaluation.run.model, evaluation.dataset
+def figure_data(evaluation: HeldOutMetrics) -> FigureData:
+    """The data behind the figures of a model: images as uint8, the first two coordinates of held-out codes."""
+    model, dataset = evaluation.settings.model, evaluation.dataset
     labels_N = dataset.labels_N
-    places_NZ = evaluation.places("val")
-    shown = some_of(np.arange(len(places_NZ)), CODES)
-    codes_NZ = places_NZ[torch.from_numpy(shown)]
+    inputs_NZ = evaluation.decoder_inputs("val")
+    shown = some_of(np.arange(len(inputs_NZ)), CODES)
+    codes_NZ = inputs_NZ[torch.from_numpy(shown)]
     originals_NCHW, answers_NCHW = evaluation.reconstructions("val", COUNT // 2)
-    what = "codes W y + z" if "cluster_heads" in evaluation.model.players else "codes"
-    task = evaluation.run.task.replace("_", " ")
+    what = "codes W y + z" if "cluster_heads" in evaluation.model.networks else "codes"
+    task = evaluation.settings.task.replace("_", " ")
     title = f"{task}: held-out {what}\n{model.posterior} posterior, {model.prior.replace('_', ' ')} prior"
     if model.latent_dim > 2:
         title += f", first two of {model.latent_dim} coordinates"
-    found: dict[str, NDArray[np.generic]] = {
+    data: dict[str, NDArray[np.generic]] = {
         "originals": _bytes(originals_NCHW),
         "answers": _bytes(answers_NCHW),
         "samples": _bytes(evaluation.samples(COUNT)),
@@ -48,37 +48,37 @@ def sketch(evaluation: Evaluation) -> Sketch:
         "title": np.array(title),
     }
     if labels_N is not None:
-        found["labels"] = labels_N[dataset.val[shown]]
+        data["labels"] = labels_N[dataset.val[shown]]
     if evaluation.model.classes:
-        found["styles"] = _bytes(evaluation.styles(STYLES))
-    return found
+        data["styles"] = _bytes(evaluation.styles(STYLES))
+    return data
 
 
-def save(drawing: Sketch, folder: Path) -> None:
-    np.savez(folder / FILE, allow_pickle=False, **drawing)
+def save(data: FigureData, folder: Path) -> None:
+    np.savez(folder / FILE, allow_pickle=False, **data)
 
 
-def load(folder: Path) -> Sketch | None:
-    """The sketch in a folder, if there is one."""
+def load(folder: Path) -> FigureData | None:
+    """The figure data in a folder, if there are any."""
     if not (folder / FILE).exists():
         return None
     with np.load(folder / FILE, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
-def draw(drawing: Sketch) -> dict[str, bytes]:
-    """File name and PNG of each picture."""
+def draw(data: FigureData) -> dict[str, bytes]:
+    """File name and PNG of each figure."""
     scatter = figures.code_scatter(
-        torch.tensor(drawing["codes"]),
-        drawing.get("labels"),
-        torch.tensor(drawing["prior"]),
-        title=str(drawing["title"]),
+        torch.tensor(data["codes"]),
+        data.get("labels"),
+        torch.tensor(data["prior"]),
+        title=str(data["title"]),
     )
-    reconstructions = figures.reconstructions(_pixels(drawing["originals"]), _pixels(drawing["answers"]))
-    pictures = (reconstructions, figures.samples(_pixels(drawing["samples"])), scatter)
+    reconstructions = figures.reconstructions(_pixels(data["originals"]), _pixels(data["answers"]))
+    pictures = (reconstructions, figures.samples(_pixels(data["samples"])), scatter)
     sheets = dict(zip(FIGURES, pictures, strict=True))
-    if "styles" in drawing:
-        images_NCHW = _pixels(drawing["styles"])
+    if "styles" in data:
+        images_NCHW = _pixels(data["styles"])
         sheets[STYLE_SHEET] = figures.samples(images_NCHW, columns=len(images_NCHW) // STYLES)
     return sheets
 

@@ -18,7 +18,7 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
 from aae_ray.evaluation import drawing as figures
 from aae_ray.evaluation import sample_quality as quality
-from aae_ray.evaluation.held_out import PROTOCOL_SEED, Evaluation, some_of
+from aae_ray.evaluation.held_out import PROTOCOL_SEED, HeldOutMetrics, some_of
 from aae_ray.evaluation.judge import SMALLEST, Judge, pixels
 
 PARZEN_SAMPLES = 10_000
@@ -30,14 +30,15 @@ BLOCK = 1000  # training images that are held at a time to find the nearest ones
 SHOWN = 32  # samples in the sheet of nearest images
 NEAREST_SHEET = "nearest.png"
 PARZEN_ADVICE = (
-    "a Parzen score above that of real images is no praise: blurred, centroid-like samples score higher than real ones"
+    "a Parzen score above that of real images is not evidence of better samples: "
+    "blurred, centroid-like samples score higher than real ones"
 )
 
 Draw = Callable[[int], Tensor]  # a number of samples -> images (M, C, H, W) in [0, 1], the same ones each time
 
 
 @dataclass
-class Assessment:
+class FinalEvaluation:
     """Metrics by name, the sheet of nearest images, the samples' classes, and remarks for the reader."""
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -46,52 +47,52 @@ class Assessment:
     remarks: list[str] = field(default_factory=list)
 
 
-def assess(evaluation: Evaluation, judge: Judge | None) -> Assessment:
+def evaluate_model(evaluation: HeldOutMetrics, judge: Judge | None) -> FinalEvaluation:
     """What a whole model is worth: the metrics of its training on the test images, its samples and its codes."""
-    found = assess_samples(evaluation.samples, evaluation.dataset, judge)
+    result = evaluate_samples(evaluation.samples, evaluation.dataset, judge)
     test = evaluation.cheap("test") | evaluation.costly("test")
-    found.metrics = test | found.metrics | assess_codes(evaluation)
-    return found
+    result.metrics = test | result.metrics | evaluate_codes(evaluation)
+    return result
 
 
-def assessment_tags(assessment: Assessment, judge: Judge | None) -> dict[str, str]:
-    """What belongs to the records of an assessment and is no number: who judged, the samples' classes, remarks."""
-    tags = {"aae.remarks": "; ".join(assessment.remarks)} if assessment.remarks else {}
+def final_evaluation_tags(result: FinalEvaluation, judge: Judge | None) -> dict[str, str]:
+    """What is recorded of a final evaluation and is not a number: the judge, the samples' classes, remarks."""
+    tags = {"aae.remarks": "; ".join(result.remarks)} if result.remarks else {}
     if judge:
         tags |= {"aae.judge": judge.digest}
-        tags |= {"aae.class_shares": ",".join(f"{share:.4f}" for share in assessment.class_shares)}
+        tags |= {"aae.class_shares": ",".join(f"{share:.4f}" for share in result.class_shares)}
     return tags
 
 
-def assess_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Assessment:
+def evaluate_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> FinalEvaluation:
     """What samples are worth; without a judge (no labels, or tiny images) less the metrics on its features."""
-    found = Assessment()
+    result = FinalEvaluation()
     samples_MCHW = draw(PARZEN_SAMPLES).cpu()
     if not samples_MCHW.isfinite().all():
-        found.remarks.append("samples hold values that are not finite, which count as black")
+        result.remarks.append("samples hold values that are not finite, which count as black")
     samples_MCHW = samples_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)
     test_NCHW = pixels(dataset, some_of(dataset.test, MOST))
     if judge is None:
         why = "labels" if dataset.labels_N is None else f"{SMALLEST} x {SMALLEST} pixels"
-        found.remarks.append(f"without {why} there is no judge: FID, KID, coverage and classes are left out")
+        result.remarks.append(f"without {why} there is no judge: FID, KID, coverage and classes are left out")
     else:
         assert dataset.labels_N is not None
         real_K = torch.from_numpy(np.bincount(dataset.labels_N))
         histogram = quality.class_histogram(judge.probabilities(samples_MCHW), real_K)
-        found.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge) | _classes(histogram)
-        found.class_shares = histogram.share_K
-        if "quality/coverage" not in found.metrics:
-            found.remarks.append(f"FID, KID and coverage take more than {NEIGHBOURS} training and test images")
+        result.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge) | _classes(histogram)
+        result.class_shares = histogram.share_K
+        if "quality/coverage" not in result.metrics:
+            result.remarks.append(f"FID, KID and coverage need more than {NEIGHBOURS} training and test images")
         if histogram.missing:
-            told = ", ".join(map(str, histogram.missing))
-            found.remarks.append(f"coverage alarm: samples hardly ever show class {told}")
-    _parzen(found, samples_MCHW, test_NCHW, dataset)
+            classes = ", ".join(map(str, histogram.missing))
+            result.remarks.append(f"coverage warning: samples rarely show class {classes}")
+    _parzen(result, samples_MCHW, test_NCHW, dataset)
     fake_NCHW = samples_MCHW[:SHOWN]
     blocks = (dataset.train[start : start + BLOCK] for start in range(0, len(dataset.train), BLOCK))
     nearest_M = quality.nearest_images(fake_NCHW.flatten(1), (pixels(dataset, rows).flatten(1) for rows in blocks))
     texts = ("sample", "nearest training image")
-    found.nearest_sheet = figures.reconstructions(fake_NCHW, pixels(dataset, dataset.train[nearest_M.numpy()]), texts)
-    return found
+    result.nearest_sheet = figures.reconstructions(fake_NCHW, pixels(dataset, dataset.train[nearest_M.numpy()]), texts)
+    return result
 
 
 def _judged(samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, judge: Judge) -> dict[str, float]:
@@ -129,7 +130,7 @@ def _classes(histogram: quality.ClassHistogram) -> dict[str, float]:
     }
 
 
-def _parzen(found: Assessment, samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset) -> None:
+def _parzen(result: FinalEvaluation, samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset) -> None:
     """The log-likelihood by the paper's protocol beside that of as many real training images (section 3)."""
     validation_ND = pixels(dataset, some_of(dataset.val, PARZEN_VALIDATION)).flatten(1)
     test_ND = test_NCHW.flatten(1)
@@ -137,41 +138,41 @@ def _parzen(found: Assessment, samples_MCHW: Tensor, test_NCHW: Tensor, dataset:
     try:
         score = quality.parzen(samples_MCHW[: len(real_MD)].flatten(1), validation_ND, test_ND)
     except UserError as error:
-        found.remarks.append(f"no Parzen score of the samples: {error}")
+        result.remarks.append(f"no Parzen score of the samples: {error}")
         return
     try:
         anchor = {"quality/parzen_anchor_nats": quality.parzen(real_MD, validation_ND, test_ND).nats}
     except UserError as error:
         anchor = {}
-        found.remarks.append(f"no Parzen score of real training images: {error}")
-    found.metrics |= anchor | {
+        result.remarks.append(f"no Parzen score of real training images: {error}")
+    result.metrics |= anchor | {
         "quality/parzen_nats": score.nats,
         "quality/parzen_nats_se": score.standard_error,
         "quality/parzen_sigma": score.sigma,
         "quality/parzen_samples": float(score.samples),
     }
-    found.remarks.append(f"Parzen windows over {score.samples} samples; {PARZEN_ADVICE}")
+    result.remarks.append(f"Parzen windows over {score.samples} samples; {PARZEN_ADVICE}")
 
 
 @torch.no_grad()
-def assess_codes(evaluation: Evaluation) -> dict[str, float]:
+def evaluate_codes(evaluation: HeldOutMetrics) -> dict[str, float]:
     """What the encoder is worth: reconstruction, codes against prior, prior samples decoded and encoded again."""
     model, images = evaluation.model, evaluation.images
     codes_NZ = evaluation.codes("test")
     count = min(len(codes_NZ), CODES)
     prior_std = model.prior.std_Z.double().square().mean().sqrt().item()
     prior, again = (evaluation.prior_codes(count, seed) for seed in (0, 1))
-    found = {
+    metrics = {
         "quality/imq_mmd": quality.imq_mmd(
             codes_NZ[torch.from_numpy(some_of(np.arange(len(codes_NZ)), count))], prior, prior_std
         ),
         "quality/imq_mmd_floor": quality.imq_mmd(again, prior, prior_std),
     }
-    z_NZ, y_NK = evaluation.prior_places(count)
+    z_NZ, y_NK = evaluation.prior_decoder_inputs(count)
     x_ND = model.decode(z_NZ, y_NK)
     noise_NE = (
         torch.zeros(count, model.noise_dim, device=images.device, dtype=images.dtype) if model.noise_dim else None
     )
     error_NZ = (model.encode(x_ND, noise_NE).z_BZ - z_NZ).cpu() / model.prior.std_Z
-    found["quality/reencoding_error"] = error_NZ.square().mean().sqrt().item()
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    metrics["quality/reencoding_error"] = error_NZ.square().mean().sqrt().item()
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

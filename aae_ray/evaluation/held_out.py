@@ -48,40 +48,40 @@ def some_of(rows_N: np.ndarray, count: int) -> np.ndarray:
 
 
 class Encoded(NamedTuple):
-    """Held-out images of a part, in its order: codes z, and the logits of q(y|x) where the encoder answers with one."""
+    """Held-out images of a part, in its order: codes z, and the logits of q(y|x) where there is a label head."""
 
     z_NZ: Tensor
     logits_NK: Tensor | None
     reconstruction_mse: float
 
 
-def measured(run: Settings, dataset: Dataset) -> set[str]:
-    """The metrics with a direction that `Evaluation` measures of held-out images for this task and these data."""
-    task, labelled = TASKS[run.task], dataset.labels_N is not None
-    found = {"reconstruction_mse", "jsd_nats", "sliced_wasserstein"}
-    if task.slots and labelled:
-        found.add("part_error")
-    if any("label_head" in phase.moves for phase in task.phases):
-        found.add("label_entropy_nats")
+def measured(settings: Settings, dataset: Dataset) -> set[str]:
+    """The metrics with a direction that `HeldOutMetrics` measures of held-out images for this task and these data."""
+    task, labelled = TASKS[settings.task], dataset.labels_N is not None
+    names = {"reconstruction_mse", "jsd_nats", "sliced_wasserstein"}
+    if task.label_condition and labelled:
+        names.add("part_error")
+    if any("label_head" in phase.updates for phase in task.phases):
+        names.add("label_entropy_nats")
         if labelled:
-            found.add("classification_error")
+            names.add("classification_error")
         if task.y == "clusters":
-            found.add("cluster_entropy_nats")
-            found |= {"hungarian_accuracy", "nmi", "ari"} if labelled else set()
-    return {f"val/{name}" for name in found}
+            names.add("cluster_entropy_nats")
+            names |= {"hungarian_accuracy", "nmi", "ari"} if labelled else set()
+    return {f"val/{name}" for name in names}
 
 
-class Evaluation:
+class HeldOutMetrics:
     """Measures a model on the validation or test images. The same noise and prior samples are drawn each time."""
 
-    def __init__(self, run: Settings, model: Model, dataset: Dataset, images: Images) -> None:
-        self.run, self.model, self.dataset, self.images = run, model, dataset, images
+    def __init__(self, settings: Settings, model: Model, dataset: Dataset, images: Images) -> None:
+        self.settings, self.model, self.dataset, self.images = settings, model, dataset, images
         self._constants: dict[str, float] = {}  # what depends on the data and the prior alone
 
     def cheap(self, part: str) -> dict[str, float]:
         """The metrics that are taken every epoch, named after the part: `val/...` or `test/...`."""
         seen = self._look_at(part)
-        found = {
+        values = {
             "reconstruction_mse": seen.reconstruction_mse,
             "mean_image_mse": self._mean_image_mse(part),
             "code_std": metrics.code_std(seen.z_NZ, self.model.prior.std_Z),
@@ -90,31 +90,31 @@ class Evaluation:
             **self._labelling(part, seen.z_NZ, seen.logits_NK),
         }
         if self.model.noise_dim:
-            found["noise_use"] = self._noise_use(part)
-        return {f"{part}/{name}": value for name, value in found.items()}
+            values["noise_use"] = self._noise_use(part)
+        return {f"{part}/{name}": value for name, value in values.items()}
 
     def _labelling(self, part: str, z_NZ: Tensor, logits_NK: Tensor | None) -> dict[str, float]:
-        """How the labels that the encoder answers with, or the parts of the prior that it chose, agree with the truth.
+        """How the labels that the encoder predicts, or the parts of the prior that it chose, agree with the truth.
 
         Clusters get their labels by the paper's rule (section 6), from the validation images; on these themselves one
         half names the clusters of the other.
         """
-        task, found = TASKS[self.run.task], {}
+        task, values = TASKS[self.settings.task], {}
         labels_N = self._true_labels(self._indices(part))
-        if task.slots and labels_N is not None:
-            found["part_error"] = (self.model.prior.part_of(z_NZ) != labels_N).double().mean().item()
+        if task.label_condition and labels_N is not None:
+            values["part_error"] = (self.model.prior.part_of(z_NZ) != labels_N).double().mean().item()
         if logits_NK is None:
-            return found
+            return values
         answers_N = logits_NK.argmax(1)
-        found["label_entropy_nats"] = metrics.mean_entropy(logits_NK)
+        values["label_entropy_nats"] = metrics.mean_entropy(logits_NK)
         if task.y == "clusters":
-            found["clusters_used"] = float(clusters.clusters_used(answers_N, self.model.classes))
-            found["cluster_entropy_nats"] = clusters.usage_entropy(answers_N, self.model.classes)
+            values["clusters_used"] = float(clusters.clusters_used(answers_N, self.model.classes))
+            values["cluster_entropy_nats"] = clusters.usage_entropy(answers_N, self.model.classes)
             if labels_N is None:
-                return found
-            found["hungarian_accuracy"] = clusters.hungarian_accuracy(answers_N, labels_N)
-            found["nmi"] = clusters.normalized_mutual_information(answers_N, labels_N)
-            found["ari"] = clusters.adjusted_rand_index(answers_N, labels_N)
+                return values
+            values["hungarian_accuracy"] = clusters.hungarian_accuracy(answers_N, labels_N)
+            values["nmi"] = clusters.normalized_mutual_information(answers_N, labels_N)
+            values["ari"] = clusters.adjusted_rand_index(answers_N, labels_N)
             if part == "val":
                 answers_N = clusters.named_by_the_other_half(logits_NK, labels_N)
             else:
@@ -122,8 +122,8 @@ class Evaluation:
                 assert examples_NK is not None and known_N is not None
                 answers_N = clusters.assign_by_confidence(examples_NK, known_N)[answers_N]
         if labels_N is not None:
-            found["classification_error"] = (answers_N != labels_N).double().mean().item()
-        return found
+            values["classification_error"] = (answers_N != labels_N).double().mean().item()
+        return values
 
     def costly(self, part: str) -> dict[str, float]:
         """The metrics that are taken at rungs and at the end: a fresh discriminator is trained on held-out codes."""
@@ -139,14 +139,14 @@ class Evaluation:
         return self._look_at(part).z_NZ
 
     @torch.no_grad()
-    def places(self, part: str) -> Tensor:
-        """Where held-out images lie in the picture of code space: their codes, in a reduction W y + z (section 7)."""
+    def decoder_inputs(self, part: str) -> Tensor:
+        """Decoder inputs of held-out images, for the scatter figure: codes, in a reduction W y + z (section 7)."""
         seen = self._look_at(part)
-        if "cluster_heads" not in self.model.players:
+        if "cluster_heads" not in self.model.networks:
             return seen.z_NZ
         assert seen.logits_NK is not None
         y_NK = seen.logits_NK.to(self.images.device).softmax(1)
-        return self.model.place(seen.z_NZ.to(self.images.device), y_NK).cpu()
+        return self.model.decoder_input(seen.z_NZ.to(self.images.device), y_NK).cpu()
 
     @torch.no_grad()
     def reconstructions(self, part: str, count: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ class Evaluation:
 
     @torch.no_grad()
     def styles(self, count: int) -> Tensor:
-        """A sheet for a decoder that is told a label: a style a row, a label a column, (count * K, C, H, W).
+        """A sheet for a decoder that is given a label: a style a row, a label a column, (count * K, C, H, W).
 
         The first row has the style 0; in a task with clusters these are the images of its cluster heads.
         """
@@ -166,8 +166,8 @@ class Evaluation:
         z_NZ = self.prior_codes(count, 0)
         z_NZ[0] = 0
         y_NK = torch.eye(classes).repeat(count, 1)
-        places = (z_NZ.repeat_interleave(classes, 0), y_NK)
-        z_NZ, y_NK = (part.to(self.images.device, self.images.dtype) for part in places)
+        inputs = (z_NZ.repeat_interleave(classes, 0), y_NK)
+        z_NZ, y_NK = (part.to(self.images.device, self.images.dtype) for part in inputs)
         x_NCHW: Tensor = model.decode(z_NZ, y_NK).unflatten(1, self.dataset.shape).cpu()
         return x_NCHW
 
@@ -178,17 +178,17 @@ class Evaluation:
 
     def prior(self, count: int) -> Tensor:
         """Draws of the prior to show beside the codes, (N, Z); in a reduction W y + z, with y from its own prior."""
-        if "cluster_heads" not in self.model.players:
+        if "cluster_heads" not in self.model.networks:
             return self.prior_codes(count, 0)
         with torch.no_grad():
-            return self.model.place(*self.prior_places(count)).cpu()
+            return self.model.decoder_input(*self.prior_decoder_inputs(count)).cpu()
 
     def prior_codes(self, count: int, seed: int) -> Tensor:
         """Draws of p(z), (N, Z), a function of the seed alone, on the CPU."""
         return self.model.prior.sample(count, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR, seed))
 
-    def prior_places(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """Draws of p(z), (N, Z), and of p(y), (N, K), where the decoder is told a label; on the model's device."""
+    def prior_decoder_inputs(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Draws of p(z), (N, Z), and of p(y), (N, K), where the decoder is given a label; on the model's device."""
         z_NZ = self.prior_codes(count, 0).to(self.images.device, self.images.dtype)
         if not self.model.classes:
             return z_NZ, None
@@ -252,7 +252,7 @@ class Evaluation:
         return self._constants[key]
 
     def _mean_image_mse(self, part: str) -> float:
-        """Squared error per pixel of always answering with the mean training image."""
+        """Squared error per pixel of always predicting the mean training image."""
         key = f"mean_image/{part}"
         if key not in self._constants:
             mean_D = sum(x_BD.double().sum(0) for x_BD in self._chunks(self.dataset.train)) / len(self.dataset.train)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aae_ray.datasets.dataset import Dataset
-from aae_ray.datasets.download import Progress, untold
+from aae_ray.datasets.download import Progress, no_progress
 from aae_ray.errors import UserError
 from aae_ray.evaluation.divergence import one_thread
 
@@ -72,14 +72,14 @@ class Judge:
         return torch.cat([self.network(part.float()).softmax(1) for part in x_NCHW.split(CHUNK)])
 
 
-def judge_for(dataset: Dataset, cache: Path, progress: Progress = untold) -> Judge:
+def judge_for(dataset: Dataset, cache: Path, progress: Progress = no_progress) -> Judge:
     """The judge of a data set and its split: from the cache, else trained and put there.
 
     A function of the data and the machine's arithmetic alone, on one thread; no global generator is touched. Raises
     UserError when the data have no labels, or images of fewer than 4 x 4 pixels.
     """
     if dataset.labels_N is None or dataset.classes is None:
-        raise UserError(f"data.name {dataset.name} has no labels, and without them no classifier can judge samples")
+        raise UserError(f"data.name {dataset.name} has no labels, and a judge cannot be trained without them")
     if min(dataset.shape[1:]) < SMALLEST:
         raise UserError(f"data.name {dataset.name}: images of {dataset.shape[1]} x {dataset.shape[2]} are too small")
     file = cache / "judges" / f"{dataset.name}-{_identity(dataset)}.pt"
@@ -153,14 +153,14 @@ def _labels(dataset: Dataset, rows: Any) -> Tensor:
 
 
 def _identity(dataset: Dataset) -> str:
-    told = hashlib.sha256(f"{FORMAT} {dataset.digest}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {dataset.digest}".encode())
     for rows in (dataset.train, dataset.test):
-        told.update(f"{len(rows)} ".encode() + rows.tobytes())
-    return told.hexdigest()[:16]
+        digest.update(f"{len(rows)} ".encode() + rows.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _digest(network: Network) -> str:
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, weight in network.state_dict().items():
-        told.update(name.encode() + weight.numpy().tobytes())
-    return told.hexdigest()[:16]
+        digest.update(name.encode() + weight.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -161,13 +161,13 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 (
                     "fid_local_floor",
                     "squared feature",
-                    "that distance for as many images that the judge learned from",
+                    "that distance for as many of the judge's own training images",
                 ),
                 ("kid_local", "kernel", "kernel distance of the same features, unbiased"),
                 (
                     "kid_local_se",
                     "kernel",
-                    "its standard error over subsets; chance in the samples themselves comes on top",
+                    "its standard error over subsets; sampling noise of the samples themselves is not included",
                 ),
                 ("kid_local_floor", "kernel", "that distance for real training images"),
                 ("precision", "ratio", "share of samples within reach of a test image, among those features"),
@@ -177,13 +177,13 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 ("coverage_floor", "ratio", "that share for as many real training images"),
                 ("class_kl_nats", "nats", "divergence of the samples' classes from uniform over those of real images"),
                 ("class_confidence", "ratio", "mean confidence of the judge in the class of a sample"),
-                ("class_entropy_nats", "nats", "mean entropy of the judge's answer for a sample"),
+                ("class_entropy_nats", "nats", "mean entropy of the judge's prediction for a sample"),
                 ("classes_missing", "classes", "classes with less than a fifth of their share of real images"),
-                ("judge_accuracy", "ratio", "of the judge itself, on the test images"),
+                ("judge_accuracy", "ratio", "accuracy of the judge itself, on the test images"),
                 ("parzen_nats", "nats", "Parzen window log-likelihood of the test images under samples"),
                 ("parzen_samples", "images", "how many samples: the score rises with them; 10,000 in the paper"),
                 ("parzen_nats_se", "nats", "its standard error over test images"),
-                ("parzen_sigma", "pixel", "the window that the validation images chose"),
+                ("parzen_sigma", "pixel", "the window, chosen on the validation images"),
                 ("parzen_anchor_nats", "nats", "the same with as many real training images in place of the samples"),
                 ("imq_mmd", "kernel", "squared kernel discrepancy of held-out codes and prior"),
                 ("imq_mmd_floor", "kernel", "that discrepancy for prior against prior"),
@@ -223,7 +223,7 @@ def noise_use(z_MNZ: Tensor) -> float:
 
     draws, _, size = z_MNZ.shape
     if draws < 2:
-        raise ValueError(f"the use of noise shows in two or more draws per example, got {draws}")
+        raise ValueError(f"noise use needs two or more draws per example, got {draws}")
     within_Z = z_MNZ.var(0).mean(0)
     total_Z = z_MNZ.reshape(-1, size).var(0)
     return torch.where(total_Z == 0, 0.0, within_Z / total_Z).mean().item()

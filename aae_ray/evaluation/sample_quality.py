@@ -26,7 +26,7 @@ def frechet_distance(real_NF: Tensor, fake_MF: Tensor) -> float:
     images. Raises ValueError for fewer than two examples.
     """
     if min(len(real_NF), len(fake_MF)) < 2:
-        raise ValueError("a covariance takes two or more examples")
+        raise ValueError("a covariance needs two or more examples")
     real_NF, fake_MF = real_NF.double(), fake_MF.double()
     real_cov, fake_cov = torch.cov(real_NF.T), torch.cov(fake_MF.T)
     # Tr (S_r S_f)^(1/2) = sum of the roots of the eigenvalues of S_r^(1/2) S_f S_r^(1/2), which is symmetric.
@@ -56,13 +56,13 @@ def kernel_distance(real_NF: Tensor, fake_MF: Tensor, *, seed: int) -> Estimate:
     """
     generator = torch.Generator().manual_seed(seed)
     size = min(SUBSET, max(2, min(len(real_NF), len(fake_MF)) // 2))  # small sets too have subsets that differ
-    found = []
+    estimates = []
     for _ in range(SUBSETS):
         x, y = (some[torch.randperm(len(some), generator=generator)[:size]].double() for some in (real_NF, fake_MF))
         xx, yy, xy = ((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
-        found.append((within - 2 * xy.mean()).item())
-    values = torch.tensor(found, dtype=torch.float64)
+        estimates.append((within - 2 * xy.mean()).item())
+    values = torch.tensor(estimates, dtype=torch.float64)
     return Estimate(values.mean().item(), values.std().item() / math.sqrt(SUBSETS))
 
 
@@ -84,7 +84,7 @@ def prdc(real_NF: Tensor, fake_MF: Tensor, k: int = 5) -> Prdc:
     copies of one example lie in none of each other's. Raises ValueError for k or fewer examples.
     """
     if min(len(real_NF), len(fake_MF)) <= k:
-        raise ValueError(f"{k} neighbours take more than {k} examples, got {len(real_NF)} and {len(fake_MF)}")
+        raise ValueError(f"{k} neighbours need more than {k} examples, got {len(real_NF)} and {len(fake_MF)}")
     real_NF, fake_MF = real_NF.double(), fake_MF.double()
     real_radius_N, fake_radius_M = _radii(real_NF, k), _radii(fake_MF, k)
     covered = recalled = 0.0
@@ -115,7 +115,7 @@ def _distances(a_NF: Tensor, b_MF: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield rows, torch.cdist(a_NF[rows], b_MF, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-ALARM = 0.2  # of its share of real images
+MISSING_SHARE = 0.2  # of its share of real images
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class ClassHistogram:
     kl_to_uniform_nats: float  # uniform over the classes that real images have
     confidence: float  # mean of the largest probability
     entropy_nats: float  # mean over samples
-    missing: tuple[int, ...]  # the coverage alarm: classes with less than a fifth of their share of real images
+    missing: tuple[int, ...]  # the coverage warning: classes with less than a fifth of their share of real images
 
 
 def class_histogram(probabilities_MK: Tensor, real_K: Tensor) -> ClassHistogram:
@@ -141,7 +141,7 @@ def class_histogram(probabilities_MK: Tensor, real_K: Tensor) -> ClassHistogram:
         math.log(len(known_K)) + torch.special.xlogy(known_K, known_K).sum().item(),
         p_MK.amax(1).mean().item(),
         -torch.special.xlogy(p_MK, p_MK).sum(1).mean().item(),
-        tuple(torch.nonzero(share_K < ALARM * real_K / real_K.sum()).flatten().tolist()),
+        tuple(torch.nonzero(share_K < MISSING_SHARE * real_K / real_K.sum()).flatten().tolist()),
     )
 
 
@@ -220,14 +220,14 @@ def _scores(samples_MD: Tensor, x_ND: Tensor, sigmas: Sequence[float]) -> dict[f
     """Log-likelihood of each image for each sigma, (N,); the log-sum-exp is carried from block to block of samples."""
     x_ND = x_ND.double()
     squares_N = x_ND.square().sum(1)
-    found = {sigma: torch.full((len(x_ND),), -math.inf, dtype=torch.float64) for sigma in sigmas}
+    scores = {sigma: torch.full((len(x_ND),), -math.inf, dtype=torch.float64) for sigma in sigmas}
     for block_BD in samples_MD.split(BLOCK):
         block_BD = block_BD.double()
         squared_NB = (squares_N[:, None] + block_BD.square().sum(1) - 2 * x_ND @ block_BD.T).clamp_min(0)
         for sigma in sigmas:
             block_N = torch.logsumexp(-squared_NB / (2 * sigma**2), dim=1)
-            found[sigma] = torch.logaddexp(found[sigma], block_N)
+            scores[sigma] = torch.logaddexp(scores[sigma], block_N)
     pixels = x_ND.shape[1]
     for sigma in sigmas:
-        found[sigma] -= math.log(len(samples_MD)) + pixels * math.log(sigma * math.sqrt(2 * math.pi))
-    return found
+        scores[sigma] -= math.log(len(samples_MD)) + pixels * math.log(sigma * math.sqrt(2 * math.pi))
+    return scores

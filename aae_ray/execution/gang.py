@@ -1,28 +1,42 @@
-"""A gang: a group of Ray Train workers, one DDP process group, kept warm from trial to trial.
+"""A gang: the workers that train trials, kept warm from trial to trial.
 
-Starting a TorchTrainer costs seconds, training a small trial costs less than one. So a trial starts one TorchTrainer
-in a thread, whose workers take orders from a mailbox until they are told to quit:
+Starting a TorchTrainer costs seconds, training a small trial costs less than one. So a gang is started once, in a
+thread, and its workers take orders until they are told to quit:
 
-    trial (Tune actor)  --order-->  post office (actor)  --order-->  every worker
-                        <--reply--                       <--reply--  the first worker
+    LocalGang   one worker, which runs in the trial's own process, in Ray Train's local mode
+    WorkerGang  several Ray Train workers, one DDP process group:
+
+    trial (Tune actor)  --order-->  mailbox (actor)  --order-->  every worker
+                        <--reply--                   <--reply--  the first worker
 
 An order and its reply take milliseconds, which counts when a trial trains for less than a second. So the order that
 begins a trial also trains it, it is given before Tune asks for a result, and its reply carries the state as well.
+
+The workers of a gang stay in step: before an order counts as carried out, or as failed, all of them have agreed on it.
 """
 
+import contextlib
 import itertools
+import math
 import os
 import pickle
 import platform
+import queue
+import shutil
+import sys
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, Protocol
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 from torch import nn
@@ -30,8 +44,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.errors import UserError
-from aae_ray.evaluation.figure_data import Sketch, sketch
-from aae_ray.settings import Data, Settings, Study
+from aae_ray.evaluation.figure_data import FigureData, figure_data
+from aae_ray.execution.failures import Failed, GangError, describe, log_tail
+from aae_ray.search.outcomes import FailureClass
+from aae_ray.settings import Data, Settings
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Interval, Training
 
@@ -40,7 +56,7 @@ from aae_ray.training.loop import Interval, Training
 class Begin:
     """A trial to begin, from a packed state if there is one."""
 
-    run: Settings
+    settings: Settings
     state: bytes | None = None
 
 
@@ -65,231 +81,507 @@ class Ready:
 
 @dataclass(frozen=True)
 class Trained:
-    """An interval, the packed state behind it, and a sketch of its pictures where trials are compared."""
+    """An interval, the packed state behind it, and the data of its figures where trials are compared."""
 
     interval: Interval
     state: bytes
-    pictures: Sketch | None
+    figures: FigureData | None
+    training_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A trial that cannot go on, on a gang that can: training it again would fail again."""
+class Ended:
+    """The gang is no more."""
 
-    reason: str
-    message: str
+    failed: Failed
 
 
 @dataclass(frozen=True)
-class Dead:
-    """A gang that is no more."""
+class Member:
+    """A worker process of a gang, as it introduces itself."""
 
-    message: str
+    actor: ActorHandle | None
+    pid: int
+    node_id: str
 
 
 READY = -1  # what the first message of a gang is a reply to: orders are counted from 0
-SMALL = 50_000  # bytes that Ray carries with a call, without its object store
-MODESTY = 10  # training takes what is left: whoever passes on its result, or its next order, comes first
+INLINE_BYTES = 50_000  # that Ray carries with a call, without its object store
+NICE_LEVEL = 10  # training takes what is left: whoever passes on its result, or its next order, comes first
+CALL_SECONDS = 60.0  # for an answer of the mailbox itself
+IDLE_SECONDS = 24 * 3600.0  # a worker without an order for so long ends
+AGREEMENT_SECONDS = 20.0  # that a rank which has failed waits for the others, who may be stuck without it
+START_TRY_SECONDS = 30.0  # Train asks anew for the resources of a gang
+STOP_SECONDS = 10.0
 Order = Train | Quit
-Reply = Ready | Trained | Failed | Dead
+Reply = Ready | Trained | Failed | Ended
 
 
-class GangError(RuntimeError):
-    """The gang died or hangs. Its trial goes on from its last state on a new one."""
+# ------------------------------------------------------------------------------------------------------------- workers
+
+
+class PeerFailed(Exception):
+    """Another rank could not carry out the order."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
+
+
+class Agreement:
+    """What the ranks of a gang tell each other about an order."""
+
+    def __init__(self, workers: int, timeout_s: float) -> None:
+        self.workers, self.timeout_s = workers, timeout_s
+        limit = timedelta(seconds=timeout_s)
+        self.group = dist.new_group(backend="gloo", timeout=limit) if workers > 1 else None
+
+    def reach(self, mine: Failed | None = None) -> Failed | None:
+        """All ranks say whether they have failed. Returns the own failure; raises PeerFailed for that of another rank.
+
+        A rank that has failed waits for a short time only, as the others may be stuck in a collective without it.
+        Raises RuntimeError when they do not come.
+        """
+        if self.group is None:
+            return mine
+        patience = self.timeout_s if mine is None else min(AGREEMENT_SECONDS, self.timeout_s)
+        flags = [torch.zeros(1) for _ in range(self.workers)]
+        pending = dist.all_gather(flags, torch.tensor([float(mine is not None)]), group=self.group, async_op=True)
+        pending.wait(timedelta(seconds=patience))
+        if not any(flag.item() for flag in flags):
+            return None
+        failures: list[Any] = [None] * self.workers
+        dist.all_gather_object(failures, mine, group=self.group)
+        first: Failed = next(failed for failed in failures if failed is not None)
+        if mine is None:
+            raise PeerFailed(first)
+        return first
 
 
 def work(config: dict[str, Any]) -> None:
     """What every worker of a gang does: take an order, carry it out, and, if it is the first worker, reply."""
-    name, office = config["name"], config["office"]
-    os.nice(MODESTY)
+    name, hub = config["name"], config["hub"]
+    os.nice(NICE_LEVEL)
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    worker = Worker(rank, workers, ray.train.torch.get_device())
+    runtime = ray.get_runtime_context()
+    member = Member(runtime.current_actor, os.getpid(), runtime.get_node_id())
+    ray.get(hub.register.remote(name, rank, member), timeout=CALL_SECONDS)
+    worker = Worker(rank, workers, ray.train.torch.get_device(), Agreement(workers, config["step_timeout"]))
     reply: Reply | None = Ready() if rank == 0 else None
     for number in itertools.count():
-        order = _open(office.exchange.remote(name, number, _sealed(reply)))
+        order = _unpack(hub.exchange.remote(name, number, _pack(reply)), IDLE_SECONDS)
         if isinstance(order, Quit):
             return
         reply = worker.carry_out(order)
 
 
-def _sealed(message: Order | Reply | None) -> bytes | list[ray.ObjectRef] | None:
-    """A message as the post office carries it, unopened: its bytes, or a reference to them where they are many."""
+def _pack(message: Order | Reply | None) -> bytes | list[ray.ObjectRef] | None:
+    """A message as the mailbox carries it, unopened: its bytes, or a reference to them where they are many."""
     if message is None:
         return None
     packed = pickle.dumps(message)
-    return packed if len(packed) <= SMALL else [ray.put(packed)]
+    return packed if len(packed) <= INLINE_BYTES else [ray.put(packed)]
 
 
-def _open(sealed: ray.ObjectRef, timeout: float | None = None) -> Any:
-    message = ray.get(sealed, timeout=timeout)
-    return pickle.loads(message if isinstance(message, bytes) else ray.get(message[0]))
+def _unpack(packed: ray.ObjectRef, timeout: float) -> Any:
+    message = ray.get(packed, timeout=timeout)
+    return pickle.loads(message if isinstance(message, bytes) else ray.get(message[0], timeout=CALL_SECONDS))
 
 
 class Worker:
-    """One process of a gang. From one trial to the next it keeps its data sets and nothing else."""
+    """One worker of a gang. From one trial to the next it keeps its data sets and nothing else."""
 
-    def __init__(self, rank: int, workers: int, device: torch.device) -> None:
-        self.rank, self.workers, self.device = rank, workers, device
+    def __init__(self, rank: int, workers: int, device: torch.device, agreement: Agreement) -> None:
+        self.rank, self.workers, self.device, self.agreement = rank, workers, device, agreement
         self.datasets: dict[Data, Dataset] = {}
         self.training: Training | None = None
+        self.evaluation_seconds = 0.0
+        self.met = True  # whether the ranks have agreed on the trial that is being built
 
     def carry_out(self, order: Train) -> Trained | Failed | None:
-        """Train; only the first worker has something to reply."""
+        """Train; only the first worker has something to reply. Raises what the ranks could not agree on."""
         try:
             if order.begin:
                 self.training = None  # the last trial's memory is free before the next asks for its own
                 self.training = self._begin(order.begin)
+                self.agreement.reach()
             assert self.training is not None, "an order came before the start of a trial"
-            return self._train(self.training, order)
-        except UserError as error:  # of the settings: the same on every worker of a node
-            return Failed("bad_input", str(error))
-        except torch.OutOfMemoryError as error:
-            if self.workers > 1:
-                raise  # the others wait for this worker: the gang must end
-            self.training = None
-            return Failed("out_of_memory", str(error).splitlines()[0])
+            trained = self._train(self.training, order)
+            self.agreement.reach()
+            return trained
+        except PeerFailed as error:
+            failed: Failed | None = error.failed
+        except Exception as error:
+            failed = describe(error, self.rank, log_tail(os.getpid()))
+            try:
+                failed = self.agreement.reach(failed)
+            except Exception:  # the others are stuck without this rank: the gang ends, and this error says why
+                raise error from None
+        self.training = None
+        return failed if self.rank == 0 else None
 
     def _train(self, training: Training, order: Train) -> Trained | None:
+        start, self.evaluation_seconds = time.monotonic(), 0.0
         interval = training.train(order.until_epoch, order.at_most_seconds)
         if self.rank > 0:
             return None
         compared = interval.epoch == order.until_epoch or interval.stop_reason is not None
-        return Trained(
-            interval, checkpoint.pack(training.state_dict()), sketch(training.evaluation) if compared else None
-        )
+        training_seconds = time.monotonic() - start - self.evaluation_seconds
+        figures = self._timed(figure_data)(training.evaluation) if compared else None
+        state = training.state_dict()
+        if interval.epoch >= training.settings.train.epochs and interval.stop_reason is None:
+            state.pop("optimizers", None)  # nothing comes after the whole budget
+        return Trained(interval, checkpoint.pack(state), figures, training_seconds, self.evaluation_seconds)
 
     def _begin(self, trial: Begin) -> Training:
-        run = trial.run
-        if run.data not in self.datasets:
-            self.datasets[run.data] = load(run.data)
-        device = torch.device("cpu") if run.train.device == "cpu" else self.device
-        if run.train.device == "cuda" and device.type != "cuda":
+        settings = trial.settings
+        self.met = False
+        if settings.data not in self.datasets:
+            self.datasets[settings.data] = load(settings.data)
+        device = torch.device("cpu") if settings.train.device == "cpu" else self.device
+        if settings.train.device == "cuda" and device.type != "cuda":
             raise UserError(
                 "train.device is cuda and the worker has no GPU; ask for one with study.resources_per_worker.GPU=1"
             )
-        training = Training(run, self.datasets[run.data], device, self.rank, self.workers, self._wrap)
+        training = Training(settings, self.datasets[settings.data], device, self.rank, self.workers, self._wrap)
+        for name in ("cheap", "costly"):
+            setattr(training.evaluation, name, self._timed(getattr(training.evaluation, name)))
         if trial.state is not None:
-            training.load_state_dict(checkpoint.unpack(trial.state))
+            training.load_state_dict(_readable(trial.state))
         return training
 
-    def _wrap(self, player: nn.Module) -> nn.Module:
+    def _wrap(self, network: nn.Module) -> nn.Module:
         if self.workers == 1:
-            return player
-        return DistributedDataParallel(player, forward_sync_buffers=False)
+            return network
+        if not self.met:  # the first wrapper is the first collective: no rank enters it without the others
+            self.agreement.reach()
+            self.met = True
+        return DistributedDataParallel(network, forward_sync_buffers=False)
+
+    def _timed(self, measure: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
+            start = time.monotonic()
+            try:
+                return measure(*arguments)
+            finally:
+                self.evaluation_seconds += time.monotonic() - start
+
+        return timed
 
 
-class GangTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
-    """A TorchTrainer without the process that deals Ray Data's data sets out to workers: a gang has none of those, and
-    the process would cost seconds at its start and a hundredth of a core for as long as it lives."""
+def _readable(state: bytes) -> dict[str, Any]:
+    try:
+        return checkpoint.unpack(state)
+    except Exception as error:
+        raise UserError(
+            f"the checkpoint cannot be read: {next(iter(str(error).splitlines()), 'it is empty')}"
+        ) from None
 
-    def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
+
+# --------------------------------------------------------------------------------------------------------------- gangs
 
 
-class Gang:
-    """The trial's end of a gang: give orders, get their replies.
+class Gang(Protocol):
+    """The trial's end of a gang: give orders, get their replies."""
 
-    `office` is where its mailbox is, under a name that no other gang has. Raises RayError when there is no office.
-    """
-
-    def __init__(self, name: str, run: Settings, office: ActorHandle) -> None:
-        study = run.study
-        self.name, self.office = name, office
-        self.timeout = study.step_timeout
-        self.posted = 0  # orders given
-        self.pending: ray.ObjectRef | None = None  # what the reply to the last order will be
-        ray.get(office.open.remote(name, study.workers_per_trial))
-        self.thread = threading.Thread(target=self._serve, args=(study,), daemon=True)
-        self.thread.start()
-
-    def wait_until_ready(self) -> None:
-        """Wait for the workers. Raises GangError when they die on the way."""
-        self._opened(self.office.reply_to.remote(self.name, READY), None)  # a cluster may have yet to start their nodes
+    @property
+    def alive(self) -> bool:
+        """Whether the gang can take an order."""
 
     @property
     def under_way(self) -> bool:
         """Whether the reply to the last order has yet to be asked for."""
-        return self.pending is not None
+
+    def wait_until_ready(self) -> None:
+        """Wait for the workers. Raises GangError when they do not start within study.start_timeout."""
 
     def post(self, order: Order) -> None:
         """Give an order without waiting for it."""
-        self.pending = self.office.ask.remote(self.name, self.posted, _sealed(order))
-        self.posted += 1
 
     def reply(self) -> Trained | Failed:
         """The reply to the last order; those to orders before it are dropped.
 
-        Raises GangError when the gang is dead, or silent for longer than study.step_timeout.
+        Raises GangError when the gang has ended, or is silent for longer than study.step_timeout.
         """
-        assert self.under_way, "no order was given"
-        pending, self.pending = self.pending, None
-        reply = self._opened(pending, self.timeout)
+
+    def close(self, patience: float = STOP_SECONDS) -> bool:
+        """End the gang, and wait about so many seconds for it. Whether it has ended."""
+
+
+class GangTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+    """A TorchTrainer without the process that deals Ray Data's data sets out to workers (a gang has none of those, and
+    the process would cost seconds at its start and a hundredth of a core for as long as it lives), whose controller can
+    be told to stop: Train itself tells it on Ctrl-C only."""
+
+    controller: ActorHandle | None = None
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        from ray.train.v2._internal.constants import get_env_vars_to_propagate
+        from ray.train.v2._internal.execution.controller import TrainController
+
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        options = {"num_cpus": 0, "label_selector": here, "runtime_env": {"env_vars": get_env_vars_to_propagate()}}
+        self.controller = ray.remote(**options)(TrainController).remote(**given)
+        ray.get(self.controller.run.remote())
+        return ray.get(self.controller.get_result.remote())
+
+    def stop(self) -> None:
+        """End the run from outside: in order if the controller listens, else without asking it."""
+        if self.controller is not None:
+            with contextlib.suppress(RayError):  # GetTimeoutError among them
+                ray.get(self.controller.abort.remote(), timeout=STOP_SECONDS)
+            with contextlib.suppress(RayError, ValueError):
+                ray.kill(self.controller)
+
+
+class LocalGang:
+    """A gang of one: the worker runs in a thread of this process, through Ray Train's local mode.
+
+    A thread cannot be ended from outside: one that is stuck goes with its process.
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name, self.settings = name, settings
+        self.orders: queue.SimpleQueue[tuple[int, Order]] = queue.SimpleQueue()
+        self.replies: queue.SimpleQueue[tuple[int, Reply]] = queue.SimpleQueue()
+        self.posted = 0
+        self.awaited: int | None = None
+        self.ended: Failed | None = None
+        self.thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self.thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self.thread.is_alive() and self.ended is None
+
+    @property
+    def under_way(self) -> bool:
+        return self.awaited is not None
+
+    def wait_until_ready(self) -> None:
+        self._reply_to(READY, start_timeout(self.settings), "the worker did not start", FailureClass.CANNOT_START)
+
+    def post(self, order: Order) -> None:
+        self.awaited = self.posted
+        self.orders.put((self.posted, order))
+        self.posted += 1
+
+    def reply(self) -> Trained | Failed:
+        assert self.awaited is not None, "no order was given"
+        number, self.awaited = self.awaited, None
+        timeout = self.settings.study.step_timeout
+        reply = self._reply_to(number, timeout, f"no answer within study.step_timeout={timeout:g} s", FailureClass.HUNG)
         assert isinstance(reply, Trained | Failed)
         return reply
 
-    def ask(self, order: Train) -> Trained | Failed:
-        """Carry out an order and wait for the reply, as `reply` does."""
-        self.post(order)
-        return self.reply()
-
-    def _opened(self, pending: ray.ObjectRef, timeout: float | None) -> Reply:
-        try:
-            reply: Reply = _open(pending, timeout)
-        except GetTimeoutError:
-            raise GangError(f"no answer within study.step_timeout={timeout:g} s") from None
-        except RayError as error:
-            raise GangError(f"no reply: {_last_line(error)}") from None
-        if isinstance(reply, Dead):
-            raise GangError(reply.message)
-        return reply
-
-    def close(self, patience: float = 20) -> bool:
-        """End the workers in order, and wait so many seconds for it. Whether they ended: a gang that hangs does not."""
+    def close(self, patience: float = STOP_SECONDS) -> bool:
         if self.thread.is_alive():
             self.post(Quit())
             self.thread.join(patience)
+        self.ended = self.ended or Failed(FailureClass.LOST_WORKER, "the gang was closed")
         return not self.thread.is_alive()
 
-    def _serve(self, study: Study) -> None:
-        """Runs the trainer until the gang quits or dies; a death becomes the reply to whatever was asked."""
-        message = "the gang has ended"
+    def _reply_to(self, number: int, timeout: float, text: str, kind: FailureClass) -> Reply:
+        deadline = time.monotonic() + timeout
+        while True:
+            if self.ended is not None:
+                raise GangError(self.ended)
+            try:
+                answered, reply = self.replies.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                self.ended = Failed(kind, text, stack_of(self.thread), log_tail(os.getpid()), 0)
+                raise GangError(self.ended) from None
+            if isinstance(reply, Ended):
+                self.ended = reply.failed
+                raise GangError(reply.failed)
+            if answered == number:
+                return reply
+
+    def _serve(self) -> None:
+        failed = Failed(FailureClass.LOST_WORKER, "the gang has ended")
         try:
-            trainer = GangTrainer(
-                work,
-                train_loop_config={"name": self.name, "office": self.office},
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=study.workers_per_trial,
-                    resources_per_worker=dict(study.resources_per_worker),
-                    use_gpu="GPU" in study.resources_per_worker,
-                ),
-                run_config=ray.train.RunConfig(
-                    name=self.name,
-                    storage_path=study.folder.rpartition("/")[0] + "/gangs",
-                    # A restart by Train would begin at order 0 and replay the past: the trial starts a new gang.
-                    failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
-                ),
-            )
-            trainer.fit()
+            # No worker group, no controller, no placement group: the loop runs here, as if it were rank 0 of 1.
+            GangTrainer(self._work, scaling_config=ray.train.ScalingConfig(num_workers=0)).fit()
         except BaseException as error:  # whatever it was, the trial must hear of it
-            message = f"the gang has died: {_last_line(error)}"
+            failed = describe(error, 0, log_tail(os.getpid()))
+        self.replies.put((self.posted, Ended(failed)))
+
+    def _work(self) -> None:
+        with contextlib.suppress(OSError):
+            os.nice(NICE_LEVEL)  # on Linux of this thread alone, and of those that it starts
+        worker = Worker(0, 1, ray.train.torch.get_device(), Agreement(1, self.settings.study.step_timeout))
+        self.replies.put((READY, Ready()))
+        while True:
+            number, order = self.orders.get(timeout=IDLE_SECONDS)
+            if isinstance(order, Quit):
+                return
+            reply = worker.carry_out(order)
+            assert reply is not None
+            self.replies.put((number, reply))
+
+
+class WorkerGang:
+    """Several Ray Train workers. `hub` has its mailbox, under a name that no other gang has.
+
+    Raises RayError when there is no hub.
+    """
+
+    def __init__(self, name: str, settings: Settings, folder: str, hub: ActorHandle) -> None:
+        self.name, self.settings, self.folder, self.hub = name, settings, folder, hub
+        self.posted = 0  # orders given
+        self.pending: ray.ObjectRef | None = None  # what the reply to the last order will be
+        self.ended = False
+        ray.get(hub.open.remote(name, settings.study.workers_per_trial), timeout=CALL_SECONDS)
+        self.trainer = self._trainer()
+        self.thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self.thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self.thread.is_alive() and not self.ended
+
+    @property
+    def under_way(self) -> bool:
+        return self.pending is not None
+
+    def wait_until_ready(self) -> None:
+        study, timeout = self.settings.study, start_timeout(self.settings)
+        needed = f"{study.workers_per_trial} workers of {dict(study.resources_per_worker)}"
         try:
-            self.office.end.remote(self.name, _sealed(Dead(message)))
+            reply = _unpack(self.hub.reply_to.remote(self.name, READY), timeout)
+        except GetTimeoutError:
+            text = f"{needed} did not start within study.start_timeout={timeout:g} s; {free_resources()}"
+            raise GangError(Failed(FailureClass.CANNOT_START, text)) from None
+        except RayError as error:
+            raise GangError(describe(error)) from None
+        if isinstance(reply, Ended):
+            failed = reply.failed
+            if failed.kind is FailureClass.CANNOT_START:
+                text = f"{needed} did not start: {failed.message}; {free_resources()}"
+                failed = Failed(failed.kind, text, failed.traceback, failed.log_tail)
+            raise GangError(failed)
+
+    def post(self, order: Order) -> None:
+        self.pending = self.hub.ask.remote(self.name, self.posted, _pack(order))
+        self.posted += 1
+
+    def reply(self) -> Trained | Failed:
+        assert self.pending is not None, "no order was given"
+        pending, self.pending = self.pending, None
+        timeout = self.settings.study.step_timeout
+        try:
+            reply: Reply = _unpack(pending, timeout)
+        except GetTimeoutError:
+            text = f"no answer within study.step_timeout={timeout:g} s"
+            raise GangError(Failed(FailureClass.HUNG, text, log_tail=self._log_tail(0))) from None
+        except RayError as error:
+            raise GangError(describe(error)) from None
+        if isinstance(reply, Ended):
+            raise GangError(reply.failed)
+        assert isinstance(reply, Trained | Failed)
+        return reply
+
+    def close(self, patience: float = STOP_SECONDS) -> bool:
+        """As Gang says. Workers that do not end in time are killed."""
+        self.ended = True
+        if self.thread.is_alive():
+            self.post(Quit())
+            self.thread.join(patience)
+        if self.thread.is_alive():
+            for member in self._members().values():
+                if member.actor is not None:
+                    ray.kill(member.actor)
+            self.trainer.stop()
+            self.thread.join(patience)
+        with contextlib.suppress(RayError):
+            self.hub.close.remote(self.name)
+        if "://" not in self.folder:
+            shutil.rmtree(f"{self.folder}/gangs/{self.name}", ignore_errors=True)
+        return not self.thread.is_alive()
+
+    def _trainer(self) -> GangTrainer:
+        study, timeout = self.settings.study, start_timeout(self.settings)
+        patience = min(START_TRY_SECONDS, timeout)
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{patience:g}"  # Train's controller gets it from here
+        return GangTrainer(
+            work,
+            train_loop_config={"name": self.name, "hub": self.hub, "step_timeout": study.step_timeout},
+            torch_config=ray.train.torch.TorchConfig(timeout_s=math.ceil(study.step_timeout)),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=study.workers_per_trial,
+                resources_per_worker=dict(study.resources_per_worker),
+                use_gpu="GPU" in study.resources_per_worker,
+            ),
+            run_config=ray.train.RunConfig(
+                name=self.name,
+                storage_path=f"{self.folder}/gangs",
+                # A restart by Train would begin at order 0 and replay the past: there is a new gang instead. Train may
+                # ask anew for resources that have yet to come, for as long as the trial waits for them.
+                failure_config=ray.train.FailureConfig(
+                    max_failures=0,
+                    max_preemption_failures=0,
+                    controller_failure_limit=max(3, math.ceil(timeout / patience)),
+                ),
+            ),
+        )
+
+    def _serve(self) -> None:
+        """Runs the trainer until the gang quits or fails; a failure becomes the reply to whatever was asked."""
+        failed = Failed(FailureClass.LOST_WORKER, "the gang has ended")
+        try:
+            self.trainer.fit()
+        except BaseException as error:  # whatever it was, the trial must hear of it
+            failed = describe(error)
+            tail = self._log_tail(failed.rank or 0)
+            failed = Failed(failed.kind, failed.message, failed.traceback, tail, failed.rank)
+        try:
+            self.hub.end.remote(self.name, _pack(Ended(failed)))
         except Exception:  # Ray itself is going down
             return
 
+    def _members(self) -> dict[int, Member]:
+        try:
+            members: dict[int, Member] = ray.get(self.hub.members.remote(self.name), timeout=STOP_SECONDS)
+        except RayError:
+            return {}
+        return members
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in "".join(traceback.format_exception_only(error)).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    def _log_tail(self, rank: int) -> str:
+        member = self._members().get(rank)
+        here = ray.get_runtime_context().get_node_id()
+        return log_tail(member.pid) if member is not None and member.node_id == here else ""
 
 
-def precision_advice(run: Settings) -> str | None:
+def start_timeout(settings: Settings) -> float:
+    return float(getattr(settings.study, "start_timeout", 600.0))
+
+
+def free_resources() -> str:
+    """A sentence on what Ray has left to give."""
+    try:
+        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+    except Exception:
+        return "what is free is not known"
+    return f"free are {free or 'no CPU and no GPU'}"
+
+
+def stack_of(thread: threading.Thread) -> str:
+    """Where a thread is."""
+    frame = sys._current_frames().get(thread.ident or -1)
+    return "".join(traceback.format_stack(frame)) if frame is not None else ""
+
+
+def precision_advice(settings: Settings) -> str | None:
     """A sentence when workers on this machine's CPU would compute in bfloat16 without instructions for it."""
-    on_cpu = run.train.device == "cpu" or "GPU" not in run.study.resources_per_worker
+    on_cpu = settings.train.device == "cpu" or "GPU" not in settings.study.resources_per_worker
     kind = torch.backends.cpu.get_cpu_capability()
     slow = platform.machine() in ("x86_64", "AMD64") and kind in ("DEFAULT", "AVX2")
-    if not run.train.mixed_precision or not on_cpu or not slow:
+    if not settings.train.mixed_precision or not on_cpu or not slow:
         return None
     return (
         f"train.mixed_precision is on, and this machine's CPU ({kind}) works without AVX512, "

@@ -1,4 +1,4 @@
-"""The post office: an async Ray actor where trials and their gangs wait for each other's messages.
+"""The mailboxes: an async Ray actor where trials and their worker groups wait for each other's messages.
 
 It stands alone in this file, so that its process starts light and fast.
 """
@@ -12,35 +12,46 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-WAITING = 10_000  # calls at a time: one of each trial and of each worker
+CONCURRENT_CALLS = 10_000  # one of each trial and of each worker
 
 
-def open_office(gangs: int) -> ActorHandle:
-    """A post office for so many gangs, on this node: it is lost with the process that opens it.
+def start_mailbox_hub(gangs: int) -> ActorHandle:
+    """The mailboxes of so many gangs, on this node: they are lost with the process that starts them.
 
-    Ray does not bring it up again: where memory is short, it kills first what it can bring up again.
+    Ray does not restart the actor: where memory is short, it kills first what it can restart.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_concurrency": WAITING, "scheduling_strategy": here}
-    return ray.remote(**options)(PostOffice).remote(gangs)
+    options = {"num_cpus": 0, "max_concurrency": CONCURRENT_CALLS, "scheduling_strategy": here}
+    return ray.remote(**options)(MailboxHub).remote(gangs)
 
 
-class PostOffice:
-    """The mailboxes of all gangs of a study, and their muster. Runs as an async Ray actor.
+class MailboxHub:
+    """The mailboxes of all gangs of a study, and their startup barrier. Runs as an async Ray actor.
 
     One process for all of them: one that only waits costs about a hundredth of a core, which small trials feel.
     """
 
     def __init__(self, gangs: int) -> None:
-        self.muster = Muster(gangs)
+        self.barrier = StartupBarrier(gangs)
         self.mailboxes: dict[str, Mailbox] = {}
 
     async def open(self, gang: str, workers: int) -> None:
         """A new mailbox for a gang of so many workers."""
         self.mailboxes[gang] = Mailbox(workers)
 
-    async def arrive(self, patience: float) -> None:
-        await self.muster.arrive(patience)
+    async def close(self, gang: str) -> None:
+        """Forget a gang that has ended."""
+        self.mailboxes.pop(gang, None)
+
+    async def wait_for_all(self, timeout_s: float) -> None:
+        await self.barrier.wait(timeout_s)
+
+    async def register(self, gang: str, rank: int, member: Any) -> None:
+        self.mailboxes[gang].members[rank] = member
+
+    async def members(self, gang: str) -> dict[int, Any]:
+        """What the workers of a gang said about themselves when they started, by rank."""
+        return dict(self.mailboxes[gang].members) if gang in self.mailboxes else {}
 
     async def ask(self, gang: str, number: int, order: Any) -> Any:
         return await self.mailboxes[gang].ask(number, order)
@@ -51,36 +62,38 @@ class PostOffice:
     async def exchange(self, gang: str, number: int, reply: Any) -> Any:
         return await self.mailboxes[gang].exchange(number, reply)
 
-    async def end(self, gang: str, last_words: Any) -> None:
-        self.mailboxes[gang].end(last_words)
+    async def end(self, gang: str, final_reply: Any) -> None:
+        if gang in self.mailboxes:
+            self.mailboxes[gang].end(final_reply)
 
 
 class Mailbox:
     """Where orders wait until every worker has taken them, and a trial for their replies.
 
     Ray may carry out two calls of an async actor in another order than they were made, so every message has the number
-    of its order. Messages are sealed: they pass through without being unpacked here.
+    of its order. Messages are packed: they pass through without being unpacked here.
     """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self.members: dict[int, Any] = {}
         self.orders: dict[int, asyncio.Future[Any]] = defaultdict(asyncio.Future)
         self.takers: dict[int, int] = defaultdict(int)  # by order, how many workers have taken it
         self.replies: dict[int, asyncio.Future[Any]] = defaultdict(asyncio.Future)
-        self.last_words: Any = None  # the reply to everything once the gang is no more
+        self.final_reply: Any = None  # the reply to everything once the gang has ended
 
     async def ask(self, number: int, order: Any) -> Any:
-        """Give an order and wait for its reply, or for the gang's last words."""
-        if self.last_words is None:
+        """Give an order and wait for its reply, or for the gang's final reply."""
+        if self.final_reply is None:
             self.orders[number].set_result(order)
         return await self.reply_to(number)
 
     async def reply_to(self, number: int) -> Any:
-        """The reply to this order, or the gang's last words; waits for it."""
-        if self.last_words is not None:
-            self._answer(number, self.last_words)
+        """The reply to this order, or the gang's final reply; waits for it."""
+        if self.final_reply is not None:
+            self._answer(number, self.final_reply)
         reply = await self.replies[number]
-        del self.replies[number]
+        self.replies.pop(number, None)
         return reply
 
     async def exchange(self, number: int, reply: Any = None) -> Any:
@@ -93,21 +106,21 @@ class Mailbox:
             del self.orders[number], self.takers[number]
         return order
 
-    def end(self, last_words: Any) -> None:
-        """The gang is no more."""
-        self.last_words = last_words
+    def end(self, final_reply: Any) -> None:
+        """The gang has ended."""
+        self.final_reply = final_reply
         for order in self.orders.values():
             order.cancel()  # a dead worker may still be waiting for it
         self.orders.clear()
         for number in self.replies:
-            self._answer(number, last_words)
+            self._answer(number, final_reply)
 
     def _answer(self, number: int, reply: Any) -> None:
         if not self.replies[number].done():
             self.replies[number].set_result(reply)
 
 
-class Muster:
+class StartupBarrier:
     """Where new gangs wait for each other before their first trial.
 
     Ray Tune hands a trial whose process is still starting to the next process that gets free, and throws the starting
@@ -118,10 +131,10 @@ class Muster:
         self.missing = gangs
         self.complete = asyncio.Event()
 
-    async def arrive(self, patience: float) -> None:
+    async def wait(self, timeout_s: float) -> None:
         """Return when as many gangs have arrived as there should be, or after so many seconds."""
         self.missing -= 1
         if self.missing <= 0:
             self.complete.set()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.complete.wait(), patience)
+            await asyncio.wait_for(self.complete.wait(), timeout_s)

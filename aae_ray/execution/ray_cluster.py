@@ -3,14 +3,19 @@
 import logging
 import math
 import os
+import socket
+import sys
+import tempfile
+import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
+from ray._private import ray_constants
 from ray._private.utils import read_ray_address
 
 from aae_ray.errors import UserError
@@ -21,7 +26,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # its default of 2 s delays the end of every gang
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "300",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "300",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # trials restart from Tune's checkpoints
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # trials go on from their own checkpoints
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -32,12 +37,19 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # the cluster's file, where `ray up` puts it on the head
+CONNECT_SECONDS = 5.0
+SOCKET_NAME_BYTES = 107  # that Linux allows for the name of a socket; macOS allows 103
+SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # Ray's longest, below TMPDIR
+LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
-def cluster(*, verbose: bool) -> Iterator[None]:
+def ray_cluster(*, verbose: bool) -> Iterator[None]:
     """Ray for as long as this lasts: the cluster that runs on this machine, else a local one that ends with all its
-    processes. Ray's messages reach the user only if `verbose`."""
+    processes and that listens on the loopback interface alone. Ray's messages reach the user only if `verbose`.
+
+    Raises UserError when the cluster does not answer, or when Ray cannot start here.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not verbose:
@@ -47,14 +59,19 @@ def cluster(*, verbose: bool) -> Iterator[None]:
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
-    if os.environ.get("RAY_ADDRESS") or read_ray_address():
+    address = os.environ.get("RAY_ADDRESS")
+    if address or read_ray_address():
         # Processes on the nodes of a cluster have the environment of their node, not of this process.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
+        check_address(address or read_ray_address())
+        start = _start
+    else:
+        check_temporary_folder()
+        start = _start_on_loopback
     try:
-        ray.init(**options)
+        start(options)
     except ConnectionError as error:
-        place = os.environ.get("RAY_ADDRESS") or "the address that this machine remembers (forget it with `ray stop`)"
-        raise UserError(f"no Ray cluster answers at {place}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"no Ray cluster answers at {_where(address)}: {str(error).splitlines()[0]}") from None
     try:
         token = Path("~/.ray/auth_token").expanduser()
         if token.exists():
@@ -64,6 +81,81 @@ def cluster(*, verbose: bool) -> Iterator[None]:
         ray.shutdown()
 
 
+def _start(options: dict[str, Any]) -> None:
+    ray.init(**options)
+
+
+def _start_on_loopback(options: dict[str, Any]) -> None:
+    """Start Ray with a node on 127.0.0.1: every server of Ray then listens there, and on no other interface.
+
+    Ray replaces a loopback address by that of the network unless it takes the platform for one without clusters, as it
+    does Windows and macOS by itself; in this process the switch has been read already.
+    """
+    switch = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = os.environ.get(switch), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[switch], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # for the workers of a gang among each other
+    try:
+        ray.init(**options, _node_ip_address=LOOPBACK)
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[1]
+        if before[0] is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before[0]
+
+
+def _where(address: str | None) -> str:
+    return address or "the address that this machine remembers (forget it with `ray stop`)"
+
+
+def check_address(address: str | None) -> None:
+    """Raises UserError when nothing listens at a cluster's address: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto` and `local` are Ray's to understand
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error) or "no answer"
+        told = address if os.environ.get("RAY_ADDRESS") else f"{address}, {_where(None)}"
+        raise UserError(f"no Ray cluster answers at {told}: {reason}") from None
+
+
+def check_temporary_folder() -> None:
+    """Raises UserError when the name of the folder for temporary files leaves no room for those of Ray's sockets."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    limit = SOCKET_NAME_BYTES if sys.platform == "linux" else 103
+    room = limit - len(SOCKET_NAME)
+    if len(os.fsencode(folder)) > room:
+        raise UserError(
+            f"TMPDIR is too long for Ray, which puts sockets there: {len(os.fsencode(folder))} bytes, and at most "
+            f"{room} are possible: {folder}; set TMPDIR to a shorter folder, such as /tmp"
+        )
+
+
+def check_writable(folder: str) -> None:
+    """Raises UserError when nothing can be written below a folder, which is made if it is not there."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path, prefix=f".writable-{uuid.uuid4().hex[:8]}"):
+            pass
+    except OSError as error:
+        raise UserError(f"study.folder {folder} cannot be written to: {error.strerror}") from None
+
+
+def ray_processes() -> dict[str, int]:
+    """By name, the processes without which the local Ray that this process started is no more; none where it joined a
+    cluster."""
+    node = ray._private.worker._global_node
+    if node is None:
+        return {}
+    kinds = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
+    return {kind: started[0].process.pid for kind in kinds if (started := node.all_processes.get(kind))}
+
+
 def send_log_to(path: Path) -> None:
     """What Ray's libraries log in this process goes to a file."""
     logger = logging.getLogger("ray")
@@ -71,40 +163,54 @@ def send_log_to(path: Path) -> None:
     logger.propagate = False
 
 
-def gangs_that_fit(run: Settings) -> int:
+# ------------------------------------------------------------------------------------------------------- what fits
+
+Resources = Mapping[str, float]
+
+
+def gangs_that_fit(settings: Settings) -> int:
     """How many gangs run at a time. Raises UserError when not even one fits into the cluster."""
-    need = gang_resources(run)
-    have = possible_resources(ray.cluster_resources(), Path(BOOTSTRAP).expanduser())
-    fits = min(math.floor(have.get(name, 0) / amount + 1e-9) for name, amount in need.items())
+    study = settings.study
+    nodes = present_nodes()
+    possible = possible_nodes(Path(BOOTSTRAP).expanduser())
+    needed, workers = study.resources_per_worker, study.workers_per_trial
+    fits = max(workers_on(held, needed) for held in (nodes, possible)) // workers
     if fits < 1:
-        wanted = ", ".join(f"{name} {amount:g}" for name, amount in need.items())
-        held = ", ".join(f"{name} {have.get(name, 0):g}" for name in need)
+        best = max((nodes, possible), key=lambda held: sum(sum(node.values()) for node in _of(held, needed)))
+        wanted = ", ".join(f"{name} {amount:g}" for name, amount in needed.items())
+        held = "; ".join(", ".join(f"{name} {node[name]:g}" for name in needed) for node in _of(best, needed))
+        places = "the node has" if len(best) == 1 else f"the {len(best)} nodes have"
         raise UserError(
-            f"study.workers_per_trial={run.study.workers_per_trial} with study.resources_per_worker="
-            f"{ {name: float(f'{amount:g}') for name, amount in run.study.resources_per_worker.items()} } "
-            f"needs {wanted} at once, and there is {held}; ask for fewer workers or less for each"
+            f"study.workers_per_trial={workers} with study.resources_per_worker="
+            f"{ {name: float(f'{amount:g}') for name, amount in needed.items()} } "
+            f"needs {wanted} on a node for each worker, and {places} {held or 'nothing'}; "
+            "ask for fewer workers or less for each"
         )
-    return min(fits, run.study.budget.trials, run.study.concurrent_trials or fits)
+    return min(fits, study.budget.trials, study.concurrent_trials or fits)
 
 
-def gang_resources(run: Settings) -> dict[str, float]:
-    """What all workers of a gang ask for together."""
-    return {name: run.study.workers_per_trial * amount for name, amount in run.study.resources_per_worker.items()}
+def workers_on(nodes: Sequence[Resources], needed: Resources) -> int:
+    """How many workers these nodes hold at a time. A worker is on one node; those of a gang may be on several."""
+    return sum(min(math.floor(node.get(name, 0) / amount + 1e-9) for name, amount in needed.items()) for node in nodes)
 
 
-def possible_resources(present: Mapping[str, float], bootstrap: Path) -> dict[str, float]:
-    """What the cluster holds, or may grow to where an autoscaler has its file."""
-    have = dict(present)
-    if bootstrap.exists():
-        config: dict[str, Any] = yaml.safe_load(bootstrap.read_text()) or {}
-        total: dict[str, float] = {}
-        for name, node in (config.get("available_node_types") or {}).items():
-            nodes = (
-                1
-                if name == config.get("head_node_type")
-                else min(node.get("max_workers", 0), config.get("max_workers", 0))
-            )
-            for resource, amount in (node.get("resources") or {}).items():
-                total[resource] = total.get(resource, 0) + nodes * float(amount)
-        have |= {name: max(amount, have.get(name, 0)) for name, amount in total.items()}
-    return have
+def _of(nodes: Sequence[Resources], needed: Resources) -> list[dict[str, float]]:
+    return [{name: node.get(name, 0) for name in needed} for node in nodes]
+
+
+def present_nodes() -> list[Resources]:
+    """What each node of the cluster holds."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def possible_nodes(bootstrap: Path) -> list[Resources]:
+    """The nodes that the cluster may grow to where an autoscaler has its file: as many of a kind as the kind allows,
+    and no more than the cluster does; the head once."""
+    config: dict[str, Any] = (yaml.safe_load(bootstrap.read_text()) or {}) if bootstrap.exists() else {}
+    nodes: list[Resources] = []
+    for name, node in (config.get("available_node_types") or {}).items():
+        most = min(node.get("max_workers", 0), config.get("max_workers", 0))
+        count = 1 if name == config.get("head_node_type") else most
+        held = {resource: float(amount) for resource, amount in (node.get("resources") or {}).items()}
+        nodes += [held] * count
+    return nodes

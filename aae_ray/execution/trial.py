@@ -1,148 +1,214 @@
-"""A trial as Ray Tune sees it: maps Tune's calls onto a gang, and Tune's checkpoints onto the gang's state."""
+"""A trial as Ray Tune sees it: maps Tune's calls onto a gang, and writes the gang's states into the study's folder."""
 
 import contextlib
+import logging
+import os
+import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
+from pydantic import ValidationError
 from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
-from aae_ray.evaluation import figure_data as pictures
-from aae_ray.execution.gang import Begin, Failed, Gang, GangError, Train, Trained
-from aae_ray.execution.mailbox import open_office
+from aae_ray.errors import UserError
+from aae_ray.evaluation import figure_data
+from aae_ray.execution.durable import durable_folder
+from aae_ray.execution.failures import Failed, GangError, describe
+from aae_ray.execution.gang import Begin, Gang, LocalGang, Train, Trained, WorkerGang
+from aae_ray.execution.mailbox import start_mailbox_hub
+from aae_ray.search.contract import Failure, Report, Suggestion
+from aae_ray.search.outcomes import FailureClass, Reason
 from aae_ray.search.pruner import rungs
 from aae_ray.settings import Settings, replace
-from aae_ray.training import checkpoint, health
+from aae_ray.training import checkpoint
 
 REPORT_SECONDS = 5.0  # a long interval reports in between, at the end of an epoch
-MUSTER_SECONDS = 60.0  # gangs wait for each other; not for ever, a cluster may take minutes to start its nodes
-GANG_DIED = "gang_died"
-FAILURES = (health.DIVERGED, "bad_input", "out_of_memory", GANG_DIED)
+BARRIER_SECONDS = 60.0  # gangs wait for each other; not for ever, a cluster may take minutes to start its nodes
+TRIALS = "trials"  # folder, within the study's, of the trials' checkpoints
+
+logger = logging.getLogger(__name__)
 
 
-def trainable(run: Settings, office: ActorHandle, kind: type["GangTrial"] | None = None) -> Any:
-    """What Tune runs: a trial whose own process asks for no CPU, its gang does."""
+def trainable(settings: Settings, folder: str, mailbox: ActorHandle | None, kind: type["Trial"] | None = None) -> Any:
+    """What Tune runs. A gang of one runs in the trial's own process, which asks for its resources; a gang of several
+    asks for its own, and the trial's process for no CPU.
+
+    Tune needs `reuse_actors=True`. A process in which a worker is stuck refuses its next trial, which then gets a new
+    process at the cost of an attempt.
+    """
+    own = dict(settings.study.resources_per_worker) if settings.study.workers_per_trial == 1 else None
     return tune.with_resources(
-        tune.with_parameters(kind or GangTrial, base=run, office=office),
-        tune.PlacementGroupFactory([{"CPU": 0, "memory": 1048576}]),
+        tune.with_parameters(kind or Trial, settings=settings, folder=folder, mailbox=mailbox),
+        tune.PlacementGroupFactory([own or {"CPU": 0, "memory": 1048576}]),
     )
 
 
-class GangTrial(tune.Trainable):  # type: ignore[misc]
-    """One step trains up to the next rung. With `reuse_actors` the next trial runs on the same, warm gang."""
+class Trial(tune.Trainable):  # type: ignore[misc]
+    """One step trains up to the next rung, or for some seconds. With `reuse_actors` the next trial runs on the same,
+    warm gang; after a failure that ended the gang, on a new one. A failure is a result, with done=True: whether the
+    trial is tried again is not decided here.
 
-    gang: Gang | None  # None when the last one has died
-    state: bytes | None  # where a new gang would go on
-    saved: Trained | None  # the last interval: what its state was, and which pictures belong to it
-    failure: Failed | None
+    The state behind a report is on the disk, under the study's folder, before the report is made. Where it cannot be
+    written, on a full disk for instance, the report names no checkpoint and the trial goes on: its next report tries
+    again, and whoever reads the reports can see that a failure now would cost more. Tune's own checkpoints are not
+    used.
+    """
 
-    def setup(self, config: dict[str, Any], base: Settings, office: ActorHandle) -> None:
-        self.base, self.office = base, office
-        self.gang = self._new_gang()
-        with contextlib.suppress(RayError):  # without the office there is nobody to wait for
-            ray.get(self.office.arrive.remote(MUSTER_SECONDS))
+    base: Settings
+    folder: str
+    mailbox: ActorHandle | None
+    gang: Gang | None = None  # None when the last one has ended
+    failed: Failed | None = None  # why the suggestion could not be begun
+    ready = False  # whether the gang has told that it has started
+    spoiled = False  # this process has a worker that is stuck, or a broken device
+
+    def setup(self, config: dict[str, Any], settings: Settings, folder: str, mailbox: ActorHandle | None) -> None:
+        self.base, self.folder, self.mailbox = settings, folder, mailbox
+        try:
+            self.gang = self.new_gang()
+            self.gang.wait_until_ready()
+        except Exception as error:
+            self._drop_gang()
+            self.failed = self._failed(error)
+        if mailbox is not None:
+            with contextlib.suppress(RayError):  # without the mailbox there is nobody to wait for
+                ray.get(mailbox.wait_for_all.remote(BARRIER_SECONDS), timeout=2 * BARRIER_SECONDS)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        if self.spoiled:
+            raise GangError(Failed(FailureClass.LOST_WORKER, "a worker is stuck in this process: it needs a new one"))
+        self.failed = None
         self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Metrics by epoch, and how the trial stands: `finished` after its whole budget, `stop_reason`, `failed`."""
-        reply = self._train()
-        if isinstance(reply, Trained):
-            self.saved, self.state, self.epoch = reply, reply.state, reply.interval.epoch
-            return self._report(reply)
-        self.failure = reply
-        return {
-            "epoch": self.epoch,
-            "history": [],
-            "attempt": self.attempt,
-            "finished": False,
-            "done": True,
-            "failed": True,
-            "stop_reason": reply.reason,
-            "message": reply.message,
-        }
+        """A Report, or a Failure, as a result of Tune's."""
+        if self.failed is not None:
+            return self._failure(self.failed)
+        assert self.gang is not None
+        try:
+            if not self.ready:
+                self.gang.wait_until_ready()
+                self.ready = True
+            if not self.gang.under_way:
+                self.gang.post(self._order())
+            reply = self.gang.reply()
+        except Exception as error:
+            reply = self._failed(error)
+            self._drop_gang()
+        if isinstance(reply, Failed):
+            if reply.kind is FailureClass.BUG and "CUDA error" in reply.message:  # no context survives one
+                self.spoiled = self.spoiled or isinstance(self.gang, LocalGang)
+                self._drop_gang()
+            return self._failure(reply)
+        self.epoch = reply.interval.epoch
+        return self._report(reply)
 
-    def _train(self) -> Trained | Failed:
-        """Train on the gang, or on a new one from the last state when it dies, `study.max_failures` times."""
-        while True:
-            try:
-                if self.gang is None:
-                    self.gang = self._new_gang()
-                    self.gang.post(self._order(Begin(self.run, self.state)))
-                elif not self.gang.under_way:
-                    self.gang.post(self._order())
-                return self.gang.reply()
-            except GangError as error:
-                gang, self.gang = self.gang, None
-                if gang is not None and not gang.close():
-                    raise  # it cannot be told to end, and holds what a new one needs: it ends with this process
-                if self.attempt > self.run.study.max_failures:
-                    return Failed(GANG_DIED, str(error))
-                self.attempt += 1
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        return {}
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """A suggestion names the checkpoint that it goes on from."""
+
+    def cleanup(self) -> None:
+        self._drop_gang()
+        if self.spoiled:  # the stuck thread, and the memory that it holds, must not outlive the trial
+            threading.Timer(1.0, os._exit, (1,)).start()
+
+    def new_gang(self) -> Gang:
+        """Start a gang. Its workers may still be starting."""
+        # Tune may start a trial anew before its last process has ended: a number would not tell their gangs apart.
+        name = f"gang-{self.trial_id}-{uuid.uuid4().hex[:8]}"
+        if self.base.study.workers_per_trial == 1:
+            return LocalGang(name, self.base)
+        if self.mailbox is None:
+            self.mailbox = start_mailbox_hub(1)
+        try:
+            return WorkerGang(name, self.base, self.folder, self.mailbox)
+        except RayActorError:  # the study's mailbox is gone: this process starts one of its own
+            self.mailbox = start_mailbox_hub(1)
+            return WorkerGang(name, self.base, self.folder, self.mailbox)
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        """Begin a suggestion. The gang starts to train at once: by the time that Tune asks, there may be a result."""
+        self.suggestion = suggestion = Suggestion.from_config(config)
+        self.epoch = suggestion.epoch
+        self.ready = True
+        if self.failed is not None:
+            return
+        try:
+            self.settings = self._settings(suggestion)
+            self.rungs = rungs(self.settings.study.pruner, self.settings.train.epochs)
+            state = self._state(suggestion.checkpoint)
+            if self.gang is None or not self.gang.alive:
+                self._drop_gang()
+                self.gang, self.ready = self.new_gang(), False
+            self.gang.post(self._order(Begin(self.settings, state)))
+        except Exception as error:
+            self.failed = self._failed(error)
+
+    def _settings(self, suggestion: Suggestion) -> Settings:
+        try:
+            return replace(self.base, {**suggestion.params, "train.epochs": suggestion.epochs})
+        except ValidationError as error:
+            found = [f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg']}" for each in error.errors()]
+            raise UserError("; ".join(found)) from None
+
+    def _state(self, relative: str | None) -> bytes | None:
+        if relative is None:
+            return None
+        path = Path(self.folder) / relative / checkpoint.FILE
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise UserError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
 
     def _order(self, begin: Begin | None = None) -> Train:
-        until = next((rung for rung in self.rungs if rung > self.epoch), self.run.train.epochs)
+        until = next((rung for rung in self.rungs if rung > self.epoch), self.settings.train.epochs)
         return Train(until, REPORT_SECONDS, begin)
 
     def _report(self, trained: Trained) -> dict[str, Any]:
         interval = trained.interval
-        finished = interval.epoch >= self.run.train.epochs and not interval.stop_reason
-        return {
-            **{name: value for name, value in interval.metrics.items() if name != "epoch"},
-            "epoch": interval.epoch,
-            "history": list(interval.history),
-            "attempt": self.attempt,
-            "finished": finished,
-            "stop_reason": interval.stop_reason,
-            "failed": interval.stop_reason in FAILURES,
-            "done": finished or interval.stop_reason is not None,
-        }
+        written = self._write(trained)
+        return Report(
+            number=self.suggestion.number,
+            epoch=interval.epoch,
+            history=interval.history,
+            finished=interval.epoch >= self.settings.train.epochs and interval.stop_reason is None,
+            stop_reason=None if interval.stop_reason is None else Reason(interval.stop_reason),
+            checkpoint=written,
+            checkpoint_bytes=len(trained.state) if written else 0,
+            training_seconds=trained.training_seconds,
+            evaluation_seconds=trained.evaluation_seconds,
+        ).to_result()
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The state behind the last report, and its pictures."""
-        if self.saved is not None:
-            checkpoint.write(self.saved.state, checkpoint_dir)
-            if self.saved.pictures is not None:
-                pictures.save(self.saved.pictures, Path(checkpoint_dir))
-        if self.failure is not None:
-            (Path(checkpoint_dir) / "failure.txt").write_text(f"{self.failure.reason}: {self.failure.message}\n")
-
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
-        if (Path(checkpoint_dir) / checkpoint.FILE).exists():
-            state = checkpoint.load(checkpoint_dir)
-            self._begin(self.config, checkpoint.pack(state), len(state["history"]))
-
-    def cleanup(self) -> None:
-        if self.gang is not None:
-            self.gang.close()
-
-    def _begin(self, config: Mapping[str, Any], state: bytes | None = None, epoch: int = 0) -> None:
-        """Begin a trial. Its gang starts to train at once: by the time that Tune asks, there may be a result."""
-        self.run, self.state, self.epoch = replace(self.base, config), state, epoch
-        self.rungs = rungs(self.run.study.pruner, self.run.train.epochs)
-        self.saved = self.failure = None
-        self.attempt = 1
-        if self.gang is not None:
-            self.gang.post(self._order(Begin(self.run, state)))
-
-    def _new_gang(self) -> Gang:
-        # Tune may start a trial anew before its last process has ended: a number would not tell their gangs apart.
-        name = f"gang-{self.trial_id}-{uuid.uuid4().hex[:8]}"
+    def _write(self, trained: Trained) -> str | None:
+        """Write a state and its figure data. Returns the folder, relative to the study's, or None when it failed."""
+        relative = f"{TRIALS}/{self.suggestion.name}/epoch_{trained.interval.epoch:05d}"
         try:
-            gang = Gang(name, self.base, self.office)
-        except RayActorError:  # the study's office is gone: this process opens one of its own
-            self.office = open_office(1)
-            gang = Gang(name, self.base, self.office)
-        try:
-            gang.wait_until_ready()
-        except GangError:
-            gang.close()
-            raise
-        return gang
+            with durable_folder(Path(self.folder) / relative) as partial:
+                checkpoint.write(trained.state, partial)
+                if trained.figures is not None:
+                    figure_data.save(trained.figures, partial)
+        except OSError:
+            logger.exception("the checkpoint %s could not be written", relative)
+            return None
+        return relative
+
+    def _failure(self, failed: Failed) -> dict[str, Any]:
+        number = self.suggestion.number
+        return Failure(number, failed.kind, failed.message, failed.traceback, failed.log_tail).to_result()
+
+    def _failed(self, error: Exception) -> Failed:
+        return error.failed if isinstance(error, GangError) else describe(error)
+
+    def _drop_gang(self) -> None:
+        gang, self.gang = self.gang, None
+        if gang is not None and not gang.close():
+            self.spoiled = True

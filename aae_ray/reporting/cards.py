@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from aae_ray.evaluation.final_evaluation import Assessment
+from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting.tables import searched_keys
 from aae_ray.reporting.text import heading, number
@@ -32,7 +32,7 @@ def best_config(settings: Settings, path: Path) -> Path:
 
 
 def model_card(
-    name: str, trial: TrialRecord, settings: Settings, classes: int, assessment: Assessment, study_id: str
+    name: str, trial: TrialRecord, settings: Settings, classes: int, assessment: FinalEvaluation, study_id: str
 ) -> str:
     """Markdown: what the decoder is, how good it is on images that no choice has seen, and how to use it."""
     model = settings.model

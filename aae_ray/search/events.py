@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from aae_ray.datasets.dataset import Dataset
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
 
 SCHEMA = 1  # raised when an older program could misread a journal
@@ -41,6 +42,18 @@ class DataRecord(BaseModel):
     train: int
     val: int
     test: int
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "DataRecord":
+        return cls(
+            name=dataset.name,
+            digest=dataset.digest,
+            shape=tuple(dataset.shape),
+            classes=dataset.classes or 0,
+            train=len(dataset.train),
+            val=len(dataset.val),
+            test=len(dataset.test),
+        )
 
 
 class PriorTrial(BaseModel):
@@ -95,6 +108,8 @@ class Reported(_Event):
     number: int
     epoch: int
     history: tuple[dict[str, float], ...]  # metrics of each epoch since the last report, with `epoch`
+    finished: bool = False  # trained to the end of its budget
+    stop_reason: Reason | None = None  # a health check ended it
     checkpoint: str | None  # folder of the state behind this report
     checkpoint_bytes: int = 0
     training_seconds: float
@@ -186,8 +201,22 @@ class StudyEnded(_Event):
     message: str | None = None
 
 
+class Evaluated(_Event):
+    """An evaluation outside of a study: the only event of a journal of its own."""
+
+    event: Literal["evaluated"] = "evaluated"
+    run_name: str
+    experiment: str
+    params: dict[str, Any]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    data: DataRecord
+    sheet: str  # path of the sheet of nearest images
+
+
 Event = (
-    StudyStarted
+    Evaluated
+    | StudyStarted
     | StudyResumed
     | Suggested
     | AttemptStarted

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from aae_ray.errors import UserError
-from aae_ray.search.events import ADAPTER, SCHEMA, Event, StudyStarted
+from aae_ray.search.events import ADAPTER, SCHEMA, Evaluated, Event, StudyStarted
 
 JOURNAL, LOCK, OWNER = "journal.jsonl", "study.lock", "owner.json"
 HEARTBEAT_SECONDS = 5.0
@@ -63,7 +63,7 @@ def _read(folder: Path) -> tuple[list[Event], int]:
         _check_schema(path, lines[0])
     if not events:
         raise UserError(f"{path} holds no event: the study had not begun; start it anew")
-    if not isinstance(events[0], StudyStarted):
+    if not isinstance(events[0], StudyStarted | Evaluated):
         raise UserError(f"{path} begins with {events[0].event}, and not with the start of a study: its head is missing")
     return events, whole
 
@@ -90,6 +90,7 @@ class Journal:
         self.history = events  # all events so far
         self.size = size
         self.guard = threading.Lock()
+        self.sealed = False
         self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
         os.ftruncate(self.file, size)
         os.lseek(self.file, size, os.SEEK_SET)
@@ -112,6 +113,8 @@ class Journal:
         stamped = [event.model_copy(update={"time": now}) for event in events]
         data = b"".join(event.model_dump_json(exclude_defaults=False).encode() + b"\n" for event in stamped)
         with self.guard:
+            while self.sealed:  # the process is about to end: whatever else happens in it, has not happened
+                time.sleep(1)
             try:
                 written = 0
                 while written < len(data):
@@ -125,6 +128,12 @@ class Journal:
             self.size += len(data)
             self.history.extend(stamped)
         return stamped
+
+    def append_last(self, event: Event) -> None:
+        """Write the last event of a process that is about to end, from any thread; nothing is written behind it."""
+        with suppress(OSError):
+            self.append(event)
+        self.sealed = True
 
     def close(self) -> None:
         with suppress(OSError):

@@ -55,6 +55,7 @@ class TrialRecord:
     busy_before: float = 0.0  # seconds of training and evaluation when the attempt began
     heard: float | None = None  # when the attempt under way last reported
     ended: float | None = None
+    last_report: events.Reported | None = None
     checkpoint: str | None = None
     checkpoint_bytes: int = 0
     hours: Hours = field(default_factory=Hours)
@@ -80,6 +81,14 @@ class TrialRecord:
 
 
 @dataclass
+class Rung:
+    """The trials that have reached a rung, and whether each was stopped there."""
+
+    ranks: Ranks = field(default_factory=Ranks)
+    verdicts: dict[int, bool] = field(default_factory=dict)
+
+
+@dataclass
 class Failures:
     """How often attempts failed in one way, and how the last of them did."""
 
@@ -96,7 +105,7 @@ class Ledger:
         self.trials: list[TrialRecord] = []
         self.open: dict[int, TrialRecord] = {}
         self.front_points = Front()
-        self.rungs: dict[int, Ranks] = {}
+        self.rungs: dict[int, Rung] = {}
         self.counts: dict[State, int] = dict.fromkeys(State, 0)
         self.reasons: dict[Reason, int] = {}
         self.failures_in_a_row = 0
@@ -154,9 +163,9 @@ class Ledger:
             case events.Reported():
                 self._report(self.trials[event.number], event)
             case events.Decided():
-                if event.rung not in self.rungs:
-                    self.rungs[event.rung] = Ranks()
-                self.rungs[event.rung].insert(event.number, event.values)
+                rung = self.rungs.setdefault(event.rung, Rung())
+                rung.ranks.insert(event.number, event.values)
+                rung.verdicts[event.number] = event.stop
             case events.AttemptFailed():
                 trial = self.trials[event.number]
                 trial.failures.append(event)
@@ -184,7 +193,7 @@ class Ledger:
                 self._close_session(event.end, event.message, event.time)
             case events.StudyEnded():
                 self._close_session(StudyEnd.PLANNED, event.message, event.time)
-            case events.FileWritten():
+            case events.FileWritten() | events.Evaluated():
                 pass
 
     def _resume(self, event: events.StudyResumed) -> None:
@@ -210,7 +219,7 @@ class Ledger:
         self.hours.training += event.training_seconds * workers
         self.hours.evaluation += event.evaluation_seconds * workers
         self.worker_seconds += (event.training_seconds + event.evaluation_seconds) * workers
-        trial.heard = event.time
+        trial.heard, trial.last_report = event.time, event
         for metrics in self.fresh(event):
             for name, sign in zip(self.objectives, self.signs, strict=True):
                 value = metrics.get(name, math.nan)

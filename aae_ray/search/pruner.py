@@ -7,57 +7,35 @@ all trials that have reached the rung, by non-dominated front. It is stopped whe
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from ray.tune.execution.tune_controller import TuneController
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from collections.abc import Mapping
 
 from aae_ray import settings
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.search.objectives import fronts
-
-EPOCH = "epoch"  # the key of a result that counts the epochs
+from aae_ray.search.events import Decided
+from aae_ray.search.objectives import Ranks
 
 
 def rungs(pruner: settings.Pruner, epochs: int) -> list[int]:
     """The epochs at which trials are compared, below the full budget."""
     if pruner.type == "none":
         return []
-    found, rung = [], pruner.grace_period
+    levels, rung = [], pruner.grace_period
     while rung < epochs:
-        found.append(rung)
+        levels.append(rung)
         rung *= pruner.reduction_factor
-    return found
+    return levels
 
 
-class FrontPruner(FIFOScheduler):  # type: ignore[misc]
-    """The rule above as a Ray Tune scheduler. A result without a finite value of a metric counts as infinitely bad."""
+def judged_values(study: settings.Study, metrics: Mapping[str, float]) -> tuple[float, ...]:
+    """What a trial is compared by, smaller the better; infinite where it is missing or not finite."""
+    names = study.objectives if study.pruner.metric == "front" else (study.pruner.metric,)
+    values = [(1.0 if METRICS[name].direction == "min" else -1.0) * metrics.get(name, math.nan) for name in names]
+    return tuple(value if math.isfinite(value) else math.inf for value in values)
 
-    def __init__(self, study: settings.Study, epochs: int) -> None:
-        super().__init__()
-        metrics = study.objectives if study.pruner.metric == "front" else (study.pruner.metric,)
-        self.signs = {name: -1.0 if METRICS[name].direction == "max" else 1.0 for name in metrics}
-        self.factor = study.pruner.reduction_factor
-        self.reached: dict[int, dict[str, list[float]]] = {rung: {} for rung in rungs(study.pruner, epochs)}
 
-    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        rung = self.reached.get(int(result[EPOCH]))
-        if rung is None:
-            return str(TrialScheduler.CONTINUE)
-        rung[trial.trial_id] = self._values(result)
-        keep = self.passes(trial.trial_id, rung)
-        return str(TrialScheduler.CONTINUE if keep else TrialScheduler.STOP)
-
-    def passes(self, trial_id: str, rung: Mapping[str, Sequence[float]]) -> bool:
-        """Whether a trial goes on, given the values of all trials that have reached the rung."""
-        if len(rung) < self.factor:
-            return True
-        ranks = dict(zip(rung, fronts(list(rung.values())), strict=True))
-        better = sum(rank < ranks[trial_id] for rank in ranks.values())
-        return better < math.ceil(len(rung) / self.factor)
-
-    def _values(self, result: Mapping[str, Any]) -> list[float]:
-        values = [sign * float(result.get(name, math.nan)) for name, sign in self.signs.items()]
-        return [value if math.isfinite(value) else math.inf for value in values]
+def decide(number: int, rung: int, values: tuple[float, ...], others: Ranks | None, factor: int) -> Decided:
+    """The decision on a trial that has reached a rung, where `others` have been before."""
+    reached = 1 + (len(others) if others else 0)
+    better = others.better(values) if others else 0
+    stop = reached >= factor and better >= math.ceil(reached / factor)
+    return Decided(number=number, rung=rung, values=values, better=better, reached=reached, stop=stop)

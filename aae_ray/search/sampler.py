@@ -1,109 +1,193 @@
-"""Optuna under Ray Tune: suggests trials, and is told truthfully how each of them ended.
+"""Optuna as a sampler: rebuilt in memory from the ledger, told truthfully how each trial ended.
 
-Ray's own OptunaSearch tells a pruned trial as complete with an early value, and leaves trials with a NaN running for
-ever, which misleads the sampler; and it needs a non-empty space, which a single training run has not.
+What is suggested is a function of the seed, the trial's number and the trials before it, so a resumed study suggests
+what the unbroken one would have. Final states are COMPLETE, PRUNED (stopped early) or FAIL.
 """
 
 import math
-import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
-from ray.tune.search import Searcher
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from aae_ray import settings
-from aae_ray.search.pruner import EPOCH
-from aae_ray.search.space import Plan
+from aae_ray.search.events import PriorTrial
+from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.outcomes import State
+from aae_ray.search.space import Plan, Space, fits
 
-JOURNAL = "optuna_journal.log"
+COPY = "optuna_journal.log"  # for Optuna's own tools, in the study's folder
+FIXED = "fixed_params"  # how Optuna remembers a start point
+TRIES = 20  # draws for one trial: a configuration that was tried is drawn again
 
 
-def build_sampler(sampler: settings.Sampler) -> BaseSampler:
+def build_sampler(sampler: settings.Sampler, seed: int) -> BaseSampler:
     if sampler.type == "nsga2":
-        return NSGAIISampler(seed=sampler.seed)
+        return NSGAIISampler(seed=seed)
     if sampler.type == "random":
-        return RandomSampler(seed=sampler.seed)
-    return TPESampler(seed=sampler.seed, multivariate=True, group=True, constant_liar=True)
-
-
-def create_study(plan: Plan, study_id: str, folder: Path) -> optuna.Study:
-    """A new Optuna study, journaled in the study's folder so that Optuna's own tools can read it."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL)))
+        return RandomSampler(seed=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # grouped TPE, names of metrics
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # grouped TPE
+        return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+def new_study(plan: Plan, name: str, storage: JournalStorage | None = None) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # names of metrics
         study = optuna.create_study(
-            study_name=study_id,
-            storage=storage,
-            sampler=build_sampler(plan.settings.study.sampler),
-            directions=[f"{direction}imize" for direction in plan.directions],
+            study_name=name, storage=storage, directions=[f"{direction}imize" for direction in plan.directions]
         )
         study.set_metric_names(list(plan.settings.study.objectives))
-    for point in plan.start:
-        study.enqueue_trial(point)
     return study
 
 
-class OptunaSearcher(Searcher):  # type: ignore[misc]
-    """Ray Tune asks it for trials; final states are COMPLETE, PRUNED (stopped early) or FAIL, never left RUNNING."""
+class Sampler:
+    """Suggests configurations, and learns from every trial of the ledger."""
 
-    def __init__(self, study: optuna.Study, plan: Plan) -> None:
-        super().__init__(metric=list(plan.settings.study.objectives), mode=plan.directions)
-        self.study = study
-        self.space = plan.space
-        self.objectives = plan.settings.study.objectives
-        self.numbers: dict[str, int] = {}  # Tune's trial id -> Optuna's number
-        self.open: dict[str, optuna.Trial] = {}
-        self.reported: dict[str, int] = {}  # the last epoch that the sampler was told of
+    def __init__(self, ledger: Ledger) -> None:
+        assert ledger.started is not None
+        self.plan, self.ledger = ledger.settled, ledger
+        self.study = new_study(self.plan, ledger.started.study_id)
+        self.numbers: dict[int, int] = {}  # our number of a trial -> Optuna's
+        self.added = 0
+        self.tried: set[tuple[Any, ...]] = set()  # configurations that were suggested
+        for prior in ledger.started.warm_start:
+            self._add_prior(prior)
+        for trial in ledger.trials:
+            self._add(trial)
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        trial = self.study.ask(fixed_distributions=self.space)
-        trial.set_user_attr("trial_id", trial_id)
-        self.open[trial_id], self.numbers[trial_id] = trial, trial.number
-        return dict(trial.params)
+    def suggest(self, number: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Parameters for the trial of this number, and what Optuna keeps with it; None when all were tried."""
+        start = self.plan.start
+        for attempt in range(TRIES):
+            seed = np.random.SeedSequence((self.plan.settings.study.sampler.seed, number, attempt))
+            self.study.sampler = build_sampler(self.plan.settings.study.sampler, int(seed.generate_state(1)[0]))
+            if attempt == 0 and number < len(start):
+                self.study.enqueue_trial(start[number])
+            trial = self.study.ask(fixed_distributions=self.plan.space)
+            self.added += 1
+            if self.key(trial.params) not in self.tried or not self.plan.space:
+                self.tried.add(self.key(trial.params))
+                self.numbers[number] = trial.number
+                kept = self.study._storage.get_trial(trial._trial_id).system_attrs
+                return dict(trial.params), {key: value for key, value in kept.items() if key != FIXED}
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        return None
 
-    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """With one objective the sampler also learns from pruned trials; Optuna takes no such reports with several."""
-        value = float(result.get(self.objectives[0], math.nan))
-        if len(self.objectives) > 1 or trial_id not in self.open or not math.isfinite(value):
+    def ended(self, trial: TrialRecord) -> None:
+        """Learn how a trial ended."""
+        if trial.number not in self.numbers:
             return
-        if self.reported.get(trial_id) != result[EPOCH]:
-            self.reported[trial_id] = int(result[EPOCH])
-            self.open[trial_id].report(value, int(result[EPOCH]))
+        number, state = self.numbers[trial.number], final_state(trial)
+        if len(self.plan.directions) == 1 and state is TrialState.PRUNED:
+            # With one objective the sampler also learns from pruned trials; Optuna takes no such reports with several.
+            storage = self.study._storage
+            trial_id = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+            for epoch, value in trial.rung_values.items():
+                storage.set_trial_intermediate_value(trial_id, epoch, value)
+        values = objective_values(trial, self.plan) if state is TrialState.COMPLETE else None
+        self.study.tell(number, values, state=state)
 
-    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna the end of a trial by our own protocol: the values at the end of its budget count."""
-        if trial_id not in self.open:
+    def key(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
+        """A configuration, its seed included where that is searched."""
+        return tuple(sorted((name, repr(value)) for name, value in params.items()))
+
+    def _add(self, trial: TrialRecord) -> None:
+        self.tried.add(self.key(trial.params))
+        if not fits(trial.params, self.plan.space):  # of a space that has changed since
             return
-        self.on_trial_result(trial_id, result or {})  # Tune does not hand on the result that a scheduler stops
-        trial = self.open.pop(trial_id)
-        values = [float((result or {}).get(name, math.nan)) for name in self.objectives]
-        state = final_state(result, error, values)
-        self.study.tell(trial, values if state is TrialState.COMPLETE else None, state=state)
+        self.study.add_trial(frozen_trial(trial, self.plan))
+        self.numbers[trial.number] = self.added
+        self.added += 1
 
-    def close(self, *, failed: bool = False) -> None:
-        """Trials that Tune never told the end of were stopped early (time is up, Ctrl-C), or failed with the search."""
-        for trial_id in list(self.open):
-            self.on_trial_complete(trial_id, error=failed)
-
-    def save(self, checkpoint_path: str) -> None:
-        with open(checkpoint_path, "wb") as file:
-            pickle.dump({"numbers": self.numbers}, file)
-
-    def restore(self, checkpoint_path: str) -> None:
-        with open(checkpoint_path, "rb") as file:
-            self.__dict__.update(pickle.load(file))
+    def _add_prior(self, prior: PriorTrial) -> None:
+        if fits(prior.params, self.plan.space):
+            self.added += 1
+            self.study.add_trial(
+                create_trial(
+                    state=TrialState.COMPLETE,
+                    params=dict(prior.params),
+                    distributions=dict(self.plan.space),
+                    values=list(prior.values),
+                    user_attrs={"source": prior.source},
+                )
+            )
 
 
-def final_state(result: Mapping[str, Any] | None, error: bool, values: list[float]) -> TrialState:
-    """COMPLETE: trained to the end, all objectives finite. FAIL: an error or a failure. PRUNED: stopped early."""
-    if error or (result or {}).get("failed"):
+def optuna_study(ledger: Ledger) -> optuna.Study:
+    """The ended trials as a study in memory, for Optuna's plots."""
+    assert ledger.started is not None
+    study = new_study(ledger.settled, ledger.started.study_id)
+    study.add_trials([_dated(trial) for trial in ledger.trials if not trial.open])
+    return study
+
+
+def final_state(trial: TrialRecord) -> TrialState:
+    """COMPLETE: trained to the end, all objectives finite. FAIL: a failure. PRUNED: stopped early."""
+    if trial.state is State.FAILED:
         return TrialState.FAIL
-    if result and result.get("finished"):
-        return TrialState.COMPLETE if all(map(math.isfinite, values)) else TrialState.FAIL
-    return TrialState.PRUNED
+    return TrialState.COMPLETE if trial.state is State.COMPLETE else TrialState.PRUNED
+
+
+def objective_values(trial: TrialRecord, plan: Plan) -> list[float]:
+    return [float(trial.metrics.get(name, math.nan)) for name in plan.settings.study.objectives]
+
+
+def frozen_trial(trial: TrialRecord, plan: Plan) -> FrozenTrial:
+    """A trial as Optuna keeps it; one that is open is RUNNING."""
+    state = TrialState.RUNNING if trial.open else final_state(trial)
+    single = len(plan.directions) == 1
+    return create_trial(
+        state=state,
+        params=dict(trial.params),
+        distributions=_distributions(trial.params, plan.space, trial.plan.space),
+        values=objective_values(trial, plan) if state is TrialState.COMPLETE else None,
+        intermediate_values=dict(trial.rung_values) if single and state is TrialState.PRUNED else {},
+        user_attrs={"trial": trial.name},
+        system_attrs=dict(trial.sampler_state),
+    )
+
+
+def _distributions(params: Mapping[str, Any], *spaces: Space) -> Space:
+    return {name: next(space[name] for space in spaces if name in space) for name in params}
+
+
+# ------------------------------------------------------------------------------------------------ Optuna's own tools
+
+
+class OptunaCopy:
+    """The ended trials in Optuna's own journal format, for optuna-dashboard. A copy: nothing reads from it here."""
+
+    def __init__(self, folder: Path, ledger: Ledger) -> None:
+        """Write the copy anew: trials that had ended with their study may have gone on since."""
+        assert ledger.started is not None
+        path = folder / COPY
+        path.unlink(missing_ok=True)
+        self.study = new_study(ledger.settled, ledger.started.study_id, JournalStorage(JournalFileBackend(str(path))))
+        self.written: set[int] = set()
+        self.add(ledger, [trial for trial in ledger.trials if not trial.open])
+
+    def add(self, ledger: Ledger, trials: Sequence[TrialRecord]) -> None:
+        """Add trials that have ended. Raises OSError when the file cannot be written."""
+        for trial in trials:
+            if trial.number not in self.written:
+                self.study.add_trial(_dated(trial))
+                self.written.add(trial.number)
+
+
+def _dated(trial: TrialRecord) -> FrozenTrial:
+    """With the distributions that it was drawn from; parameters lie within these even where the space has changed."""
+    frozen = frozen_trial(trial, trial.plan)
+    if trial.started is not None and trial.ended is not None:
+        frozen.datetime_start = datetime.fromtimestamp(trial.started)
+        frozen.datetime_complete = datetime.fromtimestamp(trial.ended)
+    return frozen

@@ -11,8 +11,8 @@ start:                                                              points that 
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from optuna.distributions import (
@@ -25,12 +25,12 @@ from optuna.distributions import (
 )
 from pydantic import ValidationError
 
-from aae_ray.errors import Problem, SettingsError, did_you_mean
+from aae_ray.errors import Kind, Problem, SettingsError, did_you_mean, unknown_key
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.reading import Entry, build, find_problems, names, nest, read_overrides, read_yaml
+from aae_ray.reading import Entry, build, key_problems, nest, read_overrides, read_yaml, rule_problems, unclear
 from aae_ray.search.events import PlanRecord
 from aae_ray.secrets import without_userinfo
-from aae_ray.settings import Settings, dotted_fields, flatten, setting
+from aae_ray.settings import RULES, Settings, dotted_fields, flatten, setting
 
 BLOCKS = ("study", "run", "space", "start")
 FIELDS = {  # of a searched key: required, optional
@@ -41,7 +41,7 @@ FIELDS = {  # of a searched key: required, optional
 FIXED = ("study.", "tracking.", "data.", "train.epochs")  # settings that no trial can have to itself
 
 Space = dict[str, BaseDistribution]
-Complain = Callable[[str, str], None]
+Complain = Callable[..., None]  # of what is wrong, the field of the searched key, and the kind
 
 
 @dataclass(frozen=True)
@@ -77,40 +77,24 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
         (searched if key.startswith("space.") else shared)[name] = entry
 
     specs = _specs(searched, problems)
-    space = {name: _distribution(name, spec, problems) for name, spec in specs.items()}
+    found = {name: _distribution(name, spec, problems) for name, spec in specs.items()}
     places = {name: next(iter(spec.values())).where for name, spec in specs.items()}
-    good = {name: distribution for name, distribution in space.items() if distribution is not None}
+    space = {name: distribution for name, distribution in found.items() if distribution is not None}
+    whole = not problems  # all that is searched is known
     for name in specs.keys() & shared.keys():
-        problems.append(
-            Problem(shared[name].where, f"{name} is fixed here and searched at {places[name]}; keep one of them")
-        )
-    given = {name for name in good if any(key.startswith(f"space.{name}") for key in changes)}
-    points = _start_points(start, good, set(specs) - set(good) | set(changes), given, problems)
+        text = f"{name} is fixed here and searched at {places[name]}; keep one of them"
+        problems.append(Problem((name,), Kind.DUPLICATE, shared[name].where, text))
+    given = {name for name in space if any(key.startswith(f"space.{name}") for key in changes)}
+    points, misstarts = _start_points(start, space, set(specs) - set(space) | set(changes), given)
     problems += _metric_problems(shared)
-    found = find_problems(shared)
-    # Rules about several keys are judged together with what is searched, below.
-    problems += [problem for problem in found if not good or _names_a_key(problem)]
-    base = shared | {name: Entry(options(d)[0], places[name]) for name, d in good.items()}
-    # What is wrong by itself is left out there, and what is said of its default does not count. Of a misspelt key
-    # nobody knows whose default that is.
-    if not any(" is not a setting" in problem.message for problem in problems):
-        wrong = {key for key in shared if any(names(problem, key) for problem in problems)} | specs.keys() - good.keys()
-        right = {key: entry for key, entry in base.items() if key not in wrong}
-        found = _contradictions(right, good, places)
-        problems += [problem for problem in found if not any(names(problem, key) for key in wrong)]
-    if problems:
+    problems += key_problems(shared)
+    base = shared | {name: Entry(options(distribution)[0], places[name]) for name, distribution in space.items()}
+    contradictions = _contradictions(base, space, places, problems)
+    if whole:
+        contradictions += _too_few_points(base, space, places, problems)
+    if problems := [*problems, *misstarts, *contradictions]:
         raise SettingsError(dict.fromkeys(problems))
-    return Plan(build(base), good, points)
-
-
-def _names_a_key(problem: Problem) -> bool:
-    key = problem.message.partition(" ")[0].rstrip(":")
-    return (
-        key in dotted_fields()
-        and problem.message.startswith(f"{key}:")
-        or " is not a setting" in problem.message
-        or " is a section" in problem.message
-    )
+    return Plan(build(base), space, points)
 
 
 def _sort_blocks(
@@ -126,21 +110,22 @@ def _sort_blocks(
             start = entry if not rest else Entry({rest: entry.value}, entry.where)
         elif block in BLOCKS and not rest:
             if entry.value not in ({}, None):
-                problems.append(
-                    Problem(entry.where, f"{block} must be a mapping of keys to values, got {entry.value!r}")
-                )
+                text = f"{block} must be a mapping of keys to values, got {entry.value!r}"
+                problems.append(Problem((block,), Kind.SECTION, entry.where, text))
         elif block == "study":
             shared[key] = entry
         elif block == "run" and rest.startswith("study."):
-            problems.append(Problem(entry.where, f"{rest} belongs under `study:`, not under `run:`"))
+            text = f"{rest} belongs under `study:`, not under `run:`"
+            problems.append(Problem((rest,), Kind.MISPLACED, entry.where, text))
         elif block in ("run", "space"):
             (shared if block == "run" else searched)[rest] = entry
         elif key in dotted_fields():
-            problems.append(Problem(entry.where, f"{key} stands outside a block; put it under `run:`"))
+            text = f"{key} is outside of any block; put it under `run:`"
+            problems.append(Problem((key,), Kind.MISPLACED, entry.where, text))
         else:
             hint = did_you_mean(block, BLOCKS)
-            known = ", ".join(BLOCKS)
-            problems.append(Problem(entry.where, f"{key} is not a block of a study's file; those are {known}.{hint}"))
+            text = f"{key} is not a block of a study's file; the blocks are {', '.join(BLOCKS)}.{hint}"
+            problems.append(Problem((key,), Kind.UNKNOWN_KEY, entry.where, text))
     return shared, searched, start
 
 
@@ -155,23 +140,24 @@ def _specs(searched: Mapping[str, Entry], problems: list[Problem]) -> dict[str, 
             specs[key] = {str(field): Entry(value, entry.where) for field, value in entry.value.items()}
         else:
             example = "{type: int, low: 2, high: 8}"
-            problems.append(
-                Problem(entry.where, f"space {key}: must say what is searched, such as {example}, got {entry.value!r}")
-            )
+            text = f"space {key}: must say what is searched, such as {example}, got {entry.value!r}"
+            problems.append(Problem((key,), Kind.VALUE, entry.where, text))
     return specs
 
 
 def _distribution(name: str, spec: Mapping[str, Entry], problems: list[Problem]) -> BaseDistribution | None:
-    """Optuna's distribution of a searched key, or None after telling what is wrong with it."""
+    """Optuna's distribution of a searched key, or None after reporting what is wrong with it."""
     before, where = len(problems), next(iter(spec.values())).where
 
-    def complain(message: str, field: str = "") -> None:
-        problems.append(Problem(spec[field].where if field in spec else where, f"space {name}: {message}"))
+    def complain(message: str, field: str = "", kind: Kind = Kind.VALUE) -> None:
+        place = spec[field].where if field in spec else where
+        problems.append(Problem((name,), kind, place, f"space {name}: {message}"))
 
     searchable = [key for key in dotted_fields() if not key.startswith(FIXED)]
     if name not in searchable:
-        hint = did_you_mean(name, searchable)
-        problems.append(Problem(where, f"{name} is not a setting that can be searched.{hint}"))
+        problem = unknown_key(name, searchable, where, "is not a setting that can be searched")
+        exists = name in dotted_fields()
+        problems.append(replace(problem, keys=(name,), kind=Kind.MISPLACED) if exists else problem)
         return None
     kind = spec["type"].value if "type" in spec else None
     if not isinstance(kind, str) or kind not in FIELDS:
@@ -216,15 +202,15 @@ def _range(
     if log and low <= 0:
         complain(f"log needs low above 0, got {low}", "low")
     if log and step is not None:
-        complain("log and step exclude each other", "step")
+        complain("log and step cannot be used together", "step")
     if step is not None and step <= 0:
         complain(f"step must be above 0, got {spec['step'].value}", "step")
     if dotted_fields()[name].annotation is bool:
         complain("is true or false; use type categorical with choices: [true, false]", "type")
     for field in ("low", "high"):
         bound = int(numbers[field]) if kind == "int" else numbers[field]
-        problems += find_problems({name: Entry(bound, spec[field].where)})
-    if len(problems) == before and kind == "float" and find_problems({name: Entry(low + 0.382 * (high - low), "")}):
+        problems += key_problems({name: Entry(bound, spec[field].where)})
+    if len(problems) == before and kind == "float" and key_problems({name: Entry(low + 0.382 * (high - low), "")}):
         complain("is a whole number; use type int", "type")
     if len(problems) > before:
         return None
@@ -249,13 +235,13 @@ def _categorical(name: str, entry: Entry, complain: Complain, problems: list[Pro
         complain(f"choices must be a list with at least one value, got {entry.value!r}", "choices")
         return None
     # A choice alone may contradict the defaults (task: vae): that is judged later, all choices together.
-    found = [p for value in entry.value for p in find_problems({name: Entry(value, entry.where)}) if _names_a_key(p)]
+    found = [problem for value in entry.value for problem in key_problems({name: Entry(value, entry.where)})]
     problems += found
     if found:
         return None
     choices = [_plain(name, value) for value in entry.value]
     if len(set(choices)) < len(choices):
-        complain(f"choices has a value twice: {entry.value}", "choices")
+        complain(f"choices has a value twice: {entry.value}", "choices", Kind.DUPLICATE)
         return None
     return CategoricalDistribution(choices)
 
@@ -275,55 +261,64 @@ def _metric_problems(shared: Mapping[str, Entry]) -> list[Problem]:
     given = objectives.value if objectives else []
     names = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else []
     names = [name.strip() if isinstance(name, str) else name for name in names]
-    wanted = [(objectives, name) for name in names]
+    wanted = [("study.objectives", objectives, name) for name in names]
     if pruner and pruner.value != "front":
-        wanted.append((pruner, pruner.value))
-    for entry, name in wanted:
+        wanted.append(("study.pruner.metric", pruner, pruner.value))
+    for key, entry, name in wanted:
         if entry is None or not isinstance(name, str) or name in goals:
-            continue  # what is no text is told as a wrong type
+            continue  # what is no text is reported as a wrong type
         diagnostic = name in METRICS and not METRICS[name].direction
         what = "is a diagnostic without a direction" if diagnostic else "is not a metric to search on"
-        hint = did_you_mean(name, goals)
-        problems.append(Problem(entry.where, f"{name} {what}; those are {', '.join(goals)}.{hint}"))
+        text = f"{name} {what}; those are {', '.join(goals)}.{did_you_mean(name, goals)}"
+        problems.append(Problem((key,), Kind.VALUE, entry.where, text))
     if objectives and len(set(map(str, names))) < len(names):
-        problems.append(Problem(objectives.where, f"study.objectives names a metric twice: {names}"))
+        text = f"study.objectives names a metric twice: {names}"
+        problems.append(Problem(("study.objectives",), Kind.DUPLICATE, objectives.where, text))
     return problems
 
 
 def _start_points(
-    start: Entry | None, space: Space, skipped: set[str], given: set[str], problems: list[Problem]
-) -> tuple[dict[str, Any], ...]:
-    """The points to try first, without the keys that the command line fixed or that are wrong themselves, and without
-    values that a distribution given on the command line shuts out."""
+    start: Entry | None, space: Space, skipped: set[str], given: set[str]
+) -> tuple[tuple[dict[str, Any], ...], list[Problem]]:
+    """The points to try first, and what is wrong with them. Points are without the keys that the command line fixed or
+    that are wrong themselves, and without values that a distribution given on the command line shuts out; points that
+    differ only in those are one."""
     if start is None or start.value in (None, []):
-        return ()
+        return (), []
     if not isinstance(start.value, list) or not all(isinstance(point, dict) for point in start.value):
-        problems.append(
-            Problem(start.where, "start must be a list of points, each a mapping of searched keys to values")
-        )
-        return ()
-    points = []
-    for point in start.value:
-        values = {}
+        text = "start must be a list of points, each a mapping of searched keys to values"
+        return (), [Problem(("start",), Kind.SECTION, start.where, text)]
+    points: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    whole: list[dict[str, Any]] = []  # as they were written
+    for count, point in enumerate(start.value, start=1):
+        values, written = {}, {}
         for key, value in point.items():
+            written[key] = value
             if key in skipped:
                 continue
             if key not in space:
-                hint = did_you_mean(str(key), space)
-                problems.append(Problem(start.where, f"start: {key} is not searched.{hint}"))
+                problems.append(unknown_key(str(key), space, start.where, "is not searched", prefix="start: "))
                 continue
             categorical = isinstance(space[key], CategoricalDistribution)
             if not categorical and number(value) is None and not isinstance(value, float):
-                problems.append(Problem(start.where, f"start: {key} must be a number, got {value!r}"))
+                text = f"start: {key} must be a number, got {value!r}"
+                problems.append(Problem((key,), Kind.VALUE, start.where, text))
                 continue
-            plain = _plain(key, value) if categorical else number(value)
+            plain = written[key] = _plain(key, value) if categorical else number(value)
             if not _inside(space[key], plain):
                 if key in given:
                     continue
-                problems.append(Problem(start.where, f"start: {key}={value} lies outside of what is searched"))
+                text = f"start: {key}={value} is outside what is searched"
+                problems.append(Problem((key,), Kind.VALUE, start.where, text))
             values[key] = int(plain or 0) if isinstance(space[key], IntDistribution) else plain
-        points.append(values)
-    return tuple(points)
+        if written in whole:
+            text = f"start: point {count} is the same as point {whole.index(written) + 1}; remove one of them"
+            problems.append(Problem(tuple(map(str, point)), Kind.DUPLICATE, start.where, text))
+        elif values not in points:
+            points.append(values)
+        whole.append(written)
+    return tuple(points), problems
 
 
 def _inside(distribution: BaseDistribution, value: Any) -> bool:
@@ -341,6 +336,24 @@ def options(distribution: BaseDistribution) -> Sequence[Any]:
     return distribution.choices if categorical else (distribution.low, distribution.high)
 
 
+def fits(params: Mapping[str, Any], space: Space) -> bool:
+    """Whether a configuration is a point of a space: it has the same parameters, each within its distribution."""
+    return params.keys() == space.keys() and all(_inside(space[name], value) for name, value in params.items())
+
+
+def space_size(space: Space) -> int | None:
+    """How many different points there are; None if any dimension is continuous. A space without keys has one point."""
+    size = 1
+    for distribution in space.values():
+        if isinstance(distribution, CategoricalDistribution):
+            size *= len(distribution.choices)
+        elif not distribution.single():
+            if not distribution.step:
+                return None
+            size *= math.floor((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
+    return size
+
+
 def spec_of(distribution: BaseDistribution) -> dict[str, Any]:
     """A distribution as a study's file writes it."""
     if isinstance(distribution, CategoricalDistribution):
@@ -354,18 +367,40 @@ def spec_of(distribution: BaseDistribution) -> dict[str, Any]:
     return spec
 
 
-def _contradictions(base: Mapping[str, Entry], space: Space, places: Mapping[str, str]) -> list[Problem]:
-    """Values that cannot go together, found by trying every pair of choices, the others at their first."""
-    problems: dict[str, Problem] = {}
-    choices = [(name, value) for name, distribution in space.items() for value in options(distribution)]
-    for (first, a), (second, b) in combinations_with_replacement(choices, 2):
-        tried = {**base, first: Entry(a, places[first]), second: Entry(b, places[second])}
-        for problem in find_problems(tried):
-            named = [name for name in space if name in problem.message]
-            reason = problem.message.partition(", got")[0]
-            told = f"space allows what does not go together: {problem.message}" if named else problem.message
-            problems.setdefault(reason, Problem(places[named[0]] if named else problem.where, told))
-    return list(problems.values())
+def _contradictions(
+    base: Mapping[str, Entry], space: Space, places: Mapping[str, str], problems: Sequence[Problem]
+) -> list[Problem]:
+    """Values that cannot go together, found by trying, for each rule, what is searched of its keys."""
+    found: dict[tuple[str, ...], Problem] = {}
+    for rule in RULES:
+        searched = [name for name in space if name in rule.keys]
+        for values in product(*(options(space[name]) for name in searched)):
+            tried = {**base, **{name: Entry(value, places[name]) for name, value in zip(searched, values, strict=True)}}
+            for problem in rule_problems(tried, problems):
+                if problem.keys == rule.keys and searched:
+                    text = f"the space allows values that do not go together: {problem.text}"
+                    problem = replace(problem, where=places[searched[0]], text=text)
+                if problem.keys == rule.keys:
+                    found.setdefault(rule.keys, problem)
+    return list(found.values())
+
+
+def _too_few_points(
+    base: Mapping[str, Entry], space: Space, places: Mapping[str, str], problems: Sequence[Problem]
+) -> list[Problem]:
+    """The problem of a space with fewer points than there are trials, where both are right by themselves."""
+    key = "study.budget.trials"
+    keys, size = (key, *space), space_size(space)
+    if not space or size is None or unclear(keys, base, problems):
+        return []
+    trials = build({key: base[key]} if key in base else {}).study.budget.trials
+    if size >= trials:
+        return []
+    text = (
+        f"{key} is {trials}, and the space has only {size} different point{'s' * (size != 1)}, so that trials would be "
+        f"repeated; give {key}={size} or less, or a larger space"
+    )
+    return [Problem(keys, Kind.RULE, base[key].where if key in base else places[next(iter(space))], text)]
 
 
 # ------------------------------------------------------------------------------------------------ a plan in a journal
@@ -375,8 +410,8 @@ def record_plan(plan: Plan) -> PlanRecord:
     """A plan as a journal keeps it: no user or password of an address."""
     values = {key: setting(plan.settings, key) for key in dotted_fields()}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    if plain["tracking.uri"] is not None:
-        plain["tracking.uri"] = without_userinfo(plain["tracking.uri"])
+    uri = plan.settings.tracking.uri
+    plain["tracking.uri"] = None if uri is None else without_userinfo(uri)
     space = {key: distribution_to_json(distribution) for key, distribution in plan.space.items()}
     return PlanRecord(settings=plain, space=space, start=plan.start)
 

@@ -1,6 +1,5 @@
 """An evaluation outside of a study, of a registered decoder or a checkpoint, recorded as an MLflow run of its own."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,23 @@ import numpy as np
 
 from aae_ray.datasets.dataset import Dataset, cache_folder, load
 from aae_ray.errors import UserError
-from aae_ray.evaluation.final_evaluation import NEAREST_SHEET, Assessment, assess, assess_samples, assessment_tags
+from aae_ray.evaluation.final_evaluation import (
+    NEAREST_SHEET,
+    FinalEvaluation,
+    evaluate_model,
+    evaluate_samples,
+    final_evaluation_tags,
+)
 from aae_ray.evaluation.held_out import sample_generator
 from aae_ray.evaluation.judge import Judge, judge_if_any
 from aae_ray.reading import Entry, build, read_overrides
+from aae_ray.search import events
+from aae_ray.search.journal import Journal
+from aae_ray.secrets import redact
 from aae_ray.settings import Settings, dotted_fields, replace, setting
 from aae_ray.tracking import registry
-from aae_ray.tracking.provenance import moment, provenance
-from aae_ray.tracking.sender import STUDY, Tracker
+from aae_ray.tracking.provenance import provenance, unique_timestamp
+from aae_ray.tracking.sender import Tracker
 from aae_ray.tracking.sink import trial_params
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Training
@@ -28,14 +36,14 @@ SPLIT = ("data.split_seed", "data.validation_fraction", "data.test_fraction")
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class StandaloneEvaluation:
     """What was measured of what, and on which data."""
 
     name: str
     run: Settings
     dataset: Dataset
     judge: Judge | None
-    assessment: Assessment
+    assessment: FinalEvaluation
     params: Mapping[str, Any]  # the settings that are known: of a checkpoint all, of a decoder those of its data
 
     @property
@@ -43,7 +51,7 @@ class Evaluated:
         return f"evaluate-{self.name}"
 
 
-def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any_data: bool) -> Evaluated:
+def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any_data: bool) -> StandaloneEvaluation:
     """Evaluate a checkpoint's folder, or a registered decoder by name; overrides say where its data are.
 
     Raises UserError when there is no such thing, when the data are others or split otherwise, unless `any_data`, or
@@ -61,9 +69,9 @@ def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any
     return _registered(model, changes, version, uri, any_data)
 
 
-def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> Evaluated:
+def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> StandaloneEvaluation:
     state = checkpoint.load(folder)
-    if not {"settings", "data_digest", "shape", "players"} <= state.keys():
+    if not {"settings", "data_digest", "shape", "networks"} <= state.keys():
         held = ", ".join(map(str, list(state)[:9]))
         raise UserError(f"{folder / checkpoint.FILE} is not a checkpoint of aae_ray: it holds {held or 'nothing'}")
     run = _settings(state["settings"], changes, str(folder))
@@ -79,8 +87,8 @@ def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> E
             f"{dataset.name} has {dataset.classes or 'none'}: its weights do not fit"
         ) from None
     judge = judge_if_any(dataset, cache_folder(run.data))
-    assessment = assess(training.evaluation, judge)
-    return Evaluated(checkpoint_name(folder), run, dataset, judge, assessment, trial_params(run))
+    assessment = evaluate_model(training.evaluation, judge)
+    return StandaloneEvaluation(checkpoint_name(folder), run, dataset, judge, assessment, trial_params(run))
 
 
 def checkpoint_name(folder: Path) -> str:
@@ -89,7 +97,9 @@ def checkpoint_name(folder: Path) -> str:
     return f"{study}/{trial}/{name}" if trials == "trials" else name
 
 
-def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str, any_data: bool) -> Evaluated:
+def _registered(
+    name: str, changes: Mapping[str, Entry], version: str, uri: str, any_data: bool
+) -> StandaloneEvaluation:
     decoder = registry.load(name, uri, version)
     about = {key: value for key, value in decoder.settings.items() if key.startswith("data.")}
     run = _settings(about, changes, name)
@@ -97,9 +107,9 @@ def _registered(name: str, changes: Mapping[str, Entry], version: str, uri: str,
     _same_data(what, decoder.data_digest, decoder.shape, dataset, any_data)
     _same_split(what, about, run, dataset, any_data)
     judge = judge_if_any(dataset, cache_folder(run.data))
-    assessment = assess_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
+    assessment = evaluate_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
     params = {key: value for key, value in trial_params(run).items() if key.startswith("data.")}
-    return Evaluated(f"{name}-{decoder.version}", run, dataset, judge, assessment, params)
+    return StandaloneEvaluation(f"{name}-{decoder.version}", run, dataset, judge, assessment, params)
 
 
 def _settings(recorded: Mapping[str, Any], changes: Mapping[str, Entry], where: str) -> Settings:
@@ -146,25 +156,32 @@ class Recorded(NamedTuple):
     refused: list[str]
 
 
-def record(found: Evaluated, uri: str) -> Recorded:
+def record(found: StandaloneEvaluation, uri: str) -> Recorded:
     """Write an evaluation to MLflow as a run of its own, with the sheet of nearest images."""
-    folder = Path(found.run.study.folder).expanduser() / f"evaluation-{moment()}"
+    folder = Path(found.run.study.folder).expanduser() / f"evaluation-{unique_timestamp()}"
     folder.mkdir(parents=True)
     sheet = folder / NEAREST_SHEET  # a copy of its own: it may be sent when the user's file is another one
     sheet.write_bytes(found.assessment.nearest_sheet)
-    tracker = Tracker(folder, uri, f"aae/{found.dataset.name}")
     tags = {
         "aae.study_id": folder.name,
         "aae.run_kind": "evaluation",
         "aae.evaluated": found.name,
         "aae.data_digest": found.dataset.digest,
-        **assessment_tags(found.assessment, found.judge),
+        **final_evaluation_tags(found.assessment, found.judge),
         **provenance(),
     }
-    tracker.create_run(STUDY, found.run_name, {key: value for key, value in tags.items() if value}, time.time())
-    tracker.log_params(STUDY, found.params)
-    tracker.log_metrics(STUDY, found.assessment.metrics, 0)
-    tracker.log_artifact(STUDY, sheet, "figures")
-    tracker.end_run(STUDY, "FINISHED", time.time())
+    journal = Journal.create(folder)
+    journal.append(
+        events.Evaluated(
+            run_name=found.run_name,
+            experiment=f"aae/{found.dataset.name}",
+            params=dict(found.params),
+            metrics=dict(found.assessment.metrics),
+            tags={key: redact(str(value)) for key, value in tags.items() if value},
+            data=events.DataRecord.of(found.dataset),
+            sheet=sheet.name,
+        )
+    )
+    tracker = Tracker(folder, journal.history, uri)
     unsent = tracker.close(SEND_SECONDS)
-    return Recorded(folder, unsent, tracker.dropped)
+    return Recorded(folder, unsent, tracker.parked)

@@ -1,304 +1,441 @@
-"""One study from its plan to its report: the order of events, and nothing else."""
+"""A study from its plan, or from its journal, to its report: the order of events, and nothing else."""
 
-import shlex
+import logging
+import os
+import socket
+import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from rich.console import Console
 
-from aae_ray.autoencoder.model import build_model
-from aae_ray.autoencoder.phases import TASKS
-from aae_ray.datasets.dataset import Dataset, load
-from aae_ray.datasets.labels import check
-from aae_ray.errors import Problem, SettingsError, UserError
-from aae_ray.evaluation.divergence import LEAST_CODES
-from aae_ray.evaluation.final_evaluation import Assessment
-from aae_ray.evaluation.held_out import measured
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.errors import UserError
 from aae_ray.execution.gang import precision_advice
-from aae_ray.execution.ray_cluster import cluster, gangs_that_fit
-from aae_ray.execution.search import Search
-from aae_ray.reporting import report
+from aae_ray.execution.ray_cluster import check_writable, gangs_that_fit, ray_cluster, ray_processes
+from aae_ray.execution.tune_adapter import search
+from aae_ray.reporting import plots, text
+from aae_ray.reporting.cards import resolved
+from aae_ray.reporting.closing import Closing, print_report
 from aae_ray.reporting.screen import Screen
-from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.objectives import select
-from aae_ray.search.space import Plan, options
-from aae_ray.settings import Settings, replace, setting
+from aae_ray.search import events
+from aae_ray.search.conductor import Conductor
+from aae_ray.search.journal import Journal, StudyLock, read_events
+from aae_ray.search.ledger import Ledger
+from aae_ray.search.outcomes import StudyEnd
+from aae_ray.search.sampler import OptunaCopy, optuna_study
+from aae_ray.search.space import Plan, read_plan, record_plan
+from aae_ray.search.store import find_study
+from aae_ray.secrets import redact
+from aae_ray.settings import replace
+from aae_ray.study import checks
+from aae_ray.study.files import TrialFiles
+from aae_ray.study.finalists import choose, finalists, measure, publish
+from aae_ray.study.log import LOG, logged
+from aae_ray.study.signals import Signals
 from aae_ray.tracking.address import tracking_uri
-from aae_ray.tracking.provenance import moment
+from aae_ray.tracking.provenance import provenance, unique_timestamp
 from aae_ray.tracking.sender import Tracker, import_early
-from aae_ray.tracking.sink import Records
-from aae_ray.training import checkpoint
-from aae_ray.training.loop import Training
+from aae_ray.tracking.sender import sync as send
 
-LABELLED = ("test/classification_error", "test/part_error")  # what a user of a task with labels asks for first
-SAMPLES = ("quality/fid_local", "quality/coverage", "quality/parzen_nats")  # what images of the prior are worth
-STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components")
-SEND_SECONDS = 60  # to wait at the end for MLflow to take the last records
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a study leaves behind."""
-
-    folder: Path
-    ledger: Ledger
-    best: TrialRecord | None
-    registration: dict[str, Any] | None
-    interrupted: bool
-    asked_to_register: bool
-    tests: dict[str, Assessment]  # of each finalist by its name: what it is worth on the test images
+SEND_SECONDS, SEND_SECONDS_INTERRUPTED = 60.0, 8.0  # to wait at the end for MLflow to take the last records
+WATCH_SECONDS = 0.5
+DISK_SECONDS = 2.0
+FAILED = 1  # exit code of a study that ended without its processes in order
 
 
-def run_study(plan: Plan, console: Console, *, verbose: bool = False) -> Outcome:
-    """Run a study to its end, its budget or Ctrl-C, and report. Raises UserError for what the user can put right."""
-    began = time.monotonic()
-    run, uri, dataset = checked(plan)
-    ledger = Ledger(plan)
-    import_early()  # while Ray's processes start
-    with Screen(console, ledger, plan, title_of(plan, dataset)) as screen, cluster(verbose=verbose):
-        gangs = gangs_that_fit(run)
-        for advice in (precision_advice(run), labels_advice(plan)):
-            if advice:
-                console.print(report.bullet("note", advice), soft_wrap=True)
-        study_id, folder, storage = make_folder(run)
-        plan = Plan(replace(run, {"study.folder": storage}), plan.space, plan.start)
-        tracker = Tracker(folder, uri, run.tracking.experiment or f"aae/{run.data.name}")
-        records = Records(tracker, plan, study_id, dataset)
-        records.study_began()
-        try:
-            search = Search(plan, study_id, folder, ledger, records, screen)
-            interrupted = search.run(gangs, verbose=verbose)
-            best = choose(ledger, run.study.select)
-            tests: dict[str, Assessment] = {}
-            try:
-                screen.say("choosing the best trial, drawing the plots")
-                records.plots(report.write_plots(search.optuna_study, plan, folder / "plots"))
-                for record in finalists(ledger, best, run.study.finalists):
-                    screen.say(f"measuring {record.name} on the test images")
-                    training = rebuild(plan, dataset, record, search.checkpoints[record.trial_id])
-                    tests[record.name] = records.finalist(record, training)
-                    if record is best:
-                        register = run.tracking.register_model and not interrupted
-                        records.best(best, training, tests[best.name], folder, ledger, register=register)
-            except KeyboardInterrupt:  # what is measured so far is kept
-                interrupted = True
-            records.study_ended(ledger, "KILLED" if interrupted else "FINISHED" if best else "FAILED")
-        except BaseException:  # whatever ends the study, its records say that it ended
-            records.study_ended(ledger, "FAILED")
-            tracker.close(SEND_SECONDS)
-            raise
-        screen.say("sending the last records to MLflow")
-        try:
-            unsent = tracker.close(SEND_SECONDS)
-        except KeyboardInterrupt:  # the records wait in the study's folder
-            interrupted, unsent = True, tracker.spool.unsent
-    registration = tracker.results.get("registration") if best else None
-    outcome = Outcome(folder, ledger, best, registration, interrupted, run.tracking.register_model, tests)
-    print_report(console, outcome, plan, tracker, uri, unsent, time.monotonic() - began)
-    return outcome
+# ------------------------------------------------------------------------------------------------------- how it begins
 
 
-def checked(plan: Plan) -> tuple[Settings, str, Dataset]:
-    """All that can be wrong before anything starts, looked at: the settings with absolute paths, MLflow's address and
-    the data, which are prepared. Raises UserError."""
-    run = with_absolute_paths(plan.settings)
-    uri = tracking_uri(run.tracking.uri)
-    dataset = load(run.data)
-    _check_data(plan, dataset)
-    return run, uri, dataset
-
-
-def _check_data(plan: Plan, dataset: Dataset) -> None:
-    """Raises SettingsError with all in which the data do not fit the settings, or anything that is searched."""
-    problems: dict[Problem, None] = {}
-    for each in _each_structure(plan):
-        try:
-            check(each, dataset)
-            build_model(each, dataset.shape, classes=dataset.classes)
-        except SettingsError as error:
-            problems |= dict.fromkeys(error.problems)
-        except UserError as error:
-            problems[Problem("settings", str(error))] = None
-        problems |= dict.fromkeys(_unmeasured(each, dataset))
-    for part, indices in (("validation", dataset.val), ("test", dataset.test)):
-        if len(indices) < LEAST_CODES:
-            few = f"data.name {dataset.name} has {len(indices)} {part} images, too few to measure on"
-            told = f"{few}; give data.{part}_fraction so that there are at least {LEAST_CODES}"
-            problems[Problem("settings", told)] = None
-    if problems:
-        raise SettingsError(problems)
-
-
-def labels_advice(plan: Plan) -> str | None:
-    """A sentence when labels are counted that no task of the study learns from."""
-    run = plan.settings
-    tasks = options(plan.space["task"]) if "task" in plan.space else [run.task]
-    if run.data.labels is None or any(TASKS[task].labels == "some" for task in tasks):
-        return None
-    return f"data.labels={run.data.labels:g} has no effect: task {' and '.join(tasks)} learns from no labels"
-
-
-def _each_structure(plan: Plan) -> Iterator[Settings]:
-    """The settings with every pair of searched values of keys that labels or networks must fit to the data."""
-    run = with_absolute_paths(plan.settings)
-    yield run
-    values = [(name, value) for name in STRUCTURE if name in plan.space for value in options(plan.space[name])]
-    for (first, a), (second, b) in combinations_with_replacement(values, 2):
-        if first != second or a == b:
-            yield replace(run, {first: a, second: b})
-
-
-def _unmeasured(run: Settings, dataset: Dataset) -> list[Problem]:
-    """Every metric that the study asks for and its task does not measure on these data."""
-    found, pruner = measured(run, dataset), run.study.pruner.metric
-    asked = [("study.objectives", name) for name in run.study.objectives]
-    asked += [("study.pruner.metric", pruner)] if pruner != "front" else []
-    return [
-        Problem(
-            "settings",
-            f"{key}: {name} is not measured by task {run.task} on data.name {dataset.name}; "
-            f"those that are: {', '.join(sorted(found))}",
+def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (), verbose: bool = False) -> Closing:
+    """Run a new study to its end, its budget or Ctrl-C, and report. Raises UserError for mistakes of the user."""
+    plan, uri, dataset = checks.checked(plan)
+    prior = prior_trials(warm_start, plan, dataset)
+    if warm_start:
+        fitting = sum(trial.params.keys() == plan.space.keys() for trial in prior)
+        console.print(text.bullet("warm start", f"{fitting} finished trials fit the space, of {len(prior)} read"))
+    folder = new_folder(plan)
+    study = Study(folder, uri, dataset, console, verbose)
+    with study.owned():
+        started = events.StudyStarted(
+            study_id=folder.name,
+            plan=record_plan(plan),
+            data=events.DataRecord.of(dataset),
+            versions=dict(checks.versions()),
+            provenance={key: redact(value) for key, value in provenance().items()},
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            warm_start=tuple(prior),
         )
-        for key, name in asked
-        if name not in found
-    ]
+        study.begin = started
+        return study.run(Journal.create(folder), Ledger(), plan)
 
 
-def print_report(
-    console: Console, outcome: Outcome, plan: Plan, tracker: Tracker, uri: str, unsent: int, seconds: float
-) -> None:
-    """The end of a study on the console: the front, the best, what was registered, what to type next."""
-    ledger, best, place = outcome.ledger, outcome.best, report.shell_path(outcome.folder)
-    lines = [report.bullet("study", report.outcome_line(ledger, seconds))]
-    if best:
-        console.print(report.front_table(ledger, best, console), "")
-        values = ", ".join(f"{name} {best.metrics[name]:.4f}" for name in ledger.objectives)
-        lines.append(
-            report.bullet(
-                "best trial",
-                f"{best.name} ({report.describe(best.params) or 'the settings as given'}): {values}",
+def resume_study(
+    name: str,
+    overrides: Sequence[str],
+    console: Console,
+    *,
+    extend: bool = False,
+    any_version: bool = False,
+    uri: str | None = None,
+    root: Path = Path("runs"),
+    verbose: bool = False,
+) -> Closing:
+    """Go on with a study: trials that have ended stay so, open ones go on from their checkpoints.
+
+    With `extend`, new trials may have another space and longer budgets. Raises UserError when it cannot go on so.
+    """
+    folder = find_study(name, root).absolute()
+    lock = StudyLock(folder)
+    lock.acquire()
+    try:
+        journal = Journal.open(folder)
+        ledger = Ledger.replay(journal.history)
+        old = ledger.settled
+        plan = changed_plan(old, overrides)
+        if uri is not None:
+            plan = Plan(replace(plan.settings, {"tracking.uri": uri}), plan.space, plan.start)
+        plan, address, dataset = checks.checked(plan)
+        checks.check_resume(name, ledger, plan, dataset, extend=extend, any_version=any_version)
+        if ledger.end is StudyEnd.PLANNED and not extend:
+            raise UserError(
+                f"{name} has ended as planned, with {ledger.ended} trials; "
+                f"add to it with --extend {name} study.budget.trials={ledger.ended + 10}"
             )
-        )
-        if assessment := outcome.tests.get(best.name):
-            test = assessment.metrics
-            told = [name.replace("val/", "test/") for name in ledger.objectives]
-            told += [name for name in LABELLED if name in test and name not in told]
-            lines.append(report.bullet("test images", ", ".join(report.with_floor(name, test) for name in told)))
-            samples = [report.with_floor(name, test) for name in SAMPLES if name in test]
-            lines += [report.bullet("samples", ", ".join(samples))] if samples else []
-            lines += [report.bullet("", remark) for remark in assessment.remarks]
-    failures = {record.message for record in ledger.records if record.state == "failed" and record.message}
-    lines += [report.bullet("failure", message) for message in sorted(failures)]
-    if warning := report.noise_warning(ledger):
-        lines.append(report.bullet("note", warning))
-    lines.append(report.bullet("registered", registration_line(outcome, unsent)))
-    lines.append(report.bullet("kept in", place))
-    lines += [report.bullet("MLflow", f"refused a record: {message}") for message in tracker.dropped]
-    if unsent:
-        lines.append(
-            report.bullet(
-                "MLflow",
-                f"{unsent} records wait in {place} ({tracker.problem or 'the server is slow'}); send them with",
+        if extend and not checks.changed_settings(old, plan) and ledger.end is StudyEnd.PLANNED:
+            raise UserError(
+                f"--extend {name} changes nothing; give a larger study.budget.trials, a space, or more epochs"
             )
-        )
-        lines.append(report.bullet("", f"  python -m aae_ray.tune --replay {place}"))
-    for line in lines:
-        console.print(line)
-    console.print("")
-    for label, text in next_commands(outcome, uri):
-        console.print(report.bullet(label, text), soft_wrap=True)
-
-
-def registration_line(outcome: Outcome, unsent: int) -> str:
-    made = outcome.registration
-    if made:
-        champion = "champion" if made["champion"] else "not the champion"
-        return f"{made['name']} version {made['version']}, {champion} ({made['reason']})"
-    if not outcome.best:
-        return "nothing: no trial was trained to its end"
-    if outcome.interrupted:
-        return "nothing: the study was interrupted"
-    if not outcome.asked_to_register:
-        return "nothing: tracking.register_model is false"
-    return "nothing yet: MLflow did not take it" if unsent else "nothing: MLflow refused it, see below"
-
-
-def next_commands(outcome: Outcome, uri: str) -> list[tuple[str, str]]:
-    """What to type next, each with what it does."""
-    commands = []
-    given = "" if uri == tracking_uri(None) else f" --tracking-uri {shlex.quote(uri)}"
-    if made := outcome.registration:
-        version = "" if made["champion"] else f" --version {made['version']}"
-        commands.append(
-            (
-                "images",
-                f"python -m aae_ray.generate {shlex.quote(made['name'])} --count 64 --out samples.png{version}{given}",
+    except BaseException:
+        lock.release()
+        raise
+    study = Study(folder, address, dataset, console, verbose, lock)
+    with study.owned():
+        if lock.taken_over is not None:
+            owner = lock.taken_over
+            console.print(
+                text.bullet("note", f"process {owner.pid} on {owner.host} left the study; this one takes it over")
             )
+        record = record_plan(plan)
+        study.begin = events.StudyResumed(
+            plan=record if record != record_plan(old) else None, host=socket.gethostname(), pid=os.getpid()
         )
-    if outcome.best and (outcome.folder / "best_config.yaml").exists():
-        commands.append(
-            (
-                "train again",
-                f"python -m aae_ray.train {report.shell_path(outcome.folder / 'best_config.yaml')}",
-            )
-        )
-    if uri.startswith("http"):
-        commands.append(("compare", uri))
-    else:
-        commands.append(("compare", f"mlflow ui --backend-store-uri {shlex.quote(uri)}"))
-    return commands
+        return study.run(journal, ledger, plan)
 
 
-def with_absolute_paths(run: Settings) -> Settings:
-    """Workers have a working folder of their own: what the user wrote is meant from where the command was typed."""
-    paths = {key: setting(run, key) for key in ("data.path", "data.cache")}
-    return replace(run, {key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if path})
+def close_study(name: str, console: Console, *, uri: str | None = None, root: Path = Path("runs")) -> None:
+    """Close a study whose process has ended without a word: its runs and trials end with it. Raises UserError."""
+    folder = find_study(name, root)
+    lock = StudyLock(folder)
+    lock.acquire()
+    try:
+        journal = Journal.open(folder)
+        if Ledger.replay(journal.history).end is None:
+            journal.append(events.StudyStopped(end=StudyEnd.INTERRUPTED, message="closed by --close"))
+        journal.close()
+    finally:
+        lock.release()
+    result = send(folder, uri)
+    console.print(f"{folder.name} is closed; {result.sent} records sent to MLflow, {result.left} left", soft_wrap=True)
 
 
-def make_folder(run: Settings) -> tuple[str, Path, str]:
-    """An id, a new local folder, and the place of the trials' checkpoints (below it, unless study.folder is remote)."""
-    study_id = f"{run.study.name}-{moment()}"
-    remote = "://" in run.study.folder
-    root = Path("runs" if remote else run.study.folder).expanduser().absolute()
-    folder = root / study_id
+def prior_trials(names: Sequence[str], plan: Plan, dataset: Dataset) -> list[events.PriorTrial]:
+    """The finished trials of earlier studies, by name, folder or experiment. Raises UserError for unlike studies."""
+    root = Path(plan.settings.study.folder).expanduser()
+    trials = []
+    for name in names:
+        folders = _of_experiment(name, root) or [find_study(name, root)]
+        for folder in folders:
+            ledger = Ledger.replay(read_events(folder))
+            assert ledger.started is not None
+            if ledger.started.data.digest != dataset.digest:
+                raise UserError(f"--warm-start {name}: {folder.name} was on other data ({ledger.started.data.name})")
+            if tuple(ledger.objectives) != tuple(plan.settings.study.objectives):
+                raise UserError(
+                    f"--warm-start {name}: {folder.name} had other objectives, {', '.join(ledger.objectives)}; "
+                    f"this study has {', '.join(plan.settings.study.objectives)}"
+                )
+            trials += [
+                events.PriorTrial(
+                    params=trial.params,
+                    values=tuple(trial.metrics[name] for name in ledger.objectives),
+                    source=f"{folder.name}/{trial.name}",
+                )
+                for trial in ledger.complete()
+            ]
+    return trials
+
+
+def _of_experiment(name: str, root: Path) -> list[Path]:
+    """The studies that were recorded under this experiment of MLflow."""
+    folders = []
+    for journal in sorted(root.glob("*/journal.jsonl")):
+        with suppress(UserError):
+            plan = Ledger.replay(read_events(journal.parent)).settled
+            if (plan.settings.tracking.experiment or f"aae/{plan.settings.data.name}") == name:
+                folders.append(journal.parent)
+    return folders
+
+
+def changed_plan(plan: Plan, overrides: Sequence[str]) -> Plan:
+    """A recorded plan with `key=value` changes, checked as a study's file is. Raises SettingsError."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "study.yaml")
+        path.write_text(resolved(plan), encoding="utf-8")
+        return read_plan(str(path), overrides)
+
+
+def new_folder(plan: Plan) -> Path:
+    """A new folder for a study. Raises UserError when it cannot be made."""
+    study = plan.settings.study
+    folder = Path(study.folder).expanduser().absolute() / f"{study.name}-{unique_timestamp()}"
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"study.folder {run.study.folder}: {folder} cannot be made: {error.strerror}") from None
-    return (
-        study_id,
-        folder,
-        f"{run.study.folder.rstrip('/')}/{study_id}" if remote else str(folder / "trials"),
-    )
+        raise UserError(f"study.folder {study.folder}: {folder} cannot be made: {error.strerror}") from None
+    check_writable(str(folder))
+    if problem := checks.disk_problem(folder):
+        folder.rmdir()
+        raise UserError(f"study.folder {study.folder}: {problem}")
+    return folder
 
 
-def title_of(plan: Plan, dataset: Dataset) -> str:
-    study, run = plan.settings.study, plan.settings
-    sizes = f"{len(dataset.train)} / {len(dataset.val)} / {len(dataset.test)} images"
-    goals = "  ".join(report.heading(name) for name in study.objectives)
-    return f"{study.name}: {dataset.name}, {sizes}, {study.budget.trials} trials of {run.train.epochs} epochs, {goals}"
+# --------------------------------------------------------------------------------------------------------- how it goes
 
 
-def choose(ledger: Ledger, rule: str) -> TrialRecord | None:
-    """The best trial of the front by the rule of `study.select`."""
-    front = ledger.front()
-    return front[select([ledger.values(record) for record in front], rule)] if front else None
+@dataclass
+class Study:
+    """What a study holds while it runs in this process."""
+
+    folder: Path
+    uri: str
+    dataset: Dataset
+    console: Console
+    verbose: bool = False
+    lock: StudyLock | None = None
+    begin: events.Event | None = None  # what the journal says of this session's start
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """The study belongs to this process; a folder in which nothing has begun is taken away again."""
+        if self.lock is None:
+            self.lock = StudyLock(self.folder)
+            self.lock.acquire()
+        try:
+            yield
+        finally:
+            self.lock.release()
+            journal = self.folder / "journal.jsonl"
+            if not journal.exists() or journal.stat().st_size == 0:
+                for file in self.folder.iterdir():
+                    file.unlink()
+                self.folder.rmdir()
+
+    def run(self, journal: Journal, ledger: Ledger, plan: Plan) -> Closing:
+        """This session of the study, from the start of Ray to the report."""
+        began = time.monotonic()
+        import_early()  # while Ray's processes start
+        study = plan.settings.study
+        with logged(self.folder, self.console, verbose=self.verbose):
+            screen = Screen(self.console, self.folder, plan, self.dataset)
+            signals = Signals(screen.say)
+            files = TrialFiles(self.folder, study.keep)
+            with signals.handled(), screen:
+                gangs = 1
+                tracker: Tracker | None = None
+                conductor: Conductor | None = None
+                try:
+                    with ray_cluster(verbose=self.verbose):
+                        gangs = gangs_that_fit(plan.settings)
+                        assert self.begin is not None
+                        for event in journal.append(self.begin):
+                            ledger.apply(event)
+                        tracker = Tracker(self.folder, journal.history, self.uri)
+                        copy = CopyForOptuna(self.folder)
+                        sinks = (files.handle, screen.handle, copy.handle, lambda event, ledger: tracker.wake())
+                        conductor = Conductor(journal, ledger, gangs, sinks)
+                        for advice in (precision_advice(plan.settings), checks.labels_advice(plan)):
+                            if advice:
+                                screen.note(advice)
+                        files.take_up(ledger)
+                        with self._watched(journal, tracker, screen):
+                            self._search(conductor, files, signals, screen, tracker)
+                except KeyboardInterrupt:
+                    if conductor is None:
+                        raise
+                    conductor.stop(StudyEnd.USER)
+                assert conductor is not None and tracker is not None
+                self._finish(conductor, files, signals, screen)
+                copy.handle(events.StudyEnded(), ledger)
+                screen.say("sending the last records to MLflow")
+                unsent = self._close(tracker, interrupted=ledger.end is StudyEnd.USER)
+                if tracker.registration and ledger.promoted is None:
+                    with suppress(OSError):
+                        conductor.record(events.Promoted(**tracker.registration))
+        journal.close()
+        closing = Closing(self.folder, ledger, self.uri, tracker.registration, unsent, list(tracker.parked),
+                          tracker.problem, time.monotonic() - began)  # fmt: skip
+        print_report(self.console, closing)
+        return closing
+
+    def _search(
+        self, conductor: Conductor, files: TrialFiles, signals: Signals, screen: Screen, tracker: Tracker
+    ) -> None:
+        """Run trials until there are no more; whatever ends it, the journal says so."""
+        gangs, workers = conductor.gangs, conductor.ledger.settled.settings.study.workers_per_trial
+        screen.say(f"starting {gangs} {'gang' if gangs == 1 else 'gangs'} of {workers}")
+        looked = 0.0
+
+        def poll() -> None:
+            nonlocal looked
+            for written in files.drain():
+                conductor.record(written)
+            if signals.requested:
+                conductor.stop(StudyEnd.USER)
+            if time.monotonic() - looked > DISK_SECONDS:
+                looked = time.monotonic()
+                if problem := checks.disk_problem(self.folder):
+                    conductor.stop(StudyEnd.DISK, problem)
+            screen.note_tracking(tracker.problem, tracker.unsent)
+
+        try:
+            with signals.polling():
+                if conductor.ledger.open or conductor.more_to_suggest:
+                    search(conductor, str(self.folder), poll, verbose=self.verbose)
+        except OSError as error:
+            logger.exception("the search ended in an error")
+            self._stop(conductor, StudyEnd.DISK, f"{error.strerror or error} (under {self.folder})")
+        except Exception as error:
+            logger.exception("the search ended in an error")
+            line = next((part for part in reversed(str(error).splitlines()) if part.strip()), type(error).__name__)
+            self._stop(conductor, StudyEnd.ERROR, f"the search ended in an error: {redact(line.strip())}")
+
+    def _stop(self, conductor: Conductor, end: StudyEnd, message: str) -> None:
+        try:
+            conductor.stop(end, message)
+        except OSError:  # the journal cannot take it: the next resume finds the study interrupted
+            conductor.ledger.apply(events.StudyStopped(time=time.time(), end=end, message=message))
+
+    def _finish(self, conductor: Conductor, files: TrialFiles, signals: Signals, screen: Screen) -> None:
+        """Choose, measure, register; an error in one of these costs no other. Not after Ctrl-C, nor on a full disk."""
+        ledger, study = conductor.ledger, conductor.ledger.settled.settings.study
+        try:
+            if ledger.end not in (StudyEnd.USER, StudyEnd.DISK):
+                files.close()
+                conductor.record(*files.drain())
+                self._measure(conductor, screen)
+                if ledger.chosen is not None and study.keep == "best":
+                    files.release_all_but(ledger.chosen.number)
+            if ledger.end is None:
+                conductor.record(events.StudyEnded(message=conductor.message))
+        except KeyboardInterrupt:
+            self._stop(conductor, StudyEnd.USER, "interrupted while the finalists were measured")
+        except OSError as error:
+            logger.exception("the end of the study could not be written")
+            self._stop(conductor, StudyEnd.DISK, f"{error.strerror or error} (under {self.folder})")
+
+    def _measure(self, conductor: Conductor, screen: Screen) -> None:
+        ledger, settings = conductor.ledger, conductor.ledger.settled.settings
+        best = choose(ledger, settings.study.select)
+        screen.say("choosing the best trial, drawing the plots")
+        with self._noted(conductor, "the plots could not be drawn"):
+            for page in plots.write_plots(optuna_study(ledger), ledger.settled, self.folder / "plots"):
+                path = str(page.relative_to(self.folder))
+                conductor.record(events.FileWritten(number=None, path=path, folder="plots"))
+        for trial in finalists(ledger, best, settings.study.finalists):
+            screen.say(f"measuring {trial.name} on the test images")
+            with self._noted(conductor, f"{trial.name} could not be measured on the test images"):
+                training, result = measure(conductor, self.dataset, trial, self.folder)
+                if trial is best:
+                    register = settings.tracking.register_model
+                    publish(conductor, trial, training, result, self.folder, register=register)
+
+    @contextmanager
+    def _noted(self, conductor: Conductor, what: str) -> Iterator[None]:
+        """An error in here is told, with its traceback in the study's log, and costs nothing else."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            logger.exception(what)
+            line = redact(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            conductor.record(events.Noted(text=f"{what}: {line} (traceback in {LOG})"))
+
+    def _close(self, tracker: Tracker, *, interrupted: bool) -> int:
+        try:
+            return tracker.close(SEND_SECONDS_INTERRUPTED if interrupted else SEND_SECONDS)
+        except KeyboardInterrupt:  # the records wait in the journal
+            return tracker.unsent
+
+    @contextmanager
+    def _watched(self, journal: Journal, tracker: Tracker, screen: Screen) -> Iterator[None]:
+        """Ray ends this process when its raylet or GCS dies: before that the study is closed, in order."""
+        pids, over = ray_processes(), threading.Event()
+
+        def watch() -> None:
+            while not over.wait(WATCH_SECONDS):
+                gone = [name for name, pid in pids.items() if not Path(f"/proc/{pid}").exists() or _zombie(pid)]
+                if gone and not over.is_set():
+                    self._ray_lost(gone[0], journal, tracker, screen)
+
+        if pids and Path("/proc/self").exists():
+            threading.Thread(target=watch, name="watch Ray", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def _ray_lost(self, name: str, journal: Journal, tracker: Tracker, screen: Screen) -> NoReturn:
+        message = f"Ray's {name} has ended, and Ray with it"
+        journal.append_last(events.StudyStopped(end=StudyEnd.RAY, message=message))
+        tracker.wake()
+        unsent = tracker.close(SEND_SECONDS_INTERRUPTED)
+        waiting = f" {unsent} records for MLflow wait in the study's folder." if unsent else ""
+        screen.end(f"{message}; the study is closed.{waiting} Go on with\n  {text.resume_command(self.folder)}")
+        os._exit(FAILED)
 
 
-def finalists(ledger: Ledger, best: TrialRecord | None, which: str) -> list[TrialRecord]:
-    """The trials that `study.finalists` names."""
-    if which == "all":
-        return ledger.complete()
-    return ledger.front() if which == "front" else [record for record in (best,) if record]
+def _zombie(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
 
 
-def rebuild(plan: Plan, dataset: Dataset, record: TrialRecord, saved: Any) -> Training:
-    """A trial's training from its checkpoint, on the CPU."""
-    training = Training(replace(plan.settings, record.params), dataset)
-    with saved.as_directory() as directory:
-        training.load_state_dict(checkpoint.load(directory))
-    return training
+class CopyForOptuna:
+    """Keeps Optuna's own copy of the trials: best effort, written anew in each session."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.copy: OptunaCopy | None = None
+
+    def handle(self, event: events.Event, ledger: Ledger) -> None:
+        if not isinstance(event, events.Ended | events.StudyStopped | events.StudyEnded):
+            return
+        if self.copy is None:
+            self.copy = OptunaCopy(self.folder, ledger)
+        elif isinstance(event, events.Ended):
+            self.copy.add(ledger, [ledger.trials[event.number]])
+        else:
+            self.copy.add(ledger, [trial for trial in ledger.trials if not trial.open])
+
+
+def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Path("runs")) -> bool:
+    """Send to MLflow what it has not taken yet; whether all of it is there. Raises UserError."""
+    folder = find_study(name, root)
+    result = send(folder, None if uri is None else tracking_uri(uri))
+    console.print(f"{result.sent} records sent to MLflow, {result.left} left", soft_wrap=True)
+    for sentence in result.parked:
+        console.print(text.bullet("MLflow", f"refused a record: {sentence}"), soft_wrap=True)
+    if result.registration:
+        made = result.registration
+        console.print(text.bullet("registered", f"{made['name']} version {made['version']} ({made['reason']})"))
+    return not result.parked and not result.left

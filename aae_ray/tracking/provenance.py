@@ -27,7 +27,7 @@ def provenance() -> Mapping[str, str]:
     return tags
 
 
-def moment() -> str:
+def unique_timestamp() -> str:
     """Now, to the second, for a name that no other run has: two of one second differ in four random characters."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 

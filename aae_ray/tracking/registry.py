@@ -4,7 +4,6 @@ Shapes: B batch, Z code, K classes or clusters, C channels, H height, W width.
 """
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from aae_ray.autoencoder.model import DECODED, Model
-from aae_ray.autoencoder.phases import place
+from aae_ray.autoencoder.phases import decoder_input
 from aae_ray.autoencoder.priors import Prior, sample_code
 from aae_ray.errors import UserError
-from aae_ray.search.objectives import dominates, fronts, select
+from aae_ray.search.promotion import Verdict, promote
 from aae_ray.settings import dotted_fields
 from aae_ray.tracking.address import quiet_mlflow
 
 CHAMPION = "champion"
+ALIAS_TRIES = 3
 MOST_LISTED = 200  # registered models that one answer of MLflow may hold
 FOLDER = "decoder"  # of the exported model, in the study's folder and among a run's artifacts
 
@@ -38,14 +38,14 @@ class Decoder(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.players = nn.ModuleDict(
-            {name: player for name, player in model.players.items() if name in ("decoder", "cluster_heads")}
+            {name: player for name, player in model.networks.items() if name in ("decoder", "cluster_heads")}
         )
         self.shape, self.classes = model.shape, model.classes
 
     def forward(self, codes_BZ: Tensor) -> Tensor:
         y_BK, z_BZ = codes_BZ[:, : self.classes], codes_BZ[:, self.classes :]
         players = dict(self.players.items())
-        decoded_BD = players["decoder"](place(players, z_BZ, y_BK if self.classes else None))
+        decoded_BD = players["decoder"](decoder_input(players, z_BZ, y_BK if self.classes else None))
         x_BCHW: Tensor = decoded_BD.unflatten(1, self.shape).clamp(0, 1)
         return x_BCHW
 
@@ -110,44 +110,26 @@ def register(client: Any, run_id: str, request: Mapping[str, Any]) -> dict[str, 
         client.log_artifacts(run_id, request["folder"], FOLDER)
         source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
         version = client.create_model_version(name, source, run_id=run_id, tags=tags, description=request["card"])
-    verdict, reason = _compare(client, name, version, request)
-    if verdict:
+    verdict = _move_alias(client, name, version, request)
+    return {"name": name, "version": int(version.version), "champion": verdict.champion, "reason": verdict.reason}
+
+
+def _move_alias(client: Any, name: str, version: Any, request: Mapping[str, Any]) -> Verdict:
+    """Make a version the champion if it is better; held again against one that another study has made it meanwhile."""
+    verdict, seen = Verdict(True, "the first of its name"), None
+    for _ in range(ALIAS_TRIES):
+        aliases = client.get_registered_model(name).aliases
+        current = str(aliases[CHAMPION]) if CHAMPION in aliases else None
+        if current == str(version.version):
+            return verdict if seen != current else Verdict(True, "it is the champion already")
+        if current is not None:
+            tags = client.get_model_version(name, current).tags
+            verdict = promote(tags, current, request["tags"], request["front"], request["rule"])
+            if not verdict.champion:
+                return verdict
+        seen = current
         client.set_registered_model_alias(name, CHAMPION, version.version)
-    return {"name": name, "version": int(version.version), "champion": verdict, "reason": reason}
-
-
-def _compare(client: Any, name: str, version: Any, request: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether a version becomes the champion, and why.
-
-    The champion takes part in the choice as one more point of the study's front: it stays when the rule that chose
-    the study's best would choose it.
-    """
-    if CHAMPION not in client.get_registered_model(name).aliases:
-        return True, "the first of its name"
-    champion = client.get_model_version_by_alias(name, CHAMPION)
-    if champion.version == version.version:
-        return True, "it is the champion already"
-    for tag, what in (
-        ("data.digest", "was measured on other data"),
-        ("data.split", "was measured on another split of the data"),
-        ("task", "is of another task (tracking.model_name gives a name of its own)"),
-        ("objectives", "was measured on other objectives"),
-    ):
-        if champion.tags.get(tag) != request["tags"][tag]:
-            return (
-                False,
-                f"version {champion.version} {what}; compare them and move the alias by hand",
-            )
-    rival = json.loads(champion.tags["objective_values"])
-    own = json.loads(request["tags"]["objective_values"])
-    points = [rival, *request["front"]]  # first, so that it stays when the rule is indifferent
-    first = [index for index, rank in enumerate(fronts(points)) if rank == 0]
-    chosen = first[select([points[index] for index in first], request["rule"])]
-    if own == rival or dominates(rival, own):
-        return False, f"version {champion.version} is as good or better in every objective"
-    if chosen == 0:
-        return False, f"study.select={request['rule']} chooses version {champion.version}"
-    return True, f"better than version {champion.version}"
+    return verdict
 
 
 @dataclass(frozen=True)

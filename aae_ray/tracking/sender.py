@@ -1,8 +1,8 @@
-"""MLflow, written by one thread of one process, so that no outage stops or falsifies a study.
+"""MLflow, written from a study's journal by threads of their own, so that no outage stops or falsifies a study.
 
-Whatever is to be recorded is first appended to a spool, a file of JSON lines in the study's folder. A thread sends the
-lines in order, in batches, and notes how far it has come; what a server that is down did not take is sent when it is
-back, or later with `python -m aae_ray.tune --replay FOLDER`. Nothing here ever raises into a study.
+Each of two lanes follows the journal with a cursor: metrics, tags and states in one; files and the registration in the
+other, so that a figure that cannot be stored delays no status. What a server that is down did not take is sent when it
+is back, or later with `python -m aae_ray.tune --sync NAME`. Nothing here ever raises into a study.
 """
 
 import contextlib
@@ -10,19 +10,38 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aae_ray.errors import UserError
-from aae_ray.tracking.address import artifact_location, quiet_mlflow
+from aae_ray.search import events
+from aae_ray.search.journal import Journal, StudyLock, read_events
+from aae_ray.secrets import redact, without_userinfo
+from aae_ray.tracking.address import artifact_location, quiet_mlflow, tracking_uri
 from aae_ray.tracking.registry import register
+from aae_ray.tracking.sink import (
+    FILES,
+    STUDY,
+    Call,
+    CreateRun,
+    LogArtifact,
+    LogDataset,
+    LogMetrics,
+    LogParams,
+    LogText,
+    MlflowMapping,
+    Register,
+    SetStatus,
+    SetTags,
+)
 
-SPOOL, CURSOR = "mlflow_spool.jsonl", "mlflow_spool.cursor.json"
-STUDY = "study"  # the key of the parent run among the runs of a spool
+CURSOR = "mlflow.json"
 PARAM_CHARACTERS, TAG_CHARACTERS, BATCH = 6000, 8000, 100
 MOST_METRICS = 1000  # in one request, by MLflow's own limit
 RETRY_SECONDS = (0.5, 1, 2, 5, 10, 20)
+NOTE_SECONDS = 0.5  # between two notes of how far a lane has come
+MOST_TRIES = 5  # of a record that MLflow refuses
 PERMANENT = {
     "INVALID_PARAMETER_VALUE",
     "BAD_REQUEST",
@@ -30,345 +49,440 @@ PERMANENT = {
     "RESOURCE_DOES_NOT_EXIST",
     "INVALID_STATE",
 }
+RECORDS_LANE, FILES_LANE = "records", "files"
+# What a database or a system says, and how it is told: the first that is found in an error.
+CAUSES = (
+    ("database or disk is full", "no space left for MLflow's database"),
+    ("No space left on device", "no space left on the device"),
+    ("attempt to write a readonly database", "MLflow's database is read-only"),
+    ("database is locked", "MLflow's database is locked by another process"),
+    ("unable to open database file", "MLflow's database file cannot be opened"),
+    ("Connection refused", "the MLflow server refuses connections"),
+    ("Read timed out", "the MLflow server does not answer in time"),
+    ("Max retries exceeded", "the MLflow server is unreachable"),
+)
 
 
 def import_early() -> None:
-    """Begin to import MLflow in a thread: it takes seconds, which the sending thread then need not spend."""
+    """Begin to import MLflow in a thread: it takes seconds, which the sending threads then need not spend."""
     quiet_mlflow()
 
     def imported() -> None:
-        with contextlib.suppress(Exception):  # the sending thread meets it again, and says it in a sentence
+        with contextlib.suppress(Exception):  # the sending threads meet it again, and say it in a sentence
             import mlflow  # noqa: F401
 
     threading.Thread(target=imported, name="import mlflow", daemon=True).start()
 
 
-class Spool:
-    """The lines to send, and how far they have been sent. Appending is all that the study waits for."""
+def reason_of(error: BaseException) -> str:
+    """The line of an error that says what is wrong, without secrets."""
+    whole = str(error)
+    for sign, sentence in CAUSES:
+        if sign in whole:
+            return sentence
+    lines = [line.strip() for line in whole.splitlines() if line.strip()]
+    return redact(lines[0][:300]) if lines else type(error).__name__
 
-    def __init__(self, folder: Path) -> None:
-        self.path, self.cursor_path = folder / SPOOL, folder / CURSOR
-        cursor = json.loads(self.cursor_path.read_text()) if self.cursor_path.exists() else {}
-        self.sent: int = cursor.get("sent", 0)
-        self.runs: dict[str, str] = cursor.get("runs", {})  # our key of a run -> MLflow's run id
-        self.results: dict[str, Any] = cursor.get("results", {})
-        self.lock = threading.Condition()
-        whole = self.path.read_text() if self.path.exists() else ""
-        whole = whole[: whole.rfind("\n") + 1]  # a crash may have cut the last line off
-        if self.path.exists():
-            os.truncate(self.path, len(whole))
-        self.lines = whole.splitlines()
-        self.sent = min(self.sent, len(self.lines))  # the note may have outlived lines that a crash took
-        self.sent_before = self.sent  # by another process
-        self.broken: str | None = None  # why lines are kept in memory alone
-        self.file = self.path.open("a", encoding="utf-8")
 
-    def append(self, line: Mapping[str, Any]) -> None:
+def is_permanent(error: BaseException) -> bool:
+    """Whether MLflow would refuse the same record again, rather than being unreachable for now."""
+    code = getattr(error, "error_code", None)
+    kinds = (KeyError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, TypeError, ValueError)
+    return code in PERMANENT or isinstance(error, kinds)
+
+
+# ------------------------------------------------------------------------------------------------------------- cursor
+
+
+class Cursor:
+    """How far each lane has come at one address, and the runs there; in a file of the study's folder."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.path, self.address = folder / CURSOR, address
+        self.lock = threading.RLock()
+        self.noted = 0.0
+        try:
+            self.all: dict[str, dict[str, Any]] = json.loads(self.path.read_text())
+        except (OSError, ValueError):  # without it everything is sent once more, which does no harm
+            self.all = {}
+        own = self.all.setdefault(address, {})
+        self.done: dict[str, int] = {lane: own.get(lane, 0) for lane in (RECORDS_LANE, FILES_LANE)}
+        self.runs: dict[str, str] = own.get("runs", {})  # our key of a run -> MLflow's run id
+        self.parked: list[dict[str, Any]] = own.get("parked", [])  # event, call, and what MLflow said
+        self.registration: dict[str, Any] | None = own.get("registration")
+
+    def note(self, *, at_once: bool = False) -> None:
+        """Write it down, now and then."""
         with self.lock:
-            text = json.dumps(line, default=str)
-            if self.broken is None:
-                try:
-                    self.file.write(text + "\n")
-                    self.file.flush()
-                except OSError as error:
-                    self.broken = str(error)
-            self.lines.append(text)
-            self.lock.notify_all()
+            if not at_once and time.monotonic() - self.noted < NOTE_SECONDS:
+                return
+            self.noted = time.monotonic()
+            self.all[self.address] = {
+                **self.done,
+                "runs": self.runs,
+                "parked": self.parked,
+                "registration": self.registration,
+            }
+            partial = self.path.with_suffix(".partial")
+            with contextlib.suppress(OSError):  # an older note only means that records are sent twice
+                descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                with os.fdopen(descriptor, "w") as file:
+                    json.dump(self.all, file)
+                partial.replace(self.path)
 
-    def next(self, timeout: float, most: int) -> list[str]:
-        """The first unsent lines, at most so many; an empty list when there is none after this many seconds."""
-        with self.lock:
-            self.lock.wait_for(lambda: self.sent < len(self.lines), timeout)
-            return self.lines[self.sent : self.sent + most]
 
-    def advance(self, lines: int) -> None:
-        with self.lock:
-            self.lines[self.sent : self.sent + lines] = [""] * lines  # sent: the memory is free
-            self.sent += lines
-            with contextlib.suppress(OSError):  # an older note only means that lines are sent twice
-                partial = self.cursor_path.with_suffix(".partial")
-                partial.write_text(json.dumps({"sent": self.sent, "runs": self.runs, "results": self.results}))
-                partial.replace(self.cursor_path)
-            self.lock.notify_all()
-
-    @property
-    def unsent(self) -> int:
-        return len(self.lines) - self.sent
+# ------------------------------------------------------------------------------------------------------------ tracker
 
 
 class Tracker:
-    """Takes records without waiting, and sends them in order from a thread."""
+    """Follows a journal and sends what it says, without anybody waiting for it.
 
-    def __init__(self, folder: Path, uri: str | None = None, experiment: str | None = None) -> None:
-        self.spool = Spool(folder)
+    `history` is the journal's list of events, which grows while the study runs.
+    """
+
+    def __init__(self, folder: Path, history: Sequence[events.Event], uri: str) -> None:
+        self.folder, self.history, self.uri = folder, history, uri
+        self.cursor = Cursor(folder, without_userinfo(uri))
         self.problem: str | None = None  # why sending is stuck at the moment
-        self.dropped: list[str] = []  # what MLflow refused for good
+        self.news = threading.Condition()
         self.closing = threading.Event()
-        if uri is not None:
-            self.spool.append({"do": "open", "uri": uri, "experiment": experiment})
-        self.thread = threading.Thread(target=self._send_all, name="mlflow", daemon=True)
-        self.thread.start()
+        self.sent = 0  # events that this process has brought to MLflow
+        self.lanes = [_Lane(self, RECORDS_LANE), _Lane(self, FILES_LANE)]
+        for lane in self.lanes:
+            lane.thread.start()
 
-    # ------------------------------------------------------------------------------------------------ what is recorded
-
-    def create_run(self, run: str, name: str, tags: Mapping[str, Any], started: float) -> None:
-        self.spool.append(
-            {
-                "do": "create",
-                "run": run,
-                "name": name,
-                "tags": _texts(tags, TAG_CHARACTERS),
-                "time": int(started * 1000),
-            }
-        )
-
-    def log_params(self, run: str, params: Mapping[str, Any]) -> None:
-        self.spool.append({"do": "params", "run": run, "params": _texts(params, PARAM_CHARACTERS)})
-
-    def log_metrics(self, run: str, metrics: Mapping[str, float], step: int) -> None:
-        self.spool.append(
-            {
-                "do": "metrics",
-                "run": run,
-                "metrics": dict(metrics),
-                "step": step,
-                "time": int(time.time() * 1000),
-            }
-        )
-
-    def set_tags(self, run: str, tags: Mapping[str, Any]) -> None:
-        self.spool.append({"do": "tags", "run": run, "tags": _texts(tags, TAG_CHARACTERS)})
-
-    def log_dataset(self, run: str, name: str, digest: str, context: str, profile: Mapping[str, Any]) -> None:
-        self.spool.append(
-            {
-                "do": "dataset",
-                "run": run,
-                "name": name,
-                "digest": digest,
-                "context": context,
-                "profile": dict(profile),
-            }
-        )
-
-    def log_artifact(self, run: str, path: Path, folder: str | None = None) -> None:
-        """A file or folder that stays where it is until it is sent."""
-        self.spool.append({"do": "artifact", "run": run, "path": str(path.absolute()), "folder": folder})
-
-    def end_run(self, run: str, status: str, ended: float) -> None:
-        self.spool.append({"do": "end", "run": run, "status": status, "time": int(ended * 1000)})
-
-    def register(self, run: str, request: Mapping[str, Any]) -> None:
-        """Register a decoder; what came of it is under `registration` in `results`."""
-        self.spool.append({"do": "register", "run": run, "request": dict(request)})
+    def wake(self) -> None:
+        """There are new events."""
+        with self.news:
+            self.news.notify_all()
 
     @property
-    def results(self) -> dict[str, Any]:
-        return self.spool.results
+    def unsent(self) -> int:
+        """Events of the journal that MLflow does not have yet."""
+        return len(self.history) - min(self.cursor.done.values())
+
+    @property
+    def parked(self) -> list[str]:
+        """What MLflow said of the records that it refused."""
+        return [entry["why"] for entry in self.cursor.parked]
+
+    @property
+    def registration(self) -> dict[str, Any] | None:
+        return self.cursor.registration
 
     def run_id(self, run: str) -> str | None:
-        return self.spool.runs.get(run)
+        return self.cursor.runs.get(run)
 
     def close(self, seconds: float) -> int:
-        """Send what is left, for at most this long, and not to a server that is down; returns how much was not sent."""
-        self.closing.set()  # ends a pause: what is stuck is tried once more
-        self.thread.join(seconds)
-        return self.spool.unsent
-
-    # --------------------------------------------------------------------------------------------------- how it is sent
-
-    def _send_all(self) -> None:
-        sender, attempt, most = Sender(self.spool), 0, BATCH
-        while not (self.closing.is_set() and self.spool.unsent == 0):
-            texts = self.spool.next(timeout=0.5, most=most)
-            if not texts:
-                continue
-            last_chance = self.closing.is_set()
-            lines: list[dict[str, Any]] = []
-            try:
-                lines = together(texts)
-                sender.send(lines)
-            except Exception as error:  # a record must never cost a study
-                if sender.client is None or not is_permanent(error):  # no record is at fault before there is a server
-                    self.problem = _first_line(error)
-                    if last_chance:
-                        return
-                    self.closing.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
-                    attempt += 1
-                    continue
-                if len(lines) > 1:  # one of them is at fault, and the others must not go with it
-                    most = 1
-                    continue
-                kind = lines[0].get("do", "unreadable") if lines else "unreadable"
-                self.dropped.append(f"{kind}: {_first_line(error)}")
-            self.problem, attempt, most = None, 0, BATCH
-            self.spool.advance(max(len(lines), 1))
-
-
-def together(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """The first of these lines, read, and the metrics of the same run that stand right behind metrics: an interval of
-    many epochs is few requests. Raises ValueError when the first line is no record."""
-    lines = [_read(texts[0])]
-    if not _is_metrics(lines[0]):
-        return lines
-    count = len(lines[0]["metrics"])
-    for text in texts[1:]:
+        """Send what is left, for at most so long, and not to a server that is down; returns how much was not sent."""
+        deadline = time.monotonic() + seconds
+        self.closing.set()
+        self.wake()
         try:
-            line = _read(text)
-        except ValueError:
-            break  # its turn comes
-        if not _is_metrics(line) or line["run"] != lines[0]["run"]:
-            break
-        count += len(line["metrics"])
-        if count > MOST_METRICS:
-            break
-        lines.append(line)
-    return lines
+            for lane in self.lanes:
+                lane.thread.join(max(deadline - time.monotonic(), 0.0))
+        finally:
+            self.cursor.note(at_once=True)
+        return self.unsent
 
 
-def _read(text: str) -> dict[str, Any]:
-    line = json.loads(text)
-    if not isinstance(line, dict):
-        raise ValueError(f"{text[:60]} is no record")
-    return line
+class _Lane:
+    """One thread over the journal: all calls that are, or are not, about files."""
+
+    def __init__(self, tracker: Tracker, name: str) -> None:
+        self.tracker, self.name = tracker, name
+        self.mapping = MlflowMapping()
+        self.ready: list[tuple[int, list[Call]]] = []  # events that were mapped and not sent: index, calls
+        self.mapped = 0
+        self.client: MlflowWriter | None = None
+        self.retry: list[dict[str, Any]] = []  # records that were refused before
+        self.thread = threading.Thread(target=self._run, name=f"mlflow {name}", daemon=True)
+
+    def _run(self) -> None:
+        cursor, attempt = self.tracker.cursor, 0
+        self.retry = [entry for entry in cursor.parked if entry["lane"] == self.name]
+        while True:
+            self._map()
+            if not self.ready and not self.retry:
+                cursor.note(at_once=True)
+                if self.tracker.closing.is_set():
+                    return
+                with self.tracker.news:
+                    self.tracker.news.wait_for(lambda: self.mapped < len(self.tracker.history), 0.5)
+                continue
+            last_chance = self.tracker.closing.is_set()
+            try:
+                self._send_some()
+                attempt = 0
+                self.tracker.problem = None
+            except _Waiting:
+                if last_chance and not self.tracker.lanes[0].thread.is_alive():
+                    return
+                time.sleep(0.05)
+            except Exception as error:  # a record must never cost a study
+                self.tracker.problem = reason_of(error)
+                if last_chance:
+                    return
+                self.tracker.closing.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+                attempt += 1
+
+    def _map(self) -> None:
+        """Fold the events that have come, and keep what they say for this lane."""
+        done, history = self.tracker.cursor.done[self.name], self.tracker.history
+        while self.mapped < len(history) and len(self.ready) < BATCH:
+            calls = self.mapping.calls(history[self.mapped])
+            mine = [call for call in calls if isinstance(call, FILES) == (self.name == FILES_LANE)]
+            if self.mapped >= done:
+                self.ready.append((self.mapped, mine))
+            elif any(entry["event"] == self.mapped for entry in self.retry):
+                self._try_again(self.mapped, mine)
+            self.mapped += 1
+
+    def _try_again(self, index: int, calls: Sequence[Call]) -> None:
+        """Records that were refused by an earlier process: the reason may be gone."""
+        cursor = self.tracker.cursor
+        for entry in [entry for entry in self.retry if entry["event"] == index]:
+            self.retry.remove(entry)
+            try:
+                self._writer().do([calls[entry["call"]]])
+            except Exception as error:
+                entry["why"] = f"{type(calls[entry['call']]).__name__}: {reason_of(error)}"
+            else:
+                with cursor.lock:
+                    cursor.parked.remove(entry)
+
+    def _send_some(self) -> None:
+        """The first events that are ready; metrics of one run that stand behind each other go together.
+
+        Raises whatever MLflow raises that may pass.
+        """
+        cursor = self.tracker.cursor
+        count, batch = 0, list(self.ready[0][1]) if self.ready else []
+        if not self.ready:
+            self.retry.clear()  # of events that this journal does not have
+            return
+        if batch and all(isinstance(call, LogMetrics) and call.run == batch[0].run for call in batch):
+            for _, calls in self.ready[1:]:
+                same = all(isinstance(call, LogMetrics) and call.run == batch[0].run for call in calls)
+                more = batch + list(calls)
+                if not same or sum(len(call.metrics) for call in more if isinstance(call, LogMetrics)) > MOST_METRICS:
+                    break
+                batch, count = more, count + 1
+        if self.name == FILES_LANE:
+            for call in batch:
+                if call.run not in cursor.runs:
+                    raise _Waiting
+        try:
+            if batch:
+                self._writer().do(batch)
+        except Exception as error:
+            if self.client is None or not is_permanent(error):  # no record is at fault before there is a server
+                raise
+            count = 0
+            self._one_by_one(*self.ready[0])
+        last = self.ready[count][0]
+        del self.ready[: count + 1]
+        with cursor.lock:
+            cursor.done[self.name] = last + 1
+        self.tracker.sent += (count + 1) * (self.name == RECORDS_LANE)
+        cursor.note()
+
+    def _one_by_one(self, index: int, calls: Sequence[Call]) -> None:
+        """One of the calls of an event is refused: the others must not go with it."""
+        for number, call in enumerate(calls):
+            for attempt in range(MOST_TRIES):
+                try:
+                    self._writer().do([call])
+                    break
+                except Exception as error:
+                    if not is_permanent(error):
+                        raise
+                    if attempt + 1 < MOST_TRIES:
+                        self.tracker.closing.wait(0.05)
+                        continue
+                    why = f"{type(call).__name__}: {reason_of(error)}"
+                    entry = {"lane": self.name, "event": index, "call": number, "why": why}
+                    with self.tracker.cursor.lock:
+                        self.tracker.cursor.parked.append(entry)
+                    self.tracker.cursor.note(at_once=True)
+
+    def _writer(self) -> "MlflowWriter":
+        if self.client is None:
+            self.client = MlflowWriter(self.tracker)
+        return self.client
 
 
-def _is_metrics(line: Mapping[str, Any]) -> bool:
-    return line.get("do") == "metrics" and isinstance(line.get("metrics"), dict) and "run" in line
+class _Waiting(Exception):
+    """The run of a file has not been made yet."""
 
 
-class Sender:
-    """Carries out lines of a spool at MLflow. Doing a line twice does no harm."""
+# ------------------------------------------------------------------------------------------------------------- MLflow
 
-    def __init__(self, spool: Spool) -> None:
-        self.spool = spool
-        self.client: Any = None
-        self.experiment_id = ""
-        self.actions: dict[str, Callable[..., None]] = {
-            "open": self._open,
-            "create": self._create,
-            "params": self._params,
-            "metrics": self._metrics,
-            "tags": self._tags,
-            "dataset": self._dataset,
-            "artifact": self._artifact,
-            "end": self._end,
-            "register": self._register,
-        }
 
-    def send(self, lines: Sequence[dict[str, Any]]) -> None:
-        """One line, or several that belong together."""
-        kind = lines[0]["do"]
-        if self.client is None and kind != "open":  # a replay begins behind the line that opened the spool
-            self._open(json.loads(self.spool.path.open().readline()))
-        self.actions[kind](*lines)
+class MlflowWriter:
+    """Carries out calls at MLflow. Doing one twice does no harm."""
 
-    def _open(self, line: dict[str, Any]) -> None:
+    def __init__(self, tracker: Tracker) -> None:
         quiet_mlflow()
         from mlflow import MlflowClient
 
-        client = MlflowClient(tracking_uri=line["uri"], registry_uri=line["uri"])
-        experiment = client.get_experiment_by_name(line["experiment"])
+        self.folder, self.cursor = tracker.folder, tracker.cursor
+        self.client = MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
+        self.experiment_id = self._experiment(tracker.uri, _experiment_name(tracker.history[0]))
+
+    def _experiment(self, uri: str, name: str) -> str:
+        experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
-            place = artifact_location(line["uri"], line["experiment"])
             # Without the kind the user interface opens in its mode for chat models.
             kind = {"mlflow.experimentKind": "custom_model_development"}
-            self.experiment_id = client.create_experiment(line["experiment"], artifact_location=place, tags=kind)
-        else:
-            self.experiment_id = experiment.experiment_id
-            if experiment.lifecycle_stage == "deleted":
-                client.restore_experiment(self.experiment_id)
-        self.client = client
-        self.spool.results["experiment_id"] = self.experiment_id
+            try:
+                return str(self.client.create_experiment(name, artifact_location(uri, name), tags=kind))
+            except Exception as error:  # another lane, or study, has just made it
+                if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                experiment = self.client.get_experiment_by_name(name)
+        if experiment.lifecycle_stage == "deleted":
+            self.client.restore_experiment(experiment.experiment_id)
+        return str(experiment.experiment_id)
 
-    def _create(self, line: dict[str, Any]) -> None:
-        tags = line["tags"] | {"mlflow.runName": line["name"]}
-        if line["run"] != STUDY:
-            tags["mlflow.parentRunId"] = self.spool.runs[STUDY]
-        query = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in ("aae.study_id", "aae.trial_id") if key in tags)
-        found = self.client.search_runs(
-            [self.experiment_id], f"{query} and tags.`aae.run_kind` = '{tags['aae.run_kind']}'", max_results=1
-        )
-        run = (
-            found[0]
-            if found
-            else self.client.create_run(self.experiment_id, start_time=line["time"], tags=tags, run_name=line["name"])
-        )
-        self.spool.runs[line["run"]] = run.info.run_id
+    def do(self, calls: Sequence[Call]) -> None:
+        """Carry out calls in their order; metrics of one run in one request."""
+        metrics = [call for call in calls if isinstance(call, LogMetrics)]
+        if len(metrics) == len(calls):
+            self._metrics(metrics)
+            return
+        for call in calls:
+            self._do(call)
 
-    def _params(self, line: dict[str, Any]) -> None:
-        from mlflow.entities import Param
+    def _do(self, call: Call) -> None:
+        from mlflow.entities import Param, RunTag
 
-        params = [Param(key, value) for key, value in line["params"].items()]
-        for start in range(0, len(params), BATCH):
-            self.client.log_batch(self._id(line), params=params[start : start + BATCH])
+        match call:
+            case CreateRun():
+                self._create(call)
+            case LogParams():
+                params = [Param(key, value) for key, value in _texts(call.params, PARAM_CHARACTERS).items()]
+                for start in range(0, len(params), BATCH):
+                    self.client.log_batch(self._id(call), params=params[start : start + BATCH])
+            case LogMetrics():
+                self._metrics([call])
+            case SetTags():
+                tags = [RunTag(key, value) for key, value in _texts(call.tags, TAG_CHARACTERS).items()]
+                self.client.log_batch(self._id(call), tags=tags)
+            case LogDataset():
+                self._dataset(call)
+            case SetStatus():
+                if call.status == "RUNNING":
+                    self.client.update_run(self._id(call), status="RUNNING")
+                else:
+                    self.client.set_terminated(self._id(call), call.status, int(call.time * 1000))
+            case LogArtifact():
+                path = self.folder / call.path
+                send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+                send(self._id(call), str(path), call.folder)
+            case LogText():
+                self.client.log_text(self._id(call), call.text, call.file)
+            case Register():
+                request = call.request | {"folder": str(self.folder / call.request["folder"])}
+                made = register(self.client, self._id(call), request)
+                with self.cursor.lock:
+                    self.cursor.registration = made
 
-    def _metrics(self, *lines: dict[str, Any]) -> None:
+    def _create(self, call: CreateRun) -> None:
+        if call.run in self.cursor.runs:
+            return
+        tags = _texts(call.tags, TAG_CHARACTERS) | {"mlflow.runName": call.name}
+        if call.run != STUDY:
+            tags["mlflow.parentRunId"] = self.cursor.runs[STUDY]
+        keys = [key for key in ("aae.study_id", "aae.trial_id", "aae.run_kind") if key in tags]
+        query = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in keys)
+        known = self.client.search_runs([self.experiment_id], query, max_results=1)
+        start = int(call.time * 1000)
+        run = known[0] if known else self.client.create_run(self.experiment_id, start, tags, run_name=call.name)
+        with self.cursor.lock:
+            self.cursor.runs[call.run] = run.info.run_id
+
+    def _metrics(self, calls: Sequence[LogMetrics]) -> None:
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(key, value, line["time"], line["step"]) for line in lines for key, value in line["metrics"].items()
+            Metric(key, value, int(call.time * 1000), call.step)
+            for call in calls
+            for key, value in call.metrics.items()
         ]
-        self.client.log_batch(self._id(lines[0]), metrics=metrics)
+        for start in range(0, len(metrics), MOST_METRICS):
+            self.client.log_batch(self._id(calls[0]), metrics=metrics[start : start + MOST_METRICS])
 
-    def _tags(self, line: dict[str, Any]) -> None:
-        from mlflow.entities import RunTag
-
-        self.client.log_batch(self._id(line), tags=[RunTag(key, value) for key, value in line["tags"].items()])
-
-    def _dataset(self, line: dict[str, Any]) -> None:
+    def _dataset(self, call: LogDataset) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        data = Dataset(
-            line["name"],
-            line["digest"],
-            "local",
-            json.dumps({"name": line["name"]}),
-            profile=json.dumps(line["profile"]),
-        )
-        self.client.log_inputs(self._id(line), [DatasetInput(data, [InputTag("mlflow.data.context", line["context"])])])
+        data = call.data
+        profile = {"train": data.train, "val": data.val, "test": data.test, "shape": list(data.shape)}
+        source = json.dumps({"name": data.name})
+        entity = Dataset(data.name, data.digest, "local", source, profile=json.dumps(profile))
+        self.client.log_inputs(self._id(call), [DatasetInput(entity, [InputTag("mlflow.data.context", "train")])])
 
-    def _artifact(self, line: dict[str, Any]) -> None:
-        send = self.client.log_artifacts if os.path.isdir(line["path"]) else self.client.log_artifact
-        send(self._id(line), line["path"], line["folder"])
-
-    def _end(self, line: dict[str, Any]) -> None:
-        self.client.set_terminated(self._id(line), line["status"], line["time"])
-
-    def _register(self, line: dict[str, Any]) -> None:
-        self.spool.results["registration"] = register(self.client, self._id(line), line["request"])
-
-    def _id(self, line: dict[str, Any]) -> str:
-        return self.spool.runs[line["run"]]
+    def _id(self, call: Call) -> str:
+        return self.cursor.runs[call.run]
 
 
-def replay(folder: Path, seconds: float = 600) -> tuple[int, int, list[str]]:
-    """Send what is left in the spool of a study's folder; returns how many records were sent, how many are left, and
-    what was said of those that MLflow refused for good.
-
-    Raises UserError when there is no spool, and when the server still does not answer.
-    """
-    if not (folder / SPOOL).exists():
-        raise UserError(f"{folder} is not the folder of a study: there is no {SPOOL} in it")
-    tracker = Tracker(folder)
-    left = tracker.close(seconds)
-    if left and tracker.problem:
-        raise UserError(f"MLflow still does not take the {left} records of {folder}: {tracker.problem}")
-    refused = tracker.dropped
-    return tracker.spool.sent - tracker.spool.sent_before - len(refused), left, refused
-
-
-def is_permanent(error: Exception) -> bool:
-    """Whether MLflow would refuse the same record again, rather than being out of reach for now."""
-    code = getattr(error, "error_code", None)
-    return code in PERMANENT or isinstance(error, (KeyError, FileNotFoundError, TypeError, ValueError))
+def _experiment_name(first: events.Event) -> str:
+    if isinstance(first, events.Evaluated):
+        return first.experiment
+    assert isinstance(first, events.StudyStarted)
+    settings = first.plan.settings
+    return str(settings["tracking.experiment"] or f"aae/{settings['data.name']}")
 
 
 def _texts(values: Mapping[str, Any], limit: int) -> dict[str, str]:
-    return {key: str(value)[:limit] for key, value in values.items() if value is not None}
+    return {key: redact(str(value))[:limit] for key, value in values.items() if value is not None}
 
 
-def _first_line(error: Exception) -> str:
-    with contextlib.suppress(IndexError):
-        return str(error).splitlines()[0][:300]
-    return type(error).__name__
+# --------------------------------------------------------------------------------------------------------------- sync
+
+
+class Synced(NamedTuple):
+    """What became of the records that had waited."""
+
+    sent: int
+    left: int
+    parked: list[str]
+    registration: dict[str, Any] | None
+
+
+def sync(folder: Path, uri: str | None = None, seconds: float = 600) -> Synced:
+    """Send what MLflow does not have yet of a study that has ended, or of an evaluation; to `uri`, or to where it was
+    recorded.
+
+    Raises UserError when the study is running, when its journal cannot be read, and when MLflow does not answer.
+    """
+    lock = StudyLock(folder)
+    read_events(folder)
+    lock.acquire()
+    try:
+        journal = Journal.open(folder)
+        first = journal.history[0]
+        known = first.plan.settings["tracking.uri"] if isinstance(first, events.StudyStarted) else None
+        tracker = Tracker(folder, journal.history, uri or tracking_uri(known or _only_address(folder)))
+        left = tracker.close(seconds)
+        if left and tracker.problem:
+            raise UserError(
+                f"MLflow at {without_userinfo(tracker.uri)} still does not take the {left} records of {folder}: "
+                f"{tracker.problem}"
+            )
+        made = tracker.registration
+        if made is not None and not any(isinstance(event, events.Promoted) for event in journal.history):
+            journal.append(events.Promoted(**made))
+        journal.close()
+        return Synced(tracker.sent, left, tracker.parked, made)
+    finally:
+        lock.release()
+
+
+def _only_address(folder: Path) -> str | None:
+    """Where the study was recorded, if it was in one place."""
+    try:
+        addresses = list(json.loads((folder / CURSOR).read_text()))
+    except (OSError, ValueError):
+        return None
+    return str(addresses[0]) if len(addresses) == 1 else None

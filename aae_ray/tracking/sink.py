@@ -1,195 +1,232 @@
-"""What is recorded of a study and its trials, and under which names: the parent run, the children, the best decoder."""
+"""What MLflow is told of each event of a study: the parent run, the children, the best decoder, under which names.
 
-import json
+A pure mapping: it knows no MLflow, and neither sends nor waits.
+"""
+
 import math
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from aae_ray.datasets.dataset import Dataset, cache_folder
-from aae_ray.evaluation.final_evaluation import NEAREST_SHEET, Assessment, assess, assessment_tags
-from aae_ray.evaluation.judge import judge_if_any
-from aae_ray.reporting import report
-from aae_ray.reporting.cards import best_config, model_card, summary
+from aae_ray.reporting import text
+from aae_ray.reporting.cards import summary
+from aae_ray.search import events
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.space import Plan
+from aae_ray.search.outcomes import State, StudyEnd
+from aae_ray.search.space import record_plan
 from aae_ray.settings import Settings, flatten, replace
-from aae_ray.tracking import registry
-from aae_ray.tracking.provenance import provenance
-from aae_ray.tracking.sender import STUDY, Tracker
-from aae_ray.training.loop import Training
 
-STATUS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "running": "RUNNING"}
-ABOUT = ("task", "prior", "prior_scale", "prior_components", "latent_dim", "classes", "image_shape", "data.digest")
-FIGURES = "figures"  # of trials, in the study's folder
+STUDY = "study"  # the key of the parent run; children have the names of their trials
+STATUS = {State.COMPLETE: "FINISHED", State.STOPPED: "KILLED", State.FAILED: "FAILED"}
 STUDY_KEYS = ("study.", "tracking.")  # settings of the study, not of a trial
+FAILURE_FILE = "failure.txt"
 
 
-class Records:
-    """Turns events of a study into runs, params, metrics, tags and artifacts of MLflow."""
+@dataclass(frozen=True)
+class Call:
+    """One thing to do at MLflow, for the run of this key."""
 
-    def __init__(self, tracker: Tracker, plan: Plan, study_id: str, dataset: Dataset) -> None:
-        self.tracker, self.plan, self.study_id, self.dataset = tracker, plan, study_id, dataset
-        self.tags = {
-            "aae.study_id": study_id,
-            "aae.seed": plan.settings.seed,
-            "aae.data_digest": dataset.digest,
-            **provenance(),
+    run: str
+
+
+@dataclass(frozen=True)
+class CreateRun(Call):
+    name: str
+    tags: dict[str, Any]
+    time: float
+
+
+@dataclass(frozen=True)
+class LogParams(Call):
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LogMetrics(Call):
+    metrics: dict[str, float]
+    step: int
+    time: float
+
+
+@dataclass(frozen=True)
+class SetTags(Call):
+    tags: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LogDataset(Call):
+    data: events.DataRecord
+
+
+@dataclass(frozen=True)
+class SetStatus(Call):
+    """RUNNING, or one of the ends, with its time in seconds."""
+
+    status: str
+    time: float
+
+
+@dataclass(frozen=True)
+class LogArtifact(Call):
+    path: str  # relative to the study's folder
+    folder: str | None
+
+
+@dataclass(frozen=True)
+class LogText(Call):
+    text: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Register(Call):
+    request: dict[str, Any]
+
+
+FILES = (LogArtifact, LogText, Register)  # the slow lane
+
+
+class MlflowMapping:
+    """Folds the events of a study, and says of each what to do at MLflow."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+
+    def calls(self, event: events.Event) -> list[Call]:
+        """What to do about the next event."""
+        fresh = self.ledger.fresh(event) if isinstance(event, events.Reported) else []
+        was_open = list(self.ledger.open.values()) if isinstance(event, events.StudyStopped) else []
+        self.ledger.apply(event)
+        ledger = self.ledger
+        match event:
+            case events.Evaluated():
+                return _evaluated(event)
+            case events.StudyStarted():
+                return self._started(event)
+            case events.StudyResumed():
+                again = [trial for trial in ledger.open.values() if trial.started is not None]
+                return [SetStatus(run, "RUNNING", event.time) for run in (STUDY, *(trial.name for trial in again))]
+            case events.AttemptStarted():
+                return self._attempt(ledger.trials[event.number], event)
+            case events.Reported():
+                name = ledger.trials[event.number].name
+                return [LogMetrics(name, _finite(each), int(each["epoch"]), event.time) for each in fresh]
+            case events.AttemptFailed():
+                return self._failed(ledger.trials[event.number], event)
+            case events.Ended():
+                return [*self._ended(ledger.trials[event.number]), self._progress(event.time)]
+            case events.FileWritten():
+                run = STUDY if event.number is None else ledger.trials[event.number].name
+                return [LogArtifact(run, event.path, event.folder)]
+            case events.Measured():
+                name = ledger.trials[event.number].name
+                return [SetTags(name, dict(event.tags)), LogMetrics(name, _finite(event.metrics), 0, event.time)]
+            case events.Chosen():
+                trial = ledger.trials[event.number]
+                calls: list[Call] = [SetTags(STUDY, {"aae.best_trial": trial.name})]
+                return calls + ([Register(trial.name, event.registration)] if event.registration else [])
+            case events.StudyStopped() | events.StudyEnded():
+                return [call for trial in was_open for call in self._ended(trial)] + self._over(event)
+            case _:
+                return []
+
+    def _started(self, event: events.StudyStarted) -> list[Call]:
+        plan = self.ledger.settled
+        tags = self._tags() | {"aae.run_kind": "study"}
+        searched = {f"space.{key}": str(distribution) for key, distribution in plan.space.items()}
+        shared = {key: value for key, value in flatten(plan.settings).items() if key not in plan.space}
+        shared["tracking.uri"] = record_plan(plan).settings["tracking.uri"]
+        return [
+            CreateRun(STUDY, f"study-{event.study_id}", tags, event.time),
+            LogParams(STUDY, shared | searched),
+            LogDataset(STUDY, event.data),
+        ]
+
+    def _tags(self) -> dict[str, Any]:
+        started = self.ledger.started
+        assert started is not None
+        return {
+            "aae.study_id": started.study_id,
+            "aae.seed": self.ledger.settled.settings.seed,
+            "aae.data_digest": started.data.digest,
+            **started.provenance,
         }
 
-    # ------------------------------------------------------------------------------------------------------ the parent
-
-    def study_began(self) -> None:
-        run = self.plan.settings
-        self.tracker.create_run(STUDY, f"study-{self.study_id}", self.tags | {"aae.run_kind": "study"}, time.time())
-        searched = {f"space.{key}": str(distribution) for key, distribution in self.plan.space.items()}
-        self.tracker.log_params(
-            STUDY,
-            {key: value for key, value in flatten(run).items() if key not in self.plan.space} | searched,
-        )
-        self._log_dataset(STUDY)
-
-    def plots(self, pages: Sequence[Path]) -> None:
-        for page in pages:
-            self.tracker.log_artifact(STUDY, page, "plots")
-
-    def study_ended(self, ledger: Ledger, status: str) -> None:
-        self.tracker.set_tags(STUDY, {"mlflow.note.content": summary(ledger)})
-        self.tracker.end_run(STUDY, status, time.time())
-
-    # ---------------------------------------------------------------------------------------------------- the children
-
-    def trial_began(self, record: TrialRecord) -> None:
-        if record.attempts > 1:
-            self.tracker.set_tags(record.name, {"aae.attempt": record.attempts})
-            return
-        run = replace(self.plan.settings, record.params)
-        told = report.describe(record.params)
-        tags = self.tags | {
-            "aae.seed": run.seed,
+    def _attempt(self, trial: TrialRecord, event: events.AttemptStarted) -> list[Call]:
+        if event.attempt > 1:
+            return [SetTags(trial.name, {"aae.attempt": event.attempt}), SetStatus(trial.name, "RUNNING", event.time)]
+        assert self.ledger.started is not None
+        settings = replace(trial.plan.settings, trial.params)
+        tags = self._tags() | {
+            "aae.seed": settings.seed,
             "aae.run_kind": "trial",
-            "aae.trial_id": record.trial_id,
+            "aae.trial_id": trial.name,
             "aae.attempt": 1,
         }
-        self.tracker.create_run(record.name, f"{record.name}-{told}".rstrip("-"), tags, record.started)
-        self.tracker.log_params(record.name, trial_params(run))
-        self._log_dataset(record.name)
+        name = f"{trial.name}-{text.describe(trial.params)}".rstrip("-")
+        return [
+            CreateRun(trial.name, name, tags, event.time),
+            LogParams(trial.name, trial_params(settings)),
+            LogDataset(trial.name, self.ledger.started.data),
+        ]
 
-    def trial_epoch(self, record: TrialRecord, metrics: Mapping[str, float]) -> None:
-        finite = {name: value for name, value in metrics.items() if name != "epoch" and math.isfinite(value)}
-        self.tracker.log_metrics(record.name, finite, int(metrics["epoch"]))
+    def _failed(self, trial: TrialRecord, event: events.AttemptFailed) -> list[Call]:
+        body = "\n\n".join(part for part in (event.message, event.traceback, event.log_tail) if part)
+        tags = SetTags(trial.name, {"aae.failure_class": event.failure, "aae.message": event.message})
+        first = events.AttemptStarted(time=event.time, number=trial.number, attempt=1, epoch=0)
+        begun: list[Call] = self._attempt(trial, first) if trial.started is None else []  # it never had workers
+        return [
+            *begun,
+            tags,
+            LogText(trial.name, body, f"attempt_{event.attempt}_{FAILURE_FILE}"),
+        ]
 
-    def trial_picture(self, record: TrialRecord, picture: Path) -> None:
-        self.tracker.log_artifact(record.name, picture, "figures")
+    def _ended(self, trial: TrialRecord) -> list[Call]:
+        if trial.started is None and not trial.failures:
+            return []
+        assert trial.ended is not None and trial.reason is not None
+        best = {f"best/{name}": value for name, (value, _) in trial.best.items()}
+        first = self.ledger.objectives[0]
+        if first in trial.best:
+            best["best/epoch"] = float(trial.best[first][1])
+        calls: list[Call] = [LogMetrics(trial.name, best, 0, trial.ended)] if best else []
+        tags = {"aae.stop_reason": trial.reason, "aae.message": trial.message}
+        return [*calls, SetTags(trial.name, tags), SetStatus(trial.name, STATUS[trial.state], trial.ended)]
 
-    def trial_ended(self, record: TrialRecord, ledger: Ledger) -> None:
-        best = {f"best/{name}": value for name, (value, _) in record.best.items()}
-        if ledger.objectives[0] in record.best:
-            best["best/epoch"] = float(record.best[ledger.objectives[0]][1])
-        if best:
-            self.tracker.log_metrics(record.name, best, 0)
-        self.tracker.set_tags(record.name, {"aae.stop_reason": record.stop_reason, "aae.message": record.message})
-        self.tracker.end_run(record.name, STATUS[record.state], record.ended or time.time())
-        self._progress(ledger)
-
-    def _progress(self, ledger: Ledger) -> None:
-        complete = ledger.complete()
-        ended = sum(record.ended is not None for record in ledger.records)
-        metrics = {f"study/trials_{state}": float(ledger.count(state)) for state in ("complete", "stopped", "failed")}
-        if complete:
+    def _progress(self, time: float) -> Call:
+        ledger = self.ledger
+        metrics = {f"study/trials_{state}": float(ledger.count(state)) for state in STATUS}
+        if ledger.count(State.COMPLETE):
             metrics["study/front_size"] = float(len(ledger.front()))
             for index, name in enumerate(ledger.objectives):
-                best = min(complete, key=lambda record: ledger.values(record)[index])
+                best = ledger.best_of(index)
+                assert best is not None
                 metrics[f"study/best_{name.partition('/')[2]}"] = best.metrics[name]
-        self.tracker.log_metrics(STUDY, metrics, ended)
+        return LogMetrics(STUDY, metrics, ledger.ended, time)
 
-    def _log_dataset(self, run: str) -> None:
-        data = self.dataset
-        sizes = {
-            "train": len(data.train),
-            "val": len(data.val),
-            "test": len(data.test),
-            "shape": list(data.shape),
-        }
-        self.tracker.log_dataset(run, data.name, data.digest, "train", sizes)
-
-    # --------------------------------------------------------------------------------------------------------- the best
-
-    def finalist(self, record: TrialRecord, training: Training) -> Assessment:
-        """What a trial is worth on the test images, that no choice has seen, and what its samples are worth."""
-        judge = judge_if_any(training.dataset, cache_folder(training.run.data))
-        assessment = assess(training.evaluation, judge)
-        self.tracker.set_tags(record.name, assessment_tags(assessment, judge))
-        finite = {name: value for name, value in assessment.metrics.items() if math.isfinite(value)}
-        self.tracker.log_metrics(record.name, finite, 0)
-        folder = self.tracker.spool.path.parent / FIGURES / record.name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / NEAREST_SHEET).write_bytes(assessment.nearest_sheet)
-        self.trial_picture(record, folder / NEAREST_SHEET)
-        return assessment
-
-    def best(
-        self,
-        record: TrialRecord,
-        training: Training,
-        assessment: Assessment,
-        folder: Path,
-        ledger: Ledger,
-        *,
-        register: bool,
-    ) -> None:
-        """The winner: its settings, and its decoder for the registry."""
-        self.tracker.set_tags(STUDY, {"aae.best_trial": record.name})
-        self.tracker.log_artifact(STUDY, best_config(training.run, folder / "best_config.yaml"))
-        if not register:
-            return
-        tags = self._version_tags(record, training, ledger, assessment.metrics)
-        name = training.run.tracking.model_name or f"aae-{training.run.data.name}-decoder"
-        card = model_card(name, record, training.run, training.model.classes, assessment, self.study_id)
-        about = {key: tags[key] for key in ABOUT}
-        exported = registry.export(training.model, folder, about)
-        (folder / "model_card.md").write_text(card, encoding="utf-8")
-        self.tracker.log_artifact(record.name, folder / "model_card.md")
-        self.tracker.register(
-            record.name,
-            {
-                "name": name,
-                "folder": str(exported),
-                "tags": tags,
-                "card": card,
-                "description": f"Decoders of autoencoders of {training.run.data.name}: codes in, images out.",
-                "front": [ledger.values(member) for member in ledger.front()],
-                "rule": training.run.study.select,
-            },
-        )
-
-    def _version_tags(
-        self, record: TrialRecord, training: Training, ledger: Ledger, test: Mapping[str, float]
-    ) -> dict[str, str]:
-        run = training.run
-        tags = {
-            "aae.trial": f"{self.study_id}/{record.trial_id}/{record.epoch}",
-            **{key: value for key, value in flatten(run).items() if key.startswith("data.") and value is not None},
-            "data.digest": self.dataset.digest,
-            "data.split": f"seed {run.data.split_seed}, validation {run.data.validation_fraction:g}, "
-            f"test {run.data.test_fraction:g}",
-            "image_shape": "x".join(map(str, self.dataset.shape)),
-            "task": run.task,
-            "posterior": run.model.posterior,
-            "prior": run.model.prior,
-            "prior_scale": run.model.prior_scale,
-            "prior_components": run.model.prior_components,
-            "classes": training.model.classes,
-            "latent_dim": run.model.latent_dim,
-            "objectives": ",".join(ledger.objectives),
-            "objective_values": json.dumps(ledger.values(record)),
-            **{name: record.metrics[name] for name in ledger.objectives},
-            **{name: value for name, value in test.items() if name in ("test/reconstruction_mse", "test/jsd_nats")},
-        }
-        return {key: str(value) for key, value in tags.items()}
+    def _over(self, event: events.StudyStopped | events.StudyEnded) -> list[Call]:
+        stopped = self.ledger.end in (StudyEnd.USER, StudyEnd.INTERRUPTED)
+        status = "KILLED" if stopped else "FINISHED" if self.ledger.front() else "FAILED"
+        if self.ledger.end not in (StudyEnd.PLANNED, StudyEnd.USER, StudyEnd.INTERRUPTED):
+            status = "FAILED"
+        tags = {"mlflow.note.content": summary(self.ledger), "aae.message": event.message}
+        return [SetTags(STUDY, tags), SetStatus(STUDY, status, event.time)]
 
 
-def trial_params(run: Settings) -> dict[str, Any]:
+def _evaluated(event: events.Evaluated) -> list[Call]:
+    return [
+        CreateRun(STUDY, event.run_name, event.tags, event.time),
+        LogParams(STUDY, event.params),
+        LogDataset(STUDY, event.data),
+        LogMetrics(STUDY, _finite(event.metrics), 0, event.time),
+        LogArtifact(STUDY, event.sheet, "figures"),
+        SetStatus(STUDY, "FINISHED", event.time),
+    ]
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name != "epoch" and math.isfinite(value)}
+
+
+def trial_params(settings: Settings) -> dict[str, Any]:
     """Every setting of a trial under its dotted key, constants too, so that runs compare."""
-    return {key: value for key, value in flatten(run).items() if not key.startswith(STUDY_KEYS)}
+    return {key: value for key, value in flatten(settings).items() if not key.startswith(STUDY_KEYS)}

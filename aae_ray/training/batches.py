@@ -42,15 +42,15 @@ class Batches:
     that may be smaller. Phases on labelled images take batches of their own, round after round through the labels."""
 
     def __init__(
-        self, run: Settings, model: Model, images: Images, dataset: Dataset, *, rank: int = 0, workers: int = 1
+        self, settings: Settings, model: Model, images: Images, dataset: Dataset, *, rank: int = 0, workers: int = 1
     ) -> None:
-        self.run, self.model, self.images = run, model, images
-        self.train, self.seed, self.rank, self.workers = dataset.train, run.seed, rank, workers
-        self.labels_N = torch.from_numpy(known_labels(dataset, run))
+        self.settings, self.model, self.images = settings, model, images
+        self.train, self.seed, self.rank, self.workers = dataset.train, settings.seed, rank, workers
+        self.labels_N = torch.from_numpy(known_labels(dataset, settings))
         self.labelled = np.flatnonzero(self.labels_N.numpy() >= 0)
         self.sizes = {
-            "all": min(run.train.batch_size, len(dataset.train)),
-            "labelled": min(run.train.labelled_batch_size, len(self.labelled)),
+            "all": min(settings.train.batch_size, len(dataset.train)),
+            "labelled": min(settings.train.labelled_batch_size, len(self.labelled)),
         }
 
     def epoch(self, epoch: int) -> Iterator[Step]:
@@ -63,20 +63,20 @@ class Batches:
             if offset == 0:
                 span = order[start : start + NOISE_BLOCK_STEPS * batch_size]
                 steps = min(NOISE_BLOCK_STEPS, len(starts) - step)
-                drawn = [self._drawn(place, phase, steps, span, epoch, block) for place, phase in enumerate(phases)]
+                drawn = [self._drawn(index, phase, steps, span, epoch, block) for index, phase in enumerate(phases)]
             rows = {"all": order[start : start + batch_size], "labelled": rounds[step]}
             mine = {source: worker_slice(len(some), self.rank, self.workers) for source, some in rows.items()}
             x_BD = {source: self.images[rows[source][mine[source]]] for source in {phase.source for phase in phases}}
             batches = [
                 Batch(
                     x_BD[phase.source],
-                    **{name: drawn_SG[offset, mine[phase.source]] for name, drawn_SG in drawn[place].items()},
+                    **{name: drawn_SG[offset, mine[phase.source]] for name, drawn_SG in drawn[index].items()},
                     **self._labels(phase, rows[phase.source][mine[phase.source]]),
                     **self._corruption(
-                        place, x_BD[phase.source], len(rows[phase.source]), mine[phase.source], epoch, step
+                        index, x_BD[phase.source], len(rows[phase.source]), mine[phase.source], epoch, step
                     ),
                 )
-                for place, phase in enumerate(phases)
+                for index, phase in enumerate(phases)
             ]
             yield Step(batches, [len(rows[phase.source]) for phase in phases])
 
@@ -86,14 +86,14 @@ class Batches:
         if not any(phase.source == "labelled" for phase in self.model.phases):
             return np.empty((steps, 0), np.int64)
         rounds = -(-steps * size // len(self.labelled))
-        places = torch.rand(rounds, len(self.labelled), generator=generator_for(self.seed, ORDER, epoch, LABELLED))
-        rows: Rows = self.labelled[places.argsort(1).flatten()[: steps * size].view(steps, size).numpy()]
+        keys = torch.rand(rounds, len(self.labelled), generator=generator_for(self.seed, ORDER, epoch, LABELLED))
+        rows: Rows = self.labelled[keys.argsort(1).flatten()[: steps * size].view(steps, size).numpy()]
         return rows
 
-    def _drawn(self, place: int, phase: Phase, steps: int, span: Rows, epoch: int, block: int) -> dict[str, Any]:
+    def _drawn(self, index: int, phase: Phase, steps: int, span: Rows, epoch: int, block: int) -> dict[str, Any]:
         """Posterior noise and what the phase draws from priors, each (S, G, ...), for a block of steps."""
-        generator = generator_for(self.seed, FIRST_PHASE + place, epoch, block)
-        model, train, dtype = self.model, self.run.train, self.images.dtype
+        generator = generator_for(self.seed, FIRST_PHASE + index, epoch, block)
+        model, train, dtype = self.model, self.settings.train, self.images.dtype
         size = (steps, self.sizes[phase.source])
 
         def normal(*shape: int) -> Tensor:
@@ -101,62 +101,63 @@ class Batches:
 
         def prior() -> Tensor:
             part_N = None
-            if model.sizes.slots:  # a labelled image is held against its part of the prior, the others against all
+            if model.sizes.label_condition:  # labelled images are held to their part of the prior, others to all of it
                 part_N = torch.full((steps * size[1],), -1)
                 part_N[: len(span)] = self.labels_N[span]
             return model.prior.sample(steps * size[1], generator, dtype, part_N).view(*size, -1)
 
-        found = {}
+        tensors = {}
         if model.noise_dim:
-            found["posterior_noise_BE"] = normal(model.noise_dim)
+            tensors["posterior_noise_BE"] = normal(model.noise_dim)
         if "prior_BZ" in phase.draws:
-            found["prior_BZ"] = prior()
-        if "classes_BK" in phase.draws and model.classes and "label_discriminator" in model.players:
-            found["classes_BK"] = sample_classes(steps * size[1], model.classes, generator, dtype).view(*size, -1)
+            tensors["prior_BZ"] = prior()
+        if "classes_BK" in phase.draws and model.classes and "label_discriminator" in model.networks:
+            tensors["classes_BK"] = sample_classes(steps * size[1], model.classes, generator, dtype).view(*size, -1)
         if "style_noise_B2Z" in phase.draws and train.style_noise:
-            found["style_noise_B2Z"] = train.style_noise * normal(2, model.prior.latent_dim)
-        if "label_noise_B2K" in phase.draws and train.label_noise and "label_discriminator" in model.players:
-            found["label_noise_B2K"] = train.label_noise * normal(2, model.classes)
-        return {name: tensor.to(self.images.device) for name, tensor in found.items()}
+            tensors["style_noise_B2Z"] = train.style_noise * normal(2, model.prior.latent_dim)
+        if "label_noise_B2K" in phase.draws and train.label_noise and "label_discriminator" in model.networks:
+            tensors["label_noise_B2K"] = train.label_noise * normal(2, model.classes)
+        return {name: tensor.to(self.images.device) for name, tensor in tensors.items()}
 
     def _corruption(
-        self, place: int, x_BD: Tensor, examples: int, mine: slice, epoch: int, step: int
+        self, index: int, x_BD: Tensor, examples: int, mine: slice, epoch: int, step: int
     ) -> dict[str, Any]:
         """Noise on the images, dropout of pixels, warped images: as large as the images, so for one step at a time."""
-        train, found = self.run.train, {}
+        train, tensors = self.settings.train, {}
         if not train.input_noise and not train.input_dropout and not train.input_warp:
             return {}
-        generator = generator_for(self.seed, FIRST_PHASE + place, epoch, step, CORRUPTION)
+        generator = generator_for(self.seed, FIRST_PHASE + index, epoch, step, CORRUPTION)
         size, dtype = (examples, self.images.rows_ND.shape[1]), self.images.dtype
         if train.input_noise:
-            found["input_noise_BD"] = train.input_noise * torch.randn(*size, generator=generator, dtype=dtype)[mine]
+            tensors["input_noise_BD"] = train.input_noise * torch.randn(*size, generator=generator, dtype=dtype)[mine]
         if train.input_dropout:
             kept_BD = torch.rand(*size, generator=generator, dtype=dtype)[mine] >= train.input_dropout
-            found["input_mask_BD"] = kept_BD.to(dtype) / (1 - train.input_dropout)
+            tensors["input_mask_BD"] = kept_BD.to(dtype) / (1 - train.input_dropout)
         if train.input_warp:
             maps_G23 = torch.eye(2, 3, dtype=dtype) + train.input_warp * torch.randn(
                 examples, 2, 3, generator=generator, dtype=dtype
             )
-            found["warped_BD"] = warp(x_BD, maps_G23[mine].to(self.images.device), self.model.shape)
-        return {name: tensor.to(self.images.device) for name, tensor in found.items()}
+            tensors["warped_BD"] = warp(x_BD, maps_G23[mine].to(self.images.device), self.model.shape)
+        return {name: tensor.to(self.images.device) for name, tensor in tensors.items()}
 
     def _labels(self, phase: Phase, rows: Rows) -> Mapping[str, Any]:
-        """One-hot labels of these images, or their slots of a label-informed discriminator, where the task has any."""
-        sizes = self.model.sizes
-        if not sizes.slots and phase.source == "all" and TASKS[self.run.task].labels != "all":
+        """One-hot labels of these images, or their label condition for the discriminator, where the task has any."""
+        sizes, condition = self.model.sizes, self.model.sizes.label_condition
+        if not condition and phase.source == "all" and TASKS[self.settings.task].labels != "all":
             return {}
         labels_B = self.labels_N[rows]
-        if sizes.slots:
-            name, found = "slots_BS", F.one_hot(torch.where(labels_B < 0, sizes.slots - 1, labels_B), sizes.slots)
+        if condition:
+            classes_B = torch.where(labels_B < 0, condition - 1, labels_B)
+            name, one_hot = "label_condition_BS", F.one_hot(classes_B, condition)
         else:
-            name, found = "labels_BK", F.one_hot(labels_B, sizes.classes)
-        return {name: found.to(self.images.device, self.images.dtype)}
+            name, one_hot = "labels_BK", F.one_hot(labels_B, sizes.classes)
+        return {name: one_hot.to(self.images.device, self.images.dtype)}
 
 
 def warp(x_BD: Tensor, maps_B23: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Images as rows, each under its affine map, in coordinates from -1 to 1 on both axes; black comes in from outside.
 
-    A map tells for each pixel of the answer where in the image it comes from.
+    A map tells for each pixel of the result where in the image it comes from.
     """
     if not len(x_BD):  # a worker's slice of a short last batch; PyTorch makes no grid for it
         return x_BD

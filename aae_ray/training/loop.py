@@ -1,6 +1,6 @@
 """The training loop: an object that trains an epoch, reports, saves and restores.
 
-It knows no Ray: `wrap` makes a player data-parallel, `rank` and `workers` say which slice of each batch is its own.
+It knows no Ray: `wrap` makes a network data-parallel, `rank` and `workers` say which slice of each batch is its own.
 """
 
 import time
@@ -21,10 +21,10 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
 from aae_ray.datasets.labels import check
 from aae_ray.errors import UserError
-from aae_ray.evaluation.held_out import Evaluation
+from aae_ray.evaluation.held_out import HeldOutMetrics
 from aae_ray.settings import Settings, epoch_at, flatten, setting
 from aae_ray.training.batches import Batches, Step
-from aae_ray.training.health import illness
+from aae_ray.training.health import health_stop_reason
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -42,37 +42,37 @@ class Interval:
         return self.history[-1]
 
 
-class Turn:
-    """The players as one phase sees them: those that it moves or lends wrapped and awake, all others bare, frozen."""
+class PhaseView:
+    """The networks as one phase sees them: those it updates or shares wrapped, trainable, all others bare, frozen."""
 
     def __init__(
-        self, phase: Phase, players: Mapping[str, nn.Module], wrapped: Mapping[str, nn.Module], lends: bool
+        self, phase: Phase, networks: Mapping[str, nn.Module], wrapped: Mapping[str, nn.Module], shares_encoding: bool
     ) -> None:
-        self.lends = lends and bool(phase.lends)
-        used = {*phase.moves, *(phase.lends if self.lends else ())}
-        self.players = {name: wrapped[name] if name in used else player for name, player in players.items()}
-        self.awake = [p for name, player in players.items() if name in used for p in player.parameters()]
-        self.asleep = [p for name, player in players.items() if name not in used for p in player.parameters()]
+        self.shares_encoding = shares_encoding and bool(phase.shares_encoding)
+        used = {*phase.updates, *(phase.shares_encoding if self.shares_encoding else ())}
+        self.networks = {name: wrapped[name] if name in used else network for name, network in networks.items()}
+        self.trainable = [p for name, network in networks.items() if name in used for p in network.parameters()]
+        self.frozen = [p for name, network in networks.items() if name not in used for p in network.parameters()]
 
     def begin(self) -> dict[str, nn.Module]:
-        """The players, with no gradients left from other phases."""
-        for parameter in self.awake:
+        """The networks, with no gradients left from other phases."""
+        for parameter in self.trainable:
             parameter.requires_grad, parameter.grad = True, None
-        for parameter in self.asleep:
+        for parameter in self.frozen:
             parameter.requires_grad = False
-        return self.players
+        return self.networks
 
 
 @dataclass
 class Training:
     """One configuration in training. Every worker of a gang holds one, with the same weights at all times."""
 
-    run: Settings
+    settings: Settings
     dataset: Dataset
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
     workers: int = 1
-    wrap: Wrap = lambda player: player
+    wrap: Wrap = lambda network: network
 
     def __post_init__(self) -> None:
         if len(self.dataset.train) < 2 * self.workers:
@@ -80,23 +80,28 @@ class Training:
                 f"data.name {self.dataset.name}: {len(self.dataset.train)} training images are too few "
                 f"for {self.workers} workers"
             )
-        check(self.run, self.dataset)
-        self.model = build_model(self.run, self.dataset.shape, self.device, self.dataset.classes)
-        # Wrapped one by one, while all parameters ask for gradients: one wrapper over players that take turns leaves
+        check(self.settings, self.dataset)
+        self.model = build_model(self.settings, self.dataset.shape, self.device, self.dataset.classes)
+        # Wrapped one by one, while all parameters ask for gradients: one wrapper over networks that take turns leaves
         # the discriminator different on every worker, and nothing says so.
-        self.wrapped = {name: self.wrap(player) for name, player in self.model.players.items()}
+        self.wrapped = {name: self.wrap(network) for name, network in self.model.networks.items()}
         # Phases see the same codes where nothing is drawn on the way to them. Batch normalization takes its statistics
-        # on that way, in the phase that moves the encoder, so each has a pass of its own.
-        train = self.run.train
+        # on that way, in the phase that updates the encoder, so each has a pass of its own.
+        train = self.settings.train
         drawn = self.model.noise_dim or train.input_noise or train.input_dropout or train.input_warp
-        lends = not drawn and self.run.model.normalization != "batch"
-        self._turns = {phase.name: Turn(phase, self.model.players, self.wrapped, lends) for phase in self.model.phases}
+        shares_encoding = not drawn and self.settings.model.normalization != "batch"
+        self._views = {
+            phase.name: PhaseView(phase, self.model.networks, self.wrapped, shares_encoding)
+            for phase in self.model.phases
+        }
         self.optimizers = {phase.name: self._optimizer(phase) for phase in self.model.phases}
-        mixed = self.run.train.mixed_precision
+        mixed = self.settings.train.mixed_precision
         self._precision = torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
-        self.images = Images(self.dataset, self.device, getattr(torch, self.run.train.dtype))
-        self.batches = Batches(self.run, self.model, self.images, self.dataset, rank=self.rank, workers=self.workers)
-        self.evaluation = Evaluation(self.run, self.model, self.dataset, self.images)
+        self.images = Images(self.dataset, self.device, getattr(torch, self.settings.train.dtype))
+        self.batches = Batches(
+            self.settings, self.model, self.images, self.dataset, rank=self.rank, workers=self.workers
+        )
+        self.evaluation = HeldOutMetrics(self.settings, self.model, self.dataset, self.images)
         self.history: list[dict[str, float]] = []
 
     @property
@@ -105,16 +110,18 @@ class Training:
         return len(self.history)
 
     def train(self, until_epoch: int | None = None, at_most_seconds: float = float("inf")) -> Interval:
-        """Train whole epochs until this one, or until the time is up, or until the trial is found ill; then report.
+        """Train whole epochs until this one, or until the time is up or a health check stops the trial; then report.
 
         Costly metrics are measured where the interval ends as planned: at `until_epoch`, or where the trial stops.
         """
-        until_epoch = min(until_epoch or self.run.train.epochs, self.run.train.epochs)
+        until_epoch = min(until_epoch or self.settings.train.epochs, self.settings.train.epochs)
         start, first = time.monotonic(), self.epoch
         stop_reason = None
         while self.epoch < until_epoch and not stop_reason:
             metrics = self._train_epoch()
-            stop_reason, out_of_time = self._agree(self._judge, metrics, time.monotonic() - start > at_most_seconds)
+            stop_reason, out_of_time = self._agree(
+                self._check_health, metrics, time.monotonic() - start > at_most_seconds
+            )
             self.history.append(metrics)
             if out_of_time:
                 break
@@ -128,9 +135,9 @@ class Training:
         seen: dict[str, list[Tensor]] = {phase.name: [] for phase in self.model.phases}
         gradients: dict[str, float] = {}
         for step in self.batches.epoch(self.epoch):
-            sights = self.step(step, None if gradients else gradients)
-            for phase, sight in zip(self.model.phases, sights, strict=True):
-                seen[phase.name].append(sight)
+            observed = self.step(step, None if gradients else gradients)
+            for phase, seen_BM in zip(self.model.phases, observed, strict=True):
+                seen[phase.name].append(seen_BM)
         metrics = {"epoch": self.epoch + 1.0}
         for phase in self.model.phases:
             metrics |= phase.summary(self._gather(torch.cat(seen[phase.name])))
@@ -145,49 +152,49 @@ class Training:
 
         Gradients are averaged over workers, so each worker divides by an even share of the global batch: this makes
         N workers equal to one also where their slices differ in size. Where it is asked for, `gradients` takes the norm
-        of the gradient on the encoder's trunk, for each phase that moves it.
+        of the gradient on the encoder's trunk, for each phase that updates it.
         """
-        sights, lent = [], None
+        observed, shared = [], None
         for phase, batch, examples in zip(self.model.phases, step.batches, step.examples, strict=True):
-            turn = self._turns[phase.name]
-            players = turn.begin()
+            view = self._views[phase.name]
+            networks = view.begin()
             with self._precision:
-                loss_B, seen_BM, code = phase.loss(players, batch._replace(code=lent), self.run)
-            lent = code if turn.lends else None
+                loss_B, seen_BM, code = phase.loss(networks, batch._replace(code=shared), self.settings)
+            shared = code if view.shares_encoding else None
             loss_B.backward(torch.full_like(loss_B, self.workers / examples))
-            if gradients is not None and "trunk" in phase.moves:
-                trunk = self.model.players["trunk"].parameters()
+            if gradients is not None and "trunk" in phase.updates:
+                trunk = self.model.networks["trunk"].parameters()
                 gradients[phase.name] = get_total_norm([p.grad for p in trunk if p.grad is not None]).item()
             self.optimizers[phase.name].step()
-            sights.append(loss_B.detach() if seen_BM is None else seen_BM)
-        return sights
+            observed.append(loss_B.detach() if seen_BM is None else seen_BM)
+        return observed
 
     def _optimizer(self, phase: Phase) -> Optimizer:
-        optim = self.run.optim
-        parameters = [parameter for name in phase.moves for parameter in self.model.players[name].parameters()]
-        rate, momentum = setting(self.run, phase.learning_rate), setting(self.run, phase.momentum)
+        optim = self.settings.optim
+        parameters = [parameter for name in phase.updates for parameter in self.model.networks[name].parameters()]
+        rate, momentum = setting(self.settings, phase.learning_rate), setting(self.settings, phase.momentum)
         if optim.algorithm == "sgd":
             return SGD(parameters, lr=rate, momentum=momentum, fused=True)
         return Adam(parameters, lr=rate, betas=(momentum, optim.beta2), fused=True)
 
     def _set_learning_rates(self) -> None:
         """Rates drop at fractions of the budget: a longer run is the same run, stretched."""
-        epochs = self.run.train.epochs
-        passed = sum(self.epoch >= epoch_at(milestone, epochs) for milestone in self.run.optim.lr_milestones)
+        epochs = self.settings.train.epochs
+        passed = sum(self.epoch >= epoch_at(milestone, epochs) for milestone in self.settings.optim.lr_milestones)
         for phase in self.model.phases:
             for group in self.optimizers[phase.name].param_groups:
-                group["lr"] = setting(self.run, phase.learning_rate) * self.run.optim.lr_decay**passed
+                group["lr"] = setting(self.settings, phase.learning_rate) * self.settings.optim.lr_decay**passed
 
-    def _judge(self, metrics: dict[str, float], out_of_time: bool) -> tuple[str | None, bool]:
+    def _check_health(self, metrics: dict[str, float], out_of_time: bool) -> tuple[str | None, bool]:
         metrics |= self.evaluation.cheap("val")
-        return illness([*self.history, metrics], self.run), out_of_time
+        return health_stop_reason([*self.history, metrics], self.settings), out_of_time
 
-    def _agree(self, judge: Callable[..., Any], *arguments: Any) -> Any:
-        """The first worker judges, all obey: clocks and held-out metrics must not send workers different ways."""
-        verdict = [judge(*arguments) if self.rank == 0 else None]
+    def _agree(self, decide: Callable[..., Any], *arguments: Any) -> Any:
+        """The first worker decides, all follow: clocks and held-out metrics must not send workers different ways."""
+        decision = [decide(*arguments) if self.rank == 0 else None]
         if self.workers > 1:
-            dist.broadcast_object_list(verdict, src=0)
-        return verdict[0]
+            dist.broadcast_object_list(decision, src=0)
+        return decision[0]
 
     def _gather(self, mine: Tensor) -> Tensor:
         """What all workers saw, in the same order everywhere, on the CPU."""
@@ -200,12 +207,12 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to go on bit for bit: tensors and plain values only."""
         return {
-            "settings": flatten(self.run),
+            "settings": flatten(self.settings),
             "data_digest": self.dataset.digest,
             "shape": list(self.dataset.shape),
             "classes": self.dataset.classes,
             "history": [dict(metrics) for metrics in self.history],
-            "players": {name: player.state_dict() for name, player in self.model.players.items()},
+            "networks": {name: network.state_dict() for name, network in self.model.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
         }
 
@@ -217,7 +224,8 @@ class Training:
                 f"and {self.dataset.name} has {self.dataset.digest}"
             )
         self.history = [dict(metrics) for metrics in state["history"]]
-        for name, player in self.model.players.items():
-            player.load_state_dict(state["players"][name])
+        for name, network in self.model.networks.items():
+            network.load_state_dict(state["networks"][name])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            if "optimizers" in state:  # a trial that has finished is kept without
+                optimizer.load_state_dict(state["optimizers"][name])

@@ -16,24 +16,24 @@ def test_universal_noise_enters_hidden_layers_as_well_as_the_head() -> None:
         model = build(variant("unsupervised", "universal", network))
         batch = batch_for(model)
         assert batch.posterior_noise_BE is not None
-        trunk = model.players["trunk"]
+        trunk = model.networks["trunk"]
         quiet = trunk(batch.x_BD, torch.zeros_like(batch.posterior_noise_BE))
         assert not torch.allclose(trunk(batch.x_BD, batch.posterior_noise_BE), quiet)
 
 
 def test_initial_weights_depend_on_the_seed_and_on_nothing_else() -> None:
-    run = variant("unsupervised", "deterministic", "dense")
-    first = build(run)
+    settings = variant("unsupervised", "deterministic", "dense")
+    first = build(settings)
     torch.rand(10)
-    again = build(run)
+    again = build(settings)
     vae = build(variant("vae", "gaussian", "dense"))
-    other = build(replace(run, {"seed": 1}))
-    for name in first.players:
+    other = build(replace(settings, {"seed": 1}))
+    for name in first.networks:
         for (_, a), (_, b), (_, c) in zip(
-            *(m.players[name].named_parameters() for m in (first, again, other)), strict=True
+            *(m.networks[name].named_parameters() for m in (first, again, other)), strict=True
         ):
             assert torch.equal(a, b) and not torch.equal(a, c)
-    assert torch.equal(next(first.players["decoder"].parameters()), next(vae.players["decoder"].parameters()))
+    assert torch.equal(next(first.networks["decoder"].parameters()), next(vae.networks["decoder"].parameters()))
 
 
 def test_the_papers_initialization() -> None:
@@ -46,10 +46,13 @@ def test_the_papers_initialization() -> None:
         ),
         SHAPE,
     )
-    weight = model.players["trunk"].layers[1].weight  # type: ignore[union-attr, index]
+    weight = model.networks["trunk"].layers[1].weight  # type: ignore[union-attr, index]
     assert weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert all(
-        not p.any() for player in model.players.values() for key, p in player.named_parameters() if key.endswith("bias")
+        not p.any()
+        for network in model.networks.values()
+        for key, p in network.named_parameters()
+        if key.endswith("bias")
     )
 
 
@@ -58,9 +61,9 @@ def test_the_papers_initialization() -> None:
 @pytest.mark.parametrize("kind", ["batch", "layer"])
 def test_normalization_takes_scale_out_of_the_encoders_hidden_layers(network: str, posterior: str, kind: str) -> None:
     """Weights and biases ten times as large leave the features as they are."""
-    run = variant("clustering", posterior, network, **{"model.normalization": kind})
-    model, batch = build(run), batch_for(build(run))
-    trunk, noise_BE = model.players["trunk"], batch.posterior_noise_BE if posterior == "universal" else None
+    settings = variant("clustering", posterior, network, **{"model.normalization": kind})
+    model, batch = build(settings), batch_for(build(settings))
+    trunk, noise_BE = model.networks["trunk"], batch.posterior_noise_BE if posterior == "universal" else None
     features_BF = trunk(batch.x_BD, noise_BE)
     alone_BF = trunk(batch.x_BD[:1], None if noise_BE is None else noise_BE[:1])
     assert torch.allclose(alone_BF, features_BF[:1]) == (kind == "layer")
@@ -69,7 +72,7 @@ def test_normalization_takes_scale_out_of_the_encoders_hidden_layers(network: st
             if "norm" not in name:
                 parameter.mul_(10)
     assert torch.allclose(trunk(batch.x_BD, noise_BE), features_BF, rtol=1e-2, atol=1e-2)
-    plain = build(variant("clustering", posterior, network)).players["trunk"]
+    plain = build(variant("clustering", posterior, network)).networks["trunk"]
     assert plain.state_dict().keys() < trunk.state_dict().keys()
 
 
@@ -130,7 +133,7 @@ def test_a_last_batch_of_one_image_is_scaled_by_what_the_others_left() -> None:
 @pytest.mark.parametrize("kind", ["batch", "layer"])
 def test_the_papers_initialization_leaves_the_gains_of_normalization_at_one(kind: str) -> None:
     values = {"model.initialization": "normal", "model.normalization": kind}
-    trunk = build(variant("clustering", "deterministic", "dense", **values)).players["trunk"]
+    trunk = build(variant("clustering", "deterministic", "dense", **values)).networks["trunk"]
     gains = [value for key, value in trunk.named_parameters() if "norms" in key and key.endswith("weight")]
     assert len(gains) == 2 and all((gain == 1).all() for gain in gains)
 

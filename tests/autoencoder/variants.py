@@ -35,8 +35,8 @@ def variant(task: str, posterior: str, network: str, **more: object) -> Settings
     return replace(Settings(), values | more)
 
 
-def build(run: Settings, shape: tuple[int, int, int] = SHAPE) -> Model:
-    return build_model(run, shape, classes=CLASSES)
+def build(settings: Settings, shape: tuple[int, int, int] = SHAPE) -> Model:
+    return build_model(settings, shape, classes=CLASSES)
 
 
 def batch_for(model: Model, size: int = 7, seed: int = 0) -> Batch:
@@ -49,14 +49,14 @@ def batch_for(model: Model, size: int = 7, seed: int = 0) -> Batch:
     def one_hot(classes: int) -> torch.Tensor:
         return sample_classes(size, classes, generator, torch.float64)
 
-    pixels, y, slots = math.prod(model.shape), model.classes, model.sizes.slots
+    pixels, y, label_condition = math.prod(model.shape), model.classes, model.sizes.label_condition
     return Batch(
         torch.rand(size, pixels, generator=generator, dtype=torch.float64),
         normal(model.noise_dim) if model.noise_dim else None,
         model.prior.sample(size, generator, torch.float64),
         classes_BK=one_hot(y) if y else None,
         labels_BK=one_hot(y) if y else None,
-        slots_BS=one_hot(slots) if slots else None,
+        label_condition_BS=one_hot(label_condition) if label_condition else None,
         input_noise_BD=0.1 * normal(pixels),
         input_mask_BD=torch.rand(size, pixels, generator=generator, dtype=torch.float64),
         style_noise_B2Z=0.1 * normal(2, model.prior.latent_dim),

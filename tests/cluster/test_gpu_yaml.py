@@ -19,7 +19,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from aae_ray.execution.ray_cluster import possible_resources
+from aae_ray.execution.ray_cluster import possible_nodes, workers_on
 from aae_ray.reading import build, read_overrides
 from tests.cluster.laptop import REPOSITORY, Call, Life, Node, aws_client, laptop_environment, readme_commands
 
@@ -270,7 +270,7 @@ def test_the_study_in_the_readme_gets_gpus_from_machines_still_to_come(life: Lif
     assert settings.train.device == "cuda"
     bootstrap = tmp_path / "ray_bootstrap_config.yaml"
     bootstrap.write_text(json.dumps(life.config))
-    assert possible_resources({}, bootstrap)["GPU"] == 4
+    assert workers_on(possible_nodes(bootstrap), {"GPU": 1}) == 4
 
 
 # --------------------------------------------------------------------------------------------- on a bare node

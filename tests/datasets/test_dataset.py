@@ -189,9 +189,9 @@ def test_classes_are_spread_over_the_parts_in_proportion(
     path = write_idx(tmp_path / "own", np.zeros((len(labels_N), 1, 1)), labels_N)
     own = load(name="own", path=str(path), cache=cache, split_seed=seed)
     for part, share in ((own.val, 0.2), (own.test, 0.2), (own.train, 0.6)):
-        found = np.bincount(labels_N[part], minlength=len(sizes))
+        counts = np.bincount(labels_N[part], minlength=len(sizes))
         assert len(part) == pytest.approx(share * len(labels_N), abs=1)
-        assert np.abs(found - share * np.array(sizes)).max() <= 2
+        assert np.abs(counts - share * np.array(sizes)).max() <= 2
 
 
 def test_images_in_order_of_class_are_shuffled_within_it(tmp_path: Path, cache: str) -> None:
@@ -206,11 +206,11 @@ def test_images_in_order_of_class_are_shuffled_within_it(tmp_path: Path, cache: 
 
 def test_a_set_is_prepared_once(folder: Path, cache: str) -> None:
     own = Data(name="own", path=str(folder), cache=cache)
-    told: list[tuple[str, int, int]] = []
-    data.load(own, lambda *progress: told.append(progress))
-    assert told == [("preparing own", 60, 60)]
-    data.load(own, lambda *progress: told.append(progress))
-    assert len(told) == 1
+    calls: list[tuple[str, int, int]] = []
+    data.load(own, lambda *progress: calls.append(progress))
+    assert calls == [("preparing own", 60, 60)]
+    data.load(own, lambda *progress: calls.append(progress))
+    assert len(calls) == 1
     assert data.prepared_folder(own).parent == Path(cache)
     assert sorted(path.name for path in data.prepared_folder(own).iterdir()) == [
         "about.json",
@@ -276,7 +276,7 @@ print(loaded.digest, len(times), loaded.images_NCHW.shape)
 def test_a_killed_preparation_is_never_taken_for_a_finished_one(tmp_path: Path, cache: str) -> None:
     images_NHW, labels_N = some_images(1000, side=32)
     folder = write_idx(tmp_path / "idx", images_NHW, labels_N)
-    worker = start("data.load(own, lambda *told: os.kill(os.getpid(), signal.SIGKILL))", folder, cache)
+    worker = start("data.load(own, lambda *calls: os.kill(os.getpid(), signal.SIGKILL))", folder, cache)
     worker.communicate(timeout=60)
     assert worker.returncode == -signal.SIGKILL
     own = Data(name="own", path=str(folder), cache=cache)
@@ -345,7 +345,7 @@ SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "other file": ({"name": "own", "path": "{tmp}/note.txt"}, "{tmp}/note.txt is neither a folder nor"),
     "empty folder": ({"name": "own", "path": "{tmp}/empty"}, "{tmp}/empty has no train-images.* no Parquet"),
     "two kinds": ({"name": "own", "path": "{tmp}/both"}, "{tmp}/both holds both Parquet and IDX files"),
-    "named digits": ({"name": "digits", "path": "{tmp}/idx"}, "data.name: {tmp}/idx is not the digits"),
+    "named digits": ({"name": "digits", "path": "{tmp}/idx"}, "data.name: {tmp}/idx is not scikit-learn's digits"),
     "MNIST in part": ({"name": "mnist", "path": "{tmp}/idx"}, "{tmp}/idx has no t10k-images-idx3-ubyte"),
     "column of IDX": (
         {"name": "own", "path": "{tmp}/idx", "image_column": "x"},
@@ -366,7 +366,7 @@ SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", SOURCE_FAULTS)
-def test_source_fault_is_told(tmp_path: Path, folder: Path, cache: str, fault: str) -> None:
+def test_source_fault_is_reported(tmp_path: Path, folder: Path, cache: str, fault: str) -> None:
     images_NHW, labels_N = some_images()
     values, message = SOURCE_FAULTS[fault]
     (tmp_path / "note.txt").write_text("no images")

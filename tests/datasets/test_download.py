@@ -78,13 +78,13 @@ def load_small(cache: Path, progress: Progress = lambda *_: None) -> Dataset:
 
 
 def test_download(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    small = load_small(cache, lambda *progress: told.append(progress))
+    calls: list[tuple[str, int, int]] = []
+    small = load_small(cache, lambda *progress: calls.append(progress))
     assert np.array_equal(small.images_NCHW[:, 0], some_images()[0])
     assert np.array_equal(small.test, np.arange(48, 60))
     assert len(mirrors[0].asked) == 4 and mirrors[1].asked == []
     size = len(mirrors[0].files["train-images-idx3-ubyte.gz"])
-    assert ("downloading train-images-idx3-ubyte.gz", size, size) in told
+    assert ("downloading train-images-idx3-ubyte.gz", size, size) in calls
 
 
 FAILING_MIRRORS: dict[str, tuple[Callable[[Mirror], object], str]] = {

@@ -1,4 +1,4 @@
-"""IDX files: all ways to store images give the same images; faults are told by file."""
+"""IDX files: all ways to store images give the same images; errors name the file."""
 
 import gzip
 from collections.abc import Callable
@@ -67,8 +67,8 @@ def test_idx_labels_and_test_part_may_be_absent(tmp_path: Path, kept: tuple[str,
     assert (labels_N is None) == (TRAIN_LABELS not in kept)
 
 
-def flipped(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]
+def flipped(content: bytes, index: int) -> bytes:
+    return content[:index] + bytes([content[index] ^ 255]) + content[index + 1 :]
 
 
 IDX_FAULTS: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
@@ -84,10 +84,10 @@ IDX_FAULTS: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
     "half a header": (TEST_IMAGES, lambda c: c[:9], "ends within its header"),
     "short images": (TRAIN_IMAGES, lambda c: c[:-30], "ends after 5 of the 7 images"),
     "short labels": (TRAIN_LABELS, lambda c: c[:-1], "ends after 6 of the 7 labels"),
-    "long images": (TRAIN_IMAGES, lambda c: c + b"\0", "goes on after the 7 images"),
-    "long labels": (TEST_LABELS, lambda c: c + b"\0", "goes on after the 3 labels"),
+    "long images": (TRAIN_IMAGES, lambda c: c + b"\0", "has trailing data after the 7 images"),
+    "long labels": (TEST_LABELS, lambda c: c + b"\0", "has trailing data after the 3 labels"),
     "no images": (TRAIN_IMAGES, lambda c: idx_bytes(np.ones((0, 5, 4))), "holds no images"),
-    "no pixels": (TRAIN_IMAGES, lambda c: idx_bytes(np.ones((7, 0, 4))), "names images of 0 x 4 pixels"),
+    "no pixels": (TRAIN_IMAGES, lambda c: idx_bytes(np.ones((7, 0, 4))), "declares images of 0 x 4 pixels"),
     "absurd size": (TRAIN_IMAGES, lambda c: c[:8] + b"\xff" * 8 + c[16:], "a side can be 1 to 4096"),
     "counts differ": (TRAIN_LABELS, lambda c: idx_bytes(np.arange(6)), "6 labels, not one each"),
     "shapes differ": (TEST_IMAGES, lambda c: idx_bytes(np.ones((3, 4, 4))), "holds images of 4 x 4 pixels"),
@@ -98,7 +98,7 @@ IDX_FAULTS: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
 
 
 @pytest.mark.parametrize("fault", IDX_FAULTS)
-def test_idx_fault_is_told_by_file(tmp_path: Path, fault: str) -> None:
+def test_idx_fault_is_reported_by_file(tmp_path: Path, fault: str) -> None:
     name, spoil, message = IDX_FAULTS[fault]
     files = good_files()
     spoilt = spoil(files.pop(name))

@@ -26,8 +26,8 @@ def test_the_draw_is_balanced_and_from_training_images_alone(digits: Dataset, la
 
 def test_the_draw_follows_from_its_seed_and_grows_with_the_number(digits: Dataset) -> None:
     def rows(labels: int | None, seed: int = 0) -> set[int]:
-        run = replace(Settings(), {"data.labels": labels, "seed": seed})
-        return set(np.flatnonzero(known_labels(digits, run) >= 0).tolist())
+        settings = replace(Settings(), {"data.labels": labels, "seed": seed})
+        return set(np.flatnonzero(known_labels(digits, settings) >= 0).tolist())
 
     assert rows(100) == rows(100) != rows(100, seed=1)
     assert rows(100) < rows(200)
@@ -61,7 +61,7 @@ def test_contradictions_with_the_data_name_their_keys(
         check(replace(Settings(), values), digits)
 
 
-def test_all_contradictions_are_told_at_once(digits: Dataset) -> None:
+def test_all_contradictions_are_reported_at_once(digits: Dataset) -> None:
     values = {"task": "label_informed", "model.prior": "mixture", "model.prior_components": 4, "data.labels": 3}
     with pytest.raises(SettingsError) as caught:
         check(replace(Settings(), values), digits)
@@ -71,7 +71,7 @@ def test_all_contradictions_are_told_at_once(digits: Dataset) -> None:
 @pytest.mark.parametrize("task", ["label_informed", "supervised", "semi_supervised", "semi_supervised_reduction"])
 def test_labels_are_not_asked_of_unlabelled_data(digits: Dataset, task: str) -> None:
     bare = changed(digits, labels_N=None)
-    with pytest.raises(SettingsError, match=f"task {task} asks for labels, and data.name digits has none"):
+    with pytest.raises(SettingsError, match=f"task {task} needs labels, and data.name digits has none"):
         check(replace(Settings(), {"task": task, "model.prior": "mixture"}), bare)
 
 

@@ -1,4 +1,4 @@
-"""Parquet files: all ways to store images give the same images; faults are told by file, column and row."""
+"""Parquet files: all ways to store images give the same images; errors name file, column and row."""
 
 import io
 from collections.abc import Callable
@@ -142,7 +142,7 @@ DEEP = pa.list_(pa.list_(pa.list_(U8)))
 PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
     "no image column": (lambda: pa.table({"a": [1], "b": ["x"]}), "its columns are a (int64), b (string)"),
     "no columns": (lambda: pa.table({}), "its columns are none"),
-    "several candidates": (lambda: table(ONE, mask=ONE), "several columns of images, image, mask; name one"),
+    "several candidates": (lambda: table(ONE, mask=ONE), "several columns of images, image, mask; choose one"),
     "no rows": (lambda: table([], type=pa.list_(U8)), "holds no images"),
     "null image": (lambda: table([*THIRTY_ONE, None], type=pa.list_(U8)), "row 31 of column image is null"),
     "null in fixed list": (lambda: table([*ONE, None], type=pa.list_(U8, 36)), "(column image): Expected"),
@@ -183,7 +183,7 @@ PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
         lambda: table([[1]] * 64 + [[1, 2, 3, 4]] * 3),
         "row 64 of column image is 1 x 2 x 2 (channels x height x width) and those before it are 1 x 1 x 1",
     ),
-    "no square": (lambda: table([[1] * 12]), "is a flat list of 12 pixels, no square"),
+    "no square": (lambda: table([[1] * 12]), "is a flat list of 12 pixels, not a square"),
     "H x W x C": (lambda: table(RANDOM.integers(0, 9, (1, 8, 8, 3)).tolist()), "looks like H x W x C"),
     "four channels": (
         lambda: table(RANDOM.integers(0, 9, (1, 4, 8, 8)).tolist()),
@@ -206,7 +206,7 @@ PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
 
 
 @pytest.mark.parametrize("fault", PARQUET_FAULTS)
-def test_parquet_fault_is_told(tmp_path: Path, fault: str) -> None:
+def test_parquet_fault_is_reported(tmp_path: Path, fault: str) -> None:
     make, message = PARQUET_FAULTS[fault]
     file = tmp_path / "a.parquet"
     pq.write_table(make(), file)

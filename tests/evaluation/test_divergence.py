@@ -49,8 +49,8 @@ def test_sliced_wasserstein_of_a_shift(size: int) -> None:
 @pytest.mark.parametrize("size", [2, 8])
 def test_sliced_wasserstein_of_a_scale(size: int) -> None:
     """Two centred Gaussians of standard deviations 1 and 2 are |2 - 1| apart on every line."""
-    found = sliced_wasserstein(2 * normal(2000, size, 0), normal(2000, size, 1), 1.0, seed=0)
-    assert found == pytest.approx(1.0, rel=0.05)
+    result = sliced_wasserstein(2 * normal(2000, size, 0), normal(2000, size, 1), 1.0, seed=0)
+    assert result == pytest.approx(1.0, rel=0.05)
 
 
 def test_sliced_wasserstein_of_equal_points_is_zero_and_of_equal_laws_is_small() -> None:
@@ -103,8 +103,8 @@ def test_the_bound_is_about_zero_for_the_prior_and_log_2_for_what_lies_elsewhere
 @pytest.mark.parametrize("shift", [0.5, 1.0, 2.0, 4.0])
 def test_the_bound_stays_below_the_true_divergence_and_comes_close(shift: float) -> None:
     truth = jsd_of_shifted_normals(shift)
-    found = jsd_bound(shifted(normal(2000, 4, 1), shift), gaussian(4), seed=0)
-    assert truth - 0.03 < found.nats < truth + 3 * found.standard_error
+    result = jsd_bound(shifted(normal(2000, 4, 1), shift), gaussian(4), seed=0)
+    assert truth - 0.03 < result.nats < truth + 3 * result.standard_error
 
 
 @pytest.mark.parametrize("size", [2, 8, 16])
@@ -112,15 +112,15 @@ def test_the_bound_ranks_codes_by_how_far_they_are(size: int) -> None:
     """With as few codes as the digits hold out."""
     z_NZ = normal(360, size, 1)
 
-    def found(codes_NZ: Tensor) -> float:
+    def result(codes_NZ: Tensor) -> float:
         return jsd_bound(codes_NZ, gaussian(size), seed=0).nats
 
-    shifts = [found(shifted(z_NZ, shift)) for shift in (0.0, 0.5, 1.0, 2.0, 4.0)]
-    narrow = [found(scale * z_NZ) for scale in (1.0, 0.7, 0.5, 0.1)]
+    shifts = [result(shifted(z_NZ, shift)) for shift in (0.0, 0.5, 1.0, 2.0, 4.0)]
+    narrow = [result(scale * z_NZ) for scale in (1.0, 0.7, 0.5, 0.1)]
     ring_NZ = normal(1000, size, 2)
     ring_NZ = ring_NZ[ring_NZ[:, :2].norm(dim=1) > 1][:360]  # a hole in the middle
     assert shifts == sorted(shifts) and narrow == sorted(narrow)
-    assert found(ring_NZ) > shifts[0] + 0.02
+    assert result(ring_NZ) > shifts[0] + 0.02
 
 
 @pytest.mark.parametrize("size", [2, 8])
@@ -136,9 +136,9 @@ def test_the_bound_sees_codes_beside_a_thin_prior(name: str, size: int) -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(10, 2), (60, 64), (363, 32)])
 def test_codes_that_can_be_learned_by_heart_gain_nothing(count: int, size: int) -> None:
-    """In many dimensions a few codes are told apart from anything, by whoever has seen them."""
-    found = jsd_bound(normal(count, size, 1), gaussian(size), seed=0)
-    assert -0.1 < found.nats < 0.02
+    """In many dimensions a few codes can be told apart from anything, by whoever has seen them."""
+    result = jsd_bound(normal(count, size, 1), gaussian(size), seed=0)
+    assert -0.1 < result.nats < 0.02
 
 
 def test_a_fold_is_never_trained_on_and_all_else_is() -> None:
@@ -148,9 +148,9 @@ def test_a_fold_is_never_trained_on_and_all_else_is() -> None:
 
 
 def test_the_standard_error_is_the_spread_over_samples() -> None:
-    found = [jsd_bound(shifted(normal(200, 2, 100 + k), 1.5), gaussian(2), seed=k) for k in range(16)]
-    spread = torch.tensor([bound.nats for bound in found]).std().item()
-    error = sum(bound.standard_error for bound in found) / len(found)
+    result = [jsd_bound(shifted(normal(200, 2, 100 + k), 1.5), gaussian(2), seed=k) for k in range(16)]
+    spread = torch.tensor([bound.nats for bound in result]).std().item()
+    error = sum(bound.standard_error for bound in result) / len(result)
     assert 0.5 < spread / error < 2
 
 
@@ -175,10 +175,10 @@ def test_the_bound_does_not_see_the_scale_of_the_prior() -> None:
 def test_the_bound_of_codes_that_are_not_finite_is_nan(wrong: float) -> None:
     codes_NZ = normal(50, 2, 0)
     codes_NZ[7, 1] = wrong
-    found = jsd_bound(codes_NZ, gaussian(2), seed=0)
-    assert all(map(math.isnan, (found.nats, found.standard_error, found.floor)))
+    result = jsd_bound(codes_NZ, gaussian(2), seed=0)
+    assert all(map(math.isnan, (result.nats, result.standard_error, result.floor)))
 
 
-def test_too_few_codes_are_told_to_the_user() -> None:
+def test_too_few_codes_are_a_user_error() -> None:
     with pytest.raises(UserError, match="at least 10 held-out images, got 9; raise data.validation_fraction"):
         jsd_bound(normal(9, 2, 0), gaussian(2), seed=0)

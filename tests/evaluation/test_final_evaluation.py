@@ -10,7 +10,7 @@ import torch
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
 from aae_ray.evaluation import figure_data as pictures
-from aae_ray.evaluation import final_evaluation as assessment
+from aae_ray.evaluation import final_evaluation
 from aae_ray.evaluation import held_out as evaluation
 from aae_ray.evaluation.judge import Judge, judge_for
 from aae_ray.evaluation.metrics import METRICS
@@ -30,28 +30,28 @@ def images(dataset: Dataset, rows: Any) -> torch.Tensor:
 
 def test_real_images_do_as_well_as_the_floors_and_noise_does_not(digits: Dataset, judge: Judge) -> None:
     real_NCHW = images(digits, digits.train)
-    real = assessment.assess_samples(lambda count: real_NCHW[:count], digits, judge)
+    real = final_evaluation.evaluate_samples(lambda count: real_NCHW[:count], digits, judge)
     noise_NCHW = torch.rand(1079, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    noise = assessment.assess_samples(lambda count: noise_NCHW[:count], digits, judge)
+    noise = final_evaluation.evaluate_samples(lambda count: noise_NCHW[:count], digits, judge)
     assert set(real.metrics) <= set(METRICS)
     assert real.metrics["quality/fid_local"] < 3 * real.metrics["quality/fid_local_floor"]
     assert real.metrics["quality/coverage"] > 0.9 > 0.3 > noise.metrics["quality/coverage"]
     assert noise.metrics["quality/fid_local"] > 20 * real.metrics["quality/fid_local"]
     assert real.metrics["quality/parzen_nats"] == pytest.approx(real.metrics["quality/parzen_anchor_nats"])
     assert noise.metrics.get("quality/parzen_nats", -1e9) < real.metrics["quality/parzen_nats"]
-    assert any("no praise" in remark for remark in real.remarks)
+    assert any("is not evidence of better samples" in remark for remark in real.remarks)
     assert real.nearest_sheet.startswith(b"\x89PNG")
 
 
-def test_a_lost_class_raises_the_alarm(digits: Dataset, judge: Judge) -> None:
+def test_a_lost_class_gives_a_warning(digits: Dataset, judge: Judge) -> None:
     assert digits.labels_N is not None
     kept = digits.train[digits.labels_N[digits.train] != 4]
-    found = assessment.assess_samples(lambda count: images(digits, kept)[:count], digits, judge)
-    assert found.metrics["quality/classes_missing"] == 1
-    assert "coverage alarm: samples hardly ever show class 4" in found.remarks
-    assert found.class_shares[4] < 0.02 and sum(found.class_shares) == pytest.approx(1)
-    tags = assessment.assessment_tags(found, judge)
-    assert tags["aae.class_shares"].count(",") == 9 and "hardly ever show class 4" in tags["aae.remarks"]
+    result = final_evaluation.evaluate_samples(lambda count: images(digits, kept)[:count], digits, judge)
+    assert result.metrics["quality/classes_missing"] == 1
+    assert "coverage warning: samples rarely show class 4" in result.remarks
+    assert result.class_shares[4] < 0.02 and sum(result.class_shares) == pytest.approx(1)
+    tags = final_evaluation.final_evaluation_tags(result, judge)
+    assert tags["aae.class_shares"].count(",") == 9 and "rarely show class 4" in tags["aae.remarks"]
 
 
 def class_by_class(dataset: Dataset) -> Dataset:
@@ -67,12 +67,14 @@ def test_images_are_drawn_where_not_all_are_taken(
     digits: Dataset, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples like real images get what the floors get, also where the set is stored class by class."""
-    monkeypatch.setattr(assessment, "MOST", 200)
-    monkeypatch.setattr(assessment, "PARZEN_SAMPLES", 300)
-    monkeypatch.setattr(assessment, "PARZEN_VALIDATION", 60)
+    monkeypatch.setattr(final_evaluation, "MOST", 200)
+    monkeypatch.setattr(final_evaluation, "PARZEN_SAMPLES", 300)
+    monkeypatch.setattr(final_evaluation, "PARZEN_VALIDATION", 60)
     rows = np.random.default_rng(0).permutation(digits.train)
-    found = assessment.assess_samples(lambda count: images(digits, rows)[:count], class_by_class(digits), judge)
-    metrics = found.metrics
+    result = final_evaluation.evaluate_samples(
+        lambda count: images(digits, rows)[:count], class_by_class(digits), judge
+    )
+    metrics = result.metrics
     assert metrics["quality/fid_local"] < 2 * metrics["quality/fid_local_floor"]
     assert metrics["quality/coverage"] > 0.8 and metrics["quality/classes_missing"] == 0
     assert metrics["quality/parzen_nats"] == pytest.approx(metrics["quality/parzen_anchor_nats"], abs=3)
@@ -85,13 +87,13 @@ def test_codes_and_pictures_are_of_all_classes(
     monkeypatch.setattr(evaluation, "NOISE_IMAGES", 100)
     training = Training(changed(small_run, {"model.posterior": "gaussian"}), class_by_class(digits))
     labels_N = np.asarray(training.dataset.labels_N)[training.dataset.val]
-    drawing = pictures.sketch(training.evaluation)
-    assert len(drawing["codes"]) == len(drawing["labels"]) == 100
-    assert np.bincount(drawing["labels"], minlength=10).min() >= 3
-    codes_NZ = training.evaluation.places("val")[:, :2].float().numpy()
-    for code_Z, label in zip(drawing["codes"], drawing["labels"], strict=True):
-        (place,) = np.flatnonzero((codes_NZ == code_Z).all(1))
-        assert labels_N[place] == label
+    data = pictures.figure_data(training.evaluation)
+    assert len(data["codes"]) == len(data["labels"]) == 100
+    assert np.bincount(data["labels"], minlength=10).min() >= 3
+    codes_NZ = training.evaluation.decoder_inputs("val")[:, :2].float().numpy()
+    for code_Z, label in zip(data["codes"], data["labels"], strict=True):
+        (index,) = np.flatnonzero((codes_NZ == code_Z).all(1))
+        assert labels_N[index] == label
     watched = Watched(training.dataset, training.device, training.images.dtype)
     training.evaluation.images = watched
     training.evaluation._noise_use("val")
@@ -102,13 +104,13 @@ def test_codes_are_drawn_that_are_held_against_the_prior(
     small_run: Settings, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Codes that follow the prior, in the order of their first coordinate: the first hundred are all on one side."""
-    monkeypatch.setattr(assessment, "CODES", 100)
+    monkeypatch.setattr(final_evaluation, "CODES", 100)
     training = Training(small_run, digits)
     codes_NZ = training.evaluation.prior_codes(359, 7)
     monkeypatch.setattr(training.evaluation, "codes", lambda part: codes_NZ[codes_NZ[:, 0].argsort()])
-    drawn = assessment.assess_codes(training.evaluation)["quality/imq_mmd"]
-    monkeypatch.setattr(assessment, "some_of", lambda rows, count: rows[:count])
-    assert drawn < 0.3 * assessment.assess_codes(training.evaluation)["quality/imq_mmd"]
+    drawn = final_evaluation.evaluate_codes(training.evaluation)["quality/imq_mmd"]
+    monkeypatch.setattr(final_evaluation, "some_of", lambda rows, count: rows[:count])
+    assert drawn < 0.3 * final_evaluation.evaluate_codes(training.evaluation)["quality/imq_mmd"]
 
 
 class Watched(Images):
@@ -121,33 +123,35 @@ class Watched(Images):
         return super().__getitem__(indices)
 
 
-def test_few_images_are_assessed_without_neighbours(digits: Dataset, judge: Judge) -> None:
+def test_few_images_are_evaluated_without_neighbours(digits: Dataset, judge: Judge) -> None:
     few = replace(digits, train=digits.train[:5])
-    found = assessment.assess_samples(lambda count: images(digits, digits.test)[:count], few, judge)
-    assert "quality/coverage" not in found.metrics and "quality/judge_accuracy" in found.metrics
-    assert any("take more than 5 training and test images" in remark for remark in found.remarks)
+    result = final_evaluation.evaluate_samples(lambda count: images(digits, digits.test)[:count], few, judge)
+    assert "quality/coverage" not in result.metrics and "quality/judge_accuracy" in result.metrics
+    assert any("need more than 5 training and test images" in remark for remark in result.remarks)
 
 
-def test_tiny_images_are_assessed_without_a_judge(digits: Dataset) -> None:
-    found = assessment.assess_samples(lambda count: images(digits, digits.test)[:count], digits, None)
-    assert any("without 4 x 4 pixels there is no judge" in remark for remark in found.remarks)
+def test_tiny_images_are_evaluated_without_a_judge(digits: Dataset) -> None:
+    result = final_evaluation.evaluate_samples(lambda count: images(digits, digits.test)[:count], digits, None)
+    assert any("without 4 x 4 pixels there is no judge" in remark for remark in result.remarks)
 
 
-def test_data_without_labels_are_assessed_without_a_judge(digits: Dataset) -> None:
+def test_data_without_labels_are_evaluated_without_a_judge(digits: Dataset) -> None:
     unlabelled = replace(digits, labels_N=None)
-    found = assessment.assess_samples(lambda count: images(digits, digits.train)[:count], unlabelled, None)
-    assert "quality/parzen_nats" in found.metrics and "quality/fid_local" not in found.metrics
-    assert any("without labels" in remark for remark in found.remarks)
+    result = final_evaluation.evaluate_samples(lambda count: images(digits, digits.train)[:count], unlabelled, None)
+    assert "quality/parzen_nats" in result.metrics and "quality/fid_local" not in result.metrics
+    assert any("without labels" in remark for remark in result.remarks)
 
 
 @pytest.mark.parametrize("task", ["unsupervised", "semi_supervised", "reduction"])
-def test_a_whole_model_is_assessed_the_same_each_time(
+def test_a_whole_model_is_evaluated_the_same_each_time(
     task: str, small_run: Settings, digits: Dataset, judge: Judge
 ) -> None:
-    run = changed(small_run, {"task": task, "data.labels": 50, "model.posterior": "gaussian", "train.dtype": "float32"})
-    training = Training(run, digits)
+    settings = changed(
+        small_run, {"task": task, "data.labels": 50, "model.posterior": "gaussian", "train.dtype": "float32"}
+    )
+    training = Training(settings, digits)
     training.train(2)
-    first, again = (assessment.assess(training.evaluation, judge) for _ in range(2))
+    first, again = (final_evaluation.evaluate_model(training.evaluation, judge) for _ in range(2))
     assert first.metrics == again.metrics and set(first.metrics) <= set(METRICS)
     assert {"quality/imq_mmd", "quality/imq_mmd_floor", "quality/reencoding_error"} <= set(first.metrics)
     assert first.nearest_sheet == again.nearest_sheet
@@ -174,4 +178,4 @@ def test_prior_samples_that_come_back_have_no_reencoding_error(small_run: Settin
     evaluation.codes = lambda part: codes_NZ  # type: ignore[method-assign]
     evaluation.model = Copy()  # type: ignore[assignment]
     evaluation.model.classes = 0  # type: ignore[misc]
-    assert assessment.assess_codes(evaluation)["quality/reencoding_error"] == pytest.approx(0.5)
+    assert final_evaluation.evaluate_codes(evaluation)["quality/reencoding_error"] == pytest.approx(0.5)

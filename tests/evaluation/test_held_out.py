@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aae_ray.datasets.dataset import Dataset
-from aae_ray.evaluation.held_out import Evaluation, some_of
+from aae_ray.evaluation.held_out import HeldOutMetrics, some_of
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.settings import Settings, replace
 from aae_ray.training.loop import Training
@@ -16,37 +16,39 @@ WRONG = 7  # answers of the hand-made sets
 
 
 @pytest.fixture
-def evaluation(small_run: Settings, digits: Dataset) -> Evaluation:
+def evaluation(small_run: Settings, digits: Dataset) -> HeldOutMetrics:
     return Training(replace(small_run, {"model.posterior": "gaussian"}), digits).evaluation
 
 
-def test_the_baseline_is_the_mean_training_image(evaluation: Evaluation, digits: Dataset) -> None:
+def test_the_baseline_is_the_mean_training_image(evaluation: HeldOutMetrics, digits: Dataset) -> None:
     x_NCHW = digits.images_NCHW / 255
     expected = np.square(x_NCHW[digits.test] - x_NCHW[digits.train].mean(0)).mean()
     assert evaluation.cheap("test")["test/mean_image_mse"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_reconstruction_error_is_per_pixel_of_all_held_out_images(evaluation: Evaluation, digits: Dataset) -> None:
+def test_the_reconstruction_error_is_per_pixel_of_all_held_out_images(
+    evaluation: HeldOutMetrics, digits: Dataset
+) -> None:
     x_NCHW, answer_NCHW = evaluation.reconstructions("val", len(digits.val))
     expected = (x_NCHW - answer_NCHW).square().mean().item()
     assert evaluation.cheap("val")["val/reconstruction_mse"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_metrics_are_fixed_numbers_and_leave_no_trace(evaluation: Evaluation) -> None:
+def test_metrics_are_fixed_numbers_and_leave_no_trace(evaluation: HeldOutMetrics) -> None:
     before = torch.get_rng_state()
     first = evaluation.cheap("val") | evaluation.costly("val")
     again = evaluation.cheap("val") | evaluation.costly("val")
     assert first == again and set(first) <= set(METRICS)
     assert torch.equal(before, torch.get_rng_state())
-    assert all(player.training for player in evaluation.model.players.values())
+    assert all(network.training for network in evaluation.model.networks.values())
 
 
 def test_noise_use_is_measured_for_stochastic_posteriors_alone(small_run: Settings, digits: Dataset) -> None:
     for posterior, measured in (("deterministic", False), ("gaussian", True), ("universal", True)):
-        found = Training(replace(small_run, {"model.posterior": posterior}), digits).evaluation.cheap("val")
-        assert ("val/noise_use" in found) is measured
+        result = Training(replace(small_run, {"model.posterior": posterior}), digits).evaluation.cheap("val")
+        assert ("val/noise_use" in result) is measured
         if measured:
-            assert 0 < found["val/noise_use"] <= 1.1
+            assert 0 < result["val/noise_use"] <= 1.1
 
 
 def test_a_choice_of_images_is_of_all_classes_and_in_order() -> None:
@@ -66,24 +68,24 @@ def test_the_error_of_a_label_head_by_hand(small_run: Settings, digits: Dataset)
         answers_N = torch.from_numpy(digits.labels_N[rows])
         answers_N[:WRONG] = (answers_N[:WRONG] + 1) % 10
         logits_NK = torch.full((len(rows), 10), -5.0).scatter(1, answers_N[:, None], -4.9)
-        found = evaluation._labelling(part, torch.zeros(len(rows), 8), logits_NK)
-        assert found.pop("label_entropy_nats") == pytest.approx(math.log(10), abs=0.01)
-        assert found == {"classification_error": pytest.approx(WRONG / len(rows))}
+        result = evaluation._labelling(part, torch.zeros(len(rows), 8), logits_NK)
+        assert result.pop("label_entropy_nats") == pytest.approx(math.log(10), abs=0.01)
+        assert result == {"classification_error": pytest.approx(WRONG / len(rows))}
 
 
 @pytest.mark.parametrize("prior", ["mixture", "swiss_roll"])
 def test_the_error_of_parts_by_hand(prior: str, small_run: Settings, digits: Dataset) -> None:
     """Codes are drawn from their label's part of the prior, seven of them from the part five further on."""
-    run = replace(small_run, {"task": "label_informed", "data.labels": 50, "model.prior": prior})
-    evaluation = Training(run, digits).evaluation
+    settings = replace(small_run, {"task": "label_informed", "data.labels": 50, "model.prior": prior})
+    evaluation = Training(settings, digits).evaluation
     assert digits.labels_N is not None
     part_N = torch.from_numpy(digits.labels_N[digits.val])
     drawn_NZ = evaluation.model.prior.sample(len(part_N), torch.Generator().manual_seed(0), part_N=part_N)
     astray_N = (part_N[:WRONG] + 5) % 10
     drawn_NZ[:WRONG] = evaluation.model.prior.sample(WRONG, torch.Generator().manual_seed(1), part_N=astray_N)
     own = evaluation.model.prior.part_of(drawn_NZ[WRONG:]) != part_N[WRONG:]  # a component's tail may cross its border
-    found = evaluation._labelling("val", drawn_NZ, None)
-    assert found == {"part_error": pytest.approx((WRONG + own.sum().item()) / len(part_N))}
+    result = evaluation._labelling("val", drawn_NZ, None)
+    assert result == {"part_error": pytest.approx((WRONG + own.sum().item()) / len(part_N))}
     assert own.double().mean() < 0.02
 
 

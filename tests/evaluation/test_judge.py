@@ -15,9 +15,9 @@ from aae_ray.evaluation.judge import judge_for
 
 def test_the_judge_of_the_digits(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_rng_state()
-    told: list[int] = []
-    judge = judge_for(digits, tmp_path, lambda what, done, total: told.append(done))
-    assert judge.accuracy > 0.97 and told and told[-1] <= module.STEPS
+    steps: list[int] = []
+    judge = judge_for(digits, tmp_path, lambda what, done, total: steps.append(done))
+    assert judge.accuracy > 0.97 and steps and steps[-1] <= module.STEPS
     x_NCHW = torch.from_numpy(digits.images_NCHW[digits.test]).float() / 255
     probabilities_NK = judge.probabilities(x_NCHW)
     assert judge.features(x_NCHW).shape == (len(x_NCHW), module.FEATURES) and probabilities_NK.shape[1] == 10

@@ -46,9 +46,9 @@ def test_frechet_distance_bears_features_that_never_vary() -> None:
 def test_kernel_distance_by_brute_force() -> None:
     """With as many examples as a subset takes, up to their order, all subsets are drawn from the same few."""
     real, fake = normal(8, 3, 0), normal(8, 3, 1, mean=1.0)
-    found = quality.kernel_distance(real, fake, seed=0)
+    result = quality.kernel_distance(real, fake, seed=0)
     again = quality.kernel_distance(real, fake, seed=0)
-    assert found == again and found.standard_error > 0
+    assert result == again and result.standard_error > 0
     generator = torch.Generator().manual_seed(0)
     values = []
     for _ in range(quality.SUBSETS):
@@ -60,7 +60,7 @@ def test_kernel_distance_by_brute_force() -> None:
         pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
         within = sum(kernel(x[i], x[j]) + kernel(y[i], y[j]) for i, j in pairs) / 12
         values.append(within - 2 * sum(kernel(a, b) for a in x for b in y) / 16)
-    assert found.value == pytest.approx(sum(values) / len(values), rel=1e-9)
+    assert result.value == pytest.approx(sum(values) / len(values), rel=1e-9)
 
 
 def test_kernel_distance_is_about_zero_for_equal_distributions() -> None:
@@ -73,44 +73,44 @@ def test_neighbourhoods_by_hand() -> None:
     """On a line, k = 1: real balls are [-1, 1], [0, 2], [9, 19] (radius to the nearest other: 1, 1, 9 -> 10 +- 9)."""
     real, fake = (torch.tensor(v, dtype=torch.float64)[:, None] for v in ([0.0, 1.0, 10.0], [0.5, 1.5, 50.0]))
     # Radii: real 1, 1, 9; fake 1, 1, 48.5. 0.5 lies in the balls of 0 and 1, 1.5 in those of 1 and 10, 50 in none.
-    found = quality.prdc(real, fake, k=1)
-    assert found.precision == pytest.approx(2 / 3)
-    assert found.density == pytest.approx((2 + 2 + 0) / 3)
-    assert found.coverage == pytest.approx(1.0)
-    assert found.recall == pytest.approx(1.0)  # 0 and 1 near 0.5; 10 within 48.5 of 50
+    result = quality.prdc(real, fake, k=1)
+    assert result.precision == pytest.approx(2 / 3)
+    assert result.density == pytest.approx((2 + 2 + 0) / 3)
+    assert result.coverage == pytest.approx(1.0)
+    assert result.recall == pytest.approx(1.0)  # 0 and 1 near 0.5; 10 within 48.5 of 50
     assert quality.prdc(real, torch.tensor([[100.0], [101.0]], dtype=torch.float64), k=1) == quality.Prdc(0, 0, 0, 0)
 
 
 def test_equal_distributions_have_density_one_and_the_known_coverage() -> None:
-    found = quality.prdc(normal(1500, 3, 0), normal(1500, 3, 1))
-    assert found.density == pytest.approx(1, abs=0.05)
-    assert found.coverage == pytest.approx(1 - 2**-5, abs=0.02)
-    assert found.precision > 0.9 and found.recall > 0.9
+    result = quality.prdc(normal(1500, 3, 0), normal(1500, 3, 1))
+    assert result.density == pytest.approx(1, abs=0.05)
+    assert result.coverage == pytest.approx(1 - 2**-5, abs=0.02)
+    assert result.precision > 0.9 and result.recall > 0.9
 
 
 def test_copies_of_one_example_count_for_nothing() -> None:
-    found = quality.prdc(torch.zeros(20, 2), torch.zeros(20, 2))
-    assert (found.density, found.coverage) == (0, 0)
-    with pytest.raises(ValueError, match="5 neighbours take more than 5 examples, got 5 and 9"):
+    result = quality.prdc(torch.zeros(20, 2), torch.zeros(20, 2))
+    assert (result.density, result.coverage) == (0, 0)
+    with pytest.raises(ValueError, match="5 neighbours need more than 5 examples, got 5 and 9"):
         quality.prdc(torch.zeros(5, 2), torch.zeros(9, 2))
 
 
 def test_a_lost_mode_shows_in_recall_and_coverage_alone() -> None:
     modes = normal(600, 2, 0)
     modes[300:] += 20
-    found = quality.prdc(modes, normal(600, 2, 1))
-    assert found.precision > 0.9 and found.recall < 0.6 and found.coverage < 0.6
+    result = quality.prdc(modes, normal(600, 2, 1))
+    assert result.precision > 0.9 and result.recall < 0.6 and result.coverage < 0.6
 
 
 def test_the_class_histogram_by_hand_and_its_alarm() -> None:
     p_4K = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.4, 0.0], [0.1, 0.9, 0.0], [0.8, 0.1, 0.1]])
-    found = quality.class_histogram(p_4K, torch.tensor([5, 5, 5]))
-    assert found.share_K == pytest.approx((0.75, 0.25, 0.0))
-    assert found.kl_to_uniform_nats == pytest.approx(math.log(3) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert found.confidence == pytest.approx((0.7 + 0.6 + 0.9 + 0.8) / 4)
-    assert found.missing == (2,)
+    result = quality.class_histogram(p_4K, torch.tensor([5, 5, 5]))
+    assert result.share_K == pytest.approx((0.75, 0.25, 0.0))
+    assert result.kl_to_uniform_nats == pytest.approx(math.log(3) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert result.confidence == pytest.approx((0.7 + 0.6 + 0.9 + 0.8) / 4)
+    assert result.missing == (2,)
     entropy = -sum(p * math.log(p) for row in p_4K.tolist() for p in row if p) / 4
-    assert found.entropy_nats == pytest.approx(entropy, rel=1e-6)
+    assert result.entropy_nats == pytest.approx(entropy, rel=1e-6)
     assert quality.class_histogram(torch.eye(4), torch.ones(4)).missing == ()
 
 
@@ -118,8 +118,8 @@ def test_a_class_is_missing_that_real_images_have() -> None:
     """Labels from 1 to 3, of which the last is rare: samples like the real images raise no alarm."""
     real_K = torch.tensor([0, 50, 45, 5])
     like_real = torch.eye(4).repeat_interleave(real_K, 0)
-    found = quality.class_histogram(like_real, real_K)
-    assert found.missing == ()
+    result = quality.class_histogram(like_real, real_K)
+    assert result.missing == ()
     assert quality.class_histogram(like_real[:95], real_K).missing == (3,)
     even = quality.class_histogram(torch.eye(4)[1:].repeat(5, 1), real_K)
     assert even.kl_to_uniform_nats == pytest.approx(0, abs=1e-12) and even.missing == ()
@@ -170,20 +170,20 @@ def brute_force(samples: Tensor, x: Tensor, sigma: float) -> Tensor:
 def test_parzen_against_brute_force_and_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     samples, validation, test = (torch.rand(n, 6, generator=torch.Generator().manual_seed(n)) for n in (90, 40, 50))
     grid = (0.05, 0.1, 0.2, 0.4, 1.0)
-    found = quality.parzen(samples, validation, test, grid)
-    assert found.sigma == max(grid, key=lambda sigma: brute_force(samples, validation, sigma).mean().item())
-    scores = brute_force(samples, test, found.sigma)
-    assert found.nats == pytest.approx(scores.mean().item(), rel=1e-9)
-    assert found.standard_error == pytest.approx((scores.std() / math.sqrt(50)).item(), rel=1e-9)
+    result = quality.parzen(samples, validation, test, grid)
+    assert result.sigma == max(grid, key=lambda sigma: brute_force(samples, validation, sigma).mean().item())
+    scores = brute_force(samples, test, result.sigma)
+    assert result.nats == pytest.approx(scores.mean().item(), rel=1e-9)
+    assert result.standard_error == pytest.approx((scores.std() / math.sqrt(50)).item(), rel=1e-9)
     monkeypatch.setattr(quality, "BLOCK", 7)
     streamed = quality.parzen(samples, validation, test, grid)
-    assert streamed.nats == pytest.approx(found.nats, rel=1e-12) and streamed.samples == 90
+    assert streamed.nats == pytest.approx(result.nats, rel=1e-12) and streamed.samples == 90
 
 
 def test_parzen_of_one_sample_is_a_gaussian() -> None:
     samples, x = torch.zeros(1, 4), torch.tensor([[0.3, 0.0, 0.0, 0.4]])
-    found = quality.parzen(samples, x, x.expand(2, 4), (0.5,))
-    assert found.nats == pytest.approx(-0.25 / (2 * 0.25) - 4 * math.log(0.5 * math.sqrt(2 * math.pi)))
+    result = quality.parzen(samples, x, x.expand(2, 4), (0.5,))
+    assert result.nats == pytest.approx(-0.25 / (2 * 0.25) - 4 * math.log(0.5 * math.sqrt(2 * math.pi)))
 
 
 def test_the_default_grid_is_the_papers() -> None:

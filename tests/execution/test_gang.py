@@ -1,8 +1,12 @@
-"""Gangs: what one trial leaves behind does not reach the next; a state goes on exactly, on a warm or a fresh gang."""
+"""Gangs: what one trial leaves behind does not reach the next; a state goes on exactly, on a warm or a fresh gang; the
+ranks stay in step whatever happens to one of them; and every failure has its class."""
 
 import asyncio
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +14,19 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray import cloudpickle, tune
 from ray.util.state import list_actors
 
+from aae_ray.errors import UserError
 from aae_ray.evaluation.figure_data import FIGURES, draw
-from aae_ray.execution.gang import Begin, Failed, Gang, GangError, Train, Trained, precision_advice
-from aae_ray.execution.mailbox import Mailbox, open_office
-from aae_ray.execution.ray_cluster import cluster
+from aae_ray.execution import gang as gangs
+from aae_ray.execution.failures import Failed, GangError
+from aae_ray.execution.gang import Begin, Gang, LocalGang, Train, Trained, Worker, WorkerGang, precision_advice
+from aae_ray.execution.mailbox import Mailbox, start_mailbox_hub
+from aae_ray.execution.ray_cluster import ray_cluster
+from aae_ray.execution.trial import Trial
+from aae_ray.search.contract import Failure, Report, Suggestion, from_result
+from aae_ray.search.outcomes import FailureClass
 from aae_ray.settings import Settings, replace
 from aae_ray.training import checkpoint
 
@@ -24,121 +35,261 @@ FOREVER = 1e9
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    with cluster(verbose=False):
+    with ray_cluster(verbose=False):
         yield
 
 
-def new_gang(name: str, run: Settings) -> Gang:
-    gang = Gang(name, run, open_office(1))
+@pytest.fixture(scope="module")
+def own_niceness() -> Iterator[None]:
+    """A gang of one lowers the priority of its thread alone."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    yield
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def new_gang(name: str, settings: Settings, folder: Path) -> Gang:
+    gang: Gang
+    if settings.study.workers_per_trial == 1:
+        gang = LocalGang(name, settings)
+    else:
+        gang = WorkerGang(name, settings, str(folder), start_mailbox_hub(1))
     gang.wait_until_ready()
     return gang
 
 
+def two_workers(settings: Settings, **values: Any) -> Settings:
+    return replace(settings, {"study.workers_per_trial": 2, **values})
+
+
 def worker_processes() -> list[int]:
     actors = list_actors(address=ray.get_runtime_context().gcs_address)  # another Ray may run on this machine
-    found = [actor.pid for actor in actors if actor.class_name == "RayTrainWorker" and actor.state == "ALIVE"]
-    assert found
-    return found
+    pids = [actor.pid for actor in actors if actor.class_name == "RayTrainWorker" and actor.state == "ALIVE"]
+    assert pids
+    return pids
 
 
-def trained(gang: Gang, run: Settings, *epochs: int, state: bytes | None = None) -> Trained:
+def trained(gang: Gang, settings: Settings, *epochs: int, state: bytes | None = None) -> Trained:
     """The last reply about a trial after these intervals, from its beginning or from a saved state."""
-    begin: Begin | None = Begin(run, state)
+    begin: Begin | None = Begin(settings, state)
     for epoch in epochs:
-        reply, begin = gang.ask(Train(epoch, FOREVER, begin)), None
-        assert isinstance(reply, Trained) and reply.interval.epoch == epoch
+        gang.post(Train(epoch, FOREVER, begin))
+        reply, begin = gang.reply(), None
+        assert isinstance(reply, Trained) and reply.interval.epoch == epoch, reply
     assert isinstance(reply, Trained)
     return reply
 
 
-def state_after(gang: Gang, run: Settings, *epochs: int, state: bytes | None = None) -> bytes:
-    return trained(gang, run, *epochs, state=state).state
+def state_after(gang: Gang, settings: Settings, *epochs: int, state: bytes | None = None) -> bytes:
+    return trained(gang, settings, *epochs, state=state).state
 
 
-def assert_equal(a: Any, b: Any, place: str = "state") -> None:
+def resources_come_back(cpus: float) -> bool:
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU", 0) < cpus and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return bool(ray.available_resources().get("CPU", 0) >= cpus)
+
+
+def assert_equal(a: Any, b: Any, path: str = "state") -> None:
     """Bit for bit, but for the clock."""
     if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), place
+        assert torch.equal(a, b), path
     elif isinstance(a, dict):
-        assert a.keys() == b.keys(), place
+        assert a.keys() == b.keys(), path
         for key in a:
             if not str(key).startswith("perf/"):
-                assert_equal(a[key], b[key], f"{place}.{key}")
+                assert_equal(a[key], b[key], f"{path}.{key}")
     elif isinstance(a, list):
-        assert len(a) == len(b), place
+        assert len(a) == len(b), path
         for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{place}[{index}]")
+            assert_equal(x, y, f"{path}[{index}]")
     else:
-        assert a == b, place
+        assert a == b, path
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_warm_gang_gives_what_a_fresh_one_gives(
-    ray_session: None, small_run: Settings, tmp_path: Path, workers: int
+    ray_session: None, own_niceness: None, small_run: Settings, tmp_path: Path, workers: int
 ) -> None:
-    base = replace(
-        small_run,
-        {"study.folder": f"{tmp_path}/trials", "study.workers_per_trial": workers, "train.dtype": "float32"},
-    )
+    base = replace(small_run, {"study.workers_per_trial": workers, "train.dtype": "float32", "train.epochs": 5})
     other = replace(
         base, {"model.latent_dim": 7, "model.prior": "swiss_roll", "model.posterior": "universal", "seed": 9}
     )
 
-    warm = new_gang("warm", base)
+    warm = new_gang("warm", base, tmp_path)
     state_after(warm, other, 2)  # somebody else's trial first
     unbroken = state_after(warm, base, 2, 4)
     half = state_after(warm, base, 2)
     state_after(warm, other, 1)
-    warm.post(Train(1, FOREVER, Begin(other)))  # dropped: Tune may restore a trial that its gang has just begun
+    warm.post(Train(1, FOREVER, Begin(other)))  # dropped: nobody asked for its reply
     last = trained(warm, base, 4, state=half)
     resumed_warm = last.state
-    assert last.pictures is not None and set(draw(last.pictures)) == set(FIGURES)
-    warm.close()
-    assert not warm.thread.is_alive()
+    assert last.figures is not None and set(draw(last.figures)) == set(FIGURES)
+    assert last.training_seconds > 0 and last.evaluation_seconds > 0
+    finished = checkpoint.unpack(state_after(warm, base, 5))
+    assert "optimizers" not in finished and "optimizers" in checkpoint.unpack(unbroken)
+    assert warm.close() and not warm.alive
+    assert not (tmp_path / "gangs" / "warm").exists()
 
-    fresh = new_gang("fresh", base)
+    fresh = new_gang("fresh", base, tmp_path)
     resumed_fresh = state_after(fresh, base, 4, state=half)
     alone = state_after(fresh, base, 2, 4)
-    fresh.close()
+    assert fresh.close()
 
     for other_way in (alone, resumed_warm, resumed_fresh):
         assert_equal(checkpoint.unpack(unbroken), checkpoint.unpack(other_way))
 
 
-def test_a_dead_worker_is_an_error_of_the_trial_and_bad_input_is_not(
+def test_two_workers_equal_one_and_a_killed_one_is_a_lost_worker(
     ray_session: None, small_run: Settings, tmp_path: Path
 ) -> None:
-    base = replace(small_run, {"study.folder": f"{tmp_path}/trials"})
-    gang = new_gang("doomed", base)
-    too_deep = replace(base, {"model.network": "convolutional", "model.channels": (4, 4, 4, 4, 4)})
-    failed = gang.ask(Train(4, FOREVER, Begin(too_deep)))
-    assert isinstance(failed, Failed) and failed.reason == "bad_input" and "model.channels" in failed.message
-    trained(gang, base, 1)  # the gang lives on
+    one, two = new_gang("one", small_run, tmp_path), new_gang("two", two_workers(small_run), tmp_path)
+    a = checkpoint.unpack(state_after(one, small_run, 2))
+    b = checkpoint.unpack(state_after(two, two_workers(small_run), 2))
+    for name, player in a["players"].items():
+        for key, tensor in player.items():
+            torch.testing.assert_close(tensor, b["players"][name][key], rtol=1e-9, atol=1e-12)
+    one.close()
+
     running = [actor.class_name for actor in list_actors(address=ray.get_runtime_context().gcs_address)]
     assert "RayTrainWorker" in running and "DatasetManager" not in running  # nobody needs that one
+    too_deep = two_workers(small_run, **{"model.network": "convolutional", "model.channels": (4, 4, 4, 4, 4)})
+    two.post(Train(4, FOREVER, Begin(too_deep)))
+    failed = two.reply()
+    assert isinstance(failed, Failed) and failed.kind is FailureClass.BAD_DATA and "model.channels" in failed.message
+    trained(two, two_workers(small_run), 1)  # the gang lives on
 
-    for pid in worker_processes():
-        os.kill(pid, signal.SIGKILL)
-    with pytest.raises(GangError, match="died"):
-        gang.ask(Train(4, FOREVER))
+    os.kill(worker_processes()[-1], signal.SIGKILL)
+    two.post(Train(4, FOREVER))
+    with pytest.raises(GangError) as caught:
+        two.reply()
+    assert caught.value.failed.kind is FailureClass.LOST_WORKER, caught.value.failed
+    assert two.close()
+    assert resources_come_back(2)
+
+
+class OneRankFails(Worker):
+    """Fails on the second rank alone, where the name of the data says so."""
+
+    def _begin(self, trial: Begin) -> Any:
+        if self.rank == 1 and trial.settings.data.split_seed == 1:
+            self.met = False
+            raise UserError("this node has no data")
+        training = super()._begin(trial)
+        if self.rank == 1 and trial.settings.data.split_seed == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return training
+
+    def _train(self, training: Any, order: Train) -> Trained | None:
+        if self.rank == 1 and training.settings.data.split_seed == 3:
+            raise KeyError("a bug in the middle of an epoch")  # while the other rank waits in a collective
+        return super()._train(training, order)
+
+
+def work_of_one_rank_fails(config: dict[str, Any]) -> None:
+    gangs.Worker = OneRankFails  # type: ignore[misc]
+    gangs.AGREEMENT_SECONDS = 2.0
+    gangs.work(config)
+
+
+def test_a_failure_of_one_rank_leaves_the_ranks_in_step(
+    ray_session: None, small_run: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    this = sys.modules[__name__]  # workers cannot import the tests
+    cloudpickle.register_pickle_by_value(this)
+    base = two_workers(small_run)
+    with monkeypatch.context() as patched:
+        patched.setattr(gangs, "work", work_of_one_rank_fails)
+        gang = new_gang("one-rank", base, tmp_path)
+    cloudpickle.unregister_pickle_by_value(this)
+    for seed, kind in ((1, FailureClass.BAD_DATA), (2, FailureClass.OUT_OF_MEMORY)):
+        gang.post(Train(4, FOREVER, Begin(replace(base, {"data.split_seed": seed}))))
+        failed = gang.reply()
+        assert isinstance(failed, Failed) and (failed.kind, failed.rank) == (kind, 1)
+        trained(gang, base, 1, 2)  # the gang is as good as before
+    gang.post(Train(4, FOREVER, Begin(replace(base, {"data.split_seed": 3}))))
+    with pytest.raises(GangError) as caught:
+        gang.reply()
+    assert caught.value.failed.kind is FailureClass.BUG and "middle of an epoch" in caught.value.failed.message
     assert gang.close()
 
 
-@pytest.mark.slow
-def test_a_gang_that_hangs_is_an_error_and_is_known_not_to_have_ended(
-    ray_session: None, small_run: Settings, tmp_path: Path
+def test_a_gang_whose_resources_never_come_fails_in_time(
+    ray_session: None, small_run: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = replace(small_run, {"study.folder": f"{tmp_path}/trials", "study.step_timeout": 10})
-    gang = new_gang("hung", base)
+    monkeypatch.setattr(gangs, "start_timeout", lambda settings: 8.0)
+    base = two_workers(small_run, **{"study.resources_per_worker": {"CPU": 64}})
+    start = time.monotonic()
+    gang = WorkerGang("too-large", base, str(tmp_path), start_mailbox_hub(1))
+    with pytest.raises(GangError) as caught:
+        gang.wait_until_ready()
+    assert time.monotonic() - start < 20
+    failed = caught.value.failed
+    assert failed.kind is FailureClass.CANNOT_START and "2 workers of {'CPU': 64.0}" in failed.message, failed
+    assert gang.close() and resources_come_back(2)
+
+
+def test_a_gang_of_one_that_hangs_is_known_not_to_have_ended(
+    small_run: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(Worker, "carry_out", lambda self, order: release.wait(60))
+    gang = LocalGang("hung", replace(small_run, {"study.step_timeout": 1}))
+    gang.wait_until_ready()
+    gang.post(Train(1, FOREVER, Begin(small_run)))
+    with pytest.raises(GangError, match="study.step_timeout=1 s") as caught:
+        gang.reply()
+    assert caught.value.failed.kind is FailureClass.HUNG and "in wait" in caught.value.failed.traceback
+    assert not gang.close(patience=0.1) and not gang.alive
+    release.set()
+    gang.thread.join(10)
+    assert not gang.thread.is_alive()
+
+
+@pytest.mark.slow
+def test_workers_that_hang_are_killed(ray_session: None, small_run: Settings, tmp_path: Path) -> None:
+    base = two_workers(small_run, **{"study.step_timeout": 10})
+    gang = new_gang("hung", base, tmp_path)
     trained(gang, base, 1)
     for pid in worker_processes():
         os.kill(pid, signal.SIGSTOP)
+    gang.post(Train(2, FOREVER))
     with pytest.raises(GangError, match="study.step_timeout=10 s"):
-        gang.ask(Train(2, FOREVER))
-    assert not gang.close(patience=1)
-    for pid in worker_processes():
-        os.kill(pid, signal.SIGCONT)
-    assert gang.close(patience=60)
+        gang.reply()
+    assert gang.close() and resources_come_back(2)
+
+
+def test_a_trial_goes_on_bit_for_bit_in_another_process_and_leaves_nothing_behind(
+    ray_session: None, small_run: Settings, tmp_path: Path
+) -> None:
+    kind = tune.with_parameters(Trial, settings=small_run, folder=str(tmp_path), mailbox=None)
+    remote = ray.remote(num_cpus=1)(kind)
+
+    def one_step(actor: Any) -> tuple[Report | Failure, int]:
+        result = ray.get(actor.train.remote(), timeout=60)
+        return from_result(result), result["pid"]
+
+    whole = remote.remote(config=Suggestion(0, 1, {}, 12).to_config())
+    first, pid = one_step(whole)
+    assert isinstance(first, Report) and (first.epoch, first.checkpoint) == (3, "trials/t0000/epoch_00003")
+    for epoch in (9, 12):
+        last, _ = one_step(whole)
+        assert isinstance(last, Report) and last.epoch == epoch
+    assert isinstance(last, Report) and last.finished
+    os.kill(pid, signal.SIGKILL)
+    assert resources_come_back(2)
+
+    after = Suggestion(1, 2, {}, 12, epoch=3, checkpoint=first.checkpoint)
+    second = remote.remote(config=after.to_config())
+    for epoch in (9, 12):
+        last, pid = one_step(second)
+        assert isinstance(last, Report) and last.epoch == epoch
+    for name in ("epoch_00009", "epoch_00012"):
+        a, b = (checkpoint.load(tmp_path / f"trials/t000{number}/{name}") for number in (0, 1))
+        assert_equal(a, b)
+    ray.get(second.stop.remote(), timeout=30)
+    ray.kill(second)
+    assert resources_come_back(2)
 
 
 def test_the_mailbox_does_not_mind_in_which_order_calls_arrive() -> None:
@@ -177,17 +328,17 @@ def test_the_mailbox_does_not_mind_in_which_order_calls_arrive() -> None:
 
 
 @pytest.mark.parametrize("gangs", [1, 3])
-def test_gangs_muster_before_their_first_trial(ray_session: None, gangs: int) -> None:
-    office = open_office(gangs)
-    early = [office.arrive.remote(60) for _ in range(gangs - 1)]
+def test_gangs_wait_for_each_other_before_their_first_trial(ray_session: None, gangs: int) -> None:
+    hub = start_mailbox_hub(gangs)
+    early = [hub.wait_for_all.remote(60) for _ in range(gangs - 1)]
     done, _ = ray.wait(early, timeout=1) if early else ([], [])
     assert not done  # they wait for the last one
-    ray.get([*early, office.arrive.remote(60)], timeout=20)
-    ray.get(office.arrive.remote(60), timeout=5)  # a gang that replaces a dead one waits for nobody
+    ray.get([*early, hub.wait_for_all.remote(60)], timeout=20)
+    ray.get(hub.wait_for_all.remote(60), timeout=5)  # a gang that replaces a dead one waits for nobody
 
 
-def test_a_muster_has_an_end(ray_session: None) -> None:
-    ray.get(open_office(2).arrive.remote(0.2), timeout=20)
+def test_the_startup_barrier_has_an_end(ray_session: None) -> None:
+    ray.get(start_mailbox_hub(2).wait_for_all.remote(0.2), timeout=20)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
-"""How many gangs fit into what the cluster holds, or may grow to."""
+"""Ray's start: what is refused before it, what it listens on; and how many gangs fit into what the cluster holds."""
 
+import os
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +13,15 @@ import yaml
 
 from aae_ray.errors import UserError
 from aae_ray.execution import ray_cluster as cluster
-from aae_ray.execution.ray_cluster import gang_resources, gangs_that_fit, possible_resources
+from aae_ray.execution.ray_cluster import (
+    check_address,
+    check_temporary_folder,
+    check_writable,
+    gangs_that_fit,
+    possible_nodes,
+    ray_processes,
+    workers_on,
+)
 from aae_ray.settings import Settings, replace
 
 
@@ -31,13 +44,14 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """What Ray was started with, on a machine where a cluster runs."""
     options: dict[str, object] = {}
     monkeypatch.setattr(cluster, "read_ray_address", lambda: "10.0.0.1:6379")
+    monkeypatch.setattr(cluster, "check_address", lambda address: None)
     monkeypatch.setattr(ray, "init", lambda **given: options.update(given))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     return options
 
 
 def test_the_cluster_that_runs_on_this_machine_is_joined(joined: dict[str, object]) -> None:
-    with cluster.cluster(verbose=False):
+    with cluster.ray_cluster(verbose=False):
         pass
     assert "address" not in joined and "num_cpus" not in joined  # Ray finds it, and nothing of it is set anew
     runtime = joined["runtime_env"]
@@ -53,17 +67,17 @@ def test_a_cluster_that_does_not_answer_is_a_sentence(
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     told = "no Ray cluster answers at the address that this machine remembers"
-    with pytest.raises(UserError, match=told), cluster.cluster(verbose=False):
+    with pytest.raises(UserError, match=told), cluster.ray_cluster(verbose=False):
         pass
 
 
 @pytest.fixture
-def holding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]:
-    """What Ray says the cluster holds; there is no autoscaler."""
-    held: dict[str, float] = {}
-    monkeypatch.setattr(ray, "cluster_resources", lambda: held)
+def holding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, float]]:
+    """What Ray says the nodes hold; there is no autoscaler."""
+    nodes: list[dict[str, float]] = []
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
     monkeypatch.setattr(cluster, "BOOTSTRAP", str(tmp_path / "ray_bootstrap_config.yaml"))
-    return held
+    return nodes
 
 
 def bootstrap(path: Path, **changes: object) -> Path:
@@ -80,27 +94,23 @@ def bootstrap(path: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_gang_asks_for_what_all_its_workers_need() -> None:
-    assert gang_resources(settings_of(3, {"CPU": 2, "GPU": 0.5})) == {"CPU": 6, "GPU": 1.5}
-
-
-def test_without_an_autoscaler_what_is_there_is_what_there_is(tmp_path: Path) -> None:
-    assert possible_resources({"CPU": 2, "memory": 1e9}, tmp_path / "none.yaml") == {"CPU": 2, "memory": 1e9}
+def test_without_an_autoscaler_there_is_nothing_to_grow_to(tmp_path: Path) -> None:
+    assert possible_nodes(tmp_path / "none.yaml") == []
 
 
 def test_an_autoscaler_may_grow_the_cluster_to_its_limits(tmp_path: Path) -> None:
-    file = bootstrap(tmp_path / "bootstrap.yaml")
-    assert possible_resources({"CPU": 0, "memory": 1e9}, file) == {"CPU": 16, "GPU": 4, "memory": 1e9}
-    assert possible_resources({"CPU": 20, "GPU": 2}, file) == {"CPU": 20, "GPU": 4}
+    nodes = possible_nodes(bootstrap(tmp_path / "bootstrap.yaml"))
+    assert sorted(map(str, nodes)) == ["{'CPU': 0.0}"] + ["{'CPU': 4.0, 'GPU': 1.0}"] * 4
 
 
 def test_no_more_machines_of_a_kind_than_the_cluster_has_in_all(tmp_path: Path) -> None:
-    assert possible_resources({}, bootstrap(tmp_path / "bootstrap.yaml", max_workers=2)) == {"CPU": 8, "GPU": 2}
+    assert workers_on(possible_nodes(bootstrap(tmp_path / "bootstrap.yaml", max_workers=2)), {"GPU": 1}) == 2
 
 
 def test_the_head_counts_once_with_what_it_lends(tmp_path: Path) -> None:
     types = {"head": {"resources": {"CPU": 8}}, "worker": {"resources": {"CPU": 4}, "max_workers": 2}}
-    assert possible_resources({}, bootstrap(tmp_path / "bootstrap.yaml", available_node_types=types)) == {"CPU": 16}
+    nodes = possible_nodes(bootstrap(tmp_path / "bootstrap.yaml", available_node_types=types))
+    assert nodes == [{"CPU": 8}, {"CPU": 4}, {"CPU": 4}]
 
 
 @pytest.mark.parametrize(
@@ -109,53 +119,153 @@ def test_the_head_counts_once_with_what_it_lends(tmp_path: Path) -> None:
 )
 def test_a_file_that_says_nothing_adds_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "bootstrap.yaml").write_text(text)
-    assert possible_resources({"CPU": 2}, tmp_path / "bootstrap.yaml") == {"CPU": 2}
+    assert workers_on(possible_nodes(tmp_path / "bootstrap.yaml"), {"CPU": 1}) == 0
 
 
 @pytest.mark.parametrize(
-    ("held", "run", "expected"),
+    ("nodes", "needed", "expected"),
     [
-        ({"CPU": 8}, settings_of(2), 4),
-        ({"CPU": 7}, settings_of(2), 3),
-        ({"CPU": 8, "GPU": 2}, settings_of(1, {"CPU": 1, "GPU": 1}), 2),
-        ({"CPU": 1}, settings_of(1, {"CPU": 0.1}), 10),  # 1 / 0.1 is a little less than 10 in floating point
-        ({"CPU": 0.3}, settings_of(1, {"CPU": 0.1}), 3),
-        ({"CPU": 64}, settings_of(trials=5), 5),
-        ({"CPU": 64}, settings_of(concurrent=3), 3),
-        ({"CPU": 2}, settings_of(concurrent=3), 2),
+        ([{"CPU": 2}, {"CPU": 2}], {"CPU": 3}, 0),  # four CPUs, and no place for a worker of three
+        ([{"CPU": 2}, {"CPU": 2}], {"CPU": 1}, 4),
+        ([{"CPU": 3}, {"CPU": 5}], {"CPU": 2}, 3),
+        ([{"CPU": 8}, {"CPU": 1, "GPU": 2}], {"CPU": 1, "GPU": 1}, 1),
+        ([{"CPU": 8, "GPU": 0.5}], {"GPU": 0.25}, 2),
+        ([{"CPU": 1}], {"CPU": 0.1}, 10),  # 1 / 0.1 is a little less than 10 in floating point
+        ([], {"CPU": 1}, 0),
+    ],
+)
+def test_a_worker_is_on_one_node(nodes: list[dict[str, float]], needed: dict[str, float], expected: int) -> None:
+    assert workers_on(nodes, needed) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "expected"),
+    [
+        ([{"CPU": 8}], settings_of(2), 4),
+        ([{"CPU": 7}], settings_of(2), 3),
+        ([{"CPU": 2}, {"CPU": 2}], settings_of(4), 1),  # a gang may span nodes
+        ([{"CPU": 8, "GPU": 2}], settings_of(1, {"CPU": 1, "GPU": 1}), 2),
+        ([{"CPU": 0.3}], settings_of(1, {"CPU": 0.1}), 3),
+        ([{"CPU": 64}], settings_of(trials=5), 5),
+        ([{"CPU": 64}], settings_of(concurrent=3), 3),
+        ([{"CPU": 2}], settings_of(concurrent=3), 2),
     ],
 )
 def test_as_many_gangs_as_fit_are_wanted_and_are_of_use(
-    holding: dict[str, float], held: dict[str, float], run: Settings, expected: int
+    holding: list[dict[str, float]], nodes: list[dict[str, float]], settings: Settings, expected: int
 ) -> None:
-    holding.update(held)
-    assert gangs_that_fit(run) == expected
+    holding.extend(nodes)
+    assert gangs_that_fit(settings) == expected
 
 
-def test_gangs_count_on_machines_that_the_autoscaler_may_start(holding: dict[str, float], tmp_path: Path) -> None:
-    holding["CPU"] = 0
+def test_gangs_count_on_machines_that_the_autoscaler_may_start(holding: list[dict[str, float]], tmp_path: Path) -> None:
+    holding.append({"CPU": 0})
     bootstrap(tmp_path / "ray_bootstrap_config.yaml")
     assert gangs_that_fit(settings_of(1, {"GPU": 1, "CPU": 4})) == 4
 
 
 @pytest.mark.parametrize(
-    ("run", "parts"),
+    ("settings", "parts"),
     [
-        (settings_of(3), ["study.workers_per_trial=3", "needs CPU 3 at once", "there is CPU 2"]),
-        (settings_of(1, {"GPU": 1}), ["needs GPU 1 at once", "there is GPU 0"]),
-        (
-            settings_of(2, {"CPU": 0.5, "GPU": 0.25}),
-            ["{'CPU': 0.5, 'GPU': 0.25}", "CPU 1, GPU 0.5 at once", "CPU 2, GPU 0"],
-        ),
+        (settings_of(5), ["study.workers_per_trial=5", "needs CPU 1 on a node", "the 2 nodes have CPU 2; CPU 2"]),
+        (settings_of(1, {"CPU": 3}), ["needs CPU 3 on a node for each worker", "CPU 2; CPU 2"]),
+        (settings_of(1, {"GPU": 1}), ["needs GPU 1 on a node", "GPU 0; GPU 0"]),
     ],
 )
 def test_a_gang_that_can_never_fit_is_a_sentence_not_a_wait_for_ever(
-    holding: dict[str, float], run: Settings, parts: list[str]
+    holding: list[dict[str, float]], settings: Settings, parts: list[str]
 ) -> None:
-    holding["CPU"] = 2
+    holding.extend([{"CPU": 2}, {"CPU": 2}])
     with pytest.raises(UserError) as caught:
-        gangs_that_fit(run)
+        gangs_that_fit(settings)
     text = str(caught.value)
-    assert (
-        all(part in text for part in [*parts, "ask for fewer workers or less for each"]) and len(text.splitlines()) == 1
+    assert all(part in text for part in [*parts, "ask for fewer workers or less for each"]), text
+    assert len(text.splitlines()) == 1
+
+
+def test_a_dead_address_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=f"no Ray cluster answers at {address}"), cluster.ray_cluster(verbose=False):
+        pass
+    assert time.monotonic() - start < 15
+
+
+def test_an_address_that_answers_and_those_that_are_rays_own_pass() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check_address(f"127.0.0.1:{server.getsockname()[1]}")
+        check_address(f"ray://127.0.0.1:{server.getsockname()[1]}")
+    check_address("auto")
+    check_address(None)
+
+
+def test_a_folder_for_temporary_files_may_be_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "long" * 10)
+    with pytest.raises(UserError, match="TMPDIR is too long for Ray"):
+        check_temporary_folder()
+    monkeypatch.setenv("TMPDIR", "/tmp/short")
+    check_temporary_folder()
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_writable(str(tmp_path / "new" / "runs"))
+    assert not list((tmp_path / "new" / "runs").iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written to: Not a directory"):
+        check_writable(str(tmp_path / "file" / "runs"))
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    with pytest.raises(UserError, match="Read-only file system"):
+        check_writable(str(tmp_path))
+
+
+LISTENING = """
+import os, ray
+from pathlib import Path
+from aae_ray.execution.ray_cluster import ray_cluster, ray_processes
+
+def sockets():
+    found = {}
+    for name in ("tcp", "tcp6"):
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                found[fields[9]] = fields[1].split(":")[0]
+    return found
+
+before = sockets()
+with ray_cluster(verbose=False):
+    ray.get(ray.remote(lambda: 1).remote())
+    new = {inode: host for inode, host in sockets().items() if inode not in before}
+    print(len(new), *sorted(set(new.values())))
+    pids = ray_processes()
+    print(*(Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids.values()))
+    assert list(pids) == ["raylet", "gcs_server"]
+assert not ray_processes()
+print(os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_local_ray_listens_on_the_loopback_interface_alone() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], capture_output=True, text=True, timeout=120, env=environment
     )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 3, done.stdout + done.stderr
+    count, *hosts = lines[0].split()
+    assert int(count) > 8
+    assert set(hosts) <= {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, and the same mapped into IPv6
+    assert lines[1:] == ["raylet gcs_server", "None"]
+
+
+def test_without_ray_there_are_no_processes_of_it() -> None:
+    assert ray_processes() == {}

@@ -1,211 +1,220 @@
-"""The ledger: what became of each trial, told once, whatever was retried."""
+"""The ledger: what became of each trial, as a fold over events."""
 
 import math
-import time
 from typing import Any
 
 import pytest
 
-from aae_ray.search.ledger import BUDGET, COMPLETED, ERROR, PRUNED, USER, Ledger
-from aae_ray.search.space import Plan
+from aae_ray.search import events
+from aae_ray.search.ledger import Ledger
+from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
+from aae_ray.search.space import Plan, record_plan
 from aae_ray.settings import Settings, replace
 
 MSE, JSD = "val/reconstruction_mse", "val/jsd_nats"
+Seconds = tuple[float, float]
+
+
+def new_ledger(**changes: Any) -> Ledger:
+    settings = replace(Settings(), {key.replace("__", "."): value for key, value in changes.items()})
+    data = events.DataRecord(name="digits", digest="d", shape=(1, 8, 8), classes=10, train=9, val=9, test=9)
+    ledger = Ledger()
+    ledger.apply(
+        events.StudyStarted(
+            time=0,
+            study_id="s",
+            plan=record_plan(Plan(settings, {})),
+            data=data,
+            versions={},
+            provenance={},
+            host="h",
+            pid=1,
+        )  # fmt: skip
+    )
+    return ledger
 
 
 @pytest.fixture
 def ledger() -> Ledger:
-    return Ledger(Plan(Settings(), {}))
+    return new_ledger()
 
 
 def epoch(number: int, mse: float, jsd: float | None = None) -> dict[str, float]:
     return {"epoch": float(number), MSE: mse} | ({} if jsd is None else {JSD: jsd})
 
 
-def result(*history: dict[str, float], **said: Any) -> dict[str, Any]:
-    return {
-        **(history[-1] if history else {}),
-        "history": list(history),
-        "finished": False,
-        "stop_reason": None,
-        "failed": False,
-        **said,
-    }
+def begin(ledger: Ledger, number: int = 0, time: float = 1.0) -> None:
+    ledger.apply(events.Suggested(time=time, number=number, params={}))
+    attempt(ledger, number, time)
 
 
-def finish(ledger: Ledger, name: str, mse: float, jsd: float) -> None:
-    ledger.begin(name, {})
-    ledger.report(name, result(epoch(1, mse, jsd), finished=True, done=True))
-    ledger.end(name)
+def attempt(ledger: Ledger, number: int = 0, time: float = 1.0) -> None:
+    trial = ledger.trials[number]
+    ledger.apply(events.AttemptStarted(time=time, number=number, attempt=trial.attempts + 1, epoch=trial.epoch))
 
 
-def test_trials_are_numbered_in_the_order_in_which_they_begin(ledger: Ledger) -> None:
-    records = [ledger.begin(name, {"model.latent_dim": 3}) for name in ("x7", "a1", "k2")]
-    assert [record.name for record in records] == ["t0000", "t0001", "t0002"]
-    assert records[0].params == {"model.latent_dim": 3} and records[0].state == "running" and records[0].attempts == 1
-    assert ledger.count("running") == 3
+def report(
+    ledger: Ledger,
+    *history: dict[str, float],
+    number: int = 0,
+    time: float = 2.0,
+    seconds: tuple[float, float] = (0, 0),
+) -> list[dict[str, float]]:
+    event = events.Reported(
+        time=time, number=number, epoch=int(history[-1]["epoch"]), history=history, checkpoint=f"at {time}",
+        training_seconds=seconds[0], evaluation_seconds=seconds[1],
+    )  # fmt: skip
+    fresh = ledger.fresh(event)
+    ledger.apply(event)
+    return fresh
 
 
-def test_every_epoch_is_told_once_and_the_last_one_stands(ledger: Ledger) -> None:
-    ledger.begin("a", {})
-    first = [epoch(1, 0.5), epoch(2, 0.4), epoch(3, 0.6, 0.2)]
-    assert ledger.report("a", result(*first)) == first
-    assert ledger.report("a", result(epoch(4, 0.3))) == [epoch(4, 0.3)]
-    record = ledger.trials["a"]
-    assert record.epoch == 4 and record.metrics == epoch(4, 0.3)  # JSD was not measured there
-    assert record.best == {MSE: (0.3, 4), JSD: (0.2, 3)}
+def end(ledger: Ledger, reason: Reason, number: int = 0, time: float = 3.0, message: str | None = None) -> None:
+    ledger.apply(events.Ended(time=time, number=number, reason=reason, message=message))
 
 
-def test_a_retry_does_not_double_epochs(ledger: Ledger) -> None:
-    ledger.begin("a", {})
-    ledger.report("a", result(*(epoch(number, 1 / number) for number in range(1, 6))))
-    began = ledger.trials["a"].started
-    assert ledger.begin("a", {}).attempts == 2
-    assert len(ledger.trials) == 1 and ledger.trials["a"].started == began and ledger.trials["a"].state == "running"
-    # It restarts from the checkpoint of epoch 3, and reports 4 and 5 again.
-    fresh = ledger.report("a", result(*(epoch(number, 1 / number) for number in range(4, 8))))
-    assert [metrics["epoch"] for metrics in fresh] == [6, 7]
-    assert ledger.report("a", result(*(epoch(number, 9.9) for number in range(1, 8)))) == []
-    assert ledger.trials["a"].epoch == 7 and ledger.trials["a"].best[MSE] == (1 / 7, 7)
-
-
-def test_an_empty_history_changes_no_metric(ledger: Ledger) -> None:
-    ledger.begin("a", {})
-    ledger.report("a", result(epoch(1, 0.5)))
-    assert ledger.report("a", result(failed=True, stop_reason="bad_input", message="the images are gone")) == []
-    record = ledger.end("a")
-    assert (record.state, record.stop_reason, record.message, record.epoch) == (
-        "failed",
-        "bad_input",
-        "the images are gone",
-        1,
+def fail(ledger: Ledger, kind: FailureClass, number: int = 0, *, retry: bool, time: float = 3.0) -> None:
+    ledger.apply(
+        events.AttemptFailed(time=time, number=number, attempt=1, failure=kind, message="it broke", retry=retry)
     )
-    assert record.metrics == epoch(1, 0.5)
+
+
+def finish(ledger: Ledger, number: int, mse: float, jsd: float) -> None:
+    begin(ledger, number)
+    report(ledger, epoch(1, mse, jsd), number=number)
+    end(ledger, Reason.COMPLETED, number)
+
+
+def test_every_epoch_is_taken_once_and_the_last_one_stands(ledger: Ledger) -> None:
+    begin(ledger)
+    first = [epoch(1, 0.5), epoch(2, 0.4), epoch(3, 0.6, 0.2)]
+    assert report(ledger, *first) == first
+    assert report(ledger, epoch(4, 0.3)) == [epoch(4, 0.3)]
+    trial = ledger.trials[0]
+    assert trial.name == "t0000" and trial.epoch == 4 and trial.metrics == epoch(4, 0.3)  # JSD was not measured there
+    assert trial.best == {MSE: (0.3, 4), JSD: (0.2, 3)}
+
+
+def test_a_retry_doubles_no_epoch(ledger: Ledger) -> None:
+    begin(ledger)
+    report(ledger, *(epoch(number, 1 / number) for number in range(1, 6)))
+    fail(ledger, FailureClass.LOST_WORKER, retry=True)
+    assert ledger.trials[0].state is State.WAITING and ledger.open.keys() == {0}
+    attempt(ledger, time=9)
+    assert ledger.trials[0].attempts == 2 and ledger.trials[0].started == 1.0
+    # It restarts from the checkpoint of epoch 3, and reports 4 and 5 again.
+    fresh = report(ledger, *(epoch(number, 1 / number) for number in range(4, 8)))
+    assert [metrics["epoch"] for metrics in fresh] == [6, 7]
+    assert report(ledger, *(epoch(number, 9.9) for number in range(1, 8))) == []
+    assert ledger.trials[0].epoch == 7 and ledger.trials[0].best[MSE] == (1 / 7, 7)
 
 
 def test_values_that_are_not_finite_are_never_the_best(ledger: Ledger) -> None:
-    ledger.begin("a", {})
-    ledger.report("a", result(epoch(1, math.nan), epoch(2, -math.inf), epoch(3, 0.5, math.nan)))
-    assert ledger.trials["a"].best == {MSE: (0.5, 3)}
+    begin(ledger)
+    report(ledger, epoch(1, math.nan), epoch(2, -math.inf), epoch(3, 0.5, math.nan))
+    assert ledger.trials[0].best == {MSE: (0.5, 3)} and not ledger.measured(ledger.trials[0])
 
 
 def test_the_first_of_equal_values_is_the_best(ledger: Ledger) -> None:
-    ledger.begin("a", {})
-    ledger.report("a", result(epoch(1, 0.5), epoch(2, 0.5)))
-    assert ledger.trials["a"].best[MSE] == (0.5, 1)
+    begin(ledger)
+    report(ledger, epoch(1, 0.5), epoch(2, 0.5))
+    assert ledger.trials[0].best[MSE] == (0.5, 1)
 
 
 def test_the_best_of_a_metric_to_maximise_is_its_largest() -> None:
     speed = "perf/images_per_second"
-    ledger = Ledger(Plan(replace(Settings(), {"study.objectives": (speed,)}), {}))
-    for name, value in (("a", 1.0), ("b", 3.0), ("c", 2.0)):
-        ledger.begin(name, {})
-        ledger.report(name, result({"epoch": 1, speed: value}, {"epoch": 2, speed: value - 0.5}, finished=True))
-        ledger.end(name)
-    assert ledger.trials["b"].best == {speed: (3.0, 1)}
-    assert [record.trial_id for record in ledger.front()] == ["b"] and ledger.values(ledger.trials["b"]) == [-2.5]
+    ledger = new_ledger(study__objectives=(speed,))
+    for number, value in enumerate((1.0, 3.0, 2.0)):
+        begin(ledger, number)
+        report(ledger, {"epoch": 1, speed: value}, {"epoch": 2, speed: value - 0.5}, number=number)
+        end(ledger, Reason.COMPLETED, number)
+    assert ledger.trials[1].best == {speed: (3.0, 1)}
+    assert [trial.number for trial in ledger.front()] == [1] and ledger.values(ledger.trials[1]) == [-2.5]
 
 
-# --------------------------------------------------------------------------------------------------------------- ends
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_has_its_state_and_those_of_the_study_are_taken_up_again(ledger: Ledger, reason: Reason) -> None:
+    begin(ledger)
+    report(ledger, epoch(1, 0.5, 0.5))
+    end(ledger, reason, message="why")
+    trial = ledger.trials[0]
+    assert (trial.state, trial.reason, trial.message, trial.ended) == (reason.state, reason, "why", 3.0)
+    assert not ledger.open and ledger.ended == 1 and ledger.reasons == {reason: 1}
+    ledger.apply(events.StudyResumed(time=9, host="h", pid=2))
+    again = reason in (Reason.USER, Reason.BUDGET, Reason.INTERRUPTED)
+    assert trial.open == again and (trial.reason is None) == again and ledger.count(State.WAITING) == again
+    assert sum(ledger.counts.values()) == 1
 
 
-@pytest.mark.parametrize(
-    ("said", "ended", "state", "reason"),
-    [
-        ({"finished": True}, {}, "complete", COMPLETED),
-        ({}, {}, "stopped", PRUNED),  # Tune ends a trial that the pruner stopped without a word
-        ({}, {"reason": BUDGET}, "stopped", BUDGET),
-        ({}, {"reason": USER}, "stopped", USER),
-        ({"stop_reason": "code_collapse"}, {}, "stopped", "code_collapse"),
-        ({"stop_reason": "code_collapse"}, {"reason": USER}, "stopped", "code_collapse"),
-        ({"stop_reason": "diverged", "failed": True}, {}, "failed", "diverged"),
-        (
-            {"stop_reason": "out_of_memory", "failed": True, "message": "no memory"},
-            {"reason": BUDGET},
-            "failed",
-            "out_of_memory",
-        ),
-        ({}, {"failed": True, "message": "worker died"}, "failed", ERROR),
-        ({"finished": True}, {"reason": USER}, "complete", COMPLETED),
-    ],
-)
-def test_how_a_trial_ends(ledger: Ledger, said: dict[str, Any], ended: dict[str, Any], state: str, reason: str) -> None:
-    ledger.begin("a", {})
-    ledger.report("a", result(epoch(1, 0.5, 0.5), **said))
-    before = time.time()
-    record = ledger.end("a", **ended)
-    assert (record.state, record.stop_reason) == (state, reason)
-    assert record.message == (ended.get("message") or said.get("message"))
-    assert record.ended is not None and before <= record.ended <= time.time()
+def test_failure_classes_are_reasons() -> None:
+    assert {Reason(kind).state for kind in FailureClass} == {State.FAILED}
+    assert Reason("out_of_memory") is Reason.OUT_OF_MEMORY and FailureClass("hung") is FailureClass.HUNG
 
 
-def test_a_trial_ends_once(ledger: Ledger) -> None:
-    ledger.begin("a", {})
-    ledger.report("a", result(epoch(1, 0.5, 0.5), finished=True))
-    ended = ledger.end("a").ended
-    record = ledger.end("a", failed=True, message="too late")
-    assert record.state == "complete" and record.ended == ended and record.message is None
+def test_trials_that_a_dead_process_left_open_wait_again(ledger: Ledger) -> None:
+    begin(ledger)
+    report(ledger, epoch(1, 0.5, 0.5), time=11, seconds=(4, 1))
+    ledger.apply(events.StudyResumed(time=1000, host="h", pid=2))
+    trial = ledger.trials[0]
+    assert trial.state is State.WAITING and trial.checkpoint == "at 11"
+    assert trial.hours.waiting == 5  # from its start at 1 until it was last heard of at 11; not the night behind it
 
 
-def test_a_trial_that_ends_before_its_first_result_was_stopped(ledger: Ledger) -> None:
-    ledger.begin("a", {})
-    record = ledger.end("a", BUDGET)
-    assert (record.state, record.stop_reason, record.metrics, record.best) == ("stopped", BUDGET, {}, {})
+def test_a_study_that_stops_takes_its_open_trials_with_it(ledger: Ledger) -> None:
+    begin(ledger)
+    finish(ledger, 1, 0.1, 0.1)
+    ledger.apply(events.StudyStopped(time=5, end=StudyEnd.DISK, message="full"))
+    assert ledger.end is StudyEnd.DISK and not ledger.open
+    assert [trial.reason for trial in ledger.trials] == [Reason.INTERRUPTED, Reason.COMPLETED]
 
 
-@pytest.mark.parametrize("last", [epoch(2, 0.5), epoch(2, 0.5, math.nan), epoch(2, math.inf, 0.5)])
-def test_a_finished_trial_without_finite_objectives_has_failed(ledger: Ledger, last: dict[str, float]) -> None:
-    ledger.begin("a", {})
-    ledger.report("a", result(epoch(1, 0.1, 0.1), last, finished=True))
-    assert ledger.complete() == []
-    record = ledger.end("a")
-    assert record.state == "failed" and record.stop_reason == "diverged"
-    assert ledger.front() == [] and ledger.count("complete") == 0
+def test_hours_are_told_apart(ledger: Ledger) -> None:
+    begin(ledger, time=10)
+    report(ledger, epoch(1, 0.5, 0.5), time=20, seconds=(6, 2))
+    end(ledger, Reason.COMPLETED, time=21)
+    hours = ledger.trials[0].hours
+    assert (hours.training, hours.evaluation, hours.waiting) == (6, 2, 3)
+    assert ledger.worker_seconds == 11 and ledger.ended_seconds == [1, 11, 121]
 
 
-# -------------------------------------------------------------------------------------------------------------- front
+def test_hours_count_every_worker_of_a_gang() -> None:
+    ledger = new_ledger(study__workers_per_trial=2)
+    begin(ledger, time=10)
+    report(ledger, epoch(1, 0.5, 0.5), time=20, seconds=(6, 2))
+    end(ledger, Reason.COMPLETED, time=21)
+    assert ledger.worker_seconds == 22
 
 
 def test_the_front_holds_complete_trials_that_no_other_dominates_best_first_objective_first(ledger: Ledger) -> None:
-    finish(ledger, "a", 0.3, 0.1)
-    finish(ledger, "b", 0.1, 0.3)
-    finish(ledger, "c", 0.3, 0.3)
-    finish(ledger, "d", 0.2, 0.2)
-    ledger.begin("e", {})
-    ledger.report("e", result(epoch(1, 0.0, 0.0)))  # better than all, and stopped
-    ledger.end("e")
-    ledger.begin("f", {})
-    ledger.report("f", result(epoch(1, 0.0, 0.0)))  # and this one still runs
-    assert [record.trial_id for record in ledger.front()] == ["b", "d", "a"]
-    assert [record.trial_id for record in ledger.complete()] == ["a", "b", "c", "d"]
-    assert [ledger.count(state) for state in ("running", "complete", "stopped", "failed")] == [1, 4, 1, 0]
+    for number, (mse, jsd) in enumerate([(0.3, 0.1), (0.1, 0.3), (0.3, 0.3), (0.2, 0.2)]):
+        finish(ledger, number, mse, jsd)
+    begin(ledger, 4)
+    report(ledger, epoch(1, 0.0, 0.0), number=4)  # better than all, and stopped
+    end(ledger, Reason.PRUNED, 4)
+    begin(ledger, 5)
+    report(ledger, epoch(1, 0.0, 0.0), number=5)  # and this one still runs
+    assert [trial.number for trial in ledger.front()] == [1, 3, 0]
+    assert [trial.number for trial in ledger.complete()] == [0, 1, 2, 3]
+    assert {state: count for state, count in ledger.counts.items() if count} == {
+        State.RUNNING: 1, State.COMPLETE: 4, State.STOPPED: 1,
+    }  # fmt: skip
+    best = ledger.best_of(1)
+    assert best is not None and best.number == 0
 
 
 def test_equal_trials_are_on_the_front_together(ledger: Ledger) -> None:
-    finish(ledger, "a", 0.1, 0.1)
-    finish(ledger, "b", 0.1, 0.1)
+    finish(ledger, 0, 0.1, 0.1)
+    finish(ledger, 1, 0.1, 0.1)
     assert len(ledger.front()) == 2
 
 
 def test_the_value_at_the_end_of_the_budget_counts_not_the_best_on_the_way(ledger: Ledger) -> None:
-    ledger.begin("a", {})
-    ledger.report("a", result(epoch(1, 0.1, 0.1), epoch(2, 0.4, 0.4), finished=True))
-    assert ledger.values(ledger.end("a")) == [0.4, 0.4]
-    assert ledger.trials["a"].best == {MSE: (0.1, 1), JSD: (0.1, 1)}
+    begin(ledger)
+    report(ledger, epoch(1, 0.1, 0.1), epoch(2, 0.4, 0.4))
+    end(ledger, Reason.COMPLETED)
+    assert ledger.values(ledger.trials[0]) == [0.4, 0.4]
+    assert ledger.trials[0].best == {MSE: (0.1, 1), JSD: (0.1, 1)}
 
 
 def test_an_empty_ledger_has_an_empty_front(ledger: Ledger) -> None:
-    assert ledger.front() == [] and ledger.complete() == []
-
-
-def test_a_gang_that_died_counts_as_an_attempt(ledger: Ledger) -> None:
-    """A trial goes on with a new gang in its own process, or begins again in a new process: both are attempts."""
-    record = ledger.begin("a", {})
-    ledger.report("a", result(epoch(1, 0.5), attempt=1))
-    assert record.attempts == 1
-    ledger.report("a", result(epoch(2, 0.5), attempt=2))
-    ledger.report("a", result(epoch(3, 0.5), attempt=2))
-    assert record.attempts == 2
-    ledger.begin("a", {})
-    ledger.report("a", result(epoch(4, 0.5), attempt=1))
-    assert record.attempts == 3
+    assert ledger.front() == [] and ledger.complete() == [] and ledger.best_of(0) is None

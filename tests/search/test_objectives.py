@@ -3,21 +3,21 @@
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
-from ray import cloudpickle
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from aae_ray import settings
-from aae_ray.search.objectives import dominates, fronts, nearest_to_ideal, select
-from aae_ray.search.pruner import FrontPruner, rungs
+from aae_ray.search.ledger import Rung
+from aae_ray.search.objectives import Front, Ranks, dominates, nearest_to_ideal, select
+from aae_ray.search.pruner import decide, judged_values, rungs
 from aae_ray.settings import Settings, replace
 
 MSE, JSD = "val/reconstruction_mse", "val/jsd_nats"
 SPEED = "perf/images_per_second"  # the more the better
-CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
+CONTINUE, STOP = "CONTINUE", "STOP"
 
 
 # ------------------------------------------------------------------------------------------------------------- fronts
@@ -40,6 +40,14 @@ def test_a_point_dominates_where_it_is_nowhere_worse_and_somewhere_better(
     a: Sequence[float], b: Sequence[float], expected: bool
 ) -> None:
     assert dominates(a, b) is expected
+
+
+def fronts(points: Sequence[Sequence[float]]) -> list[int]:
+    """The front of each point, once all have come."""
+    ranks = Ranks()
+    for number, point in enumerate(points):
+        ranks.insert(number, point)
+    return [ranks.rank(point) for point in points]
 
 
 def test_fronts_of_points_drawn_by_hand() -> None:
@@ -104,16 +112,29 @@ def test_no_pruner_has_no_rungs() -> None:
 # ----------------------------------------------------------------------------------------------------------- the rule
 
 
-@dataclass
-class StandIn:
-    """All that a scheduler reads of Tune's trial."""
+class Pruner:
+    """The rule over the rungs of a study: what the conductor does with a trial's report."""
 
-    trial_id: str
+    def __init__(self, study: settings.Study, epochs: int) -> None:
+        self.study, self.epochs = study, epochs
+        self.reached: dict[int, Rung] = {}
+        self.numbers: dict[str, int] = {}
+
+    def report(self, name: str, metrics: Mapping[str, float], epoch: int) -> str:
+        if epoch not in rungs(self.study.pruner, self.epochs):
+            return CONTINUE
+        number, rung = self.numbers.setdefault(name, len(self.numbers)), self.reached.setdefault(epoch, Rung())
+        if number not in rung.verdicts:
+            values = judged_values(self.study, metrics)
+            decision = decide(number, epoch, values, rung.ranks, self.study.pruner.reduction_factor)
+            rung.ranks.insert(number, values)
+            rung.verdicts[number] = decision.stop
+        return STOP if rung.verdicts[number] else CONTINUE
 
 
 def pruner_for(
     objectives: Sequence[str] = (MSE, JSD), *, metric: str = "front", factor: int = 3, grace: int = 3
-) -> FrontPruner:
+) -> Pruner:
     run = replace(
         Settings(),
         {
@@ -123,14 +144,14 @@ def pruner_for(
             "study.pruner.grace_period": grace,
         },
     )
-    return FrontPruner(run.study, epochs=27)
+    return Pruner(run.study, epochs=27)
 
 
-def show(pruner: FrontPruner, name: str, values: Mapping[str, float], epoch: int = 3) -> str:
-    return pruner.on_trial_result(None, StandIn(name), {"epoch": epoch, **values})
+def show(pruner: Pruner, name: str, values: Mapping[str, float], epoch: int = 3) -> str:
+    return pruner.report(name, values, epoch)
 
 
-def show_all(pruner: FrontPruner, points: Sequence[Sequence[float]], names: Sequence[str] = (MSE, JSD)) -> list[str]:
+def show_all(pruner: Pruner, points: Sequence[Sequence[float]], names: Sequence[str] = (MSE, JSD)) -> list[str]:
     return [show(pruner, f"t{index}", dict(zip(names, point, strict=True))) for index, point in enumerate(points)]
 
 
@@ -150,12 +171,19 @@ def test_a_front_as_wide_as_the_rung_stops_nobody() -> None:
 
 
 def test_as_many_as_one_in_reduction_factor_on_better_fronts_stop_a_trial() -> None:
-    pruner = pruner_for(factor=3)
-    rung = {"a": [0.0], "b": [1.0], "c": [2.0], "d": [3.0]}
-    assert [pruner.passes(name, rung) for name in rung] == [True, True, False, False]  # 4 / 3: one better is too few
-    assert [pruner.passes(name, rung | {"e": [4.0], "f": [5.0], "g": [6.0]}) for name in "abcdefg"] == [True] * 3 + [
-        False
-    ] * 4
+    def stopped(values: Sequence[float]) -> list[bool]:
+        """Whether each would be stopped if it came last."""
+        decisions = []
+        for number, value in enumerate(values):
+            others = Ranks()
+            for other, point in enumerate(values):
+                if other != number:
+                    others.insert(other, (point,))
+            decisions.append(decide(number, 3, (value,), others, 3).stop)
+        return decisions
+
+    assert stopped([0, 1, 2, 3]) == [False, False, True, True]  # 4 / 3: one better is too few
+    assert stopped([0, 1, 2, 3, 4, 5, 6]) == [False] * 3 + [True] * 4
 
 
 @pytest.mark.parametrize(
@@ -188,7 +216,7 @@ def test_a_retried_trial_takes_its_own_place_again() -> None:
     for _ in range(5):
         assert show(pruner, "a", {MSE: 1.0, JSD: 1.0}) == CONTINUE
         assert show(pruner, "b", {MSE: 2.0, JSD: 2.0}) == CONTINUE
-    assert pruner.reached[3].keys() == {"a", "b"}
+    assert pruner.reached[3].verdicts.keys() == {0, 1}
 
 
 def test_a_named_metric_alone_decides_and_need_not_be_an_objective() -> None:
@@ -250,12 +278,42 @@ def test_random_points_against_the_rule_in_words(seed: int) -> None:
 
 def test_no_pruner_lets_everyone_go_on() -> None:
     study = replace(Settings(), {"study.pruner.type": "none"}).study
-    pruner = FrontPruner(study, epochs=27)
+    pruner = Pruner(study, epochs=27)
     assert set(show_all(pruner, [(index, index) for index in range(20)])) == {CONTINUE}
 
 
-def test_tune_can_pickle_it_with_what_it_has_seen() -> None:
-    pruner = pruner_for()
-    show_all(pruner, [(1, 1), (2, 2)])
-    copy: Any = cloudpickle.loads(cloudpickle.dumps(pruner))
-    assert show(copy, "late", {MSE: 3, JSD: 3}) == STOP
+# -------------------------------------------------------------------------------------------- kept as trials come
+
+
+POINTS = st.lists(
+    st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0, math.inf]) | st.floats(0, 1)] * 2)
+    | st.tuples(*[st.integers(0, 4).map(float)] * 2),
+    max_size=40,
+)
+
+
+def peeled(points: Sequence[Sequence[float]]) -> list[int]:
+    """The fronts by definition: those that nobody left dominates, again and again."""
+    front, left, level = [-1] * len(points), set(range(len(points))), 0
+    while left:
+        best = {i for i in left if not any(dominates(points[j], points[i]) for j in left)}
+        for i in best:
+            front[i] = level
+        left -= best
+        level += 1
+    return front
+
+
+@given(points=POINTS)
+def test_ranks_and_front_are_those_of_all_points_after_each_one(points: list[tuple[float, float]]) -> None:
+    ranks, front = Ranks(), Front()
+    for number, point in enumerate(points):
+        expected = peeled(points[: number + 1])
+        assert ranks.rank(point) == expected[-1]
+        assert ranks.better(point) == sum(rank < expected[-1] for rank in expected[:-1])
+        ranks.insert(number, point)
+        front.insert(number, point)
+        levels = sorted((level, p) for level, held in enumerate(ranks.levels) for p in held.points)
+        assert levels == sorted(zip(expected, points[: number + 1], strict=True))
+        assert sorted(front.members()) == [index for index, rank in enumerate(expected) if rank == 0]
+    assert len(ranks) == len(points)

@@ -1,284 +1,168 @@
-"""Optuna is told truthfully how each trial ended, whatever Ray Tune calls."""
+"""Optuna as a sampler over the ledger, and the copy of a study for Optuna's own tools."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
-from ray import cloudpickle
 
-from aae_ray.search.sampler import JOURNAL, OptunaSearcher, build_sampler, create_study
-from aae_ray.search.space import Plan, read_plan
+from aae_ray.search import events
+from aae_ray.search.conductor import Conductor
+from aae_ray.search.contract import Failure, Report, Suggestion
+from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
+from aae_ray.search.sampler import COPY, OptunaCopy, Sampler, build_sampler, optuna_study
+from aae_ray.search.space import Plan
+from aae_ray.settings import Sampler as SamplerSettings
+from tests.search.test_conductor import SPACE, begin, plan_of, run
 
 MSE, JSD = "val/reconstruction_mse", "val/jsd_nats"
 
-SPACE = """
-study: {objectives: [%s], sampler: {type: %s, seed: %d}}
-space:
-  model.latent_dim: {type: int, low: 2, high: 16, log: true}
-  model.prior: {type: categorical, choices: [gaussian, uniform]}
-  model.hidden: {type: categorical, choices: [64-32, 128-64]}
-  optim.reconstruction_lr: {type: float, low: 1e-4, high: 1e-2, log: true}
-start:
-  - {model.latent_dim: 5, model.prior: uniform, model.hidden: [128, 64], optim.reconstruction_lr: 1e-3}
-  - {model.latent_dim: 9}
-"""
 
-MakeSearcher = Callable[..., OptunaSearcher]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> MakeSearcher:
-    made: list[Path] = []
-
-    def build(
-        objectives: str = f"{MSE}, {JSD}", sampler: str = "tpe", seed: int = 0, *, space: bool = True
-    ) -> OptunaSearcher:
-        folder = tmp_path / str(len(made))
-        folder.mkdir()
-        made.append(folder)
-        file = folder / "study.yaml"
-        text = SPACE % (objectives, sampler, seed)
-        file.write_text(text if space else text.partition("space:")[0])
-        plan: Plan = read_plan(str(file))
-        return OptunaSearcher(create_study(plan, f"study-{len(made)}", folder), plan)
-
-    return build
+def ended(conductor: Conductor, reason: Reason | None, values: dict[str, float], epochs: int = 3) -> int:
+    """One trial that ends so; None: trained to the end of its budget."""
+    suggestion = conductor.suggest()
+    assert isinstance(suggestion, Suggestion)
+    conductor.started(suggestion.number)
+    history = tuple({"epoch": float(epoch), **values} for epoch in range(1, epochs + 1))
+    if reason is not None and reason.value in set(FailureClass) and reason is not Reason.DIVERGED:
+        conductor.failed(Failure(suggestion.number, FailureClass(reason.value), "it broke"))
+    elif reason is Reason.USER:
+        conductor.reported(Report(suggestion.number, 2, history[:2]))
+        conductor.stop(StudyEnd.USER)
+    else:
+        stop = None if reason is Reason.COMPLETED else reason
+        conductor.reported(Report(suggestion.number, epochs, history, finished=stop is None, stop_reason=stop))
+    return suggestion.number
 
 
-def at(epoch: int, mse: float | None = None, jsd: float | None = None, **said: Any) -> dict[str, Any]:
-    values = {name: value for name, value in ((MSE, mse), (JSD, jsd)) if value is not None}
-    return {"epoch": epoch, "finished": False, "failed": False, **values, **said}
-
-
-def only_trial(searcher: OptunaSearcher) -> optuna.trial.FrozenTrial:
-    (trial,) = [trial for trial in searcher.study.get_trials() if trial.state is not TrialState.WAITING]
-    return trial
-
-
-# ------------------------------------------------------------------------------------------------------------- states
-
-
+@pytest.mark.parametrize("objectives", [(MSE, JSD), (MSE,)])
 @pytest.mark.parametrize(
-    ("result", "error", "state"),
+    ("reason", "values", "state"),
     [
-        (at(27, 0.1, 0.2, finished=True), False, TrialState.COMPLETE),
-        (at(3, 0.1, 0.2), False, TrialState.PRUNED),  # the pruner stopped it
-        (at(3, 0.1, 0.2, stop_reason="code_collapse"), False, TrialState.PRUNED),
-        (None, False, TrialState.PRUNED),  # stopped before its first result
-        (at(27, 0.1, 0.2, finished=True), True, TrialState.FAIL),
-        (None, True, TrialState.FAIL),
-        (at(3, 0.1, 0.2, failed=True), False, TrialState.FAIL),
-        (at(27, math.nan, 0.2, finished=True), False, TrialState.FAIL),
-        (at(27, 0.1, math.inf, finished=True), False, TrialState.FAIL),
-        (at(27, -math.inf, 0.2, finished=True), False, TrialState.FAIL),
-        (at(27, 0.1, None, finished=True), False, TrialState.FAIL),  # an objective was not measured
-        (at(3, math.nan, math.nan), False, TrialState.PRUNED),
+        (Reason.COMPLETED, {MSE: 0.5, JSD: 0.1}, TrialState.COMPLETE),
+        (Reason.COMPLETED, {MSE: math.nan, JSD: math.nan}, TrialState.FAIL),
+        (Reason.DIVERGED, {MSE: math.nan}, TrialState.FAIL),
+        (Reason.COLLAPSED, {MSE: 0.5, JSD: 0.1}, TrialState.PRUNED),
+        (Reason.BUG, {}, TrialState.FAIL),
+        (Reason.USER, {MSE: 0.5, JSD: 0.1}, TrialState.PRUNED),
     ],
 )
 def test_every_end_has_its_state(
-    make: MakeSearcher, result: dict[str, Any] | None, error: bool, state: TrialState
+    tmp_path: Path, objectives: tuple[str, ...], reason: Reason, values: dict[str, float], state: TrialState
 ) -> None:
-    searcher = make()
-    searcher.suggest("a")
-    searcher.on_trial_complete("a", result, error)
-    trial = only_trial(searcher)
-    assert trial.state is state
-    assert trial.values == ([0.1, 0.2] if state is TrialState.COMPLETE else None)
-    assert not searcher.open
+    conductor = begin(tmp_path, plan_of(study__objectives=objectives, train__epochs=3))
+    number = ended(conductor, reason, values)
+    (copied,) = optuna_study(conductor.ledger).trials
+    assert copied.state is state and copied.number == number
+    assert (copied.values is not None) == (state is TrialState.COMPLETE)
+    if reason is not Reason.USER:  # of what the user stopped the sampler learns nothing yet: it may go on
+        assert conductor.sampler.study.trials[-1].state is state
+    rebuilt = Sampler(conductor.ledger).study.trials[-1]
+    assert rebuilt.state is state and rebuilt.params == conductor.ledger.trials[0].params
 
 
-@pytest.mark.parametrize("objectives", [f"{MSE}, {JSD}", MSE])
-def test_what_tune_never_ended_was_stopped_early(make: MakeSearcher, objectives: str) -> None:
-    """Ctrl-C or time is up: no trial stays RUNNING for ever, in memory or in the journal."""
-    searcher = make(objectives)
-    for name in ("done", "reported", "fresh"):
-        searcher.suggest(name)
-    searcher.on_trial_complete("done", at(27, 0.1, 0.2, finished=True))
-    searcher.on_trial_result("reported", at(3, 0.3, 0.4))
-    searcher.close()
-    searcher.close()
-    read_again = optuna.load_study(study_name=searcher.study.study_name, storage=searcher.study._storage)
-    assert [trial.state for trial in read_again.get_trials()] == [
-        TrialState.COMPLETE,
-        TrialState.PRUNED,
-        TrialState.PRUNED,
-    ]
+def test_an_early_value_never_counts_as_a_final_one(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__objectives=(MSE,)))
+    ended(conductor, Reason.PRUNED, {MSE: 0.01})
+    assert conductor.sampler.study.trials[0].state is TrialState.PRUNED
+    with pytest.raises(ValueError, match="No trials are completed"):
+        _ = conductor.sampler.study.best_trial
 
 
-def test_trials_of_a_search_that_failed_have_failed(make: MakeSearcher) -> None:
-    searcher = make(MSE)
-    searcher.suggest("reported")
-    searcher.on_trial_result("reported", at(3, 0.3, 0.4))
-    searcher.close(failed=True)
-    assert only_trial(searcher).state is TrialState.FAIL
+def test_with_one_objective_the_sampler_learns_from_pruned_trials_what_they_reported(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__objectives=(MSE,)))
+    ended(conductor, Reason.PRUNED, {MSE: 0.25})
+    told, rebuilt = conductor.sampler.study.trials[0], Sampler(conductor.ledger).study.trials[0]
+    assert told.intermediate_values == rebuilt.intermediate_values == {3: 0.25}
 
 
-def test_an_end_is_told_once_and_unknown_trials_are_none_of_ours(make: MakeSearcher) -> None:
-    searcher = make()
-    searcher.suggest("a")
-    searcher.on_trial_complete("a", at(27, 0.1, 0.2, finished=True))
-    searcher.on_trial_complete("a", None, error=True)
-    searcher.on_trial_complete("b", at(27, 0.1, 0.2, finished=True))
-    searcher.on_trial_result("b", at(3, 0.1, 0.2))
-    assert only_trial(searcher).state is TrialState.COMPLETE
-
-
-def test_an_early_value_never_counts_as_a_final_one(make: MakeSearcher) -> None:
-    searcher = make()
-    searcher.suggest("pruned")
-    searcher.on_trial_result("pruned", at(3, 0.001, 0.001))
-    searcher.on_trial_complete("pruned", at(3, 0.001, 0.001))
-    searcher.suggest("done")
-    searcher.on_trial_complete("done", at(27, 0.1, 0.2, finished=True))
-    assert [trial.user_attrs["trial_id"] for trial in searcher.study.best_trials] == ["done"]
-
-
-# ------------------------------------------------------------------------------------------------------ intermediates
-
-
-def test_one_objective_reports_its_values_on_the_way(make: MakeSearcher) -> None:
-    searcher = make(MSE)
-    searcher.suggest("a")
-    for result in (at(3, 0.5), at(5, math.nan), at(7), at(9, 0.3)):
-        searcher.on_trial_result("a", result)
-    searcher.on_trial_complete("a", at(9, 0.3))
-    trial = only_trial(searcher)
-    assert trial.state is TrialState.PRUNED and trial.intermediate_values == {3: 0.5, 9: 0.3}
-
-
-def test_a_pruned_trial_of_one_objective_may_have_reported_nothing(make: MakeSearcher) -> None:
-    searcher = make(MSE)
-    searcher.suggest("a")
-    searcher.on_trial_complete("a", at(9, math.nan))
-    assert only_trial(searcher).state is TrialState.PRUNED
-
-
-def test_several_objectives_report_nothing_on_the_way(make: MakeSearcher) -> None:
-    searcher = make()
-    searcher.suggest("a")
-    searcher.on_trial_result("a", at(3, 0.5, 0.5))
-    assert only_trial(searcher).intermediate_values == {}
-
-
-# -------------------------------------------------------------------------------------------------------- suggestions
-
-
-def test_start_points_come_first_and_are_completed_by_the_sampler(make: MakeSearcher) -> None:
-    searcher = make()
-    assert searcher.suggest("a") == {
-        "model.latent_dim": 5,
-        "model.prior": "uniform",
-        "model.hidden": "128-64",
-        "optim.reconstruction_lr": 1e-3,
-    }
-    second = searcher.suggest("b")
-    assert second["model.latent_dim"] == 9 and second.keys() == searcher.space.keys()
-    assert [trial.user_attrs for trial in searcher.study.get_trials()] == [{"trial_id": "a"}, {"trial_id": "b"}]
-    assert searcher.numbers == {"a": 0, "b": 1}
+def test_start_points_come_first_and_are_completed_by_the_sampler(tmp_path: Path) -> None:
+    plan = plan_of()
+    start = ({"model.latent_dim": 4}, {"model.latent_dim": 2, "optim.reconstruction_lr": 0.003})
+    conductor = begin(tmp_path, Plan(plan.settings, SPACE, start))
+    run(conductor)
+    first, second = (trial.params for trial in conductor.ledger.trials[:2])
+    assert first["model.latent_dim"] == 4 and 1e-4 <= float(str(first["optim.reconstruction_lr"])) <= 1e-2
+    assert second == start[1]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
-@pytest.mark.parametrize("objectives", [f"{MSE}, {JSD}", MSE])
-def test_suggestions_follow_from_the_seed(make: MakeSearcher, sampler: str, objectives: str) -> None:
-    def walk(seed: int) -> list[dict[str, Any]]:
-        searcher, points = make(objectives, sampler, seed), []
-        for index in range(15):
-            point = searcher.suggest(f"t{index}")
-            assert all(
-                point[key] in distribution.choices
-                for key, distribution in searcher.space.items()
-                if hasattr(distribution, "choices")
-            )
-            assert 2 <= point["model.latent_dim"] <= 16 and 1e-4 <= point["optim.reconstruction_lr"] <= 1e-2
-            lr = 1e3 * point["optim.reconstruction_lr"]
-            searcher.on_trial_complete(
-                f"t{index}", at(27, abs(lr - 3), 1 / point["model.latent_dim"], finished=index % 3 > 0)
-            )
-            points.append(point)
-        return points
+@pytest.mark.parametrize("objectives", [(MSE, JSD), (MSE,)])
+def test_suggestions_follow_from_the_seed(tmp_path: Path, sampler: str, objectives: tuple[str, ...]) -> None:
+    def params(name: str, seed: int) -> list[dict[str, object]]:
+        (tmp_path / name).mkdir()
+        plan = plan_of(study__sampler__type=sampler, study__sampler__seed=seed, study__objectives=objectives)
+        conductor = begin(tmp_path / name, plan)
+        run(conductor)
+        return [trial.params for trial in conductor.ledger.trials]
 
-    first = walk(1)
-    assert walk(1) == first
-    assert walk(2)[2:] != first[2:]
+    assert params("a", 1) == params("b", 1) != params("c", 2)
 
 
-def test_the_sampler_is_the_one_that_was_asked_for(make: MakeSearcher) -> None:
-    kinds = {
-        "tpe": optuna.samplers.TPESampler,
-        "nsga2": optuna.samplers.NSGAIISampler,
-        "random": optuna.samplers.RandomSampler,
-    }
+def test_the_sampler_is_the_one_that_was_asked_for() -> None:
+    kinds = {"tpe": TPESampler, "nsga2": NSGAIISampler, "random": RandomSampler}
     for name, kind in kinds.items():
-        searcher = make(sampler=name)
-        assert type(searcher.study.sampler) is kind
-        assert type(build_sampler(read_plan(None, [f"study.sampler.type={name}"]).settings.study.sampler)) is kind
+        assert type(build_sampler(SamplerSettings(type=name), 0)) is kind  # type: ignore[arg-type]
 
 
-def test_an_empty_space_suggests_nothing_and_still_has_a_trial(make: MakeSearcher) -> None:
-    searcher = make(space=False)
-    assert searcher.suggest("a") == {}
-    searcher.on_trial_complete("a", at(27, 0.1, 0.2, finished=True))
-    assert only_trial(searcher).state is TrialState.COMPLETE
+def test_an_empty_space_suggests_nothing_and_still_has_its_trials(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, Plan(plan_of(study__budget__trials=2).settings, {}))
+    run(conductor)
+    assert [trial.params for trial in conductor.ledger.trials] == [{}, {}]
 
 
-def test_objectives_and_directions_are_told_to_tune_and_to_optuna(make: MakeSearcher) -> None:
-    searcher = make()
-    assert searcher.metric == [MSE, JSD] and searcher.mode == ["min", "min"]
-    assert searcher.study.metric_names == [MSE, JSD]
-    assert searcher.study.directions == [optuna.study.StudyDirection.MINIMIZE] * 2
+def test_trials_of_a_space_that_has_changed_are_kept_and_not_learnt_from(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__budget__trials=6))
+    run(conductor)
+    narrow = {**SPACE, "model.latent_dim": CategoricalDistribution([4, 8])}
+    from aae_ray.search.space import record_plan
+
+    plan = Plan(plan_of(study__budget__trials=9).settings, narrow)
+    conductor.record(events.StudyEnded(), events.StudyResumed(plan=record_plan(plan), host="h", pid=2))
+    again = Conductor(conductor.journal, conductor.ledger, 1, clock=conductor.clock)
+    fitting = [trial for trial in conductor.ledger.trials if trial.params["model.latent_dim"] != 2]
+    assert 0 < len(again.sampler.study.trials) == len(fitting) < 6
+    run(again)
+    assert len(again.ledger.trials) == 9
+    assert all(trial.params["model.latent_dim"] in (4, 8) for trial in again.ledger.trials[6:])
+    assert len(optuna_study(again.ledger).trials) == 9
 
 
-def test_creating_a_study_and_asking_it_says_nothing_on_the_console(
-    make: MakeSearcher, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
-) -> None:
-    searcher = make()
-    searcher.suggest("a")
-    searcher.on_trial_complete("a", at(27, 0.1, 0.2, finished=True))
-    searcher.suggest("b")
-    searcher.close()
-    assert capfd.readouterr() == ("", "") and not list(recwarn)
+def test_a_warm_start_learns_from_the_trials_that_fit(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of())
+    started = conductor.ledger.started
+    assert started is not None
+    prior = (
+        events.PriorTrial(
+            params={"optim.reconstruction_lr": 1e-3, "model.latent_dim": 4}, values=(0.5, 0.1), source="a/t0000"
+        ),
+        events.PriorTrial(params={"model.latent_dim": 4}, values=(0.4, 0.1), source="a/t0001"),
+    )
+    conductor.ledger.started = started.model_copy(update={"warm_start": prior})
+    sampler = Sampler(conductor.ledger)
+    assert [trial.user_attrs["source"] for trial in sampler.study.trials] == ["a/t0000"]
+    assert sampler.suggest(0) is not None and sampler.numbers == {0: 1}
 
 
-# ---------------------------------------------------------------------------------------------------- kept and carried
+def test_optunas_own_tools_can_read_the_copy_in_which_nothing_runs(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__budget__trials=4), gangs=2)
+    ended(conductor, Reason.PRUNED, {MSE: 0.5, JSD: 0.1})
+    copy = OptunaCopy(tmp_path, conductor.ledger)
+    number = ended(conductor, Reason.COLLAPSED, {MSE: 0.5, JSD: 0.1})
+    copy.add(conductor.ledger, [conductor.ledger.trials[number]] * 2)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / COPY)))
+    (summary,) = optuna.get_all_study_summaries(storage)
+    study = optuna.load_study(study_name=summary.study_name, storage=storage)
+    assert [trial.state for trial in study.trials] == [TrialState.PRUNED] * 2
+    assert study.metric_names == [MSE, JSD] and study.trials[0].user_attrs == {"trial": "t0000"}
 
 
-def test_optunas_own_tools_can_read_the_journal(make: MakeSearcher, tmp_path: Path) -> None:
-    searcher = make()
-    searcher.suggest("a")
-    searcher.on_trial_complete("a", at(27, 0.1, 0.2, finished=True))
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "0" / JOURNAL)))
-    study = optuna.load_study(study_name="study-1", storage=storage)
-    assert study.get_trials()[0].params == searcher.study.get_trials()[0].params
-    assert study.get_trials()[0].values == [0.1, 0.2] and study.metric_names == [MSE, JSD]
-
-
-def test_the_numbers_of_trials_are_saved_and_restored(make: MakeSearcher, tmp_path: Path) -> None:
-    searcher = make()
-    searcher.suggest("a")
-    searcher.suggest("b")
-    searcher.save(str(tmp_path / "saved.pkl"))
-    other = make()
-    other.restore(str(tmp_path / "saved.pkl"))
-    assert other.numbers == {"a": 0, "b": 1} and other.study.study_name == "study-2"
-
-
-def test_tune_saves_and_restores_it_by_folder(make: MakeSearcher, tmp_path: Path) -> None:
-    searcher = make()
-    searcher.suggest("a")
-    searcher.save_to_dir(str(tmp_path), "now")
-    other = make()
-    other.restore_from_dir(str(tmp_path))
-    assert other.numbers == {"a": 0}
-
-
-def test_tune_can_pickle_it_and_the_copy_goes_on(make: MakeSearcher) -> None:
-    """Tune writes itself, searcher included, into the experiment's folder."""
-    searcher = make()
-    searcher.suggest("a")
-    copy = cloudpickle.loads(cloudpickle.dumps(searcher))
-    copy.on_trial_complete("a", at(27, 0.1, 0.2, finished=True))
-    assert only_trial(copy).state is TrialState.COMPLETE
+def test_the_private_parts_of_optuna_that_are_used_are_those_of_this_version() -> None:
+    assert optuna.__version__.startswith("5.")
+    study = optuna.create_study()
+    trial = study.ask({"a": FloatDistribution(0, 1), "b": IntDistribution(0, 3)})
+    assert study._storage.get_trial(trial._trial_id).number == trial.number
+    assert study._storage.get_trial_id_from_study_id_trial_number(study._study_id, trial.number) == trial._trial_id

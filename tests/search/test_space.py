@@ -1,15 +1,16 @@
 """A study's file: what is good is read as Optuna's terms, what is wrong is told all at once with its place."""
 
+import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from aae_ray.errors import SettingsError
+from aae_ray.errors import Kind, Problem, SettingsError
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.search.space import Plan, read_plan
-from aae_ray.settings import dotted_fields, replace, setting
+from aae_ray.search.space import Plan, Space, read_plan, space_size
+from aae_ray.settings import RULES, dotted_fields, replace, setting
 
 SEARCH_SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 
@@ -21,16 +22,22 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "study.yaml"
 
 
-def plan_of(file: Path, text: str, *overrides: str) -> Plan:
+def plan_of(file: Path, text: str, *overrides: str, trials: int | None = 1) -> Plan:
+    """The plan in a file; of one trial, as the spaces of these tests are small."""
     file.write_text(text, encoding="utf-8")
-    return read_plan(str(file), overrides)
+    return read_plan(str(file), [*([f"study.budget.trials={trials}"] if trials else []), *overrides])
 
 
-def complaints(file: Path, text: str, *overrides: str) -> list[str]:
-    """What is told about a file, without the folder it lies in."""
+def problems_of(file: Path, text: str, *overrides: str, trials: int | None = 1) -> tuple[Problem, ...]:
     with pytest.raises(SettingsError) as caught:
-        plan_of(file, text, *overrides)
-    return [str(problem).replace(f"{file.parent}/", "") for problem in caught.value.problems]
+        plan_of(file, text, *overrides, trials=trials)
+    return caught.value.problems
+
+
+def complaints(file: Path, text: str, *overrides: str, trials: int | None = 1) -> list[str]:
+    """What is told about a file, without the folder it lies in."""
+    found = problems_of(file, text, *overrides, trials=trials)
+    return [str(problem).replace(f"{file.parent}/", "") for problem in found]
 
 
 # ------------------------------------------------------------------------------------------------------ what is good
@@ -97,7 +104,7 @@ def test_nested_and_dotted_spellings_of_the_space_mean_the_same(file: Path) -> N
     "text", ["", "# nothing\n", "study:\nrun:\nspace:\nstart:\n", "study: {}\nrun: {}\nspace: {}\nstart: []\n"]
 )
 def test_empty_files_and_blocks_are_the_defaults(file: Path, text: str) -> None:
-    assert plan_of(file, text) == read_plan(None)
+    assert plan_of(file, text, trials=None) == read_plan(None)
     assert read_plan(None).space == {} and read_plan(None).start == ()
 
 
@@ -171,7 +178,7 @@ def test_a_narrower_range_of_the_command_line_shuts_start_points_out_value_by_va
     assert plan_of(file, text, "start=[]").start == ()
     assert plan_of(file, text, "start=[{model.latent_dim: 5}]").start == ({"model.latent_dim": 5},)
     assert (
-        "command line: start: model.latent_dim=9 lies outside"
+        "command line: start: model.latent_dim=9 is outside what is searched"
         in complaints(file, text, "start=[{model.latent_dim: 9}]")[0]
     )
 
@@ -230,7 +237,7 @@ spaces: {a: 1}
 
 
 def test_all_mistakes_of_a_file_are_told_at_once_each_with_its_line(file: Path) -> None:
-    found = complaints(file, MISTAKES)
+    found = complaints(file, MISTAKES, trials=None)
     for line, part in [
         (3, "val/jsdnats is not a metric to search on; those are "),
         (3, "Did you mean val/jsd_nats?"),
@@ -241,7 +248,7 @@ def test_all_mistakes_of_a_file_are_told_at_once_each_with_its_line(file: Path) 
         (9, "model.posterior is fixed here and searched at study.yaml:19"),
         (10, "study.name belongs under `study:`"),
         (12, "model.latent_dims is not a setting that can be searched. Did you mean model.latent_dim?"),
-        (13, "model.latent_dim: expected greater than or equal to 2, got 1"),
+        (13, "model.latent_dim: expected at least 2, got 1"),
         (14, "space optim.reconstruction_lr: log needs low above 0, got 0.0"),
         (15, "space optim.discrimination_lr: low must be below high, got 0.01 and 0.0001"),
         (16, "space optim.regularization_lr: type float needs 'low'"),
@@ -251,10 +258,10 @@ def test_all_mistakes_of_a_file_are_told_at_once_each_with_its_line(file: Path) 
         (21, "space model.prior_scale: needs a type, one of float, int, categorical, got 'number'"),
         (22, "space train.batch_size: is a whole number; use type int"),
         (23, "study.budget.trials is not a setting that can be searched"),
-        (24, "start: model.posterior=universal lies outside of what is searched"),
+        (24, "start: model.posterior=universal is outside what is searched"),
         (24, "start: optim.beta1 is not searched"),
-        (26, "train.epochs stands outside a block; put it under `run:`"),
-        (27, "spaces.a is not a block of a study's file; those are study, run, space, start. Did you mean space?"),
+        (26, "train.epochs is outside of any block; put it under `run:`"),
+        (27, "spaces.a is not a block of a study's file; the blocks are study, run, space, start. Did you mean space?"),
     ]:
         assert [text for text in found if text.startswith(f"study.yaml:{line}: ") and part in text], (line, part)
     assert len(found) == len(set(found))
@@ -289,7 +296,7 @@ def test_all_mistakes_of_a_file_are_told_at_once_each_with_its_line(file: Path) 
         (
             "space:\n  model.latent_dim: {type: int, low: 2, high: 8, step: 2, log: true}\n",
             2,
-            ["log and step exclude each other"],
+            ["log and step cannot be used together"],
         ),
         (
             "space:\n  optim.beta2: {type: float, low: 0.1, high: 1.5}\n",
@@ -339,16 +346,20 @@ def test_all_mistakes_of_a_file_are_told_at_once_each_with_its_line(file: Path) 
         (LATENT + "start: 5\n", 3, ["start must be a list of points"]),
         (LATENT + "start: [5]\n", 3, ["start must be a list of points"]),
         (LATENT + "start: {model.latent_dim: 4}\n", 3, ["start must be a list of points"]),
-        (LATENT + "start: [{model.latent_dim: 9}]\n", 3, ["start: model.latent_dim=9 lies outside"]),
+        (LATENT + "start: [{model.latent_dim: 9}]\n", 3, ["start: model.latent_dim=9 is outside what is searched"]),
         (LATENT + "start: [{model.latent_dim: many}]\n", 3, ["start: model.latent_dim must be a number, got 'many'"]),
-        (LATENT + "start: [{model.latent_dim: .nan}]\n", 3, ["start: model.latent_dim=nan lies outside"]),
+        (
+            LATENT + "start: [{model.latent_dim: .nan}]\n",
+            3,
+            ["start: model.latent_dim=nan is outside what is searched"],
+        ),
         (LATENT + "start: [{model.latent_dim: [3]}]\n", 3, ["start: model.latent_dim"]),
         (LATENT + "start: [{model.latent_dim: null}]\n", 3, ["start: model.latent_dim"]),
-        (LATENT + "start: [{model.latent_dim: 3.5}]\n", 3, ["start: model.latent_dim=3.5 lies outside"]),
+        (LATENT + "start: [{model.latent_dim: 3.5}]\n", 3, ["start: model.latent_dim=3.5 is outside what is searched"]),
         (
             LATENT.replace("8}", "8, step: 2}") + "start: [{model.latent_dim: 3}]\n",
             3,
-            ["start: model.latent_dim=3 lies outside"],
+            ["start: model.latent_dim=3 is outside what is searched"],
         ),
         (
             LATENT + "start: [{model.latent_dims: 4}]\n",
@@ -411,7 +422,7 @@ def test_choices_that_cannot_go_together_are_told(file: Path, text: str) -> None
     for told in found:
         assert (
             told.startswith("study.yaml:")
-            and "space allows what does not go together: task vae needs model.posterior gaussian and" in told
+            and "the space allows values that do not go together: task vae needs model.posterior gaussian and" in told
         )
 
 
@@ -438,6 +449,120 @@ def test_a_fixed_task_against_a_searched_posterior_is_told(file: Path) -> None:
         "space:\n  model.prior: {type: categorical, choices: [uniform, gaussian]}\n",
     )
     assert len(found) == 1 and "task vae needs" in found[0]
+
+
+def test_the_wording_of_rules_decides_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = VAE + "  model.prior: {type: categorical, choices: [gaussian, uniform]}\n"
+    cases = [
+        "run: {data.labels: 10.5, model.clusters: 200, train.batch_sise: 3}\n" + space,
+        "run: {task: clustering, model.clusters: 200}\n" + LATENT,
+        "run: {task: clustering}\nspace:\n  model.clusters: {type: int, low: 8, high: 200}\n",
+        "run: {task: supervised, data.labels: 10, model.prior: gausian}\n",
+    ]
+
+    def decisions() -> list[tuple[tuple[str, ...], Kind, str]]:
+        return [(problem.keys, problem.kind, problem.where) for case in cases for problem in problems_of(file, case)]
+
+    before = decisions()
+    text = "train.batch_size is not a setting, model.prior: is a section, got task"
+    monkeypatch.setattr("aae_ray.settings.RULES", tuple(dataclasses.replace(rule, text=text) for rule in RULES))
+    assert decisions() == before and [kind for _, kind, _ in before].count(Kind.RULE) == 5
+
+
+@pytest.mark.parametrize(
+    ("other", "rules"),
+    [
+        ("run: {train.batch_sise: 500}\n", 0),
+        ("run: {qqq: 500}\n", 0),  # it may be meant for train.batch_size
+        ("run: {train.epoch: 5}\n", 1),
+        ("train.batch_size: 500\n", 0),  # outside of a block
+        ("start: [{model.latent_dim: 99}]\n", 1),
+    ],
+)
+def test_a_rule_is_judged_where_the_values_of_all_its_keys_are_clear(file: Path, other: str, rules: int) -> None:
+    found = problems_of(file, LATENT + other, "task=clustering", "model.clusters=200")
+    assert [problem.kind for problem in found].count(Kind.RULE) == rules and len(found) == 1 + rules
+
+
+# ------------------------------------------------------------------------------------ more trials than there are points
+
+
+@pytest.mark.parametrize(
+    ("space", "size"),
+    [
+        ({}, 1),
+        ({"a": IntDistribution(2, 8)}, 7),
+        ({"a": IntDistribution(2, 16, log=True)}, 15),
+        ({"a": IntDistribution(20, 100, step=20)}, 5),
+        ({"a": IntDistribution(3, 3)}, 1),
+        ({"a": FloatDistribution(0.5, 0.9, step=0.1)}, 5),
+        ({"a": FloatDistribution(0.0, 0.3, step=0.1)}, 4),
+        ({"a": CategoricalDistribution((None, 4))}, 2),
+        ({"a": CategoricalDistribution((None, 4)), "b": IntDistribution(2, 8)}, 14),
+        ({"a": FloatDistribution(0.1, 0.2)}, None),
+        ({"a": FloatDistribution(0.1, 0.1)}, 1),
+        ({"a": FloatDistribution(0.1, 0.2, log=True), "b": IntDistribution(2, 8)}, None),
+    ],
+)
+def test_the_size_of_a_space_is_the_number_of_its_points(space: Space, size: int | None) -> None:
+    assert space_size(space) == size
+
+
+def test_more_trials_than_points_are_told_where_the_trials_were_written(file: Path) -> None:
+    (problem,) = problems_of(file, "study: {name: x}\nstudy.budget.trials: 8\n" + LATENT, trials=None)
+    assert (problem.keys, problem.kind) == (("study.budget.trials", "model.latent_dim"), Kind.RULE)
+    assert problem.where == f"{file}:2" and "7 different points" in problem.text
+    assert "give study.budget.trials=7 or less" in problem.text
+    (problem,) = problems_of(file, LATENT, trials=None)  # those of the default
+    assert problem.where == f"{file}:2" and "study.budget.trials is 24" in problem.text
+    (told,) = complaints(file, LATENT, trials=8)
+    assert told.startswith("command line: study.budget.trials is 8")
+    assert plan_of(file, LATENT, trials=7).settings.study.budget.trials == 7
+    assert plan_of(file, "", trials=24).space == {}
+    assert plan_of(file, "space:\n  optim.beta2: {type: float, low: 0.1, high: 0.5}\n", trials=1000).space
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "study.budget.trials: many\n" + LATENT,
+        "study.budget.trails: 3\n" + LATENT,
+        "study.budget.qqq: 3\n" + LATENT,
+        LATENT + "  optim.beta1: {type: float, low: 0.1, high: 0.5}\n",
+        LATENT + "  optim.beta2: {type: float, low: 0.1}\n",
+        LATENT + "run: {model.latent_dim: 3}\n",
+        "spcae: {optim.beta2: 5}\n" + LATENT,
+    ],
+)
+def test_trials_and_points_are_not_compared_where_one_of_them_is_unclear(file: Path, text: str) -> None:
+    (problem,) = problems_of(file, text, trials=None)
+    assert problem.kind is not Kind.RULE
+
+
+# --------------------------------------------------------------------------------------------- start points given twice
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        "[{model.latent_dim: 3}, {model.latent_dim: 4}, {model.latent_dim: 3}]",
+        "[{model.latent_dim: 3}, {model.latent_dim: 4}, {model.latent_dim: 3.0}]",
+        "[{model.latent_dim: 3, model.hidden: 8-4}, {model.latent_dim: 3}, "
+        "{model.hidden: [8, 4], model.latent_dim: 3}]",
+    ],
+)
+def test_a_start_point_given_twice_is_told(file: Path, points: str) -> None:
+    text = LATENT + f"  model.hidden: {{type: categorical, choices: [8-4, 4]}}\nstart: {points}\n"
+    (problem,) = problems_of(file, text)
+    assert problem.kind is Kind.DUPLICATE and "model.latent_dim" in problem.keys and problem.where == f"{file}:4"
+    assert "point 3 is the same as point 1" in problem.text
+    assert len(problems_of(file, text, "model.latent_dim=5")) == 1  # whatever the command line changes
+
+
+def test_start_points_that_the_command_line_makes_the_same_are_one(file: Path) -> None:
+    text = LATENT + "  model.prior: {type: categorical, choices: [gaussian, uniform]}\n"
+    text += "start: [{model.latent_dim: 3, model.prior: uniform}, {model.latent_dim: 3, model.prior: gaussian}]\n"
+    assert plan_of(file, text, "model.prior=gaussian").start == ({"model.latent_dim": 3},)
 
 
 # --------------------------------------------------------------------------------------- what is sampled makes settings

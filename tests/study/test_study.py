@@ -47,7 +47,7 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
     text = done.stdout
     assert "Pareto front" in text and "best trial" in text and re.search(r"test images +test/recon\S+ 0\.0\d+", text)
     assert re.search(r"samples +quality/fid_local \d.* \(floor .*quality/parzen_nats \d.* \(real images \d", text)
-    assert "is no praise" in text
+    assert "is not evidence of better samples" in text
     assert "aae-digits-decoder version 1, champion" in text
     assert (
         "python -m aae_ray.generate aae-digits-decoder" in text and "mlflow ui --backend-store-uri sqlite:///" in text
@@ -104,9 +104,14 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
 
     sheets = {Path(item.path).name for item in client.list_artifacts(best.info.run_id, "figures")}
     assert "nearest.png" in sheets and "quality/fid_local" in best.data.metrics and best.data.tags["aae.judge"]
-    assert "is no praise" in best.data.tags["aae.remarks"] and "is no praise" in (version.description or "")
+    advice = "is not evidence of better samples"
+    assert advice in best.data.tags["aae.remarks"] and advice in (version.description or "")
     judged = run(tmp_path, environment, "evaluate", "aae-digits-decoder")
-    assert "quality/kid_local" in judged.stdout and "no praise" in judged.stdout and not judged.stderr
+    assert (
+        "quality/kid_local" in judged.stdout
+        and "is not evidence of better samples" in judged.stdout
+        and not judged.stderr
+    )
     (evaluation,) = client.search_runs([best.info.experiment_id], "tags.`aae.run_kind` = 'evaluation'")
     assert evaluation.info.status == "FINISHED"
     for name in ("quality/fid_local", "quality/parzen_nats"):  # the same protocol: the same figures

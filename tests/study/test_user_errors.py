@@ -21,9 +21,17 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path: Path, environment: dict[str
     assert not any(tmp_path.iterdir())
 
 
-SEARCHED_TASK = ("space.task.type=categorical", "space.task.choices=[unsupervised, label_informed]")
+SEARCHED_TASK = (
+    "study.budget.trials=2",
+    "space.task.type=categorical",
+    "space.task.choices=[unsupervised, label_informed]",
+)
 SEARCHED_PARTS = tuple(f"space.model.prior_components.{part}" for part in ("type=int", "low=4", "high=10"))
-SEARCHED_NETWORK = ("space.model.network.type=categorical", "space.model.network.choices=[dense, convolutional]")
+SEARCHED_NETWORK = (
+    "study.budget.trials=2",
+    "space.model.network.type=categorical",
+    "space.model.network.choices=[dense, convolutional]",
+)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +48,7 @@ SEARCHED_NETWORK = ("space.model.network.type=categorical", "space.model.network
         ("tune", ("study.objectives=[val/nmi]", "--dry-run"), "val/nmi is not measured by task unsupervised"),
         ("tune", ("data.name=mnits", "--dry-run"), "mnits"),
         ("tune", ("tracking.uri=file:///tmp/x", "--dry-run"), "not a server or database of MLflow"),
-        ("tune", ("/dev/null",), "/dev/null searches nothing, and its 24 trials would all be the same"),
+        ("tune", ("/dev/null",), "/dev/null has no `space:` block, so its 24 trials would all be the same"),
         ("generate", ("x", "--out", "nowhere/x.png"), "there is no folder"),
         ("evaluate", ("x", "--out", "x.jpg"), "give a name that ends in .png"),
         ("tune", ("task=clustering", "model.clusters=200"), "model.clusters is more than train.batch_size can fill"),

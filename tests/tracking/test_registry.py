@@ -18,7 +18,7 @@ import torch
 from aae_ray.autoencoder.model import Model, build_model
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.errors import UserError
-from aae_ray.evaluation.final_evaluation import Assessment
+from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.reporting.cards import model_card
 from aae_ray.search.ledger import TrialRecord
 from aae_ray.settings import Settings, replace
@@ -141,7 +141,7 @@ def far_away(
     uri = f"sqlite:///{folder}/mlflow.db"
     client = client_of(uri)
     run = settings_of("dense")
-    card = model_card(NAME, TrialRecord(0, "ab12", {}), run, 0, Assessment(), "digits-1")
+    card = model_card(NAME, TrialRecord(0, "ab12", {}), run, 0, FinalEvaluation(), "digits-1")
     registry.register(
         client, new_run(client), request_of("s/ab12/3", [[0.1, 0.1]], folder=exported["dense"], run=run, card=card)
     )
@@ -207,8 +207,8 @@ def test_export_changes_nothing_of_the_model(tmp_path: Path) -> None:
     codes_BZ = model.prior.sample(4, torch.Generator().manual_seed(0), torch.float64)
     before_BD = model.decode(codes_BZ)
     registry.export(model, tmp_path, {})
-    assert {parameter.dtype for parameter in model.players["decoder"].parameters()} == {torch.float64}
-    assert all(parameter.requires_grad for parameter in model.players["decoder"].parameters())
+    assert {parameter.dtype for parameter in model.networks["decoder"].parameters()} == {torch.float64}
+    assert all(parameter.requires_grad for parameter in model.networks["decoder"].parameters())
     assert torch.equal(model.decode(codes_BZ), before_BD)
 
 

@@ -13,20 +13,20 @@ from aae_ray.training import batches as module
 from aae_ray.training.batches import Batches, warp, worker_slice
 
 
-def make(run: Settings, digits: Dataset, rank: int = 0, workers: int = 1, seed: int = 0) -> Batches:
-    run = replace(run, {"seed": seed})
-    model = build_model(run, digits.shape, classes=digits.classes)
+def make(settings: Settings, digits: Dataset, rank: int = 0, workers: int = 1, seed: int = 0) -> Batches:
+    settings = replace(settings, {"seed": seed})
+    model = build_model(settings, digits.shape, classes=digits.classes)
     images = Images(digits, torch.device("cpu"), torch.float64)
-    return Batches(run, model, images, digits, rank=rank, workers=workers)
+    return Batches(settings, model, images, digits, rank=rank, workers=workers)
 
 
 @pytest.fixture
-def run(small_run: Settings) -> Settings:
+def settings(small_run: Settings) -> Settings:
     return replace(small_run, {"model.posterior": "universal", "train.batch_size": 32})
 
 
-def test_an_epoch_visits_every_training_image_once(run: Settings, digits: Dataset) -> None:
-    seen = torch.cat([step.batches[0].x_BD for step in make(run, digits).epoch(3)])
+def test_an_epoch_visits_every_training_image_once(settings: Settings, digits: Dataset) -> None:
+    seen = torch.cat([step.batches[0].x_BD for step in make(settings, digits).epoch(3)])
     expected = torch.from_numpy(digits.images_NCHW[digits.train].reshape(len(digits.train), -1)).double() / 255
     assert seen.shape == expected.shape
     order = [np.lexsort(rows.numpy().T) for rows in (seen, expected)]
@@ -36,12 +36,12 @@ def test_an_epoch_visits_every_training_image_once(run: Settings, digits: Datase
 
 @pytest.mark.parametrize("task", ["unsupervised", "label_informed", "semi_supervised"])
 @pytest.mark.parametrize("workers", [1, 2, 3, 40])
-def test_slices_make_up_the_global_batch(run: Settings, digits: Dataset, workers: int, task: str) -> None:
+def test_slices_make_up_the_global_batch(settings: Settings, digits: Dataset, workers: int, task: str) -> None:
     kinds = ("input_noise", "input_dropout", "input_warp", "style_noise", "label_noise")
     noise = {f"train.{kind}": 0.1 for kind in kinds}
-    run = replace(run, {"task": task, "model.prior": "swiss_roll", "data.labels": 50} | noise)
-    whole = list(make(run, digits).epoch(1))
-    parts = [list(make(run, digits, rank, workers).epoch(1)) for rank in range(workers)]
+    settings = replace(settings, {"task": task, "model.prior": "swiss_roll", "data.labels": 50} | noise)
+    whole = list(make(settings, digits).epoch(1))
+    parts = [list(make(settings, digits, rank, workers).epoch(1)) for rank in range(workers)]
     for index, step in enumerate(whole):
         for phase, batch in enumerate(step.batches):
             for field in Batch._fields:
@@ -58,18 +58,18 @@ def test_warped_images_are_moved_and_nothing_else() -> None:
     torch.testing.assert_close(warp(x_BD, still, (2, 8, 10)), x_BD)
     moved = still.clone()
     moved[1, 0, 2], moved[2, 1, 2] = 2 * 3 / 10, -2 * 2 / 8  # three pixels to the left, two down, in half sides
-    found = warp(x_BD, moved, (2, 8, 10)).unflatten(1, (2, 8, 10))
+    result = warp(x_BD, moved, (2, 8, 10)).unflatten(1, (2, 8, 10))
     images = x_BD.unflatten(1, (2, 8, 10))
-    torch.testing.assert_close(found[0], images[0])
-    torch.testing.assert_close(found[1, :, :, :-3], images[1, :, :, 3:])
-    torch.testing.assert_close(found[2, :, 2:], images[2, :, :-2])
-    for black in (found[1, :, :, -3:], found[2, :, :2]):
+    torch.testing.assert_close(result[0], images[0])
+    torch.testing.assert_close(result[1, :, :, :-3], images[1, :, :, 3:])
+    torch.testing.assert_close(result[2, :, 2:], images[2, :, :-2])
+    for black in (result[1, :, :, -3:], result[2, :, :2]):
         torch.testing.assert_close(black, torch.zeros_like(black))
 
 
-def test_the_encoder_sees_warped_images_and_the_loss_those_of_the_set(run: Settings, digits: Dataset) -> None:
-    step = next(make(replace(run, {"train.input_warp": 0.2}), digits).epoch(0))
-    plain = next(make(run, digits).epoch(0))
+def test_the_encoder_sees_warped_images_and_the_loss_those_of_the_set(settings: Settings, digits: Dataset) -> None:
+    step = next(make(replace(settings, {"train.input_warp": 0.2}), digits).epoch(0))
+    plain = next(make(settings, digits).epoch(0))
     for batch, other in zip(step.batches, plain.batches, strict=True):
         assert torch.equal(batch.x_BD, other.x_BD) and not torch.equal(corrupt(batch), other.x_BD)
         assert corrupt(batch).min() >= 0 and corrupt(batch).max() <= 1
@@ -81,12 +81,12 @@ def test_slices_are_even() -> None:
     assert sum(sizes) == 10 and max(sizes) - min(sizes) <= 1
 
 
-def test_numbers_depend_on_seed_epoch_step_and_phase_alone(run: Settings, digits: Dataset) -> None:
+def test_numbers_depend_on_seed_epoch_step_and_phase_alone(settings: Settings, digits: Dataset) -> None:
     torch.manual_seed(1)
-    first = list(make(run, digits).epoch(2))
+    first = list(make(settings, digits).epoch(2))
     torch.manual_seed(2)
-    again = list(make(run, digits).epoch(2))
-    other_epoch, other_seed = next(make(run, digits).epoch(3)), next(make(run, digits, seed=5).epoch(2))
+    again = list(make(settings, digits).epoch(2))
+    other_epoch, other_seed = next(make(settings, digits).epoch(3)), next(make(settings, digits, seed=5).epoch(2))
     noise = [batch.posterior_noise_BE for step in first for batch in step.batches if len(batch.x_BD) == 32]
     for step, twin in zip(first, again, strict=True):
         for a, b in zip(step.batches, twin.batches, strict=True):
@@ -98,22 +98,22 @@ def test_numbers_depend_on_seed_epoch_step_and_phase_alone(run: Settings, digits
         assert tuple(other.batches[0].posterior_noise_BE.flatten().tolist()) not in set(flat)  # type: ignore[union-attr]
 
 
-def test_noise_goes_on_beyond_one_block(run: Settings, digits: Dataset) -> None:
+def test_noise_goes_on_beyond_one_block(settings: Settings, digits: Dataset) -> None:
     assert len(digits.train) / 32 > module.NOISE_BLOCK_STEPS
-    assert len(list(make(run, digits).epoch(0))) == -(-len(digits.train) // 32)
+    assert len(list(make(settings, digits).epoch(0))) == -(-len(digits.train) // 32)
 
 
-def test_only_the_phase_that_needs_prior_draws_gets_them(run: Settings, digits: Dataset) -> None:
-    step = next(make(run, digits).epoch(0))
+def test_only_the_phase_that_needs_prior_draws_gets_them(settings: Settings, digits: Dataset) -> None:
+    step = next(make(settings, digits).epoch(0))
     assert [batch.prior_BZ is not None for batch in step.batches] == [False, True, False]
 
 
 # ------------------------------------------------------------------------------------------------------------- labels
 
 
-def test_labelled_batches_go_round_through_all_labels(run: Settings, digits: Dataset) -> None:
-    run = replace(run, {"task": "semi_supervised", "data.labels": 50, "train.labelled_batch_size": 20})
-    batches = make(run, digits)
+def test_labelled_batches_go_round_through_all_labels(settings: Settings, digits: Dataset) -> None:
+    settings = replace(settings, {"task": "semi_supervised", "data.labels": 50, "train.labelled_batch_size": 20})
+    batches = make(settings, digits)
     steps = list(batches.epoch(0))
     assert {step.examples[-1] for step in steps} == {20} and len(steps) == -(-len(digits.train) // 32)
     rows = torch.cat([step.batches[-1].x_BD for step in steps])
@@ -123,32 +123,34 @@ def test_labelled_batches_go_round_through_all_labels(run: Settings, digits: Dat
     assert sum(len(step.batches[0].x_BD) for step in steps) == len(digits.train)  # the epoch is not cut to the labels
 
 
-def test_the_label_of_an_image_travels_with_it(run: Settings, digits: Dataset) -> None:
+def test_the_label_of_an_image_travels_with_it(settings: Settings, digits: Dataset) -> None:
     assert digits.labels_N is not None
     by_pixels = {
         tuple((image.reshape(-1) / 255).tolist()): int(label)
         for image, label in zip(digits.images_NCHW, digits.labels_N, strict=True)
     }
-    run = replace(run, {"task": "semi_supervised", "data.labels": 100})
-    step = next(make(run, digits).epoch(0))
+    settings = replace(settings, {"task": "semi_supervised", "data.labels": 100})
+    step = next(make(settings, digits).epoch(0))
     *_, labelled = step.batches
     assert labelled.labels_BK is not None and step.batches[0].labels_BK is None  # most of them are not known
     assert [by_pixels[tuple(row.tolist())] for row in labelled.x_BD] == labelled.labels_BK.argmax(1).tolist()
 
 
-def test_a_labelled_image_is_held_against_its_part_of_the_prior(run: Settings, digits: Dataset) -> None:
-    """Positive draws come from the labelled image's own component, those of the others from all; the slots agree."""
+def test_a_labelled_image_is_held_against_its_part_of_the_prior(settings: Settings, digits: Dataset) -> None:
+    """Positive draws come from the labelled image's own component, other draws from all; the conditions agree."""
     for prior in ("mixture", "swiss_roll"):
-        settings = replace(run, {"task": "label_informed", "model.prior": prior, "data.labels": 0.4})
-        batches = make(settings, digits)
+        chosen = replace(settings, {"task": "label_informed", "model.prior": prior, "data.labels": 0.4})
+        batches = make(chosen, digits)
         assert len(batches.labelled) == round(0.4 * len(digits.train))
         whole = [step.batches[1] for step in batches.epoch(0)]
-        slots_N = torch.cat([batch.slots_BS.argmax(1) for batch in whole if batch.slots_BS is not None])
+        conditions_N = torch.cat(
+            [batch.label_condition_BS.argmax(1) for batch in whole if batch.label_condition_BS is not None]
+        )
         parts_N = batches.model.prior.part_of(
             torch.cat([batch.prior_BZ for batch in whole if batch.prior_BZ is not None])
         )
-        told = slots_N < 10
-        assert told.double().mean().item() == pytest.approx(0.4, abs=0.001)
-        assert (parts_N[told] == slots_N[told]).double().mean() > 0.97  # components touch, segments meet
-        counts = torch.bincount(parts_N[~told], minlength=10)
-        assert counts.min() > 0.5 * counts.double().mean() and (slots_N[~told] == 10).all()
+        known_N = conditions_N < 10
+        assert known_N.double().mean().item() == pytest.approx(0.4, abs=0.001)
+        assert (parts_N[known_N] == conditions_N[known_N]).double().mean() > 0.97  # components touch, segments meet
+        counts = torch.bincount(parts_N[~known_N], minlength=10)
+        assert counts.min() > 0.5 * counts.double().mean() and (conditions_N[~known_N] == 10).all()

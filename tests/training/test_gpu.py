@@ -33,11 +33,11 @@ def test_images_are_the_same_whether_they_lie_on_the_gpu_or_not(
 def test_training_on_a_gpu_equals_training_on_a_cpu(
     values: dict[str, Any], small_run: Settings, digits: Dataset
 ) -> None:
-    run = replace(small_run, {"model.posterior": "gaussian", "optim.algorithm": "sgd"} | values)
-    here, there = (Training(run, digits, device=torch.device(name)) for name in ("cpu", "cuda"))
+    settings = replace(small_run, {"model.posterior": "gaussian", "optim.algorithm": "sgd"} | values)
+    here, there = (Training(settings, digits, device=torch.device(name)) for name in ("cpu", "cuda"))
     for training in (here, there):
         training.train(2)
-    for name, player in here.model.players.items():
-        for key, value in player.state_dict().items():
-            other = there.model.players[name].state_dict()[key].cpu()
+    for name, network in here.model.networks.items():
+        for key, value in network.state_dict().items():
+            other = there.model.networks[name].state_dict()[key].cpu()
             torch.testing.assert_close(other, value, rtol=1e-6, atol=1e-9, msg=f"{name}.{key}")

@@ -1,11 +1,11 @@
-"""Each sign of illness ends a trial under its name, after the grace period, when it lasts."""
+"""Each sign of failing training ends a trial under its name, after the grace period, when it lasts."""
 
 import math
 
 import pytest
 
 from aae_ray.settings import Settings, replace
-from aae_ray.training.health import illness
+from aae_ray.training.health import health_stop_reason
 
 WELL = {
     "adv/discriminator_loss_nats": 0.5,
@@ -27,27 +27,27 @@ RUN = replace(Settings(), {"train.epochs": 10, "health.grace_fraction": 0.3, "he
 
 @pytest.mark.parametrize(("reason", "sign"), ILL)
 def test_a_lasting_sign_after_the_grace_period_ends_a_trial(reason: str, sign: dict[str, float]) -> None:
-    assert illness([WELL] * 3 + [WELL | sign] * 2, RUN) == reason
+    assert health_stop_reason([WELL] * 3 + [WELL | sign] * 2, RUN) == reason
 
 
 @pytest.mark.parametrize(("reason", "sign"), ILL)
 def test_a_sign_in_the_grace_period_or_of_one_epoch_does_not(reason: str, sign: dict[str, float]) -> None:
-    assert illness([WELL | sign] * 4, RUN) is None
-    assert illness([WELL] * 6 + [WELL | sign], RUN) is None
-    assert illness([WELL] * 6 + [WELL | sign, WELL, WELL | sign], RUN) is None
+    assert health_stop_reason([WELL | sign] * 4, RUN) is None
+    assert health_stop_reason([WELL] * 6 + [WELL | sign], RUN) is None
+    assert health_stop_reason([WELL] * 6 + [WELL | sign, WELL, WELL | sign], RUN) is None
 
 
 @pytest.mark.parametrize(("reason", "sign"), ILL)
 def test_health_stops_can_be_switched_off(reason: str, sign: dict[str, float]) -> None:
-    assert illness([WELL | sign] * 9, replace(RUN, {"health.stop": False})) is None
+    assert health_stop_reason([WELL | sign] * 9, replace(RUN, {"health.stop": False})) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
 def test_divergence_ends_a_trial_at_once_and_always(value: float) -> None:
-    for run in (RUN, replace(RUN, {"health.stop": False})):
-        assert illness([WELL | {"val/code_std": value}], run) == "diverged"
+    for settings in (RUN, replace(RUN, {"health.stop": False})):
+        assert health_stop_reason([WELL | {"val/code_std": value}], settings) == "diverged"
 
 
 def test_a_task_without_discriminator_is_judged_by_what_it_has() -> None:
     vae = {name: value for name, value in WELL.items() if not name.startswith("adv/")}
-    assert illness([vae] * 9, RUN) is None
+    assert health_stop_reason([vae] * 9, RUN) is None

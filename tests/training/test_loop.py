@@ -1,4 +1,4 @@
-"""The training loop: who moves when, exact resume, N workers equal to one, and that it learns."""
+"""The training loop: who is updated when, exact resume, N workers equal to one, and that it learns."""
 
 import dataclasses
 import math
@@ -63,8 +63,8 @@ IDS = [f"{values['task']}-{values['model.posterior']}" for values in VARIANTS]
 def weights(training: Training) -> dict[str, torch.Tensor]:
     return {
         f"{name}.{key}": value.clone()
-        for name, player in training.model.players.items()
-        for key, value in player.state_dict().items()
+        for name, network in training.model.networks.items()
+        for key, value in network.state_dict().items()
     }
 
 
@@ -76,7 +76,7 @@ def without_clock(interval: Interval) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("values", VARIANTS, ids=IDS)
 @pytest.mark.parametrize("algorithm", ["adam", "sgd"])
-def test_exactly_the_named_players_move_in_each_phase(
+def test_exactly_the_named_networks_are_updated_in_each_phase(
     values: dict[str, Any], algorithm: str, small_run: Settings, digits: Dataset
 ) -> None:
     training = Training(replace(small_run, values | {"optim.algorithm": algorithm}), digits)
@@ -87,10 +87,10 @@ def test_exactly_the_named_players_move_in_each_phase(
         object.__setattr__(training.model, "phases", (phase,))
         training.step(Step([batch], [len(batch.x_BD)]))
         object.__setattr__(training.model, "phases", everyone)
-        moved = {
+        updated = {
             key.partition(".")[0] for key, value in weights(training).items() if not torch.equal(value, before[key])
         }
-        assert moved == set(phase.moves), phase.name
+        assert updated == set(phase.updates), phase.name
 
 
 @pytest.mark.parametrize("task", ["unsupervised", "supervised", "semi_supervised", "reduction"])
@@ -100,20 +100,20 @@ def test_a_lent_pass_saves_one_and_changes_nothing(
 ) -> None:
     """Both halves of the regularization phase see the same codes, where nothing is drawn on the way to them."""
     labels = {"data.labels": 150} if TASKS[task].labels == "some" else {}
-    run = replace(small_run, {"task": task, "train.dtype": "float32"} | labels | drawn)
-    alone = TASKS[task]._replace(phases=tuple(phase._replace(lends=()) for phase in TASKS[task].phases))
+    settings = replace(small_run, {"task": task, "train.dtype": "float32"} | labels | drawn)
+    alone = TASKS[task]._replace(phases=tuple(phase._replace(shares_encoding=()) for phase in TASKS[task].phases))
     trainings, passes = [], []
     for row in (TASKS[task], alone):
         with patch.dict(TASKS, {task: row}):
-            training = Training(run, digits)
+            training = Training(settings, digits)
         seen: list[Any] = []
-        training.model.players["trunk"].register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        training.model.networks["trunk"].register_forward_hook(lambda *_, seen=seen: seen.append(1))
         for step, _ in zip(training.batches.epoch(0), range(3), strict=False):
             training.step(step)
         trainings.append(training)
         passes.append(len(seen) // 3)
-    lent, own = map(weights, trainings)
-    assert all(torch.equal(value, own[key]) for key, value in lent.items())
+    shared, own = map(weights, trainings)
+    assert all(torch.equal(value, own[key]) for key, value in shared.items())
     assert passes == [len(alone.phases) - (not drawn), len(alone.phases)]
 
 
@@ -121,14 +121,14 @@ def test_a_lent_pass_saves_one_and_changes_nothing(
 def test_resume_in_mid_training_is_bit_for_bit(
     values: dict[str, Any], small_run: Settings, digits: Dataset, tmp_path: Path
 ) -> None:
-    run = replace(small_run, values | {"train.dtype": "float32", "optim.lr_milestones": (0.3, 0.8)})
-    unbroken = Training(run, digits)
+    settings = replace(small_run, values | {"train.dtype": "float32", "optim.lr_milestones": (0.3, 0.8)})
+    unbroken = Training(settings, digits)
     whole = without_clock(unbroken.train(4))
 
-    first = Training(run, digits)
+    first = Training(settings, digits)
     halves = without_clock(first.train(2))  # as at a rung: with the costly metrics
     checkpoint.save(first.state_dict(), tmp_path)
-    second = Training(run, digits)
+    second = Training(settings, digits)
     second.load_state_dict(checkpoint.load(tmp_path))
     assert second.epoch == 2
     halves += without_clock(second.train(4))
@@ -144,11 +144,11 @@ def test_what_a_study_may_search_on_is_known_before(
     values: dict[str, Any], small_run: Settings, digits: Dataset
 ) -> None:
     for dataset in (digits, dataclasses.replace(digits, labels_N=None)):
-        run = replace(small_run, values)
-        if dataset.labels_N is None and TASKS[run.task].labels:
+        settings = replace(small_run, values)
+        if dataset.labels_N is None and TASKS[settings.task].labels:
             continue  # refused
-        found = Training(run, dataset).evaluation.cheap("val").keys() | {"val/jsd_nats"}
-        assert {name for name in found if METRICS[name].direction} == measured(run, dataset)
+        metrics = Training(settings, dataset).evaluation.cheap("val").keys() | {"val/jsd_nats"}
+        assert {name for name in metrics if METRICS[name].direction} == measured(settings, dataset)
 
 
 def test_intervals_do_not_change_the_result(small_run: Settings, digits: Dataset) -> None:
@@ -173,7 +173,7 @@ def test_an_interval_ends_when_its_time_is_up_and_measures_costly_metrics_only_a
 
 
 def test_a_training_learns_to_reconstruct_and_to_match_the_prior(small_run: Settings, digits: Dataset) -> None:
-    run = replace(
+    settings = replace(
         small_run,
         {
             "train.dtype": "float32",
@@ -185,7 +185,7 @@ def test_a_training_learns_to_reconstruct_and_to_match_the_prior(small_run: Sett
             "optim.regularization_lr": 1e-3,
         },
     )
-    training = Training(run, digits)
+    training = Training(settings, digits)
     first = training.train(1).metrics
     last = training.train().metrics
     assert last["val/reconstruction_mse"] < 0.6 * last["val/mean_image_mse"]
@@ -201,7 +201,9 @@ def test_learning_rates_drop_at_fractions_of_the_budget(small_run: Settings, dig
     seen = []
     for _ in range(6):
         training.train(training.epoch + 1)
-        seen.append(training.optimizers["discriminate"].param_groups[0]["lr"] / training.run.optim.discrimination_lr)
+        seen.append(
+            training.optimizers["discriminate"].param_groups[0]["lr"] / training.settings.optim.discrimination_lr
+        )
     assert seen == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01])
 
 
@@ -219,7 +221,7 @@ def test_a_batch_larger_than_the_data_is_all_of_them(small_run: Settings, digits
 
 
 def test_a_diverged_trial_says_so(small_run: Settings, digits: Dataset) -> None:
-    run = replace(
+    settings = replace(
         small_run,
         {
             "optim.algorithm": "sgd",
@@ -228,7 +230,7 @@ def test_a_diverged_trial_says_so(small_run: Settings, digits: Dataset) -> None:
             "model.output": "linear",
         },
     )
-    interval = Training(run, digits).train()
+    interval = Training(settings, digits).train()
     assert interval.stop_reason == "diverged" and interval.epoch < 4
 
 
@@ -244,18 +246,18 @@ def test_a_checkpoint_of_other_data_is_refused(small_run: Settings, digits: Data
 def _worker(rank: int, workers: int, folder: str, runs: list[Settings]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
-    for index, run in enumerate(runs):
+    for index, settings in enumerate(runs):
         training = Training(
-            run,
-            load(run.data),
+            settings,
+            load(settings.data),
             rank=rank,
             workers=workers,
-            wrap=lambda player: DistributedDataParallel(player, forward_sync_buffers=False),
+            wrap=lambda network: DistributedDataParallel(network, forward_sync_buffers=False),
         )
         interval = training.train()
         result = {"weights": weights(training), "history": [dict(m) for m in interval.history]}
         torch.save(result, f"{folder}/{index}-{rank}.pt")
-    # In order: while a wrapped player lives the group lives on, into the end of the interpreter and its threads.
+    # In order: while a wrapped network lives the group lives on, into the end of the interpreter and its threads.
     del training
     dist.barrier()
     dist.destroy_process_group()

@@ -7,7 +7,7 @@ import torch
 
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
-from aae_ray.evaluation.figure_data import FIGURES, STYLE_SHEET, draw, sketch
+from aae_ray.evaluation.figure_data import FIGURES, STYLE_SHEET, draw, figure_data
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.settings import Settings, replace
 from aae_ray.training.loop import Training
@@ -57,30 +57,30 @@ def test_a_task_beats_the_trivial_answer(
     task: str, values: dict[str, Any], metric: str, goal: float, small_run: Settings, digits: Dataset
 ) -> None:
     training = Training(replace(small_run, SHARED | {"task": task} | values), digits)
-    found = training.train().metrics
-    assert set(found) - {"epoch"} <= set(METRICS)
-    baseline = found["val/mean_image_mse"] if metric == "val/reconstruction_mse" else 1.0
-    assert goal * baseline < (found["val/mean_image_mse"] if baseline != 1.0 else CHANCE)
-    assert found[metric] < goal * baseline, f"{metric} is {found[metric]:.3f}"
+    metrics = training.train().metrics
+    assert set(metrics) - {"epoch"} <= set(METRICS)
+    baseline = metrics["val/mean_image_mse"] if metric == "val/reconstruction_mse" else 1.0
+    assert goal * baseline < (metrics["val/mean_image_mse"] if baseline != 1.0 else CHANCE)
+    assert metrics[metric] < goal * baseline, f"{metric} is {metrics[metric]:.3f}"
     if TASKS[task].y == "clusters":
-        assert found["val/clusters_used"] >= 5 and found["val/nmi"] > 0.3 and found["val/ari"] > 0.1
-        assert found["val/hungarian_accuracy"] > 0.3
+        assert metrics["val/clusters_used"] >= 5 and metrics["val/nmi"] > 0.3 and metrics["val/ari"] > 0.1
+        assert metrics["val/hungarian_accuracy"] > 0.3
     tested = training.evaluation.cheap("test")
     assert tested[metric.replace("val/", "test/")] < 1.2 * goal * baseline
 
-    sheets = draw(sketch(training.evaluation))
+    sheets = draw(figure_data(training.evaluation))
     assert set(sheets) == {*FIGURES, *([STYLE_SHEET] if training.model.classes else [])}
 
 
 def test_label_information_needs_its_labels(small_run: Settings, digits: Dataset) -> None:
     """The very run that keeps three codes of five in their label's part, with one label of each class and no more."""
     values = SHARED | INFORMED | {"task": "label_informed", "model.prior": "mixture", "data.labels": 10}
-    found = Training(replace(small_run, values), digits).train().metrics
-    assert found["val/part_error"] > 0.5
+    metrics = Training(replace(small_run, values), digits).train().metrics
+    assert metrics["val/part_error"] > 0.5
 
 
-def test_the_label_that_is_told_is_the_digit_that_is_shown(small_run: Settings, digits: Dataset) -> None:
-    """Images of a style sheet look most like the mean image of the label that their decoder was told; chance is 0.1.
+def test_the_label_that_is_given_is_the_digit_that_is_shown(small_run: Settings, digits: Dataset) -> None:
+    """Images of a style sheet look most like the mean image of the label that their decoder was given; chance is 0.1.
 
     A style of eight numbers is wide enough for these small images to keep part of the label, one of four is less so.
     """
@@ -124,12 +124,12 @@ def test_mixed_precision_is_for_products_alone(
     values |= {"task": "semi_supervised", "data.labels": 50, "model.posterior": "gaussian"}
     mixed, full = (Training(replace(small_run, values | {"train.mixed_precision": on}), digits) for on in (True, False))
     products: set[torch.dtype] = set()
-    trunk = next(iter(mixed.model.players["trunk"].children()))
+    trunk = next(iter(mixed.model.networks["trunk"].children()))
     trunk[0].register_forward_hook(lambda _, inputs, answer: products.add(answer.dtype))  # type: ignore[index]
     answers: dict[str, set[torch.dtype]] = {}
-    for name, player in mixed.model.players.items():
+    for name, each in mixed.model.networks.items():
         if name != "trunk":
-            player.register_forward_hook(
+            each.register_forward_hook(
                 lambda _, inputs, answer, name=name: answers.setdefault(name, set()).update(
                     part.dtype for part in (answer if isinstance(answer, tuple) else [answer]) if part is not None
                 )
@@ -139,8 +139,8 @@ def test_mixed_precision_is_for_products_alone(
     full.step(step)
     assert products == {torch.bfloat16}
     assert {name: kinds for name, kinds in answers.items() if kinds != {torch.float32}} == {}
-    assert set(answers) == set(mixed.model.players) - {"trunk"}
-    assert {sight.dtype for sight in seen} == {torch.float32}
-    weight, same = (next(training.model.players["decoder"].parameters()) for training in (mixed, full))
+    assert set(answers) == set(mixed.model.networks) - {"trunk"}
+    assert {tensor.dtype for tensor in seen} == {torch.float32}
+    weight, same = (next(training.model.networks["decoder"].parameters()) for training in (mixed, full))
     assert weight.dtype == torch.float32 and not torch.equal(weight, same)
     torch.testing.assert_close(weight, same, rtol=0.1, atol=5e-3)

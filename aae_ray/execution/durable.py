@@ -1,0 +1,40 @@
+"""Folders that are there completely or not at all, also after the machine has lost its power."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def durable_folder(target: Path) -> Iterator[Path]:
+    """A folder to write files into; it gets its name, in place of one that has it, when all of it is on the disk."""
+    partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in partial.iterdir():
+            sync(file)
+        sync(partial)
+        if target.exists():  # an attempt that comes by the same epoch again
+            replaced = partial.with_suffix(".replaced")
+            target.rename(replaced)
+            partial.rename(target)
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            partial.rename(target)
+        for parent in (target.parent, target.parent.parent):
+            sync(parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Have the file system write a file, or the names in a folder, to the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,0 +1,187 @@
+"""Ray Tune as the executor of a study: it runs what the conductor suggests, and says what came of it.
+
+Tune's memory is not used. A resumed study is a new Tuner whose searcher first hands out the trials that were open; a
+retry is one more suggestion, and one more trial of Tune's.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from aae_ray.execution.failures import failure_of
+from aae_ray.execution.mailbox import start_mailbox_hub
+from aae_ray.execution.trial import trainable
+from aae_ray.search.conductor import Conductor, Nothing, Stop
+from aae_ray.search.contract import Failure, from_result
+from aae_ray.search.outcomes import FailureClass
+
+TUNE = "tune"  # what Tune keeps in the study's folder while it runs
+
+
+# Tune pickles what it calls back into its own snapshot: the executor stays behind, as that is never read.
+
+
+class SearchOver(BaseException):
+    """Leaves Tune's loop at once: the study has been stopped, and its end states are written."""
+
+
+class Executor:
+    """What Tune calls back: all in the driver's main thread."""
+
+    def __init__(self, conductor: Conductor, poll: Callable[[], None], start_timeout: float) -> None:
+        """`poll` is called several times a second; it may stop the conductor."""
+        self.conductor, self.poll, self.start_timeout = conductor, poll, start_timeout
+        self.numbers: dict[str, int] = {}  # Tune's trial id -> ours, of attempts under way
+        self.pending: dict[str, float] = {}  # attempts without a gang, since when
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        suggestion = self.conductor.suggest()
+        if suggestion is Nothing.WAIT:
+            return None
+        if isinstance(suggestion, Nothing):
+            return str(Searcher.FINISHED)
+        self.numbers[trial_id] = suggestion.number
+        self.pending[trial_id] = time.monotonic()
+        return suggestion.to_config()
+
+    def started(self, trial_id: str) -> None:
+        if trial_id in self.numbers:
+            self.pending.pop(trial_id, None)
+            self.conductor.started(self.numbers[trial_id])
+
+    def result(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Take what a trial said; whether its attempt is over."""
+        if trial_id not in self.numbers:  # given up before it came
+            return True
+        said = from_result(result)
+        if isinstance(said, Failure):
+            self._failed(trial_id, said)
+            return True
+        over = isinstance(self.conductor.reported(said), Stop)
+        if over:
+            self.numbers.pop(trial_id, None)
+        return over
+
+    def error(self, trial_id: str, error: BaseException | None) -> None:
+        """The process of a trial has died, or its code has an error."""
+        if trial_id in self.numbers:
+            self._failed(trial_id, failure_of(self.numbers[trial_id], error))
+
+    def over(self) -> bool:
+        """Whether the search is to end. Raises SearchOver to end it at once."""
+        self.poll()
+        if self.conductor.ledger.end is not None:
+            raise SearchOver
+        for trial_id, since in list(self.pending.items()):
+            if time.monotonic() - since > self.start_timeout:
+                text = f"its workers did not come up within study.start_timeout={self.start_timeout:g} s"
+                self._failed(trial_id, Failure(self.numbers[trial_id], FailureClass.CANNOT_START, text))
+        left = self.conductor.time_left
+        if left is not None and left <= 0 and self.conductor.no_more is None:
+            self.conductor.out_of_time()
+            return True
+        return False
+
+    def _failed(self, trial_id: str, failure: Failure) -> None:
+        self.numbers.pop(trial_id, None)
+        self.pending.pop(trial_id, None)
+        self.conductor.failed(failure)
+
+
+class ConductorSearcher(Searcher):  # type: ignore[misc]
+    """Tune asks it for trials."""
+
+    def __init__(self, executor: Executor) -> None:
+        super().__init__()
+        self.executor: Executor | None = executor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"executor": None}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        return str(Searcher.FINISHED) if self.executor is None else self.executor.suggest(trial_id)
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: results come through the stopper, and errors through the callback, which knows them."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the memory."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a study is resumed from its journal")
+
+
+class ConductorStopper(tune.Stopper):  # type: ignore[misc]
+    """Tune asks it of each result whether the trial goes on, and several times a second whether the search does."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor: Executor | None = executor
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        return self.executor is None or self.executor.result(trial_id, result)
+
+    def stop_all(self) -> bool:
+        return self.executor is None or self.executor.over()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"executor": None}
+
+
+class ConductorCallback(tune.Callback):  # type: ignore[misc]
+    """Tune tells it when an attempt starts, and when one ends in an error."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor: Executor | None = executor
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self.executor is not None:
+            self.executor.started(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self.executor is not None:
+            self.executor.error(trial.trial_id, trial.get_error())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"executor": None}
+
+
+def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbose: bool = False) -> None:
+    """Run the conductor's trials on Ray until it has no more, or is stopped. `folder` is the study's, as every node
+    sees it."""
+    settings = conductor.ledger.settled.settings
+    executor = Executor(conductor, poll, settings.study.start_timeout)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(conductor.gangs)  # all gangs start at once
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshot is not used
+    mailbox = start_mailbox_hub(conductor.gangs)
+    tuner = tune.Tuner(
+        trainable(settings, folder, mailbox),
+        tune_config=tune.TuneConfig(
+            search_alg=ConductorSearcher(executor),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name=TUNE,
+            storage_path=folder,
+            stop=ConductorStopper(executor),
+            callbacks=[ConductorCallback(executor)],
+            verbose=int(verbose),
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    )
+    try:
+        with suppress(SearchOver):
+            tuner.fit()
+    finally:
+        logging.getLogger(__name__).debug("the search is over")
+        shutil.rmtree(Path(folder) / TUNE, ignore_errors=True)

@@ -1,0 +1,122 @@
+"""What a study says at its end: the front, the best, what was registered, what to type next."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from aae_ray.reporting import tables, text
+from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.outcomes import State, StudyEnd
+from aae_ray.secrets import without_userinfo
+
+LABELLED = ("test/classification_error", "test/part_error")  # what a user of a task with labels asks for first
+SAMPLES = ("quality/fid_local", "quality/coverage", "quality/parzen_nats")  # what images of the prior are worth
+DEFAULT_DATABASE = "mlflow.db"
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What a session of a study leaves behind."""
+
+    folder: Path
+    ledger: Ledger
+    uri: str
+    registration: Mapping[str, Any] | None
+    unsent: int
+    parked: list[str]
+    problem: str | None
+    seconds: float
+
+    @property
+    def best(self) -> TrialRecord | None:
+        chosen = self.ledger.chosen
+        return self.ledger.trials[chosen.number] if chosen else None
+
+    @property
+    def interrupted(self) -> bool:
+        return self.ledger.end is StudyEnd.USER
+
+    @property
+    def as_planned(self) -> bool:
+        return self.ledger.end is StudyEnd.PLANNED
+
+
+def print_report(console: Console, closing: Closing) -> None:
+    ledger, best, path = closing.ledger, closing.best, text.shell_path(closing.folder)
+    lines = [text.bullet("study", tables.outcome_line(ledger, closing.seconds))]
+    if ledger.front():
+        console.print(tables.front_table(ledger, best, console), "")
+    if ledger.end_message:
+        lines.append(text.bullet("ended", ledger.end_message))
+    if best:
+        values = ", ".join(f"{name} {best.metrics[name]:.4f}" for name in ledger.objectives)
+        settings = text.describe(best.params) or "the settings as given"
+        lines.append(text.bullet("best trial", f"{best.name} ({settings}): {values}"))
+        if best.test is not None:
+            lines += _test_lines(ledger, best.test.metrics, best.test.remarks)
+    failures = {trial.message for trial in ledger.trials if trial.state is State.FAILED and trial.message}
+    lines += [text.bullet("failure", message) for message in sorted(failures)]
+    lines += [text.bullet("note", note) for note in ledger.notes]
+    if warning := tables.noise_warning(ledger):
+        lines.append(text.bullet("note", warning))
+    lines.append(text.bullet("registered", registration_line(closing)))
+    lines.append(text.bullet("kept in", path))
+    lines += [text.bullet("MLflow", f"refused a record: {sentence}") for sentence in closing.parked]
+    if closing.unsent:
+        why = closing.problem or "the server is slow"
+        lines.append(text.bullet("MLflow", f"{closing.unsent} records wait in {path} ({why}); send them with"))
+        lines.append(text.bullet("", f"  python -m aae_ray.tune --sync {path}"))
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    console.print("")
+    for label, command in next_commands(closing):
+        console.print(text.bullet(label, command), soft_wrap=True)
+
+
+def _test_lines(ledger: Ledger, test: Mapping[str, float], remarks: tuple[str, ...]) -> list[Any]:
+    names = [name.replace("val/", "test/") for name in ledger.objectives]
+    names += [name for name in LABELLED if name in test and name not in names]
+    lines = [text.bullet("test images", ", ".join(text.with_floor(name, test) for name in names if name in test))]
+    samples = [text.with_floor(name, test) for name in SAMPLES if name in test]
+    lines += [text.bullet("samples", ", ".join(samples))] if samples else []
+    return lines + [text.bullet("", remark) for remark in remarks]
+
+
+def registration_line(closing: Closing) -> str:
+    made = closing.registration
+    if made:
+        champion = "champion" if made["champion"] else "not the champion"
+        return f"{made['name']} version {made['version']}, {champion} ({made['reason']})"
+    if closing.ledger.chosen is None:
+        if closing.ledger.front():
+            return "nothing: the study was stopped before its best trial was measured"
+        return "nothing: no trial was trained to its end"
+    if closing.ledger.chosen.registration is None:
+        return "nothing: tracking.register_model is false"
+    return "nothing yet: MLflow has not taken it" if closing.unsent else "nothing: MLflow refused it, see below"
+
+
+def next_commands(closing: Closing) -> list[tuple[str, str]]:
+    """What to type next, each with what it does. No password of an address is printed."""
+    commands = []
+    if not closing.as_planned:
+        commands.append(("resume", text.resume_command(closing.folder)))
+    uri = without_userinfo(closing.uri)
+    default = uri == f"sqlite:///{Path(DEFAULT_DATABASE).absolute()}"
+    option = "" if default else f" --tracking-uri {shlex.quote(uri)}"
+    if made := closing.registration:
+        version = "" if made["champion"] else f" --version {made['version']}"
+        name = shlex.quote(made["name"])
+        commands.append(("images", f"python -m aae_ray.generate {name} --count 64 --out samples.png{version}{option}"))
+    if closing.best and (closing.folder / "best_config.yaml").exists():
+        path = text.shell_path(closing.folder / "best_config.yaml")
+        commands.append(("train again", f"python -m aae_ray.train {path}"))
+    if uri.startswith("http"):
+        commands.append(("compare", uri))
+    else:
+        commands.append(("compare", f"mlflow ui --backend-store-uri {shlex.quote(uri)}"))
+    return commands

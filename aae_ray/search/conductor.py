@@ -1,0 +1,270 @@
+"""The decisions of a study: what is tried next, who goes on, what a failure allows, when it ends.
+
+It knows neither Ray nor MLflow. An executor asks `suggest`, says `started`, `reported` and `failed`, and does what it
+is answered. Every decision is written to the journal before anything follows from it.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from aae_ray.search import events
+from aae_ray.search.contract import Failure, Report, Suggestion
+from aae_ray.search.journal import Journal
+from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.outcomes import RETRIES, Reason, State, StudyEnd
+from aae_ray.search.pruner import decide, judged_values, rungs
+from aae_ray.search.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+SAME_BUG = 3  # first trials that end in one and the same bug: the others would as well
+
+Sink = Callable[[events.Event, Ledger], None]
+
+
+class Nothing(Enum):
+    """Why there is no suggestion."""
+
+    WAIT = "wait"  # for a gang that gets free, or for a trial that may have to be repeated
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Continue:
+    """Train on."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The trial has ended."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Retry:
+    """The trial will be suggested again."""
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """The trial has ended in failure."""
+
+    reason: Reason
+
+
+class Conductor:
+    """Runs one study over a journal. Its methods are called from one thread."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        ledger: Ledger,
+        gangs: int,
+        sinks: Sequence[Sink] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.journal, self.ledger, self.gangs, self.sinks, self.clock = journal, ledger, gangs, list(sinks), clock
+        self.sampler = Sampler(ledger)
+        self.no_more: StudyEnd | None = None  # why nothing new is suggested
+        self.message: str | None = None
+        self.suggested: set[int] = set()  # handed out, and not ended
+        for trial in list(ledger.open.values()):
+            self._settle(trial)
+        self.waiting = deque(trial.number for trial in ledger.trials if trial.state is State.WAITING)
+
+    # ------------------------------------------------------------------------------------------------- the one rule
+
+    def record(self, *happened: events.Event) -> None:
+        """Write events to the journal, apply them to the ledger, hand them to the sinks.
+
+        Raises OSError when the journal cannot be written: nothing has happened then.
+        """
+        for event in self.journal.append(*happened):
+            self.ledger.apply(event)
+            for sink in self.sinks:
+                try:
+                    sink(event, self.ledger)
+                except Exception:  # what is shown or recorded elsewhere must never cost a study
+                    logger.exception("an event of %s was not taken", event.event)
+
+    # ------------------------------------------------------------------------------------------- what an executor says
+
+    def suggest(self) -> Suggestion | Nothing:
+        """The next attempt: a trial that waits, else a new one. The trial counts as under way from now on."""
+        if self.no_more is not None:
+            return Nothing.DONE
+        if len(self.suggested) >= self.gangs:
+            return Nothing.WAIT
+        budget = self.ledger.settled.settings.study.budget
+        if budget.worker_hours is not None and self.ledger.worker_seconds >= 3600 * budget.worker_hours:
+            return self._finish(StudyEnd.PLANNED, f"study.budget.worker_hours={budget.worker_hours:g} are used up")
+        if self.waiting:
+            trial = self.ledger.trials[self.waiting[0]]
+            if trial.alone and self.suggested:
+                return Nothing.WAIT
+            self.waiting.popleft()
+        elif any(self.ledger.trials[number].alone for number in self.suggested):
+            return Nothing.WAIT
+        elif len(self.ledger.trials) < budget.trials:
+            number = len(self.ledger.trials)
+            drawn = self.sampler.suggest(number)
+            if drawn is None:
+                return self._finish(StudyEnd.PLANNED, "every point of the space that the sampler draws was tried")
+            self.record(events.Suggested(number=number, params=drawn[0], sampler_state=drawn[1]))
+            trial = self.ledger.trials[number]
+        else:
+            return Nothing.WAIT if self.suggested else Nothing.DONE
+        self.suggested.add(trial.number)
+        return self.ledger.suggestion(trial)
+
+    def started(self, number: int) -> None:
+        """An attempt has its gang and trains."""
+        trial = self.ledger.trials[number]
+        suggestion = self.ledger.suggestion(trial)
+        self.record(
+            events.AttemptStarted(
+                number=number, attempt=suggestion.attempt, epoch=suggestion.epoch, alone=suggestion.alone
+            )
+        )
+
+    def reported(self, report: Report) -> Continue | Stop:
+        """Take a report; whether the trial goes on."""
+        trial = self.ledger.trials[report.number]
+        if not trial.open:
+            return Stop(trial.reason or Reason.PRUNED)
+        self.record(
+            events.Reported(
+                number=report.number,
+                epoch=report.epoch,
+                history=tuple(dict(metrics) for metrics in report.history),
+                finished=report.finished,
+                stop_reason=report.stop_reason,
+                checkpoint=report.checkpoint,
+                checkpoint_bytes=report.checkpoint_bytes,
+                training_seconds=report.training_seconds,
+                evaluation_seconds=report.evaluation_seconds,
+            )
+        )
+        return self._after_report(trial) or Continue()
+
+    def failed(self, failure: Failure) -> Retry | GiveUp:
+        """Take the failure of an attempt; whether the trial is tried again from its last checkpoint."""
+        trial = self.ledger.trials[failure.number]
+        if not trial.open:
+            return GiveUp(trial.reason or Reason.BUG)
+        most = RETRIES[failure.kind].most
+        if most is None:
+            most = trial.plan.settings.study.max_failures
+        retry = trial.failed(failure.kind) < most
+        self.record(
+            events.AttemptFailed(
+                number=failure.number,
+                attempt=max(trial.attempts, 1),
+                failure=failure.kind,
+                message=failure.message,
+                traceback=failure.traceback,
+                log_tail=failure.log_tail,
+                retry=retry,
+            )
+        )
+        if retry:
+            self.suggested.discard(failure.number)
+            self.waiting.append(failure.number)
+            return Retry()
+        advice = RETRIES[failure.kind].advice
+        self._end(trial, Reason(failure.kind), failure.message + (f"; {advice}" if advice else ""))
+        self._consider_giving_up()
+        return GiveUp(Reason(failure.kind))
+
+    # ------------------------------------------------------------------------------------------------------ its end
+
+    def stop(self, end: StudyEnd, message: str | None = None) -> None:
+        """Stop before the planned end: open trials end with the study, and a resume takes them up again."""
+        self.no_more, self.message = end, message
+        if self.ledger.end is None:
+            self.record(events.StudyStopped(end=end, message=message))
+        self.suggested.clear()
+
+    def out_of_time(self) -> None:
+        """The budget's time is up: trials under way end with it."""
+        self.no_more, self.message = StudyEnd.PLANNED, "study.budget.wall_clock is used up"
+        for trial in list(self.ledger.open.values()):
+            self._end(trial, Reason.BUDGET)
+
+    @property
+    def more_to_suggest(self) -> bool:
+        """Whether the budget has room for another trial."""
+        return self.no_more is None and len(self.ledger.trials) < self.ledger.settled.settings.study.budget.trials
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds of study.budget.wall_clock that are left, earlier sessions counted; None without such a budget."""
+        wall_clock = self.ledger.settled.settings.study.budget.wall_clock
+        if wall_clock is None:
+            return None
+        started = self.ledger.session_started
+        used = self.ledger.active_seconds + (max(self.clock() - started, 0.0) if started is not None else 0.0)
+        return max(wall_clock - used, 0.0)
+
+    def _after_report(self, trial: TrialRecord) -> Stop | None:
+        """Whether a trial has ended with its last report, or is stopped at the rung that it has reached."""
+        report = trial.last_report
+        if report is None:
+            return None
+        if report.stop_reason is not None:
+            return self._end(trial, report.stop_reason)
+        if report.finished:
+            return self._end(trial, Reason.COMPLETED if self.ledger.measured(trial) else Reason.DIVERGED)
+        study = trial.plan.settings.study
+        if report.epoch not in rungs(study.pruner, trial.epochs):
+            return None
+        others = self.ledger.rungs.get(report.epoch)
+        verdict = others.verdicts.get(trial.number) if others else None
+        if verdict is None:
+            values = judged_values(study, trial.metrics)
+            decision = decide(
+                trial.number, report.epoch, values, others.ranks if others else None, study.pruner.reduction_factor
+            )
+            self.record(decision)
+            verdict = decision.stop
+        return self._end(trial, Reason.PRUNED) if verdict else None
+
+    def _settle(self, trial: TrialRecord) -> None:
+        """Draw the conclusion that a crash came between: what was decided or reported last, and not followed."""
+        failure = trial.failures[-1] if trial.failures else None
+        if failure is not None and not failure.retry:
+            self._end(trial, Reason(failure.failure), failure.message)
+        else:
+            self._after_report(trial)
+
+    def _end(self, trial: TrialRecord, reason: Reason, message: str | None = None) -> Stop:
+        self.record(events.Ended(number=trial.number, reason=reason, message=message))
+        self.suggested.discard(trial.number)
+        self.sampler.ended(trial)
+        return Stop(reason)
+
+    def _finish(self, end: StudyEnd, message: str) -> Nothing:
+        """Nothing new is begun; what is under way goes on to its end."""
+        if self.suggested:
+            return Nothing.WAIT
+        self.no_more, self.message = end, message
+        for trial in list(self.ledger.open.values()):
+            self._end(trial, Reason.BUDGET)
+        return Nothing.DONE
+
+    def _consider_giving_up(self) -> None:
+        """Stop a study in which all goes wrong."""
+        bugs, most = self.ledger.first_failures, self.ledger.settled.settings.study.budget.failures_in_a_row
+        if len(bugs) >= SAME_BUG and len(set(bugs[:SAME_BUG])) == 1:
+            self.stop(StudyEnd.FAILURES, f"the first {SAME_BUG} trials ended in the same bug: {bugs[0]}")
+        elif self.ledger.failures_in_a_row >= most:
+            self.stop(
+                StudyEnd.FAILURES,
+                f"{most} trials failed in a row (study.budget.failures_in_a_row), the last one with: "
+                f"{self.ledger.trials[-1].message}",
+            )

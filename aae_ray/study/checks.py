@@ -1,0 +1,172 @@
+"""All that can be wrong before anything starts, looked at."""
+
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from itertools import combinations_with_replacement
+from pathlib import Path
+
+from aae_ray.autoencoder.model import build_model
+from aae_ray.autoencoder.phases import TASKS
+from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.datasets.labels import check
+from aae_ray.errors import Kind, Problem, SettingsError, UserError
+from aae_ray.evaluation.divergence import LEAST_CODES
+from aae_ray.evaluation.held_out import measured
+from aae_ray.search.ledger import Ledger
+from aae_ray.search.space import Plan, options
+from aae_ray.settings import Settings, flatten, replace, setting
+from aae_ray.tracking.address import tracking_uri
+
+STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components")
+# What a resume may change: how much is done, where it runs and where it is recorded, not what is searched.
+FREE = ("study.budget.", "study.concurrent_trials", "study.start_timeout", "study.step_timeout", "study.max_failures",
+        "study.keep", "study.finalists", "tracking.")  # fmt: skip
+FIXED = ("study.name", "study.folder", "study.objectives", "data.")  # what even an extension may not
+VERSIONS = ("torch", "optuna", "numpy")  # packages that change what a study computes
+LEAST_FREE_BYTES = 100_000_000  # under the study's folder: with less, a study stops while its journal can be written
+
+
+def checked(plan: Plan) -> tuple[Plan, str, Dataset]:
+    """The plan with absolute paths, MLflow's address, and the data, which are prepared. Raises UserError."""
+    plan = Plan(with_absolute_paths(plan.settings), plan.space, plan.start)
+    uri = tracking_uri(plan.settings.tracking.uri)
+    dataset = load(plan.settings.data)
+    _check_data(plan, dataset)
+    return plan, uri, dataset
+
+
+def with_absolute_paths(settings: Settings) -> Settings:
+    """Workers have a working folder of their own: what the user wrote is meant from where the command was typed."""
+    paths = {key: setting(settings, key) for key in ("data.path", "data.cache")}
+    return replace(settings, {key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if path})
+
+
+def _check_data(plan: Plan, dataset: Dataset) -> None:
+    """Raises SettingsError with all in which the data do not fit the settings, or anything that is searched."""
+    problems: dict[Problem, None] = {}
+    for each in _each_structure(plan):
+        try:
+            check(each, dataset)
+            build_model(each, dataset.shape, classes=dataset.classes)
+        except SettingsError as error:
+            problems |= dict.fromkeys(error.problems)
+        problems |= dict.fromkeys(_unmeasured(each, dataset))
+    for part, indices in (("validation", dataset.val), ("test", dataset.test)):
+        if len(indices) < LEAST_CODES:
+            few = f"data.name {dataset.name} has {len(indices)} {part} images, too few to measure on"
+            key = f"data.{part}_fraction"
+            text = f"{few}; give {key} so that there are at least {LEAST_CODES}"
+            problems[Problem((key,), Kind.DATA, "settings", text)] = None
+    if problems:
+        raise SettingsError(problems)
+
+
+def labels_advice(plan: Plan) -> str | None:
+    """A sentence when labels are counted that no task of the study learns from."""
+    settings = plan.settings
+    tasks = options(plan.space["task"]) if "task" in plan.space else [settings.task]
+    if settings.data.labels is None or any(TASKS[task].labels == "some" for task in tasks):
+        return None
+    return f"data.labels={settings.data.labels:g} has no effect: task {' and '.join(tasks)} learns from no labels"
+
+
+def _each_structure(plan: Plan) -> Iterator[Settings]:
+    """The settings with every pair of searched values of keys that labels or networks must fit to the data."""
+    yield plan.settings
+    values = [(name, value) for name in STRUCTURE if name in plan.space for value in options(plan.space[name])]
+    for (first, a), (second, b) in combinations_with_replacement(values, 2):
+        if first != second or a == b:
+            yield replace(plan.settings, {first: a, second: b})
+
+
+def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
+    """Every metric that the study asks for and its task does not measure on these data."""
+    metrics, pruner = measured(settings, dataset), settings.study.pruner.metric
+    asked = [("study.objectives", name) for name in settings.study.objectives]
+    asked += [("study.pruner.metric", pruner)] if pruner != "front" else []
+    return [
+        Problem(
+            (key,),
+            Kind.DATA,
+            "settings",
+            f"{key}: {name} is not measured by task {settings.task} on data.name {dataset.name}; "
+            f"those that are: {', '.join(sorted(metrics))}",
+        )
+        for key, name in asked
+        if name not in metrics
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- before it goes on
+
+
+def check_resume(name: str, ledger: Ledger, plan: Plan, dataset: Dataset, *, extend: bool, any_version: bool) -> None:
+    """Raises UserError when a study cannot go on so: changed settings or data, other versions, or nothing to do."""
+    assert ledger.started is not None
+    changes = changed_settings(ledger.settled, plan)
+    allowed = FIXED if extend else ()
+    wrong = {key: change for key, change in changes.items() if not key.startswith(FREE) and not extend} | {
+        key: change for key, change in changes.items() if allowed and key.startswith(allowed)
+    }
+    if wrong:
+        lines = [f"  {key}: {old} -> {new}" for key, (old, new) in wrong.items()]
+        how = (
+            "an extended study keeps its data, objectives and folder; start a new one with --warm-start " + name
+            if extend
+            else "a resumed study keeps its settings, but for budget, executor and tracking; to change them for new "
+            f"trials, use --extend {name}"
+        )
+        raise UserError("\n".join([f"{name}: these settings differ from those that it was started with", *lines, how]))
+    if dataset.digest != ledger.started.data.digest:
+        raise UserError(
+            f"{name} was started on data with digest {ledger.started.data.digest}, and data.name {dataset.name} "
+            f"now has {dataset.digest}; restore those data, or start a new study"
+        )
+    here = versions()
+    other = [
+        f"{package} {then} then, {here.get(package, 'none')} now"
+        for package, then in ledger.started.versions.items()
+        if here.get(package) != then
+    ]
+    if other and not any_version:
+        raise UserError(
+            f"{name} was started with other versions: {'; '.join(other)}. Install those, or give --any-version to go "
+            "on with results that may differ from an unbroken study's"
+        )
+
+
+def changed_settings(old: Plan, new: Plan) -> dict[str, tuple[str, str]]:
+    """What differs between two plans: old and new value by key; of what is searched under `space.` and the key."""
+    before, after = flatten(old.settings), flatten(new.settings)
+    searched = old.space.keys() | new.space.keys()  # their value in the settings is only the first of many
+    changes = {
+        key: (str(before[key]), str(after[key]))
+        for key in before
+        if before[key] != after[key] and key not in searched and key != "tracking.uri"
+    }
+    for key in sorted(searched):
+        a, b = old.space.get(key), new.space.get(key)
+        if a != b:
+            changes[f"space.{key}"] = (str(a or before[key]), str(b or after[key]))
+    return changes
+
+
+def versions() -> Mapping[str, str]:
+    """Versions of what decides a study's results."""
+    return {"python": platform.python_version(), **{package: version(package) for package in VERSIONS}}
+
+
+# ------------------------------------------------------------------------------------------------------------- disk
+
+
+def disk_problem(folder: Path, needed: int = LEAST_FREE_BYTES) -> str | None:
+    """A sentence when there is too little room under a folder."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"{folder} cannot be reached: {error.strerror}"
+    if free >= needed:
+        return None
+    return f"{free / 1e6:.0f} MB are free under {folder}, and a study needs at least {needed / 1e6:.0f} MB"

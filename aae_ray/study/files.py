@@ -1,0 +1,96 @@
+"""The files of a study's trials: figures are drawn when a trial has ended, checkpoints go that nobody needs."""
+
+import logging
+import queue
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from aae_ray.evaluation import figure_data
+from aae_ray.search import events
+from aae_ray.search.contract import trial_name
+from aae_ray.search.ledger import Ledger, TrialRecord
+
+FIGURES = "figures"
+
+logger = logging.getLogger(__name__)
+
+
+class TrialFiles:
+    """A sink of the conductor: draws in a thread of its own, deletes at once."""
+
+    def __init__(self, folder: Path, keep: str) -> None:
+        self.folder, self.keep = folder, keep
+        self.executor = ThreadPoolExecutor(1, "figures")
+        self.written: queue.SimpleQueue[events.FileWritten] = queue.SimpleQueue()  # for the journal, by its own thread
+        self.drawn: set[int] = set()
+        self.kept: set[int] = set()  # ended trials that have a checkpoint
+
+    def take_up(self, ledger: Ledger) -> None:
+        """What a crash left undone: figures of trials that have ended."""
+        for trial in ledger.trials:
+            if not trial.open and trial.checkpoint is not None and (self.folder / trial.checkpoint).exists():
+                self._ended(trial, ledger)
+
+    def handle(self, event: events.Event, ledger: Ledger) -> None:
+        if isinstance(event, events.Reported) and event.checkpoint is not None:
+            self._delete_others(ledger.trials[event.number])
+        elif isinstance(event, events.Ended):
+            self._ended(ledger.trials[event.number], ledger)
+
+    def drain(self) -> list[events.FileWritten]:
+        """Figures that were drawn since the last call."""
+        drawn = []
+        while not self.written.empty():
+            drawn.append(self.written.get())
+        return drawn
+
+    def close(self) -> None:
+        """Wait for the last figures."""
+        self.executor.shutdown()
+
+    def _ended(self, trial: TrialRecord, ledger: Ledger) -> None:
+        if trial.reason is not None and trial.reason.resumable:
+            return  # a resume goes on from its checkpoint
+        if trial.checkpoint is not None:
+            self.kept.add(trial.number)
+            self.executor.submit(self._draw, trial.number, trial.checkpoint)
+        self.release(ledger)
+
+    def release(self, ledger: Ledger) -> None:
+        """Delete the checkpoints of ended trials that are not to stay."""
+        if self.keep == "all":
+            return
+        stay = {trial.number for trial in ledger.front()}
+        for number in self.kept - stay:
+            self.kept.discard(number)
+            self.executor.submit(self._delete, number)  # behind its figures
+
+    def release_all_but(self, number: int) -> None:
+        """When the study has ended, with study.keep=best."""
+        for other in self.kept - {number}:
+            self.kept.discard(other)
+            self._delete(other)
+
+    def _delete(self, number: int) -> None:
+        shutil.rmtree(self.folder / "trials" / trial_name(number), ignore_errors=True)
+
+    def _delete_others(self, trial: TrialRecord) -> None:
+        assert trial.checkpoint is not None
+        latest = self.folder / trial.checkpoint
+        for other in latest.parent.glob("epoch_*"):
+            if other != latest:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _draw(self, number: int, checkpoint: str) -> None:
+        """The figures of a trial, into the study's folder; runs in a thread of its own."""
+        target = self.folder / FIGURES / trial_name(number)
+        try:
+            data = figure_data.load(self.folder / checkpoint)
+            for name, png in (figure_data.draw(data) if data else {}).items():
+                target.mkdir(parents=True, exist_ok=True)
+                (target / name).write_bytes(png)
+                path = str((target / name).relative_to(self.folder))
+                self.written.put(events.FileWritten(number=number, path=path, folder=FIGURES))
+        except Exception:  # a figure must never cost a study
+            logger.exception("the figures of %s could not be drawn", trial_name(number))

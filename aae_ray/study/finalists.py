@@ -1,0 +1,126 @@
+"""The end of a study: what is complete is chosen from, measured on the test images, exported, registered."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from aae_ray.datasets.dataset import Dataset, cache_folder
+from aae_ray.evaluation.final_evaluation import NEAREST_SHEET, FinalEvaluation, evaluate_model, final_evaluation_tags
+from aae_ray.evaluation.judge import judge_if_any
+from aae_ray.reporting.cards import best_config, model_card
+from aae_ray.search import events
+from aae_ray.search.conductor import Conductor
+from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.objectives import select
+from aae_ray.settings import flatten, replace
+from aae_ray.study.files import FIGURES
+from aae_ray.tracking import registry
+from aae_ray.training import checkpoint
+from aae_ray.training.loop import Training
+
+ABOUT = ("task", "prior", "prior_scale", "prior_components", "latent_dim", "classes", "image_shape", "data.digest")
+
+
+def choose(ledger: Ledger, rule: str) -> TrialRecord | None:
+    """The best trial of the front by the rule of `study.select`."""
+    front = ledger.front()
+    return front[select([ledger.values(trial) for trial in front], rule)] if front else None
+
+
+def finalists(ledger: Ledger, best: TrialRecord | None, which: str) -> list[TrialRecord]:
+    """The trials that `study.finalists` names, the best one first: an interruption must not cost it."""
+    if best is None:
+        return []
+    others = {"all": ledger.complete(), "front": ledger.front(), "best": [best]}[which]
+    return [best, *(trial for trial in others if trial is not best)]
+
+
+def rebuild(dataset: Dataset, trial: TrialRecord, folder: Path) -> Training:
+    """A trial's training from its checkpoint, on the CPU. Raises UserError when there is none that can be read."""
+    settings = replace(trial.plan.settings, {**trial.params, "train.device": "cpu"})
+    training = Training(settings, dataset)
+    training.load_state_dict(checkpoint.load(folder / (trial.checkpoint or "trials/none")))
+    return training
+
+
+def measure(
+    conductor: Conductor, dataset: Dataset, trial: TrialRecord, folder: Path
+) -> tuple[Training, FinalEvaluation]:
+    """What a trial is worth on the test images, which no choice has seen, and what its samples are worth."""
+    training = rebuild(dataset, trial, folder)
+    judge = judge_if_any(dataset, cache_folder(training.settings.data))
+    result = evaluate_model(training.evaluation, judge)
+    sheet = Path(FIGURES, trial.name, NEAREST_SHEET)
+    (folder / sheet).parent.mkdir(parents=True, exist_ok=True)
+    (folder / sheet).write_bytes(result.nearest_sheet)
+    conductor.record(
+        events.Measured(
+            number=trial.number,
+            metrics=dict(result.metrics),
+            remarks=tuple(result.remarks),
+            tags=final_evaluation_tags(result, judge),
+        ),
+        events.FileWritten(number=trial.number, path=str(sheet), folder=FIGURES),
+    )
+    return training, result
+
+
+def publish(
+    conductor: Conductor,
+    trial: TrialRecord,
+    training: Training,
+    result: FinalEvaluation,
+    folder: Path,
+    *,
+    register: bool,
+) -> None:
+    """Write the best trial's settings, its decoder and its card, and ask for its registration."""
+    ledger, settings = conductor.ledger, training.settings
+    assert ledger.started is not None
+    best_config(settings, folder / "best_config.yaml")
+    conductor.record(events.FileWritten(number=None, path="best_config.yaml", folder=None))
+    request: dict[str, Any] | None = None
+    if register:
+        name = settings.tracking.model_name or f"aae-{settings.data.name}-decoder"
+        card = model_card(name, trial, settings, training.model.classes, result, ledger.started.study_id)
+        tags = version_tags(trial, training, ledger, result)
+        registry.export(training.model, folder, {key: tags[key] for key in ABOUT})
+        (folder / "model_card.md").write_text(card, encoding="utf-8")
+        conductor.record(events.FileWritten(number=trial.number, path="model_card.md", folder=None))
+        request = {
+            "name": name,
+            "folder": registry.FOLDER,
+            "tags": tags,
+            "card": card,
+            "description": f"Decoders of autoencoders of {settings.data.name}: codes in, images out.",
+            "front": [ledger.values(member) for member in ledger.front()],
+            "rule": settings.study.select,
+        }
+    conductor.record(events.Chosen(number=trial.number, registration=request))
+
+
+def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result: FinalEvaluation) -> dict[str, str]:
+    """What is known of a registered version: where it comes from, its prior, its values."""
+    settings, data = training.settings, training.dataset
+    assert ledger.started is not None
+    test = ("test/reconstruction_mse", "test/jsd_nats")
+    tags = {
+        "aae.trial": f"{ledger.started.study_id}/{trial.name}/{trial.epoch}",
+        **{key: value for key, value in flatten(settings).items() if key.startswith("data.") and value is not None},
+        "data.digest": data.digest,
+        "data.split": f"seed {settings.data.split_seed}, validation {settings.data.validation_fraction:g}, "
+        f"test {settings.data.test_fraction:g}",
+        "image_shape": "x".join(map(str, data.shape)),
+        "task": settings.task,
+        "posterior": settings.model.posterior,
+        "prior": settings.model.prior,
+        "prior_scale": settings.model.prior_scale,
+        "prior_components": settings.model.prior_components,
+        "classes": training.model.classes,
+        "latent_dim": settings.model.latent_dim,
+        "objectives": ",".join(ledger.objectives),
+        "objective_values": json.dumps(ledger.values(trial)),
+        **{name: trial.metrics[name] for name in ledger.objectives},
+        **{name: value for name, value in result.metrics.items() if name in test},
+    }
+    return {key: str(value) for key, value in tags.items()}

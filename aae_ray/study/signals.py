@@ -1,0 +1,57 @@
+"""Ctrl-C, SIGTERM and SIGHUP, obeyed in every part of a study: the first stops it gracefully, the second at once."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = 130  # exit code
+HINT = "stopping gracefully; press Ctrl-C again to stop immediately"
+
+
+class Signals:
+    """Whether the study was asked to stop.
+
+    While something runs that polls `requested` (the search: its journal must not be interrupted in the middle of a
+    line), the first signal is only noted; everywhere else it raises KeyboardInterrupt in the main thread.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.requested = False
+        self.polled = False
+
+    @contextmanager
+    def polling(self) -> Iterator[None]:
+        """Signals are noted, and not raised, as long as this lasts."""
+        self.polled = True
+        try:
+            yield
+        finally:
+            self.polled = False
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Signals are ours as long as this lasts."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:  # the second one: what stays open is closed by the next --resume or --close
+            if sys.__stdout__ is not None and sys.__stdout__.isatty():
+                sys.__stdout__.write("\x1b[?25h")  # the cursor, which the live screen hides
+                sys.__stdout__.flush()
+            os._exit(INTERRUPTED)
+        self.requested = True
+        self.say(HINT)
+        if not self.polled:
+            raise KeyboardInterrupt

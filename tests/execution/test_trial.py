@@ -1,0 +1,235 @@
+"""A trial on a gang that is made up: what becomes of a suggestion, of reports, of failures, and of what is on disk."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aae_ray.execution import trial as trials
+from aae_ray.execution.durable import durable_folder
+from aae_ray.execution.failures import Failed, GangError
+from aae_ray.execution.gang import Order, Train, Trained
+from aae_ray.execution.trial import Trial
+from aae_ray.search.contract import Failure, Report, Suggestion, from_result
+from aae_ray.search.outcomes import FailureClass, Reason
+from aae_ray.settings import Settings, replace
+from aae_ray.training.loop import Interval
+
+LOST = Failed(FailureClass.LOST_WORKER, "the worker died", "Traceback ...", "last words")
+
+
+class FakeGang:
+    """Answers every order in no time, or fails as it was told to."""
+
+    def __init__(self, *, never_ready: bool = False, closes: bool = True) -> None:
+        self.alive, self.under_way, self.closed = True, False, 0
+        self.never_ready, self.closes = never_ready, closes
+        self.orders: list[Order] = []
+        self.answer: Failed | GangError | None = None
+        self.stop_reason: str | None = None
+        self.epoch = 0
+
+    def wait_until_ready(self) -> None:
+        if self.never_ready:
+            raise GangError(Failed(FailureClass.CANNOT_START, "no GPU is free"))
+
+    def post(self, order: Order) -> None:
+        self.orders.append(order)
+        self.under_way = True
+
+    def reply(self) -> Trained | Failed:
+        self.under_way = False
+        if isinstance(self.answer, GangError):
+            raise self.answer
+        if self.answer is not None:
+            return self.answer
+        order = self.orders[-1]
+        assert isinstance(order, Train)
+        if order.begin:
+            self.epoch = int(order.begin.state.split()[-1]) if order.begin.state else 0
+        first, self.epoch = self.epoch, order.until_epoch
+        history = tuple({"epoch": float(number + 1)} for number in range(first, self.epoch))
+        return Trained(Interval(self.epoch, history, self.stop_reason), b"state %d" % self.epoch, None, 2.0, 0.5)
+
+    def close(self, patience: float = 1) -> bool:
+        self.closed += 1
+        self.alive = False
+        return self.closes
+
+
+Make = Callable[..., Trial]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A trial that has been set up, with the gangs that it will get one after the other."""
+
+    def build(*gangs: FakeGang, suggestion: Suggestion | None = None, **values: Any) -> Trial:
+        waiting = list(gangs)
+
+        class Faked(Trial):
+            def new_gang(self) -> Any:
+                return waiting.pop(0)
+
+        trial: Trial = object.__new__(Faked)
+        settings = replace(Settings(), {"train.epochs": 30, **values})
+        trial.setup((suggestion or Suggestion(3, 1, {}, 27)).to_config(), settings, str(tmp_path), None)
+        return trial
+
+    return build
+
+
+def report(trial: Trial) -> Report:
+    result = trial.step()
+    parsed = from_result(result)
+    assert isinstance(parsed, Report) and result["done"] == parsed.last
+    return parsed
+
+
+def failure(trial: Trial) -> Failure:
+    result = trial.step()
+    parsed = from_result(result)
+    assert isinstance(parsed, Failure) and result["done"]
+    return parsed
+
+
+def test_a_trial_reports_at_its_rungs_with_a_state_on_the_disk(make: Make, tmp_path: Path) -> None:
+    gang = FakeGang()
+    trial = make(gang, suggestion=Suggestion(3, 1, {"model.latent_dim": 5}, 27))
+    begin = gang.orders[0]
+    assert isinstance(begin, Train) and begin.begin is not None  # training starts before Tune asks
+    assert begin.begin.settings.model.latent_dim == 5 and begin.begin.settings.train.epochs == 27
+    reports = [report(trial) for _ in range(3)]
+    assert [each.epoch for each in reports] == [3, 9, 27]
+    assert [each.finished for each in reports] == [False, False, True]
+    assert [each.checkpoint for each in reports][-1] == "trials/t0003/epoch_00027"
+    assert reports[1].history == tuple({"epoch": float(epoch)} for epoch in range(4, 10))
+    assert (reports[1].training_seconds, reports[1].evaluation_seconds) == (2.0, 0.5)
+    assert reports[1].checkpoint_bytes == len(b"state 9")
+    written = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert written == {f"trials/t0003/epoch_{epoch:05d}/state.pt" for epoch in (3, 9, 27)}
+    assert trial.save_checkpoint("anywhere") == {}
+
+
+def test_a_suggestion_goes_on_from_its_checkpoint(make: Make, tmp_path: Path) -> None:
+    report(make(FakeGang()))
+    gang = FakeGang()
+    suggestion = Suggestion(3, 2, {}, 27, epoch=3, checkpoint="trials/t0003/epoch_00003")
+    trial = make(gang, suggestion=suggestion)
+    assert isinstance(gang.orders[0], Train) and gang.orders[0].begin is not None
+    assert gang.orders[0].begin.state == b"state 3" and gang.orders[0].until_epoch == 9
+    assert report(trial).history[0] == {"epoch": 4.0}
+
+
+def test_the_next_trial_runs_on_the_warm_gang(make: Make) -> None:
+    gang = FakeGang()
+    trial = make(gang)
+    report(trial)
+    assert trial.reset_config(Suggestion(4, 1, {}, 2).to_config())
+    last = report(trial)
+    assert (last.number, last.epoch, last.finished, last.checkpoint) == (4, 2, True, "trials/t0004/epoch_00002")
+    assert not gang.closed
+
+
+def test_a_health_check_ends_a_trial(make: Make) -> None:
+    gang = FakeGang()
+    gang.stop_reason = "code_collapse"
+    last = report(make(gang))
+    assert last.stop_reason is Reason.COLLAPSED and last.last and not last.finished
+
+
+def test_a_gang_that_dies_is_a_failure_and_the_next_trial_gets_a_new_one(make: Make) -> None:
+    gang, new = FakeGang(), FakeGang()
+    trial = make(gang, new)
+    report(trial)
+    gang.answer = GangError(LOST)
+    failed = failure(trial)
+    assert (failed.kind, failed.message, failed.traceback) == (LOST.kind, LOST.message, LOST.traceback)
+    assert failed.number == 3 and failed.log_tail == "last words" and gang.closed == 1
+    retry = Suggestion(3, 2, {}, 27, epoch=3, checkpoint="trials/t0003/epoch_00003")
+    trial.reset_config(retry.to_config())
+    assert report(trial).epoch == 9 and new.orders
+
+
+def test_a_failed_order_leaves_the_gang_as_it_is(make: Make) -> None:
+    gang = FakeGang()
+    trial = make(gang)
+    gang.answer = Failed(FailureClass.BAD_DATA, "model.channels is too deep")
+    assert failure(trial).kind is FailureClass.BAD_DATA
+    gang.answer = None
+    trial.reset_config(Suggestion(4, 1, {}, 27).to_config())
+    assert report(trial).number == 4 and not gang.closed
+
+
+def test_a_gang_that_does_not_start_is_a_failure(make: Make) -> None:
+    gang = FakeGang(never_ready=True)
+    trial = make(gang, FakeGang(never_ready=True), FakeGang())
+    assert failure(trial).kind is FailureClass.CANNOT_START and gang.closed == 1
+    trial.reset_config(Suggestion(3, 2, {}, 27).to_config())
+    assert failure(trial).message == "no GPU is free"
+    trial.reset_config(Suggestion(3, 3, {}, 27).to_config())
+    assert report(trial).epoch == 3
+
+
+def test_a_process_with_a_stuck_worker_refuses_the_next_trial(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    gang = FakeGang(closes=False)
+    trial = make(gang)
+    gang.answer = GangError(Failed(FailureClass.HUNG, "no answer"))
+    assert failure(trial).kind is FailureClass.HUNG
+    with pytest.raises(RuntimeError, match="needs a new one"):
+        trial.reset_config(Suggestion(4, 1, {}, 27).to_config())
+    ended: list[Any] = []
+
+    class Timer:
+        def __init__(self, *arguments: Any) -> None:
+            ended.append(arguments)
+
+        def start(self) -> None:
+            pass
+
+    monkeypatch.setattr("threading.Timer", Timer)
+    trial.cleanup()
+    assert ended == [(1.0, os._exit, (1,))]
+
+
+@pytest.mark.parametrize(
+    ("suggestion", "text"),
+    [
+        (Suggestion(3, 1, {"model.latent_dim": 1}, 27), "latent_dim"),
+        (Suggestion(3, 1, {"no.such": 1}, 27), "no.such is not a setting"),
+        (Suggestion(3, 2, {}, 27, epoch=3, checkpoint="trials/t0003/epoch_00003"), "cannot be read"),
+    ],
+)
+def test_a_suggestion_that_cannot_be_begun_is_bad_data(make: Make, suggestion: Suggestion, text: str) -> None:
+    failed = failure(make(FakeGang(), suggestion=suggestion))
+    assert failed.kind is FailureClass.BAD_DATA and text in failed.message
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_trial(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = make(FakeGang())
+    with monkeypatch.context() as patched:
+
+        def full(path: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+        patched.setattr("aae_ray.execution.durable.sync", full)
+        first = report(trial)
+    assert first.checkpoint is None and first.checkpoint_bytes == 0 and first.epoch == 3
+    assert report(trial).checkpoint == "trials/t0003/epoch_00009"
+
+
+def test_an_attempt_that_comes_by_again_replaces_what_it_wrote(make: Make, tmp_path: Path) -> None:
+    for _ in range(2):
+        report(make(FakeGang()))
+    assert [path.name for path in (tmp_path / trials.TRIALS / "t0003").iterdir()] == ["epoch_00003"]
+
+
+def test_no_checkpoint_of_another_name_appears_before_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "trials" / "t0001" / "epoch_00001"
+    with pytest.raises(RuntimeError), durable_folder(target) as partial:
+        (partial / "state.pt").write_bytes(b"half")
+        assert not target.exists()
+        raise RuntimeError
+    assert not list(target.parent.iterdir())

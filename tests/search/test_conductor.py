@@ -1,0 +1,330 @@
+"""The decisions of a study, without Ray and MLflow: plain functions over a journal in a folder."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from aae_ray.search import events
+from aae_ray.search.conductor import Conductor, Continue, GiveUp, Nothing, Retry, Stop
+from aae_ray.search.contract import Failure, Report, Suggestion
+from aae_ray.search.journal import JOURNAL, Journal
+from aae_ray.search.ledger import Ledger
+from aae_ray.search.outcomes import RETRIES, FailureClass, Reason, State, StudyEnd
+from aae_ray.search.pruner import rungs
+from aae_ray.search.space import Plan, record_plan
+from aae_ray.settings import Settings, replace
+
+SPACE = {
+    "optim.reconstruction_lr": FloatDistribution(1e-4, 1e-2, log=True),
+    "model.latent_dim": CategoricalDistribution([2, 4, 8]),
+}
+
+
+def plan_of(**changes: object) -> Plan:
+    values = {"study.budget.trials": 8, "train.epochs": 27, "study.sampler.type": "random"}
+    return Plan(replace(Settings(), values | {key.replace("__", "."): value for key, value in changes.items()}), SPACE)
+
+
+class Clock:
+    """A second for each event."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def begin(folder: Path, plan: Plan, gangs: int = 1) -> Conductor:
+    data = events.DataRecord(name="digits", digest="d", shape=(1, 8, 8), classes=10, train=9, val=9, test=9)
+    clock = Clock()
+    journal = Journal.create(folder, clock)
+    ledger = Ledger()
+    started = events.StudyStarted(
+        study_id="s1", plan=record_plan(plan), data=data, versions={}, provenance={}, host="h", pid=1
+    )
+    for event in journal.append(started):
+        ledger.apply(event)
+    return Conductor(journal, ledger, gangs, clock=clock)
+
+
+def resume(folder: Path, gangs: int = 1) -> Conductor:
+    clock = Clock()
+    journal = Journal.open(folder, clock)
+    clock.now = journal.history[-1].time
+    ledger = Ledger.replay(journal.history)
+    for event in journal.append(events.StudyResumed(host="h", pid=2)):
+        ledger.apply(event)
+    return Conductor(journal, ledger, gangs, clock=clock)
+
+
+def quality(suggestion: Suggestion, epoch: int) -> dict[str, float]:
+    """What a trial of these parameters is worth after so many epochs: a function of both, as training is."""
+    luck = random.Random(repr(sorted(suggestion.params.items())))
+    base, other = luck.random(), luck.random()
+    return {
+        "epoch": float(epoch),
+        "val/reconstruction_mse": base + 1 / epoch,
+        "val/jsd_nats": other + 0.5 / epoch,
+    }
+
+
+def interval(suggestion: Suggestion, epoch: int, settings: Settings) -> Report:
+    """One step of a trial from this epoch: up to the next rung, or the end."""
+    until = next((rung for rung in rungs(settings.study.pruner, suggestion.epochs) if rung > epoch), suggestion.epochs)
+    history = tuple(quality(suggestion, each) for each in range(epoch + 1, until + 1))
+    return Report(
+        suggestion.number, until, history, finished=until == suggestion.epochs, checkpoint=f"{suggestion.name}/{until}"
+    )
+
+
+def run(conductor: Conductor, crash: Callable[[], None] = lambda: None) -> None:
+    """An executor with one gang."""
+    settings = conductor.ledger.settled.settings
+    while isinstance(suggestion := conductor.suggest(), Suggestion):
+        crash()
+        conductor.started(suggestion.number)
+        epoch, answer = suggestion.epoch, Continue()
+        while isinstance(answer, Continue):
+            crash()
+            report = interval(suggestion, epoch, settings)
+            answer, epoch = conductor.reported(report), report.epoch
+    assert suggestion is Nothing.DONE
+
+
+def outcome(ledger: Ledger) -> list[tuple[object, ...]]:
+    return [(t.number, t.params, t.state, t.reason, t.epoch, t.metrics, t.best) for t in ledger.trials]
+
+
+# ------------------------------------------------------------------------------------------------------------ a study
+
+
+def test_a_study_ends_with_its_budget_of_trials(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of())
+    run(conductor)
+    ledger = conductor.ledger
+    assert len(ledger.trials) == 8 and not ledger.open and ledger.ended == 8
+    assert {trial.state for trial in ledger.trials} <= {State.COMPLETE, State.STOPPED}
+    assert all(trial.epoch == 27 for trial in ledger.complete())
+    assert ledger.count(State.STOPPED) == sum(trial.reason is Reason.PRUNED for trial in ledger.trials) > 0
+    for trial in ledger.complete():
+        assert (
+            not any(
+                other.metrics["val/reconstruction_mse"] <= trial.metrics["val/reconstruction_mse"]
+                and other.metrics["val/jsd_nats"] <= trial.metrics["val/jsd_nats"]
+                and other is not trial
+                for other in ledger.complete()
+            )
+            or trial not in ledger.front()
+        )
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+def test_a_study_that_is_killed_again_and_again_ends_as_the_unbroken_one(tmp_path: Path, sampler: str) -> None:
+    plan = plan_of(study__sampler__type=sampler, study__budget__trials=14)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    whole = begin(tmp_path / "whole", plan)
+    run(whole)
+    luck = random.Random(1)
+
+    def crash() -> None:
+        if luck.random() < 0.2:
+            raise Crash
+
+    conductor, crashes = begin(tmp_path / "broken", plan), 0
+    while True:
+        try:
+            run(conductor, crash)
+            break
+        except Crash:
+            crashes += 1
+            conductor.journal.close()
+            conductor = resume(tmp_path / "broken")
+    assert crashes > 5
+    assert outcome(conductor.ledger) == outcome(whole.ledger)
+
+
+@given(cut=st.floats(0, 1))
+@hypothesis_settings(max_examples=40, deadline=None)
+def test_any_prefix_of_a_journal_resumes_to_the_same_end(cut: float, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Also one that was cut in the middle of a line."""
+    folder = tmp_path_factory.mktemp("study")
+    conductor = begin(folder, plan_of())
+    run(conductor)
+    content = (folder / JOURNAL).read_bytes()
+    first = content.index(b"\n") + 1
+    (folder / JOURNAL).write_bytes(content[: first + int(cut * (len(content) - first))])
+    resumed = resume(folder)
+    run(resumed)
+    assert outcome(resumed.ledger) == outcome(conductor.ledger)
+    assert outcome(Ledger.replay(resumed.journal.history)) == outcome(resumed.ledger)
+
+
+def test_replaying_twice_changes_nothing(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of())
+    run(conductor)
+    again = Ledger.replay(conductor.journal.history)
+    assert outcome(again) == outcome(conductor.ledger) and again.counts == conductor.ledger.counts
+    assert again.worker_seconds == conductor.ledger.worker_seconds
+    assert [t.number for t in again.front()] == [t.number for t in conductor.ledger.front()]
+
+
+# ----------------------------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize("kind", FailureClass)
+def test_each_class_of_failure_has_its_own_number_of_attempts(tmp_path: Path, kind: FailureClass) -> None:
+    conductor = begin(tmp_path, plan_of(study__max_failures=2))
+    most = RETRIES[kind].most
+    most = 2 if most is None else most
+    for attempt in range(most + 1):
+        suggestion = conductor.suggest()
+        assert isinstance(suggestion, Suggestion) and suggestion.number == 0 and suggestion.attempt == attempt + 1
+        conductor.started(0)
+        answer = conductor.failed(Failure(0, kind, "it broke", "Traceback ..."))
+        assert isinstance(answer, Retry) == (attempt < most)
+    (trial,) = conductor.ledger.trials
+    assert (trial.state, trial.reason, trial.attempts) == (State.FAILED, Reason(kind), most + 1)
+    assert "it broke" in (trial.message or "") and len(trial.failures) == most + 1
+
+
+def test_one_class_does_not_use_up_the_attempts_of_another(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__max_failures=1))
+    for kind in (FailureClass.PREEMPTED, FailureClass.LOST_WORKER, FailureClass.PREEMPTED, FailureClass.HUNG):
+        conductor.suggest()
+        conductor.started(0)
+        assert isinstance(conductor.failed(Failure(0, kind, "away")), Retry)
+    conductor.suggest()
+    conductor.started(0)
+    assert isinstance(conductor.failed(Failure(0, FailureClass.LOST_WORKER, "away")), GiveUp)
+
+
+def test_a_retry_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of())
+    suggestion = conductor.suggest()
+    assert isinstance(suggestion, Suggestion)
+    conductor.started(0)
+    conductor.reported(interval(suggestion, 0, conductor.ledger.settled.settings))
+    conductor.failed(Failure(0, FailureClass.LOST_WORKER, "away"))
+    again = conductor.suggest()
+    assert isinstance(again, Suggestion)
+    assert (again.number, again.attempt, again.epoch, again.checkpoint) == (0, 2, 3, "t0000/3")
+
+
+def test_a_trial_that_ran_out_of_memory_is_tried_again_alone(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(), gangs=2)
+    for number in (0, 1):
+        conductor.suggest()
+        conductor.started(number)
+    assert conductor.suggest() is Nothing.WAIT
+    conductor.failed(Failure(0, FailureClass.OUT_OF_MEMORY, "CUDA out of memory"))
+    assert conductor.suggest() is Nothing.WAIT  # the other one is still there
+    conductor.failed(Failure(1, FailureClass.DIVERGED, "nan"))
+    alone = conductor.suggest()
+    assert isinstance(alone, Suggestion) and alone.number == 0 and alone.alone
+    assert conductor.suggest() is Nothing.WAIT  # nobody joins it
+    conductor.started(0)
+    assert isinstance(conductor.failed(Failure(0, FailureClass.OUT_OF_MEMORY, "CUDA out of memory")), GiveUp)
+    assert "batch_size" in (conductor.ledger.trials[0].message or "")
+
+
+def test_the_same_bug_in_the_first_trials_stops_the_study(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of())
+    for number in range(3):
+        conductor.suggest()
+        conductor.started(number)
+        conductor.failed(Failure(number, FailureClass.BUG, "ZeroDivisionError: division by zero"))
+    assert conductor.suggest() is Nothing.DONE
+    assert conductor.ledger.end is StudyEnd.FAILURES and "division by zero" in (conductor.ledger.end_message or "")
+
+
+def test_different_bugs_do_not_stop_it_until_there_are_too_many_in_a_row(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__budget__failures_in_a_row=4))
+    for number in range(4):
+        assert isinstance(conductor.suggest(), Suggestion)
+        conductor.started(number)
+        conductor.failed(Failure(number, FailureClass.BUG, f"error {number}"))
+    assert conductor.suggest() is Nothing.DONE and conductor.ledger.end is StudyEnd.FAILURES
+
+
+# ------------------------------------------------------------------------------------------------------- end and resume
+
+
+def test_what_was_open_when_the_user_stopped_goes_on_after_a_resume(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(), gangs=2)
+    suggestion = conductor.suggest()
+    assert isinstance(suggestion, Suggestion)
+    conductor.started(0)
+    conductor.reported(interval(suggestion, 0, conductor.ledger.settled.settings))
+    conductor.suggest()
+    conductor.stop(StudyEnd.USER)
+    assert [(t.state, t.reason) for t in conductor.ledger.trials] == [(State.STOPPED, Reason.USER)] * 2
+    assert not conductor.ledger.open and conductor.suggest() is Nothing.DONE
+    assert isinstance(conductor.reported(interval(suggestion, 3, conductor.ledger.settled.settings)), Stop)
+    conductor.journal.close()
+    again = resume(tmp_path)
+    first = again.suggest()
+    assert isinstance(first, Suggestion) and (first.number, first.epoch) == (0, 3)
+    run_out = resume
+    assert run_out is resume and [t.state for t in again.ledger.trials] == [State.WAITING] * 2
+
+
+def test_a_wall_clock_counts_the_sessions_and_not_the_night_between(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__budget__wall_clock=100))
+    conductor.suggest()
+    conductor.stop(StudyEnd.USER)
+    used = conductor.ledger.active_seconds
+    conductor.journal.close()
+    clock = Clock()
+    clock.now = 1e6
+    journal = Journal.open(tmp_path, clock)
+    ledger = Ledger.replay(journal.history)
+    for event in journal.append(events.StudyResumed(host="h", pid=2)):
+        ledger.apply(event)
+    again = Conductor(journal, ledger, 1, clock=clock)
+    assert again.time_left == pytest.approx(100 - used, abs=5)
+    again.suggest()
+    again.out_of_time()
+    assert ledger.trials[0].reason is Reason.BUDGET and again.suggest() is Nothing.DONE
+
+
+def test_worker_hours_end_a_study_when_what_is_under_way_has_ended(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__budget__worker_hours=0.01))
+    while isinstance(suggestion := conductor.suggest(), Suggestion):
+        conductor.started(suggestion.number)
+        report = Report(suggestion.number, 27, (quality(suggestion, 27),), finished=True, training_seconds=30)
+        conductor.reported(report)
+    assert len(conductor.ledger.trials) == 2 and "worker_hours=0.01" in (conductor.message or "")
+
+
+def test_a_configuration_is_not_trained_twice(tmp_path: Path) -> None:
+    space = {"model.latent_dim": CategoricalDistribution([2, 4, 8])}
+    plan = plan_of(study__budget__trials=9)
+    conductor = begin(tmp_path, Plan(plan.settings, space))
+    run(conductor)
+    sizes = [trial.params["model.latent_dim"] for trial in conductor.ledger.trials]
+    assert sorted(sizes) == [2, 4, 8] and "was tried" in (conductor.message or "")
+
+
+def test_a_diverged_trial_has_failed_and_a_sick_one_was_stopped(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of())
+    for reason, state in ((Reason.DIVERGED, State.FAILED), (Reason.COLLAPSED, State.STOPPED)):
+        suggestion = conductor.suggest()
+        assert isinstance(suggestion, Suggestion)
+        conductor.started(suggestion.number)
+        history = ({"epoch": 1.0, "val/reconstruction_mse": float("nan")},)
+        assert conductor.reported(Report(suggestion.number, 1, history, stop_reason=reason)) == Stop(reason)
+        assert conductor.ledger.trials[-1].state is state
+    assert Ledger.replay(Journal.open(tmp_path).history).trials[0].reason is Reason.DIVERGED
