@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import typer
 
@@ -35,15 +35,20 @@ def _leave(end: SystemExit) -> NoReturn:
     except KeyboardInterrupt:  # Ctrl-C once more, while a thread has work to end
         end = SystemExit(INTERRUPTED)
     atexit._run_exitfuncs()
+    with suppress(OSError):  # what nobody can read changes no exit code
+        _flush(sys.stderr)
     try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None and not stream.closed:  # a service may have none
-                stream.flush()
+        _flush(sys.stdout)
     except OSError:  # a closed pipe, a full disk: Python has its own way to say so
         raise end from None
     if end.code is not None and not isinstance(end.code, int):  # Python has its own way to say that, too
         raise end
     os._exit(end.code or 0)
+
+
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None and not stream.closed:  # a service may have none
+        stream.flush()
 
 
 def run_command(command: Callable[..., Any], name: str) -> None:

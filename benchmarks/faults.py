@@ -261,7 +261,8 @@ def finish(study: Study, seconds: float = PATIENCE) -> None:
 
 def disturbed(folder: Path, gangs: int, luck: random.Random, most: int, expected: Any) -> tuple[list[str], list[str]]:
     """One study with up to so many faults: those that hit it, and what is wrong afterwards."""
-    study, injected = Study(folder, gangs), []
+    study = Study(folder, gangs)
+    injected: list[str] = []
     study.start()
     try:
         while True:
@@ -325,9 +326,8 @@ def main() -> None:
         hits.update(injected)
         if wrong:
             lost.append({"study": studies, "gangs": gangs, "faults": injected, "wrong": wrong})
-        print(
-            f"[{sum(hits.values())}/{arguments.faults}] {gangs} gang(s): {', '.join(injected)}: {wrong or 'nothing lost'}"
-        )
+        count = f"[{sum(hits.values())}/{arguments.faults}]"
+        print(f"{count} {gangs} gang(s): {', '.join(injected)}: {wrong or 'nothing lost'}", flush=True)
         if arguments.json:
             result = {"faults": sum(hits.values()), "studies": studies, "by_fault": dict(hits), "lost": lost}
             arguments.json.write_text(json.dumps(result, indent=1))

@@ -12,12 +12,13 @@ PACKAGE = ROOT / "aae_ray"
 
 # What each room may import, besides itself. A file that stands alone in the package is a room of its own; a command is
 # any file of the package that is not named here.
-PLAIN = {"errors", "settings", "randomness"}
+PLAIN = {"errors", "settings", "randomness", "secrets"}
 MATHEMATICS = PLAIN | {"autoencoder"}
 TRAINED = MATHEMATICS | {"datasets", "evaluation", "training"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "randomness": set(),
+    "secrets": set(),
     "settings": {"errors"},
     "reading": {"errors", "settings"},
     "autoencoder": PLAIN,

@@ -139,13 +139,13 @@ class Ledger:
 
     def apply(self, event: events.Event) -> None:
         """Take one event into account."""
-        self.last_time = max(self.last_time, event.time)
+        before, self.last_time = self.last_time, max(self.last_time, event.time)
         match event:
             case events.StudyStarted():
                 self.started, self.plan = event, plan_from(event.plan)
                 self.session_started = event.time
             case events.StudyResumed():
-                self._resume(event)
+                self._resume(event, before)
             case events.Suggested():
                 assert self.plan is not None and event.number == len(self.trials), "trials are numbered in order"
                 trial = TrialRecord(event.number, dict(event.params), self.plan, event.time, dict(event.sampler_state))
@@ -188,15 +188,20 @@ class Ledger:
                 self.notes.append(event.text)
             case events.StudyStopped():
                 reason = Reason.USER if event.end is StudyEnd.USER else Reason.INTERRUPTED
+                lost = event.end is StudyEnd.INTERRUPTED  # its process ended some time ago: nobody worked since
                 for trial in list(self.open.values()):
+                    if lost and trial.heard is not None:
+                        self._close_attempt(trial, trial.heard)
                     self._end(trial, event.time, reason, None)
-                self._close_session(event.end, event.message, event.time)
+                self._close_session(event.end, event.message, before if lost else event.time)
             case events.StudyEnded():
                 self._close_session(StudyEnd.PLANNED, event.message, event.time)
             case events.FileWritten() | events.Evaluated():
                 pass
 
-    def _resume(self, event: events.StudyResumed) -> None:
+    def _resume(self, event: events.StudyResumed, before: float) -> None:
+        if self.session_started is not None:  # its process ended without a word, after its last event
+            self.active_seconds += max(before - self.session_started, 0.0)
         self.resumed, self.end, self.end_message, self.most_running = event, None, None, 0
         self.session_started, self.failures_in_a_row, self.first_failures = event.time, 0, []
         if event.plan is not None:

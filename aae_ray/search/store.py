@@ -38,7 +38,7 @@ def find_study(name_or_folder: str, root: Path) -> Path:
             f"{name_or_folder} fits {len(fitting)} studies under {root}; say which one, newest first:\n"
             + "\n".join(f"  {folder.name}" for folder in fitting)
         )
-    if path.is_dir():
+    if name_or_folder and path.is_dir():
         raise UserError(f"{name_or_folder} is not the folder of a study: there is no {JOURNAL} in it")
     raise UserError(f"there is no study {name_or_folder} under {root}{_hint(name_or_folder, folders)}")
 

@@ -12,7 +12,7 @@ import yaml
 from optuna.trial import TrialState
 from rich.console import Console
 
-from aae_ray.evaluation.final_evaluation import Assessment
+from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.reporting import plots, tables
 from aae_ray.reporting.cards import best_config, model_card, resolved, summary
 from aae_ray.reporting.console import console_for
@@ -235,7 +235,9 @@ def test_the_card_says_what_the_decoder_is_and_how_good() -> None:
         TrialRecord(7, {}, Plan(run, {}), 0.0, epoch=27),
         run,
         0,
-        Assessment({"test/reconstruction_mse": 0.01234, "test/jsd_nats": 0.2, "other": 1.0}, remarks=["few samples"]),
+        FinalEvaluation(
+            {"test/reconstruction_mse": 0.01234, "test/jsd_nats": 0.2, "other": 1.0}, remarks=["few samples"]
+        ),
         "digits-1",
     )
     assert card.startswith("# aae-digits-decoder\n") and "Decoder of trial t0007 of study digits-1" in card

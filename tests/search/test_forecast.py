@@ -1,10 +1,12 @@
 """How long a study will take, by what its ended trials took, and what its hours went into."""
 
 import random
+from typing import Any
 
 import pytest
 
 from aae_ray.search.forecast import Forecast, forecast
+from aae_ray.search.ledger import RECENT
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
 from tests.search.histories import History
 
@@ -13,7 +15,7 @@ def now(history: History) -> Forecast:
     return forecast(history.ledger, history.now)
 
 
-def one_after_another(trials: int, seconds: float = 100.0, budget: int = 24, **settings: object) -> History:
+def one_after_another(trials: int, seconds: float = 100.0, budget: int = 24, **settings: Any) -> History:
     """Trials of the same length each, a gang at a time."""
     history = History(study__budget__trials=budget, **settings)
     for _ in range(trials):
@@ -77,6 +79,21 @@ def test_a_study_that_has_all_its_trials_or_has_ended_has_no_time_left() -> None
     history.resume()
     history.now += 99
     assert now(history).elapsed == pytest.approx(501) and now(history).left is not None
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_time_after_the_process_has_died_is_nobodys(closed: bool) -> None:
+    history = History(study__budget__wall_clock=1000.0)
+    number = history.begin()
+    history.report(number, 3, 0.1, training=80, evaluation=10, wait=100)
+    history.now += 50_000  # until somebody looks
+    if closed:
+        history.stop(StudyEnd.INTERRUPTED)
+    history.resume()
+    history.now += 19
+    of = now(history)
+    assert of.wall_clock.used == pytest.approx(101 + 20) and of.hours.waiting == pytest.approx(10)
+    assert of.worker_hours.used == pytest.approx(100 / 3600)
 
 
 def test_where_the_hours_went() -> None:
@@ -172,3 +189,33 @@ def test_the_time_that_was_forecast_is_the_time_that_it_takes() -> None:
         assert left is not None
         within += left.low <= sum(lengths[10:]) <= left.high
     assert within >= 180
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_the_ledger_keeps_at_hand_is_what_a_look_at_all_trials_finds(seed: int) -> None:
+    source = random.Random(seed)
+    history, ends = History(study__budget__trials=200), []
+    for _ in range(60):
+        number = history.begin()
+        history.report(number, 27, source.randrange(9) / 9, source.randrange(9) / 9)
+        if source.random() < 0.3:
+            history.fail(number, source.choice(list(FailureClass)), f"message {number}", retry=True)
+            history.attempt(number)
+        history.end(number, source.choice([Reason.COMPLETED, Reason.COMPLETED, Reason.PRUNED, Reason.USER]))
+        ends.append(number)
+    history.resume()
+    ledger = history.ledger
+    complete = ledger.complete()
+    for index in range(2):
+        best = ledger.best_of(index)
+        assert best is not None and best in complete
+        assert ledger.values(best)[index] == min(ledger.values(trial)[index] for trial in complete)
+    lasting = [number for number in ends[-RECENT:] if not ledger.trials[number].open]
+    assert list(ledger.recent) == lasting and len(ledger.recent) <= RECENT
+    failures = [failure for trial in ledger.trials for failure in trial.failures]
+    for kind, kept in ledger.failures.items():
+        of_kind = [failure for failure in failures if failure.failure is kind]
+        assert kept.count == len(of_kind) and kept.last == of_kind[-1]
+    assert sum(kept.count for kept in ledger.failures.values()) == len(failures)
+    front = sorted(ledger.front_points.points.items(), key=lambda item: (item[1], item[0]))
+    assert [trial.number for trial in ledger.front()] == [number for number, _ in front]

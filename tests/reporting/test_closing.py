@@ -1,0 +1,72 @@
+"""The end of a study on the console: what it was, what was registered, what to type next."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aae_ray.reporting.closing import Closing, next_commands, print_report
+from aae_ray.reporting.console import console_for
+from aae_ray.search import events
+from aae_ray.search.outcomes import FailureClass, StudyEnd
+from tests.search.histories import History
+
+
+def closing(folder: Path, history: History, made: Mapping[str, Any] | None = None, uri: str = "http://host") -> Closing:
+    return Closing(
+        folder=folder,
+        ledger=history.ledger,
+        uri=uri,
+        registration=made,
+        unsent=0,
+        parked=[],
+        problem=None,
+        seconds=61.0,
+    )
+
+
+def ended() -> History:
+    history = History()
+    number = history.finish(0.1, 0.2).number
+    history.fail(history.begin(), FailureClass.BUG, "a worker [1] broke")
+    history.add(events.Chosen(number=number, registration={"name": "my decoder"}))
+    history.add(events.StudyEnded())
+    return history
+
+
+@pytest.mark.parametrize(("champion", "version"), [(True, ""), (False, " --version 2")])
+def test_the_images_that_are_offered_are_those_of_the_decoder_that_was_registered(
+    tmp_path: Path, champion: bool, version: str
+) -> None:
+    made = {"name": "my decoder", "version": 2, "champion": champion, "reason": ""}
+    (command,) = [text for label, text in next_commands(closing(tmp_path, ended(), made)) if label == "images"]
+    assert command.startswith(
+        f"python -m aae_ray.generate 'my decoder' --count 64 --out samples.png{version} --tracking-uri"
+    )
+
+
+def test_no_password_of_an_address_is_printed(tmp_path: Path) -> None:
+    made = {"name": "decoder", "version": 1, "champion": True, "reason": "the first version"}
+    out = io.StringIO()
+    print_report(console_for(out), closing(tmp_path, ended(), made, "https://ann:secret@host/path"))
+    assert "secret" not in out.getvalue() and "https://host/path" in out.getvalue()
+
+
+def test_the_report_says_how_it_went_and_what_to_type_next(tmp_path: Path) -> None:
+    out = io.StringIO()
+    print_report(console_for(out), closing(tmp_path, ended()))
+    text = out.getvalue()
+    for part in ("2 trials in 1 min 1 s: 1 complete", "t0000", "a worker [1] broke", "compare     http://host"):
+        assert part in text
+    assert "--resume" not in text
+
+
+def test_a_stopped_study_is_resumed_by_the_command_that_is_offered(tmp_path: Path) -> None:
+    history = History()
+    history.begin()
+    history.stop(StudyEnd.USER)
+    out = io.StringIO()
+    print_report(console_for(out), closing(tmp_path, history))
+    assert "python -m aae_ray.tune --resume" in out.getvalue() and "1 stopped early" in out.getvalue()
