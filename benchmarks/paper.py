@@ -18,12 +18,12 @@ if not __package__:  # run as a file: its neighbours are found from the root, by
     sys.path.insert(0, str(Path(__file__).parents[1]))
     os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
 
+from aae_ray.reporting.report import console_for
 from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
 from aae_ray.console import MISTAKE
 from aae_ray.errors import UserError
-from aae_ray.reporting.report import console_for
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, flatten, replace
 from aae_ray.study.study import Outcome, run_study

@@ -22,12 +22,7 @@ from aae_ray.reporting.console import console_for
 def command() -> None:
     console = console_for()
     for number in range(200):
-<<<<<<< HEAD:tests/reporting/test_console.py
-        signs = "\\N{DOWNWARDS ARROW} \\N{BLACK STAR} caf\\N{LATIN SMALL LETTER E WITH ACUTE} \\u4e2d"
-        console.print(f"line {number} {signs}")
-=======
         console.print(f"line {number} \\u2193 \\N{BLACK STAR} caf\\u00e9 \\u4e2d")
->>>>>>> wt-reporting:tests/reporting/test_output.py
         if number == 5:
             time.sleep(0.3)
     print("a line of another library")

@@ -131,7 +131,8 @@ def test_a_second_process_is_refused_with_host_and_pid_and_takes_over_when_the_f
     finally:
         process.kill()
         process.wait()
-    assert not owner.alive
+    killed = read_owner(study)
+    assert killed is not None and not killed.alive
     lock = StudyLock(study)
     lock.acquire()
     assert lock.taken_over is not None and lock.taken_over.pid == process.pid

@@ -105,7 +105,7 @@ def test_suggestions_follow_from_the_seed(tmp_path: Path, sampler: str, objectiv
 def test_the_sampler_is_the_one_that_was_asked_for() -> None:
     kinds = {"tpe": TPESampler, "nsga2": NSGAIISampler, "random": RandomSampler}
     for name, kind in kinds.items():
-        assert type(build_sampler(SamplerSettings(type=name), 0)) is kind  # type: ignore[arg-type]
+        assert type(build_sampler(SamplerSettings(type=name), 0)) is kind
 
 
 def test_an_empty_space_suggests_nothing_and_still_has_its_trials(tmp_path: Path) -> None:
