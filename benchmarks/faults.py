@@ -33,7 +33,7 @@ from aae_ray.search.journal import read_events
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import State, StudyEnd
 
-TRIALS, EPOCHS = 4, 45
+TRIALS, EPOCHS = 4, 120
 STUDY = (
     f"study.budget.trials={TRIALS}",
     f"train.epochs={EPOCHS}",
@@ -267,7 +267,7 @@ def disturbed(folder: Path, gangs: int, luck: random.Random, most: int, expected
     try:
         while True:
             wanted = luck.choice(sorted(FAULTS))
-            moment = time.monotonic() + luck.uniform(1, 20)
+            moment = time.monotonic() + luck.uniform(2, 14)
             while time.monotonic() < moment and study.process is not None and study.process.poll() is None:
                 time.sleep(0.1)
             if len(injected) < most and FAULTS[wanted](study, luck):
