@@ -104,9 +104,11 @@ def tune(
             )
         if dry_run:
             from aae_ray.reporting.cards import resolved
-            from aae_ray.study.checks import checked
+            from aae_ray.study.checks import checked, disk_needed
 
-            checked(plan)
+            plan, _, dataset = checked(plan)
+            needed = disk_needed(plan, dataset) / 1e6
+            console.print(f"# checkpoints will take about {needed:.1f} MB at a time (study.keep)", soft_wrap=True)
             console.print(resolved(plan), highlight=False, soft_wrap=True)
             return
         closing = study.start_study(plan, console, warm_start=warm_start or (), verbose=verbose)

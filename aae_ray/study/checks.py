@@ -1,5 +1,6 @@
 """All that can be wrong before anything starts, looked at."""
 
+import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ FREE = ("study.budget.", "study.concurrent_trials", "study.start_timeout", "stud
         "study.keep", "study.finalists", "tracking.")  # fmt: skip
 FIXED = ("study.name", "study.folder", "study.objectives", "data.")  # what even an extension may not
 VERSIONS = ("torch", "optuna", "numpy")  # packages that change what a study computes
+EXPECTED_FRONT = 12  # trials whose checkpoints stay at a time; a front is seldom wider
+OPTIMIZER_COPIES = 3  # weights, and Adam's two moments of them
 LEAST_FREE_BYTES = 100_000_000  # under the study's folder: with less, a study stops while its journal can be written
 
 
@@ -159,6 +162,21 @@ def versions() -> Mapping[str, str]:
 
 
 # ------------------------------------------------------------------------------------------------------------- disk
+
+
+def disk_needed(plan: Plan, dataset: Dataset) -> int:
+    """About how many bytes the checkpoints of a study will take at once: those of the trials under way, with the state
+    of their optimizers, and those that stay by study.keep."""
+    settings = plan.settings
+    weights = 0
+    for each in _each_structure(plan):
+        model = build_model(each, dataset.shape, classes=dataset.classes)
+        own = sum(p.numel() * p.element_size() for network in model.networks.values() for p in network.parameters())
+        weights = max(weights, own)
+    trials = settings.study.budget.trials
+    stay = trials if settings.study.keep == "all" else min(trials, EXPECTED_FRONT)
+    under_way = settings.study.concurrent_trials or os.cpu_count() or 1
+    return weights * (stay + under_way * 2 * OPTIMIZER_COPIES)  # the next checkpoint is there before the last one goes
 
 
 def disk_problem(folder: Path, needed: int = LEAST_FREE_BYTES) -> str | None:

@@ -1,7 +1,9 @@
 """The MLflow server or database: where it is, and how its client behaves."""
 
+import contextlib
 import logging
 import os
+import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -68,3 +70,20 @@ def artifact_location(uri: str, experiment: str) -> str | None:
         return None
     database = Path(uri.partition(":///")[2].partition("?")[0])
     return (database.parent / "mlartifacts" / experiment.replace("/", "-")).as_uri()
+
+
+def make_database(uri: str) -> None:
+    """Make a new SQLite database of MLflow under another name first: a process that is killed in the middle of MLflow's
+    migrations would leave one that MLflow can never open again."""
+    path = Path(uri.partition(":///")[2].partition("?")[0])
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    from mlflow import MlflowClient
+
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{partial}", registry_uri=f"sqlite:///{partial}").search_experiments()
+        with contextlib.suppress(FileExistsError):  # another study has just made it
+            os.link(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

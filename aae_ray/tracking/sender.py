@@ -18,7 +18,7 @@ from aae_ray.errors import UserError
 from aae_ray.search import events
 from aae_ray.search.journal import Journal, StudyLock, read_events
 from aae_ray.secrets import redact, without_userinfo
-from aae_ray.tracking.address import artifact_location, quiet_mlflow, tracking_uri
+from aae_ray.tracking.address import artifact_location, make_database, quiet_mlflow, tracking_uri
 from aae_ray.tracking.registry import register
 from aae_ray.tracking.sink import (
     FILES,
@@ -146,6 +146,7 @@ class Tracker:
         self.problem: str | None = None  # why sending is stuck at the moment
         self.news = threading.Condition()
         self.closing = threading.Event()
+        self.opening = threading.Lock()
         self.sent = 0  # events that this process has brought to MLflow
         self.lanes = [_Lane(self, RECORDS_LANE), _Lane(self, FILES_LANE)]
         for lane in self.lanes:
@@ -308,7 +309,8 @@ class _Lane:
 
     def _writer(self) -> "MlflowWriter":
         if self.client is None:
-            self.client = MlflowWriter(self.tracker)
+            with self.tracker.opening:  # MLflow may have to make its database, which two threads cannot
+                self.client = MlflowWriter(self.tracker)
         return self.client
 
 
@@ -327,6 +329,7 @@ class MlflowWriter:
         from mlflow import MlflowClient
 
         self.folder, self.cursor = tracker.folder, tracker.cursor
+        make_database(tracker.uri)
         self.client = MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
         self.experiment_id = self._experiment(tracker.uri, _experiment_name(tracker.history[0]))
 
