@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution
 from aae_ray.console import run_command
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
-from aae_ray.study.study import labels_advice
+from aae_ray.study.checks import labels_advice
 from tests.study.commands import run
 
 
