@@ -7,6 +7,7 @@ is back, or later with `python -m aae_ray.tune --sync NAME`. Nothing here ever r
 
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
@@ -35,6 +36,8 @@ from aae_ray.tracking.sink import (
     SetStatus,
     SetTags,
 )
+
+logger = logging.getLogger(__name__)
 
 CURSOR = "mlflow.json"
 PARAM_CHARACTERS, TAG_CHARACTERS, BATCH = 6000, 8000, 100
@@ -203,7 +206,12 @@ class _Lane:
         cursor, attempt = self.tracker.cursor, 0
         self.retry = [entry for entry in cursor.parked if entry["lane"] == self.name]
         while True:
-            self._map()
+            try:
+                self._map()
+            except Exception as error:  # an event that cannot be told must be seen, and must not end the lane
+                logger.exception("an event could not be mapped")
+                self.tracker.problem = reason_of(error)
+                return
             if not self.ready and not self.retry:
                 cursor.note(at_once=True)
                 if self.tracker.closing.is_set():

@@ -17,16 +17,17 @@ from typing import Any
 import pytest
 
 from aae_ray.errors import UserError
-from aae_ray.tracking.sender import CURSOR, SPOOL, STUDY, Spool, Tracker, replay
+from aae_ray.search.journal import JOURNAL
+from aae_ray.tracking.sender import CURSOR, sync
 from tests.tracking.little_study import (
     EXPERIMENT,
     PATIENCE,
+    LittleStudy,
     check_study,
     client_of,
     runs_of,
     steps_of,
     wait_until,
-    write_study,
 )
 
 # ------------------------------------------------------------------------------------------------------------ kill -9
@@ -34,60 +35,63 @@ from tests.tracking.little_study import (
 SENDING = """
 import sys, time
 from pathlib import Path
-from aae_ray.tracking.sender import STUDY, Tracker
-tracker = Tracker(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
-tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1000.0)
+from tests.tracking.little_study import LittleStudy
+study = LittleStudy(Path(sys.argv[1]), sys.argv[2])
+study.begin()
 for step in range(1, 101):
-    tracker.log_metrics(STUDY, {"m": float(step)} | {f"m{n}": 0.0 for n in range(400)}, step)  # two are a request
+    study.report({"epoch": float(step), "m": float(step)} | {f"m{n}": 0.0 for n in range(400)})  # two are a request
 time.sleep(1000)
 """
 
 
-def test_a_process_that_is_killed_loses_and_doubles_nothing(database: str, tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", SENDING, str(tmp_path), database, EXPERIMENT])
+def done(folder: Path, uri: str) -> int:
+    """Events that a note counts as sent."""
     try:
-        wait_until(lambda: (tmp_path / CURSOR).exists() and json.loads((tmp_path / CURSOR).read_text())["sent"] > 20)
+        return int(json.loads((folder / CURSOR).read_text())[uri]["records"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def test_a_process_that_is_killed_loses_and_doubles_nothing(database: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", SENDING, str(tmp_path), database]
+    process = subprocess.Popen(command, env=environment)
+    try:
+        wait_until(
+            lambda: len((tmp_path / JOURNAL).read_bytes().splitlines()) == 103 if done(tmp_path, database) else 0
+        )
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    recorded = len((tmp_path / SPOOL).read_text().splitlines())
-    before = json.loads((tmp_path / CURSOR).read_text())["sent"]
-    assert recorded == 102 and before < recorded  # it was killed while it was sending
-    assert replay(tmp_path) == (recorded - before, 0, [])
-    assert steps_of(database, runs_of(database)["study-s1"], "m") == [(step, float(step)) for step in range(1, 101)]
+    before = done(tmp_path, database)
+    assert before < 103, "it was not killed while it was sending"
+    assert sync(tmp_path, database)[:3] == (103 - before, 0, [])
+    assert steps_of(database, runs_of(database)["t0000-z3"], "m") == [(step, float(step)) for step in range(1, 101)]
 
 
 def test_a_line_that_was_cut_off_by_a_crash_does_not_keep_the_others_back(database: str, tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.append({"do": "open", "uri": database, "experiment": EXPERIMENT})
-    spool.append(
-        {
-            "do": "create",
-            "run": STUDY,
-            "name": "study-s1",
-            "tags": {"aae.study_id": "s1", "aae.run_kind": "study"},
-            "time": 1000,
-        }
-    )
+    study = LittleStudy(tmp_path, f"sqlite:///{tmp_path}/nowhere/mlflow.db")
+    study.begin()
     for step in (1, 2):
-        spool.append({"do": "metrics", "run": STUDY, "metrics": {"m": float(step)}, "step": step, "time": step})
-    text = (tmp_path / SPOOL).read_text()
-    (tmp_path / SPOOL).write_text(text[:-30])  # the disk was full, or the power went
+        study.report({"epoch": float(step), "m": float(step)})
+    study.tracker.close(0.1)
+    content = (tmp_path / JOURNAL).read_bytes()
+    (tmp_path / JOURNAL).write_bytes(content[:-30])  # the disk was full, or the power went
     began = time.monotonic()
-    assert replay(tmp_path, seconds=20)[1] == 0 and time.monotonic() - began < 19
-    tracker = Tracker(tmp_path)  # and what is recorded later is whole again
-    tracker.log_metrics(STUDY, {"m": 3.0}, 3)
-    assert tracker.close(20) == 0
-    assert steps_of(database, runs_of(database)["study-s1"], "m") == [(1, 1.0), (3, 3.0)]
+    assert sync(tmp_path, database, seconds=20).left == 0 and time.monotonic() - began < 19
+    assert steps_of(database, runs_of(database)["t0000-z3"], "m") == [(1, 1.0)]
 
 
-def test_a_note_that_has_outlived_the_lines_it_counts_holds_nothing_up(database: str, tmp_path: Path) -> None:
-    """After a power cut the note of what was sent may be on the disk, and the last lines may not."""
-    spool = Spool(tmp_path)
-    spool.append({"do": "open", "uri": database, "experiment": EXPERIMENT})
-    (tmp_path / CURSOR).write_text(json.dumps({"sent": 9, "runs": {}, "results": {}}))
+def test_a_note_that_has_outlived_the_events_it_counts_holds_nothing_up(database: str, tmp_path: Path) -> None:
+    """After a power cut the note of what was sent may be on the disk, and the last events may not."""
+    study = LittleStudy(tmp_path, database)
+    assert study.tracker.close(PATIENCE) == 0
+    study.journal.close()
+    note = json.loads((tmp_path / CURSOR).read_text())
+    note[database] |= {"records": 9, "files": 9}
+    (tmp_path / CURSOR).write_text(json.dumps(note))
     began = time.monotonic()
-    assert replay(tmp_path, seconds=10) == (0, 0, []) and time.monotonic() - began < 9
+    assert sync(tmp_path, database, seconds=10).left <= 0 and time.monotonic() - began < 9
 
 
 # ------------------------------------------------------------------------------------------------------------ outages
@@ -231,70 +235,77 @@ def direct(line: Line) -> str:
 
 def test_a_server_that_is_up_gets_everything(line: Line, tmp_path: Path) -> None:
     line.open()
-    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
-    write_study(tracker, tmp_path)
-    assert tracker.close(PATIENCE) == 0 and tracker.dropped == [] and tracker.problem is None
+    study = LittleStudy(tmp_path, line.uri)
+    study.write()
+    assert study.tracker.close(PATIENCE) == 0 and study.tracker.parked == [] and study.tracker.problem is None
     check_study(direct(line))
 
 
 def test_a_server_that_comes_late_gets_everything_once(line: Line, tmp_path: Path) -> None:
     """Down from the first record to the last: nothing raises, the end does not wait, a replay sends it all."""
-    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
+    study = LittleStudy(tmp_path, line.uri)
     began = time.monotonic()
-    written = write_study(tracker, tmp_path) + 1
+    written = study.write()
     assert time.monotonic() - began < 1  # recording waits for nobody
-    wait_until(lambda: tracker.problem)
+    wait_until(lambda: study.tracker.problem)
     began = time.monotonic()
-    assert tracker.close(PATIENCE) == written
+    assert study.tracker.close(PATIENCE) == written
     assert time.monotonic() - began < 10  # the end does not wait for a server that is down
-    assert tracker.problem is not None and len(tracker.problem.splitlines()) == 1 and tracker.results == {}
+    assert (
+        study.tracker.problem is not None
+        and len(study.tracker.problem.splitlines()) == 1
+        and study.tracker.registration is None
+    )
 
-    with pytest.raises(UserError, match=f"MLflow still does not take the {written} records of {tmp_path}: "):
-        replay(tmp_path)
+    with pytest.raises(UserError, match=f"still does not take the {written} records of {tmp_path}: "):
+        sync(tmp_path, line.uri, seconds=5)
     line.open()
-    assert replay(tmp_path) == (written, 0, [])
+    assert sync(tmp_path, line.uri)[:3] == (written, 0, [])
     check_study(direct(line))
-    assert replay(tmp_path) == (0, 0, [])
+    assert sync(tmp_path, line.uri)[:3] == (0, 0, [])
     check_study(direct(line))
 
 
 def test_an_outage_in_the_middle_loses_and_doubles_nothing(line: Line, tmp_path: Path) -> None:
     line.open()
-    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
-    tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1000.0)
-    tracker.log_metrics(STUDY, {"m": 1.0}, 1)
-    wait_until(lambda: tracker.spool.unsent == 0)
+    study = LittleStudy(tmp_path, line.uri)
+    study.begin()
+    study.report({"epoch": 1.0, "m": 1.0})
+    wait_until(lambda: study.tracker.unsent == 0)
     line.cut()
-    tracker.log_metrics(STUDY, {"m": 2.0}, 2)
-    wait_until(lambda: tracker.problem)
-    tracker.log_metrics(STUDY, {"m": 3.0}, 3)
+    study.report({"epoch": 2.0, "m": 2.0})
+    wait_until(lambda: study.tracker.problem)
+    study.report({"epoch": 3.0, "m": 3.0})
     line.open()
-    wait_until(lambda: tracker.spool.unsent == 0)
-    assert tracker.problem is None
-    assert tracker.close(PATIENCE) == 0 and tracker.dropped == []
-    assert steps_of(direct(line), runs_of(direct(line))["study-s1"], "m") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    wait_until(lambda: study.tracker.unsent == 0)
+    assert study.tracker.problem is None
+    assert study.tracker.close(PATIENCE) == 0 and study.tracker.parked == []
+    assert steps_of(direct(line), runs_of(direct(line))["t0000-z3"], "m") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
 def test_a_server_that_came_back_just_before_the_end_gets_the_rest(line: Line, tmp_path: Path) -> None:
     """However long the pause before the next attempt would have been."""
-    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
-    tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1000.0)
+    study = LittleStudy(tmp_path, line.uri)
     time.sleep(2)  # several attempts: the pauses grow
-    wait_until(lambda: tracker.problem)
+    wait_until(lambda: study.tracker.problem)
     line.open()
-    assert tracker.close(PATIENCE) == 0
+    assert study.tracker.close(PATIENCE) == 0
     assert runs_of(direct(line)).keys() == {"study-s1"}
 
 
 def test_the_epochs_of_an_interval_are_few_requests(line: Line, tmp_path: Path) -> None:
     line.open()
     line.status = 503  # what is recorded meanwhile stands together for sure
-    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
-    write_study(tracker, tmp_path, epochs=30)
+    study = LittleStudy(tmp_path, line.uri)
+    study.write(30)
     line.status = None
-    assert tracker.close(PATIENCE) == 0 and tracker.dropped == []
+    assert study.tracker.close(PATIENCE) == 0 and study.tracker.parked == []
     check_study(direct(line), epochs=30)
-    assert [body.count(b"val/reconstruction_mse") for _, body in line.requests if b"val/recon" in body] == [30]
+    # The epochs in one request; then the best value, and the study's own metrics, of the trial's end.
+    bodies = [
+        body for path, body in line.requests if path.endswith("log-batch") and b'"val/reconstruction_mse"' in body
+    ]
+    assert max(body.count(b'"val/reconstruction_mse"') for body in bodies) == 30 and len(bodies) == 1
 
 
 @pytest.mark.parametrize(
@@ -312,9 +323,9 @@ def test_an_answer_that_is_lost_doubles_nothing(line: Line, tmp_path: Path, lost
     """The server has done what was asked, and we do not know: the connection broke, or the answer took too long."""
     line.open()
     line.lose = lost
-    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
-    write_study(tracker, tmp_path)
-    assert tracker.close(PATIENCE) == 0 or replay(tmp_path)[1] == 0
+    study = LittleStudy(tmp_path, line.uri)
+    study.write()
+    assert study.tracker.close(PATIENCE) == 0 or sync(tmp_path, line.uri).left == 0
     assert line.lost == 1
     check_study(direct(line))
 
@@ -323,17 +334,18 @@ def test_a_silent_server_does_not_hold_up_the_end(line: Line, tmp_path: Path, mo
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     line.open()
     line.silent = True
-    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
-    written = write_study(tracker, tmp_path) + 1
+    study = LittleStudy(tmp_path, line.uri)
+    written = study.write()
     wait_until(lambda: "mlflow" in sys.modules)
     began = time.monotonic()
-    assert tracker.close(1) == written
+    assert study.tracker.close(1) == written
     assert time.monotonic() - began < 1 + 5 + 2
     line.silent = False
     line.hung_up.set()
     monkeypatch.undo()
-    tracker.thread.join(PATIENCE)
-    assert replay(tmp_path)[1] == 0
+    for lane in study.tracker.lanes:
+        lane.thread.join(PATIENCE)
+    assert sync(tmp_path, line.uri).left == 0
     check_study(direct(line))
 
 
@@ -342,10 +354,10 @@ def test_a_server_that_answers_nonsense_is_taken_for_one_that_is_down(line: Line
     """A proxy before a server that restarts, or an address that is not MLflow's: nothing must be given up for that."""
     line.status = status
     line.open()
-    tracker = Tracker(tmp_path, line.uri, EXPERIMENT)
-    written = write_study(tracker, tmp_path) + 1
-    wait_until(lambda: tracker.problem or tracker.dropped)
-    assert tracker.close(PATIENCE) == written and tracker.dropped == [] and tracker.problem
+    study = LittleStudy(tmp_path, line.uri)
+    written = study.write()
+    wait_until(lambda: study.tracker.problem or study.tracker.parked)
+    assert study.tracker.close(PATIENCE) == written and study.tracker.parked == [] and study.tracker.problem
     line.status = None
-    assert replay(tmp_path) == (written, 0, [])
+    assert sync(tmp_path, line.uri)[:3] == (written, 0, [])
     check_study(direct(line))

@@ -1,27 +1,27 @@
 """MLflow gets what a study has to say, once and in order; nothing that it refuses stops a study."""
 
 import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
-from aae_ray.search.ledger import Ledger
-from aae_ray.search.space import Plan, read_plan
-from aae_ray.tracking.address import artifact_location, tracking_uri
-from aae_ray.tracking.sender import CURSOR, SPOOL, STUDY, Spool, Tracker, replay, together
-from aae_ray.tracking.sink import Records
+from aae_ray.search import events
+from aae_ray.search.journal import JOURNAL, StudyLock
+from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
+from aae_ray.tracking.address import artifact_location, make_database, tracking_uri
+from aae_ray.tracking.sender import CURSOR, Tracker, reason_of, sync
+from aae_ray.tracking.sink import STUDY
 from tests.tracking.little_study import (
     EXPERIMENT,
     PATIENCE,
+    LittleStudy,
     check_study,
     client_of,
     runs_of,
     steps_of,
     wait_until,
-    write_study,
 )
 
 # ------------------------------------------------------------------------------------------------------ the address
@@ -108,250 +108,254 @@ def test_artifacts_of_a_server_are_its_own_business() -> None:
     assert artifact_location("http://tracking:5000", EXPERIMENT) is None
 
 
-# ---------------------------------------------------------------------------------------------- what a study records
+def test_a_new_database_is_there_when_it_is_whole(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    make_database(uri)
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    client_of(uri).search_experiments()
+    make_database(uri)
 
-STUDY_FILE = """
-study: {name: digits, budget: {trials: 3}}
-run: {train.epochs: 3}
-space:
-  model.latent_dim: {type: int, low: 2, high: 8}
-"""
+
+# ---------------------------------------------------------------------------------------------- what a study records
 
 
 def shown(epoch: int, mse: float, jsd: float | None = None) -> dict[str, float]:
     return {"epoch": float(epoch), "val/reconstruction_mse": mse} | ({} if jsd is None else {"val/jsd_nats": jsd})
 
 
-def tell(ledger: Ledger, records: Records, trial_id: str, *history: dict[str, float], **said: Any) -> None:
-    for metrics in ledger.report(trial_id, {"history": list(history), **said}):
-        records.trial_epoch(ledger.trials[trial_id], metrics)
-
-
-@pytest.fixture
-def plan(tmp_path: Path, cache: Path) -> Plan:
-    file = tmp_path / "study.yaml"
-    file.write_text(STUDY_FILE)
-    return read_plan(str(file), [f"data.cache={cache}"])
-
-
-def test_a_study_is_a_parent_with_a_child_for_every_trial(
-    database: str, tmp_path: Path, plan: Plan, digits: Dataset
-) -> None:
-    tracker, ledger = Tracker(tmp_path, database, EXPERIMENT), Ledger(plan)
-    records = Records(tracker, plan, "digits-1", digits)
-    page = tmp_path / "pareto_front.html"
-    page.write_text("a plot")
-
-    records.study_began()
-    for trial_id, size in (("aa", 3), ("bb", 4), ("cc", 5)):
-        records.trial_began(ledger.begin(trial_id, {"model.latent_dim": size}))
-    tell(ledger, records, "aa", shown(1, 0.5), shown(2, float("nan"), 0.3), shown(3, 0.6, 0.2), finished=True)
-    records.trial_picture(ledger.trials["aa"], page)
-    records.trial_ended(ledger.end("aa"), ledger)
-    tell(ledger, records, "bb", shown(1, 0.7))
-    records.trial_began(ledger.begin("bb", {"model.latent_dim": 4}))  # its worker died, and it begins again
-    tell(ledger, records, "bb", shown(1, 0.7), shown(2, 0.65), stop_reason="code_collapse")
-    records.trial_ended(ledger.end("bb"), ledger)
-    records.trial_ended(ledger.end("cc", failed=True, message="the worker died"), ledger)
-    records.plots([page])
-    records.study_ended(ledger, "FINISHED")
-    assert tracker.close(PATIENCE) == 0 and tracker.dropped == []
+def test_a_study_is_a_parent_with_a_child_for_every_trial(database: str, tmp_path: Path) -> None:
+    study = LittleStudy(tmp_path, database, study__budget__trials=3, train__epochs=3)
+    (tmp_path / "pareto_front.html").write_text("a plot")
+    for number, size in enumerate((3, 4, 5)):
+        study.begin(number, size)
+    study.report(shown(1, 0.5), shown(2, float("nan"), 0.3), shown(3, 0.6, 0.2))
+    study.add(events.FileWritten(number=0, path="pareto_front.html", folder="figures"))
+    study.add(events.Ended(number=0, reason=Reason.COMPLETED))
+    study.report(shown(1, 0.7), number=1)
+    lost = events.AttemptFailed(
+        number=1, attempt=1, failure=FailureClass.LOST_WORKER, message="the worker died", traceback="Traceback ...",
+        log_tail="its last words", retry=True,
+    )  # fmt: skip
+    study.add(lost)
+    study.attempt(1, 2)
+    study.report(shown(1, 0.7), shown(2, 0.65), number=1)
+    study.add(events.Ended(number=1, reason=Reason.COLLAPSED))
+    study.add(lost.model_copy(update={"number": 2, "retry": False, "failure": FailureClass.BUG}))
+    study.add(events.Ended(number=2, reason=Reason.BUG, message="the worker died"))
+    study.add(events.FileWritten(number=None, path="pareto_front.html", folder="plots"))
+    study.add(events.Measured(number=0, metrics={"test/jsd_nats": 0.25}, remarks=(), tags={"aae.judge": "j"}))
+    study.add(events.Chosen(number=0, registration=None), events.StudyEnded())
+    assert study.tracker.close(PATIENCE) == 0 and study.tracker.parked == []
 
     runs = runs_of(database)
-    assert runs.keys() == {"study-digits-1", "t0000-z3", "t0001-z4", "t0002-z5"}
-    parent = runs["study-digits-1"]
-    assert parent.info.run_id == tracker.run_id(STUDY) and parent.info.status == "FINISHED" and parent.info.end_time
-    assert parent.data.tags["aae.study_id"] == "digits-1" and parent.data.tags["aae.run_kind"] == "study"
-    assert parent.data.tags["aae.data_digest"] == digits.digest and parent.data.tags["version.mlflow"]
-    assert (
-        parent.data.params["space.model.latent_dim"].startswith("IntDistribution(")
-        and "model.latent_dim" not in parent.data.params
-    )
-    assert parent.data.params["study.budget.trials"] == "3" and parent.data.params["train.epochs"] == "3"
+    assert runs.keys() == {"study-s1", "t0000-z3", "t0001-z4", "t0002-z5"}
+    parent = runs["study-s1"]
+    assert parent.info.run_id == study.tracker.run_id(STUDY) and parent.info.status == "FINISHED"
+    assert parent.data.tags["aae.study_id"] == "s1" and parent.data.tags["aae.run_kind"] == "study"
+    assert parent.data.tags["aae.data_digest"] == "d" * 32 and parent.data.tags["aae.best_trial"] == "t0000"
+    assert parent.data.params["space.model.latent_dim"].startswith("IntDistribution(")
+    assert "model.latent_dim" not in parent.data.params and parent.data.params["study.budget.trials"] == "3"
     assert "| t0000 | 0.6000 | 0.2000 | 3 |" in parent.data.tags["mlflow.note.content"]
-    assert [file.path for file in client_of(database).list_artifacts(parent.info.run_id, "plots")] == [
-        "plots/pareto_front.html"
-    ]
+    plots = client_of(database).list_artifacts(parent.info.run_id, "plots")
+    assert [file.path for file in plots] == ["plots/pareto_front.html"]
     assert steps_of(database, parent, "study/trials_complete") == [(1, 1.0), (2, 1.0), (3, 1.0)]
     assert steps_of(database, parent, "study/trials_failed") == [(1, 0.0), (2, 0.0), (3, 1.0)]
     assert steps_of(database, parent, "study/best_reconstruction_mse") == [(1, 0.6), (2, 0.6), (3, 0.6)]
 
     child = runs["t0000-z3"]
-    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert child.data.tags["aae.trial_id"] == "aa" and child.data.tags["aae.stop_reason"] == "completed"
-    assert child.data.params["model.latent_dim"] == "3" and child.data.params["optim.beta2"] == "0.999"
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id and child.data.tags["aae.judge"] == "j"
+    assert child.data.params["model.latent_dim"] == "3" and child.data.metrics["test/jsd_nats"] == 0.25
     assert not [key for key in child.data.params if key.startswith(("study.", "tracking."))]
     assert steps_of(database, child, "val/reconstruction_mse") == [(1, 0.5), (3, 0.6)]  # NaN is not recorded
     assert steps_of(database, child, "val/jsd_nats") == [(2, 0.3), (3, 0.2)]
     assert child.data.metrics["best/val/reconstruction_mse"] == 0.5 and child.data.metrics["best/epoch"] == 1
-    assert [file.path for file in client_of(database).list_artifacts(child.info.run_id, "figures")] == [
-        "figures/pareto_front.html"
-    ]
-    (used,) = child.inputs.dataset_inputs
-    assert used.dataset.digest == digits.digest and json.loads(used.dataset.profile)["train"] == len(digits.train)
 
     retried = runs["t0001-z4"]
     assert retried.data.tags["aae.attempt"] == "2" and retried.data.tags["aae.stop_reason"] == "code_collapse"
+    assert retried.data.tags["aae.failure_class"] == "lost_worker"
     assert steps_of(database, retried, "val/reconstruction_mse") == [(1, 0.7), (2, 0.65)]  # the first epoch once
-    assert [runs[name].info.status for name in ("t0000-z3", "t0001-z4", "t0002-z5")] == ["FINISHED", "KILLED", "FAILED"]
+    statuses = [runs[name].info.status for name in ("t0000-z3", "t0001-z4", "t0002-z5")]
+    assert statuses == ["FINISHED", "KILLED", "FAILED"]
     assert runs["t0002-z5"].data.tags["aae.message"] == "the worker died"
+    (failure,) = client_of(database).list_artifacts(runs["t0002-z5"].info.run_id)
+    path = client_of(database).download_artifacts(runs["t0002-z5"].info.run_id, failure.path)
+    assert Path(path).read_text() == "the worker died\n\nTraceback ...\n\nits last words"
     place = client_of(database).get_experiment_by_name(EXPERIMENT).artifact_location
     assert place == artifact_location(database, EXPERIMENT)
+
+
+def test_a_study_that_stops_and_goes_on_has_one_child_a_trial_and_nothing_runs_in_between(
+    database: str, tmp_path: Path
+) -> None:
+    study = LittleStudy(tmp_path, database)
+    study.begin()
+    study.report(shown(1, 0.5, 0.5), shown(2, 0.4, 0.4))
+    study.add(events.StudyStopped(end=StudyEnd.USER))
+    assert study.tracker.close(PATIENCE) == 0
+    assert {run.info.status for run in runs_of(database).values()} == {"KILLED"}
+    assert runs_of(database)["t0000-z3"].data.tags["aae.stop_reason"] == "user"
+    again = LittleStudy.__new__(LittleStudy)
+    again.folder, again.now, again.journal = tmp_path, 2000.0, study.journal
+    again.tracker = Tracker(tmp_path, study.journal.history, database)
+    again.add(events.StudyResumed(host="h", pid=2))
+    wait_until(lambda: {run.info.status for run in runs_of(database).values()} == {"RUNNING"})
+    again.attempt(0, 2, 2)
+    again.report(shown(2, 0.4, 0.4), shown(3, 0.3, 0.3))
+    again.add(events.Ended(number=0, reason=Reason.COMPLETED), events.StudyEnded())
+    assert again.tracker.close(PATIENCE) == 0
+    runs = runs_of(database)
+    assert len(runs) == 2 and {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert [step for step, _ in steps_of(database, runs["t0000-z3"], "val/jsd_nats")] == [1, 2, 3]
 
 
 # ------------------------------------------------------------------------------------------------- once, and in order
 
 
-def test_a_replay_tells_what_is_refused_and_does_not_count_it_as_sent(database: str, tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, database, EXPERIMENT)
-    tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1.0)
-    tracker.log_artifact(STUDY, tmp_path / "nothing.png")
-    assert tracker.close(PATIENCE) == 0
-    (tmp_path / CURSOR).unlink()
-    sent, left, refused = replay(tmp_path)
-    assert (sent, left) == (2, 0) and [text.partition(":")[0] for text in refused] == ["artifact"]
-
-
 def test_what_is_sent_twice_is_there_once(database: str, tmp_path: Path) -> None:
     """The note of how far it came is lost, or older than the last request: all is sent again and nothing doubles."""
-    tracker = Tracker(tmp_path, database, EXPERIMENT)
-    written = write_study(tracker, tmp_path)
-    assert tracker.close(PATIENCE) == 0 and tracker.dropped == []
+    study = LittleStudy(tmp_path, database)
+    written = study.write()
+    assert study.tracker.close(PATIENCE) == 0 and study.tracker.parked == []
     check_study(database)
     (tmp_path / CURSOR).unlink()
-    assert replay(tmp_path) == (written + 1, 0, [])  # and the line that names the server
+    assert sync(tmp_path, database)[:3] == (written, 0, [])
     check_study(database)
     cursor = json.loads((tmp_path / CURSOR).read_text())
-    (tmp_path / CURSOR).write_text(json.dumps(cursor | {"sent": 4}))
-    assert replay(tmp_path) == (written + 1 - 4, 0, [])
+    cursor[database] |= {"records": 4, "files": 0}
+    (tmp_path / CURSOR).write_text(json.dumps(cursor))
+    assert sync(tmp_path)[:3] == (written - 4, 0, [])
     check_study(database)
-    assert replay(tmp_path) == (0, 0, [])
+    assert sync(tmp_path)[:3] == (0, 0, [])
+    assert (tmp_path / CURSOR).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_study_that_has_moved_is_sent_from_where_it_is_and_to_where_one_says(
+    database: str, tmp_path: Path, empty_database: Path
+) -> None:
+    first = tmp_path / "first"
+    first.mkdir()
+    study = LittleStudy(first, f"sqlite:///{tmp_path}/nowhere/mlflow.db")
+    study.write()
+    study.tracker.close(0.1)
+    study.journal.close()
+    moved = first.rename(tmp_path / "second")
+    assert sync(moved, database).left == 0
+    check_study(database)
+    other = tmp_path / "other.db"
+    shutil.copyfile(empty_database, other)
+    assert sync(moved, f"sqlite:///{other}").left == 0
+    check_study(f"sqlite:///{other}")
 
 
 def test_two_studies_share_an_experiment_and_a_deleted_one_comes_back(database: str, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        folder = tmp_path / name
-        folder.mkdir()
-        tracker = Tracker(folder, database, EXPERIMENT)
-        tracker.create_run(STUDY, f"study-{name}", {"aae.study_id": name, "aae.run_kind": "study"}, 1.0)
-        assert tracker.close(PATIENCE) == 0
-        client_of(database).delete_experiment(tracker.results["experiment_id"])
+        (tmp_path / name).mkdir()
+        study = LittleStudy(tmp_path / name, database, name)
+        assert study.tracker.close(PATIENCE) == 0
+        client = client_of(database)
+        client.delete_experiment(client.get_experiment_by_name(EXPERIMENT).experiment_id)
     (tmp_path / "one" / CURSOR).unlink()
-    replay(tmp_path / "one")
+    sync(tmp_path / "one", database)
     assert runs_of(database).keys() == {"study-one", "study-two"}
 
 
 def test_values_that_are_too_long_for_mlflow_are_cut_and_none_is_left_out(database: str, tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, database, EXPERIMENT)
-    tracker.create_run(STUDY, "long", {"aae.study_id": "x", "aae.run_kind": "study", "nothing": None}, 1.0)
-    tracker.log_params(STUDY, {f"p{index}": "x" * 7000 for index in range(130)} | {"none": None, "empty": ""})
-    tracker.set_tags(STUDY, {"long": "ü" * 9000})
-    assert tracker.close(PATIENCE) == 0 and tracker.dropped == []
-    run = runs_of(database)["long"]
-    assert len(run.data.params) == 131 and {len(run.data.params[f"p{index}"]) for index in range(130)} == {6000}
-    assert run.data.tags["long"] == "ü" * 8000 and "nothing" not in run.data.tags and run.data.params["empty"] == ""
+    study = LittleStudy(tmp_path, database)
+    study.begin()
+    tags = {"long": "ü" * 9000, "empty": ""}
+    study.add(events.Measured(number=0, metrics={}, remarks=(), tags=tags))
+    assert study.tracker.close(PATIENCE) == 0 and study.tracker.parked == []
+    run = runs_of(database)["t0000-z3"]
+    assert run.data.tags["long"] == "ü" * 8000 and len(run.data.params) > 50
 
 
-def test_a_record_that_mlflow_refuses_for_good_is_told_and_the_others_go_on(database: str, tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, database, EXPERIMENT)
-    tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1.0)
-    tracker.log_params(STUDY, {"a": 1})
-    tracker.log_params(STUDY, {"a": 2})  # params never change
-    tracker.log_artifact(STUDY, tmp_path / "gone.png")
-    tracker.log_metrics("nobody", {"m": 1.0}, 1)  # a run that was never created
-    tracker.log_metrics(STUDY, {"m": 1.0}, 1)
-    assert tracker.close(PATIENCE) == 0 and tracker.problem is None
-    assert [text.partition(":")[0] for text in tracker.dropped] == ["params", "artifact", "metrics"]
-    assert all(len(text.splitlines()) == 1 for text in tracker.dropped)
-    run = runs_of(database)["study-s1"]
-    assert run.data.params == {"a": "1"} and run.data.metrics == {"m": 1.0}
+def test_a_record_that_mlflow_refuses_is_parked_and_sent_when_its_reason_is_gone(database: str, tmp_path: Path) -> None:
+    study = LittleStudy(tmp_path, database)
+    study.begin()
+    study.add(events.FileWritten(number=0, path="gone.png", folder="figures"))
+    study.report({"epoch": 1.0, "no good?": 1.0})
+    study.report(shown(2, 0.5, 0.5))
+    study.add(events.FileWritten(number=None, path=JOURNAL, folder=None))
+    study.add(events.Ended(number=0, reason=Reason.COMPLETED), events.StudyEnded())
+    assert study.tracker.close(PATIENCE) == 0 and study.tracker.problem is None
+    assert sorted(text.partition(":")[0] for text in study.tracker.parked) == ["LogArtifact", "LogMetrics"]
+    assert all(len(text.splitlines()) == 1 for text in study.tracker.parked)
+    run = runs_of(database)["t0000-z3"]
+    assert steps_of(database, run, "val/reconstruction_mse") == [(2, 0.5)] and run.info.status == "FINISHED"
+    assert JOURNAL in {
+        file.path for file in client_of(database).list_artifacts(runs_of(database)["study-s1"].info.run_id)
+    }
+    study.journal.close()
+    assert [text.partition(":")[0] for text in sync(tmp_path).parked if "Artifact" in text] == ["LogArtifact"]
+    (tmp_path / "gone.png").write_bytes(b"a picture")
+    assert [text.partition(":")[0] for text in sync(tmp_path).parked] == ["LogMetrics"]
+    figures = client_of(database).list_artifacts(run.info.run_id, "figures")
+    assert [file.path for file in figures] == ["figures/gone.png"]
 
 
-def test_metrics_that_stand_together_are_one_request() -> None:
-    def metrics(run: str, step: int, count: int = 1) -> str:
-        return json.dumps({"do": "metrics", "run": run, "metrics": {f"m{n}": 1.0 for n in range(count)}, "step": step})
-
-    def steps(*texts: str) -> list[int]:
-        return [line["step"] for line in together(texts)]
-
-    tags = json.dumps({"do": "tags", "run": "a", "tags": {}})
-    assert steps(metrics("a", 1), metrics("a", 2), metrics("a", 3)) == [1, 2, 3]
-    assert steps(metrics("a", 1), metrics("b", 2), metrics("a", 3)) == [1]
-    assert steps(metrics("a", 1), metrics("a", 2), tags, metrics("a", 3)) == [1, 2]
-    assert steps(metrics("a", 1), "{cut off", metrics("a", 3)) == [1]
-    assert steps(metrics("a", 1, 600), metrics("a", 2, 400), metrics("a", 3)) == [1, 2]  # 1000 are what MLflow takes
-    assert steps(metrics("a", 1, 2000), metrics("a", 2)) == [1]
-    assert [line["do"] for line in together([tags, tags])] == ["tags"]
-    for damaged in ("5", "[]", "{}", '{"metrics": {"m": 1.0}, "run": "a"}', '{"do": "metrics", "run": "a"}'):
-        assert steps(metrics("a", 1), damaged, metrics("a", 3)) == [1]
-
-
-def test_of_metrics_that_go_together_only_the_bad_ones_are_refused(database: str, tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.append({"do": "open", "uri": database, "experiment": EXPERIMENT})
-    about = {"aae.study_id": "s1", "aae.run_kind": "study"}
-    spool.append({"do": "create", "run": STUDY, "name": "study-s1", "tags": about, "time": 1000})
-    for step in range(1, 6):
-        name = "no good?" if step in (2, 4) else "m"
-        spool.append({"do": "metrics", "run": STUDY, "metrics": {name: 1.0}, "step": step, "time": step})
-    tracker = Tracker(tmp_path)
-    assert tracker.close(PATIENCE) == 0
-    assert [text.partition(":")[0] for text in tracker.dropped] == ["metrics", "metrics"]
-    assert steps_of(database, runs_of(database)["study-s1"], "m") == [(1, 1.0), (3, 1.0), (5, 1.0)]
-
-
-def test_a_damaged_line_costs_none_of_its_neighbours(database: str, tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.append({"do": "open", "uri": database, "experiment": EXPERIMENT})
-    about = {"aae.study_id": "s1", "aae.run_kind": "study"}
-    spool.append({"do": "create", "run": STUDY, "name": "study-s1", "tags": about, "time": 1000})
-    for step, damaged in enumerate(["5", "{}", '{"do": "metrics"}', '{"do": "fly", "run": "study"}', "{cut"], 1):
-        spool.append({"do": "metrics", "run": STUDY, "metrics": {"m": 1.0}, "step": step, "time": step})
-        spool.file.write(damaged + "\n")
-        spool.file.flush()
-    tracker = Tracker(tmp_path)
-    assert tracker.close(PATIENCE) == 0
-    assert [text.partition(":")[0] for text in tracker.dropped] == ["unreadable"] * 2 + ["metrics", "fly", "unreadable"]
-    steps = [step for step, _ in steps_of(database, runs_of(database)["study-s1"], "m")]
-    assert steps == [1, 2, 3, 4, 5]
+def test_an_artifact_root_that_cannot_be_written_delays_no_status(database: str, tmp_path: Path) -> None:
+    (tmp_path / "mlflow" / "mlartifacts").write_text("not a folder")
+    study = LittleStudy(tmp_path, database)
+    study.write()
+    assert study.tracker.close(PATIENCE) == 0
+    assert [text.partition(":")[0] for text in study.tracker.parked] == ["LogArtifact"]
+    assert {run.info.status for run in runs_of(database).values()} == {"FINISHED"}
+    (tmp_path / "mlflow" / "mlartifacts").unlink()
+    study.journal.close()
+    assert sync(tmp_path).parked == []
+    check_study(database)
 
 
 def test_a_run_that_somebody_deleted_does_not_hold_up_the_others(database: str, tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, database, EXPERIMENT)
-    for run in (STUDY, "t0000"):
-        tags = {"aae.study_id": "s1", "aae.run_kind": "study" if run == STUDY else "trial", "aae.trial_id": run}
-        tracker.create_run(run, run, tags, 1.0)
-    wait_until(lambda: tracker.run_id("t0000"))
-    client_of(database).delete_run(tracker.run_id("t0000"))
-    tracker.log_metrics("t0000", {"m": 1.0}, 1)
-    tracker.log_metrics(STUDY, {"m": 1.0}, 1)
-    assert tracker.close(PATIENCE) == 0 and len(tracker.dropped) == 1
-    assert runs_of(database)[STUDY].data.metrics == {"m": 1.0}
+    study = LittleStudy(tmp_path, database)
+    study.begin()
+    wait_until(lambda: study.tracker.run_id("t0000"))
+    wait_until(lambda: study.tracker.unsent == 0)
+    client_of(database).delete_run(study.tracker.run_id("t0000"))
+    study.report(shown(1, 0.5, 0.5))
+    study.add(events.Ended(number=0, reason=Reason.COMPLETED), events.StudyEnded())
+    assert study.tracker.close(PATIENCE) == 0 and study.tracker.parked
+    assert runs_of(database)["study-s1"].info.status == "FINISHED"
 
 
-# ------------------------------------------------------------------------------------------------- nothing ever raises
+# ------------------------------------------------------------------------------------------------------ what is told
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_does_not_stop_a_study(database: str, tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path, database, EXPERIMENT)
-    tracker.spool.file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115 (every write fails there)
-    tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1.0)
-    tracker.log_metrics(STUDY, {"m": 1.0}, 1)
-    tracker.close(PATIENCE)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)\n"
+            "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT]",
+            "no space left for MLflow's database",
+        ),
+        ("(sqlite3.OperationalError) database is locked\n[SQL: ...]", "MLflow's database is locked by another process"),
+        ("API request to https://me:pa55@host/x failed", "API request to https://host/x failed"),
+    ],
+)
+def test_a_reason_is_the_line_that_says_what_is_wrong(text: str, reason: str) -> None:
+    assert reason_of(RuntimeError(text)) == reason
 
 
-def test_a_value_that_is_no_json_does_not_stop_a_study(database: str, tmp_path: Path) -> None:
-    import numpy as np
-
-    tracker = Tracker(tmp_path, database, EXPERIMENT)
-    tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1.0)
-    tracker.log_metrics(STUDY, {"m": np.float32(1.0)}, 1)  # type: ignore[dict-item]
-    tracker.log_metrics(STUDY, {"n": 2.0}, 1)
-    tracker.close(PATIENCE)
-    assert runs_of(database)["study-s1"].data.metrics["n"] == 2.0
+def test_a_password_of_the_address_reaches_no_file(tmp_path: Path) -> None:
+    uri = "http://me:pa55word@127.0.0.1:9"
+    study = LittleStudy(tmp_path, uri, tracking__uri=uri)
+    study.write()
+    wait_until(lambda: study.tracker.problem)
+    assert study.tracker.close(5) > 0 and "pa55" not in str(study.tracker.problem)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"pa55" in path.read_bytes()]
 
 
-def test_a_folder_without_a_spool_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{tmp_path} is not the folder of a study: there is no {SPOOL} in it"):
-        replay(tmp_path)
+def test_a_running_study_is_not_synced_by_another_process(database: str, tmp_path: Path) -> None:
+    study = LittleStudy(tmp_path, database)
+    study.tracker.close(PATIENCE)
+    lock = StudyLock(tmp_path)
+    lock.acquire()
+    with pytest.raises(UserError, match="in use by process"):
+        sync(tmp_path)
+    lock.release()
+
+
+def test_a_folder_without_a_journal_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path} is not the folder of a study: there is no {JOURNAL} in it"):
+        sync(tmp_path)
