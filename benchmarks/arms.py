@@ -3,11 +3,12 @@
 All train the same configurations with the same `Training`, its evaluation included, and keep the trained state.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 import ray.train
@@ -19,11 +20,13 @@ from ray.tune.search import Searcher
 
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.execution import gang
-from aae_ray.execution.gang import Begin, Failed, Train, Trained, Worker, work
-from aae_ray.execution.trial import GangTrial, trainable
+from aae_ray.execution.failures import Failed
+from aae_ray.execution.gang import Train, Trained, Worker
+from aae_ray.execution.trial import Trial, trainable
+from aae_ray.search.contract import Report, Suggestion, from_result
 from aae_ray.settings import Settings, replace
 from aae_ray.training import checkpoint
-from aae_ray.training.loop import Interval, Training
+from aae_ray.training.loop import Training
 
 Point = dict[str, Any]
 DRIVER = "TRAIN_DRIVER_RESOURCE"  # what a trial's own process asks for, under the name that Ray's documentation uses
@@ -61,63 +64,55 @@ class Ends(tune.Callback):  # type: ignore[misc]
 
 
 class TimedWorker(Worker):
-    """Adds to each report how long its parts took on the worker."""
+    """Keeps how long the last order took, for the trial in whose process it runs."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.seconds: dict[str, float] = {}
+    seconds: ClassVar[float] = 0.0
 
     def carry_out(self, order: Train) -> Trained | Failed | None:
         start = time.monotonic()
-        reply = super().carry_out(order)
-        if isinstance(reply, Trained):
-            self.seconds[f"{CLOCK}worker"] = time.monotonic() - start
-            reply.interval.metrics.update(self.seconds)
-        return reply
-
-    def _begin(self, trial: Begin) -> Training:
-        training = super()._begin(trial)
-        train = training.train
-
-        def timed(*arguments: Any) -> Interval:
-            start = time.monotonic()
-            interval = train(*arguments)
-            self.seconds[f"{CLOCK}training"] = time.monotonic() - start
-            return interval
-
-        training.train = timed  # type: ignore[method-assign, assignment]
-        return training
+        try:
+            return super().carry_out(order)
+        finally:
+            TimedWorker.seconds = time.monotonic() - start
 
 
-def timed_work(config: dict[str, Any]) -> None:
-    gang.Worker = TimedWorker  # type: ignore[assignment, misc]
-    work(config)
+class TimedTrial(Trial):
+    """The platform's trial with clocks: on its worker, and on what its process does. It takes a point of the other
+    arms in place of a suggestion."""
 
+    count = 0
 
-class TimedGangTrial(GangTrial):
-    """The platform's trial with clocks: on its worker, and on each of Tune's calls."""
-
-    def setup(self, config: Point, base: Settings, office: ActorHandle) -> None:
-        gang.work = timed_work
+    def setup(self, config: Point, settings: Settings, folder: str, mailbox: ActorHandle | None) -> None:
+        gang.Worker = TimedWorker  # type: ignore[misc]
         self.seconds: dict[str, float] = {}
-        super().setup(config, base, office)
+        self.epochs = settings.train.epochs
+        super().setup(self._suggestion(config), settings, folder, mailbox)
 
     def reset_config(self, new_config: Point) -> bool:
         start = time.monotonic()
-        done = super().reset_config(new_config)
+        done: bool = super().reset_config(self._suggestion(new_config))
         self.seconds[f"{CLOCK}reset"] = time.monotonic() - start
         return done
 
     def step(self) -> dict[str, Any]:
         start = time.monotonic()
-        result = super().step()
+        result: dict[str, Any] = super().step()
+        report = from_result(result)
+        assert isinstance(report, Report), report
         self.seconds[f"{CLOCK}step"] = time.monotonic() - start
-        return result | self.seconds
+        self.seconds[f"{CLOCK}worker"] = TimedWorker.seconds
+        self.seconds[f"{CLOCK}training"] = report.training_seconds + report.evaluation_seconds
+        return result | self.seconds | {"epoch": report.epoch}
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
+    def _write(self, trained: Trained) -> str | None:
         start = time.monotonic()
-        super().save_checkpoint(checkpoint_dir)
+        written: str | None = super()._write(trained)
         self.seconds[f"{CLOCK}save"] = time.monotonic() - start
+        return written
+
+    def _suggestion(self, point: Point) -> dict[str, Any]:
+        self.count += 1
+        return Suggestion(10_000 * (os.getpid() % 1000) + self.count, 1, point, self.epochs).to_config()
 
 
 # -------------------------------------------------------------------------------------------------- a plain Trainable
@@ -171,9 +166,9 @@ def documented_trial(config: Point, base: Settings, folder: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ running
 
 
-def ours(base: Settings, office: ActorHandle) -> Any:
+def ours(base: Settings, folder: Path, hub: ActorHandle) -> Any:
     """The platform's trial, as a study runs it: its own process asks for no CPU, its gang does."""
-    return trainable(base, office, TimedGangTrial)
+    return trainable(base, str(folder), hub, TimedTrial)
 
 
 def plain(base: Settings) -> Any:

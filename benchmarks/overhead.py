@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aae_ray.datasets.dataset import load
-from aae_ray.execution.mailbox import open_office
+from aae_ray.execution.mailbox import start_mailbox_hub
 from aae_ray.execution.ray_cluster import ENVIRONMENT, gangs_that_fit, send_log_to
 from aae_ray.settings import Settings, replace
 from benchmarks import arms
@@ -182,11 +182,11 @@ def measure_warm(
         return warm_block(arms.run_tune(trainable, points, slots, folder / "tune", reuse=True))
 
     def ours() -> Block:
-        office = open_office(slots)
+        hub = start_mailbox_hub(slots)
         try:
-            return tuned(arms.ours(base, office))
+            return tuned(arms.ours(base, folder / "study", hub))
         finally:
-            ray.kill(office)  # a study has one; those of earlier blocks would idle beside the later ones
+            ray.kill(hub)  # a study has one; those of earlier blocks would idle beside the later ones
 
     serial()  # loads what PyTorch loads on first use
     return interleave({"serial": serial, "ours": ours, "plain": lambda: tuned(arms.plain(base))}, rounds)

@@ -18,15 +18,17 @@ if not __package__:  # run as a file: its neighbours are found from the root, by
     sys.path.insert(0, str(Path(__file__).parents[1]))
     os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
 
-from aae_ray.reporting.report import console_for
 from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
 from aae_ray.console import MISTAKE
 from aae_ray.errors import UserError
+from aae_ray.reporting.closing import Closing
+from aae_ray.reporting.console import console_for
+from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, flatten, replace
-from aae_ray.study.study import Outcome, run_study
+from aae_ray.study.study import start_study
 from benchmarks.paper_page import COMPARED, COMPARISON, TABLES, TRAINED_ON, Table, page
 from benchmarks.timing import machine
 
@@ -72,17 +74,15 @@ def compare(overrides: Sequence[str], seeds: Sequence[int], command: str) -> dic
     budget = {} if budgeted else {"trials": len(start)}
     run = replace(four.settings, {f"study.budget.{key}": value for key, value in budget.items()})
     began = time.monotonic()
-    outcome = run_study(Plan(run, space, start), console_for())
+    outcome = start_study(Plan(run, space, start), console_for())
     hours = (time.monotonic() - began) / 3600
     _require_all(outcome)
     rows: dict[str, dict[str, list[float]]] = {}
     pictures: dict[str, Image.Image] = {}  # of the first seed that came to its end
-    trials = [(record, replace(run, record.params)) for record in outcome.ledger.records]
+    trials = [(record, replace(run, record.params)) for record in outcome.ledger.trials]
     for record, each in sorted(trials, key=lambda trial: (trial[1].model.prior, trial[1].task, trial[1].seed)):
         told = f"{'AAE' if each.task == 'unsupervised' else 'VAE'}, {each.model.prior} prior"
-        found = outcome.tests[record.name].metrics | {
-            name: record.metrics[name] for name in TRAINED_ON if name in record.metrics
-        }
+        found = _tested(record) | {name: record.metrics[name] for name in TRAINED_ON if name in record.metrics}
         for name in (*TRAINED_ON, *COMPARED):
             if name in found:
                 rows.setdefault(told, {}).setdefault(name, []).append(found[name])
@@ -106,12 +106,12 @@ def compare(overrides: Sequence[str], seeds: Sequence[int], command: str) -> dic
     }
 
 
-def result(table: Table, plan: Plan, outcome: Outcome, seconds: float, command: str) -> dict[str, Any]:
+def result(table: Table, plan: Plan, outcome: Closing, seconds: float, command: str) -> dict[str, Any]:
     """What is kept of the runs: every seed's metrics on the test images, and all that shaped them."""
     _require_all(outcome)
     tests = {
-        str(record.params["seed"]): outcome.tests[record.name].metrics
-        for record in sorted(outcome.ledger.records, key=lambda record: int(record.params["seed"]))
+        str(record.params["seed"]): _tested(record)
+        for record in sorted(outcome.ledger.trials, key=lambda record: int(str(record.params["seed"])))
     }
     return {
         "metric": table.metric,
@@ -155,7 +155,7 @@ def main() -> None:
     elif arguments.table != "page":
         table, began = TABLES[arguments.table], time.monotonic()
         plan = plan_for(table, arguments.seeds, arguments.overrides)
-        outcome = run_study(plan, console_for())
+        outcome = start_study(plan, console_for())
         found = result(table, plan, outcome, time.monotonic() - began, command)
         _keep(folder / f"{arguments.table}.json", found)
     kept = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
@@ -163,13 +163,18 @@ def main() -> None:
     (DOCS / "paper.md").write_text(page(results, kept.get(COMPARISON)), encoding="utf-8")
 
 
-def _require_all(outcome: Outcome) -> None:
+def _require_all(outcome: Closing) -> None:
     """A row is of all its seeds: raises UserError where the study was interrupted, or a trial did not come to its end
     and was not measured."""
-    missing = [record.name for record in outcome.ledger.records if record.name not in outcome.tests]
-    if outcome.interrupted or missing or not outcome.tests:
+    missing = [record.name for record in outcome.ledger.trials if record.test is None]
+    if outcome.interrupted or missing or not outcome.ledger.trials:
         told = "the study was interrupted" if outcome.interrupted else f"{', '.join(missing)} was not measured"
         raise UserError(f"nothing is written: {told}; what there is of it is kept in {outcome.folder}")
+
+
+def _tested(record: TrialRecord) -> dict[str, float]:
+    assert record.test is not None, "every trial was measured"
+    return dict(record.test.metrics)
 
 
 def _keep(file: Path, found: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from aae_ray.search.ledger import Ledger
 from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan, record_plan
 from aae_ray.settings import Settings, replace
-from aae_ray.tracking.sink import Mapping as MlflowMapping
+from aae_ray.tracking.sink import MlflowMapping
 
 SPACE = {
     "optim.reconstruction_lr": FloatDistribution(1e-4, 1e-2, log=True),
@@ -70,9 +70,13 @@ def measure(trials: int, sampler: str) -> dict[str, float]:
             ledger.apply(event)
         console = Console(file=io.StringIO(), force_terminal=True, width=120)
         screen = Screen(console, folder, plan, None)
-        conductor = Conductor(journal, ledger, GANGS, [screen.handle, lambda event, ledger: mapping.calls(event)])
+
+        def map_to_mlflow(event: events.Event, ledger: Ledger) -> None:
+            mapping.calls(event)
+
+        conductor = Conductor(journal, ledger, GANGS, [screen.handle, map_to_mlflow])
         suggest, ended = Timed(conductor.sampler.suggest), Timed(conductor.sampler.ended)
-        conductor.sampler.suggest, conductor.sampler.ended = suggest, ended  # type: ignore[method-assign]
+        conductor.sampler.suggest, conductor.sampler.ended = suggest, ended  # type: ignore[method-assign, assignment]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began, drawn = time.perf_counter(), 0.0
         _execute(conductor, plan, lambda: None)

@@ -9,12 +9,13 @@ import pytest
 
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.errors import UserError
-from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.evaluation.metrics import METRICS
+from aae_ray.reporting.closing import Closing
+from aae_ray.search import events
 from aae_ray.search.ledger import Ledger
-from aae_ray.search.space import read_plan
+from aae_ray.search.outcomes import StudyEnd
+from aae_ray.search.space import read_plan, record_plan
 from aae_ray.settings import replace, setting
-from aae_ray.study.study import Outcome
 from benchmarks import paper, paper_page
 
 ROOT = Path(__file__).parent.parent
@@ -168,11 +169,17 @@ def test_the_study_beside_the_clusters_ends_with_the_settings_of_their_row() -> 
 def test_a_row_is_of_all_its_seeds(tmp_path: Path, interrupted: bool, measured: list[str], told: str | None) -> None:
     table = paper_page.TABLES["clustering_16"]
     plan = paper.plan_for(table, [0, 1], [])
-    ledger = Ledger(plan)
+    data = events.DataRecord(name="mnist", digest="d", shape=(1, 28, 28), classes=10, train=9, val=9, test=9)
+    started = events.StudyStarted(
+        study_id="s", plan=record_plan(plan), data=data, versions={}, provenance={}, host="h", pid=1
+    )
+    ledger = Ledger.replay([started])
     for seed in (0, 1):
-        ledger.begin(str(seed), {"seed": seed})
-    tests = {ledger.trials[seed].name: FinalEvaluation({paper_page.ERROR: 0.2}) for seed in measured}
-    outcome = Outcome(tmp_path, ledger, None, None, interrupted, False, tests)
+        ledger.apply(events.Suggested(number=seed, params={"seed": seed}))
+        if str(seed) in measured:
+            ledger.apply(events.Measured(number=seed, metrics={paper_page.ERROR: 0.2}, remarks=(), tags={}))
+    ledger.apply(events.StudyStopped(end=StudyEnd.USER) if interrupted else events.StudyEnded())
+    outcome = Closing(tmp_path, ledger, "sqlite:///mlflow.db", None, 0, [], None, 1.0)
     if told is None:
         assert list(paper.result(table, plan, outcome, 1, "")["tests"]) == ["0", "1"]
         return

@@ -44,6 +44,7 @@ PARAM_CHARACTERS, TAG_CHARACTERS, BATCH = 6000, 8000, 100
 MOST_METRICS = 1000  # in one request, by MLflow's own limit
 RETRY_SECONDS = (0.5, 1, 2, 5, 10, 20)
 NOTE_SECONDS = 0.5  # between two notes of how far a lane has come
+LOCK_SECONDS = 15.0
 MOST_TRIES = 5  # of a record that MLflow refuses
 PERMANENT = {
     "INVALID_PARAMETER_VALUE",
@@ -150,6 +151,7 @@ class Tracker:
         self.news = threading.Condition()
         self.closing = threading.Event()
         self.opening = threading.Lock()
+        self.patient_until = 0.0  # at the end, a database that is locked is waited for so long
         self.sent = 0  # events that this process has brought to MLflow
         self.lanes = [_Lane(self, RECORDS_LANE), _Lane(self, FILES_LANE)]
         for lane in self.lanes:
@@ -180,6 +182,8 @@ class Tracker:
     def close(self, seconds: float) -> int:
         """Send what is left, for at most so long, and not to a server that is down; returns how much was not sent."""
         deadline = time.monotonic() + seconds
+        if self.uri.startswith("sqlite:"):
+            self.patient_until = min(deadline, time.monotonic() + LOCK_SECONDS)
         self.closing.set()
         self.wake()
         try:
@@ -230,8 +234,10 @@ class _Lane:
                 time.sleep(0.05)
             except Exception as error:  # a record must never cost a study
                 self.tracker.problem = reason_of(error)
-                if last_chance:
+                if last_chance and time.monotonic() >= self.tracker.patient_until:
                     return
+                if last_chance:
+                    time.sleep(RETRY_SECONDS[0])
                 self.tracker.closing.wait(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
                 attempt += 1
 

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.errors import UserError
 from aae_ray.settings import Settings, replace
-from aae_ray.study.standalone_evaluation import Evaluated, checkpoint_name, measure, record
+from aae_ray.study.standalone_evaluation import StandaloneEvaluation, checkpoint_name, measure, record
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Training
 from tests.datasets.small_sets import write_idx
@@ -26,7 +26,7 @@ def saved(tmp_path: Path, small_run: Settings, digits: Dataset) -> Path:
     return tmp_path / "saved"
 
 
-def evaluate(folder: Path, *overrides: str, any_data: bool = False) -> Evaluated:
+def evaluate(folder: Path, *overrides: str, any_data: bool = False) -> StandaloneEvaluation:
     return measure(str(folder), overrides, version="champion", uri="sqlite:///unused.db", any_data=any_data)
 
 

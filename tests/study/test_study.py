@@ -165,7 +165,8 @@ def stopped_in_order(study: subprocess.Popen[str], folder: Path) -> str:
     os.killpg(study.pid, signal.SIGINT)
     assert study.wait(timeout=90) == 130, log.read_text()
     text = log.read_text()
-    assert re.search(r"kept in +runs/digits-\S+", text) and "Traceback" not in text and "--resume" not in text
+    assert re.search(r"kept in +runs/digits-\S+", text) and "Traceback" not in text
+    assert re.search(r"resume +python -m aae_ray.tune --resume runs/digits-\S+", text)
     wait_for(lambda: not processes(folder), 20)
     return text
 
@@ -180,12 +181,12 @@ LONG = (
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-@pytest.mark.parametrize("victim", ["RayTrainWorker", pytest.param("PostOffice", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("victim", ["ray::Trial", pytest.param("ray::MailboxHub", marks=pytest.mark.slow)])
 def test_a_killed_process_costs_no_trial(tmp_path: Path, environment: dict[str, str], victim: str) -> None:
     study = start(tmp_path, environment, *LONG, "train.epochs=200", "study.finalists=best")
     log = tmp_path / "out.txt"
     # A state is saved every few seconds, so both trials have begun, on either gang, and are far from their end.
-    wait_for(lambda: len({saved.parent for saved in tmp_path.glob("runs/*/trials/*/checkpoint_*")}) == 2)
+    wait_for(lambda: len({saved.parent for saved in tmp_path.glob("runs/*/trials/*/epoch_*")}) == 2)
     assert "complete" not in log.read_text(), "the trials are too short to be hit: give them more epochs"
     os.kill(processes(tmp_path, victim)[0], signal.SIGKILL)
     assert study.wait(timeout=240) == 0, log.read_text()

@@ -20,11 +20,14 @@ from aae_ray.autoencoder.phases import TASKS
 from aae_ray.errors import UserError
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.reporting.cards import model_card
+from aae_ray.search import events
 from aae_ray.search.ledger import TrialRecord
+from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
 from aae_ray.tracking import registry
 from aae_ray.tracking.address import tracking_uri
-from aae_ray.tracking.sender import CURSOR, STUDY, Tracker, replay
+from aae_ray.tracking.sender import CURSOR, sync
+from tests.tracking.little_study import LittleStudy
 
 NAME = "aae-digits-decoder"
 DIGEST = "d" * 32
@@ -141,7 +144,7 @@ def far_away(
     uri = f"sqlite:///{folder}/mlflow.db"
     client = client_of(uri)
     run = settings_of("dense")
-    card = model_card(NAME, TrialRecord(0, "ab12", {}), run, 0, FinalEvaluation(), "digits-1")
+    card = model_card(NAME, TrialRecord(0, {}, Plan(run, {}), 0.0), run, 0, FinalEvaluation(), "digits-1")
     registry.register(
         client, new_run(client), request_of("s/ab12/3", [[0.1, 0.1]], folder=exported["dense"], run=run, card=card)
     )
@@ -369,27 +372,27 @@ def test_a_champion_that_somebody_else_registered_is_left_alone(decoders: Regist
     assert (made["version"], made["champion"], decoders.champion) == (2, False, "1")
 
 
-def test_a_decoder_is_registered_through_the_spool_and_once_when_it_is_replayed(
+def test_a_decoder_is_registered_through_the_journal_and_once_when_it_is_sent_again(
     decoders: Registry, database: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "study"
     folder.mkdir()
-    tracker = Tracker(folder, database, "aae/digits")
-    tracker.create_run(STUDY, "study-s1", {"aae.study_id": "s1", "aae.run_kind": "study"}, 1.0)
-    tracker.register(STUDY, request_of("s1/a/3", [[0.2, 0.2]], folder=decoders.folder))
-    assert tracker.close(60) == 0 and tracker.dropped == []
-    assert tracker.results["registration"] == {
+    study = LittleStudy(folder, database)
+    study.begin()
+    request = request_of("s1/a/3", [[0.2, 0.2]], folder=decoders.folder)
+    study.add(events.Chosen(number=0, registration=dict(request)))
+    assert study.tracker.close(60) == 0 and study.tracker.parked == []
+    assert study.tracker.registration == {
         "name": NAME,
         "version": 1,
         "champion": True,
         "reason": "the first of its name",
     }
     (folder / CURSOR).unlink()
-    assert replay(folder)[1] == 0
-    assert (
-        decoders.versions == ["1"]
-        and json.loads((folder / CURSOR).read_text())["results"]["registration"]["version"] == 1
-    )
+    study.journal.close()
+    sent = sync(folder, database)
+    assert sent.left == 0 and decoders.versions == ["1"]
+    assert sent.registration is not None and sent.registration["version"] == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
