@@ -67,6 +67,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     ready = False  # whether the gang has told that it has started
     spoiled = False  # this process has a worker that is stuck, or a broken device
 
+    refused = False  # the trial that was handed to a spoiled process
+
     def setup(self, config: dict[str, Any], settings: Settings, folder: str, mailbox: ActorHandle | None) -> None:
         self.base, self.folder, self.mailbox = settings, folder, mailbox
         try:
@@ -81,14 +83,16 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        if self.spoiled:
-            raise GangError(Failed(FailureClass.LOST_WORKER, "a worker is stuck in this process: it needs a new one"))
-        self.failed = None
-        self._begin(new_config)
+        self.refused = self.spoiled
+        if not self.refused:  # else its step raises: Tune starts a running trial anew, not one that is being reset
+            self.failed = None
+            self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """A Report, or a Failure, as a result of Tune's."""
+        if self.refused:
+            raise RuntimeError("a worker is stuck in this process: the trial needs a new one")
         if self.failed is not None:
             return self._failure(self.failed)
         assert self.gang is not None
