@@ -207,9 +207,10 @@ class _Lane:
         self.thread = threading.Thread(target=self._run, name=f"mlflow {name}", daemon=True)
 
     def _run(self) -> None:
-        cursor, attempt = self.tracker.cursor, 0
+        cursor, attempt, alone = self.tracker.cursor, 0, False
         self.retry = [entry for entry in cursor.parked if entry["lane"] == self.name]
         while True:
+            last_chance = self.tracker.closing.is_set()  # asked first: what was recorded before is then seen
             try:
                 self._map()
             except Exception as error:  # an event that cannot be told must be seen, and must not end the lane
@@ -218,18 +219,19 @@ class _Lane:
                 return
             if not self.ready and not self.retry:
                 cursor.note(at_once=True)
-                if self.tracker.closing.is_set():
+                if last_chance:
                     return
                 with self.tracker.news:
                     self.tracker.news.wait_for(lambda: self.mapped < len(self.tracker.history), 0.5)
                 continue
-            last_chance = self.tracker.closing.is_set()
             try:
                 self._send_some()
                 attempt = 0
                 self.tracker.problem = None
             except _Waiting:
-                if last_chance and not self.tracker.lanes[0].thread.is_alive():
+                if last_chance and not alone:
+                    alone = not self.tracker.lanes[0].thread.is_alive()  # once more: the run may have come meanwhile
+                elif alone:
                     return
                 time.sleep(0.05)
             except Exception as error:  # a record must never cost a study
