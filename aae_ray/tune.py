@@ -99,7 +99,7 @@ def tune(
         plan = read_plan(path, overrides)
         if not plan.space and plan.settings.study.budget.trials > 1:
             raise UserError(
-                f"{path} has no `space:` block, and its {plan.settings.study.budget.trials} trials would all be the "
+                f"{path} has no `space:` block, so its {plan.settings.study.budget.trials} trials would all be the "
                 f"same; python -m aae_ray.train {path} trains it once"
             )
         if dry_run:
