@@ -196,6 +196,10 @@ def changed_plan(plan: Plan, overrides: Sequence[str]) -> Plan:
 def new_folder(plan: Plan) -> Path:
     """A new folder for a study. Raises UserError when it cannot be made."""
     study = plan.settings.study
+    if "://" in study.folder:
+        raise UserError(
+            f"study.folder {study.folder}: a study's journal needs a folder that all nodes see as a path, such as NFS"
+        )
     folder = Path(study.folder).expanduser().absolute() / f"{study.name}-{unique_timestamp()}"
     try:
         folder.mkdir(parents=True)
