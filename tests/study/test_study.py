@@ -188,6 +188,7 @@ def test_a_killed_process_costs_no_trial(tmp_path: Path, environment: dict[str, 
     # A state is saved every few seconds, so both trials have begun, on either gang, and are far from their end.
     wait_for(lambda: len({saved.parent for saved in tmp_path.glob("runs/*/trials/*/epoch_*")}) == 2)
     assert "complete" not in log.read_text(), "the trials are too short to be hit: give them more epochs"
+    wait_for(lambda: bool(processes(tmp_path, victim)))
     os.kill(processes(tmp_path, victim)[0], signal.SIGKILL)
     assert study.wait(timeout=240) == 0, log.read_text()
     text = log.read_text()
