@@ -146,9 +146,9 @@ def test_two_workers_equal_one_and_a_killed_one_is_a_lost_worker(
     one, two = new_gang("one", small_run, tmp_path), new_gang("two", two_workers(small_run), tmp_path)
     a = checkpoint.unpack(state_after(one, small_run, 2))
     b = checkpoint.unpack(state_after(two, two_workers(small_run), 2))
-    for name, player in a["players"].items():
-        for key, tensor in player.items():
-            torch.testing.assert_close(tensor, b["players"][name][key], rtol=1e-9, atol=1e-12)
+    for name, network in a["networks"].items():
+        for key, tensor in network.items():
+            torch.testing.assert_close(tensor, b["networks"][name][key], rtol=1e-9, atol=1e-12)
     one.close()
 
     running = [actor.class_name for actor in list_actors(address=ray.get_runtime_context().gcs_address)]
