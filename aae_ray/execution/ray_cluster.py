@@ -195,12 +195,13 @@ def gangs_that_fit(settings: Settings) -> int:
     if fits < 1:
         best = max((nodes, possible), key=lambda held: sum(sum(node.values()) for node in _of(held, needed)))
         wanted = ", ".join(f"{name} {amount:g}" for name, amount in needed.items())
+        total = ", ".join(f"{name} {workers * amount:g}" for name, amount in needed.items())
         held = "; ".join(", ".join(f"{name} {node[name]:g}" for name in needed) for node in _of(best, needed))
         places = "the node has" if len(best) == 1 else f"the {len(best)} nodes have"
         raise UserError(
             f"study.workers_per_trial={workers} with study.resources_per_worker="
             f"{ {name: float(f'{amount:g}') for name, amount in needed.items()} } "
-            f"needs {wanted} on a node for each worker, and {places} {held or 'nothing'}; "
+            f"needs {total} at once, {wanted} on a node for each worker, and {places} {held or 'nothing'}; "
             "ask for fewer workers or less for each"
         )
     return min(fits, study.budget.trials, study.concurrent_trials or fits)
