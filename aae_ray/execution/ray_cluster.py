@@ -201,7 +201,7 @@ def gangs_that_fit(settings: Settings) -> int:
         raise UserError(
             f"study.workers_per_trial={workers} with study.resources_per_worker="
             f"{ {name: float(f'{amount:g}') for name, amount in needed.items()} } "
-            f"needs {total} at once, {wanted} on a node for each worker, and {places} {held or 'nothing'}; "
+            f"needs {wanted} on a node for each worker, {total} at once, and {places} {held or 'nothing'}; "
             "ask for fewer workers or less for each"
         )
     return min(fits, study.budget.trials, study.concurrent_trials or fits)
