@@ -156,6 +156,11 @@ def print_rows(console: Console, title: str, rows: Sequence[Row], moved: float) 
         interval, met = f"{found.low:.3f} - {found.high:.3f}", "yes" if target.met(found) else "no"
         table.add_row(key, case, f"{found.median:.3f}", interval, str(target), met)
     console.print(table)
+    print_drift(console, moved)
+
+
+def print_drift(console: Console, moved: float) -> None:
+    """Whether the machine was quiet enough for a run to count."""
     judgement = "quiet enough" if moved <= QUIET else f"above {QUIET:.0%}: measure again when nothing else runs"
     console.print(f"calibration before and after differs by {moved:.1%}, {judgement}")
 

@@ -159,3 +159,29 @@ def test_overhead_writes_its_keys(tmp_path: Path) -> None:
     assert set(found["cold"]) == {"documented", "ours", "plain"}
     assert set(found["warm_trials_per_hour"]) == {"documented", "ours", "plain", "serial"}
     assert found["ratio_documented"]["median"] > 1
+
+
+def test_scale_writes_its_keys(tmp_path: Path) -> None:
+    printed, found = run("scale", "--trials", "20", "40", folder=tmp_path)
+    assert "growth" in printed and found["sampler"] == "random"
+    assert [row["trials"] for row in found["rows"]] == [20, 40]
+    for row in found["rows"]:
+        for key in ("driver_seconds_per_trial", "sampler_seconds_per_trial", "screen_seconds_per_drawing"):
+            assert row[key] > 0, key
+        assert row["memory_mb"] >= 0 and row["journal_mb"] > 0
+    last, before = found["rows"][1], found["rows"][0]
+    assert found["growth"] == last["driver_seconds_per_trial"] / before["driver_seconds_per_trial"]
+    assert found["memory_mb"] == last["memory_mb"]
+
+
+def test_start_writes_its_keys(tmp_path: Path) -> None:
+    printed, found = run("start", "--rounds", "1", "--calibration-seconds", "0.2", folder=tmp_path)
+    assert "ratio_bare" in printed and "calibration" in printed
+    assert set(found["ratio_bare"]) == SPREAD
+    assert set(found["seconds"]) == {"ours", "bare"}
+    for arm, seconds in found["seconds"].items():
+        assert set(seconds) == {"first_epoch", "end"}
+        assert all(set(each) == SPREAD for each in seconds.values())
+        assert 0 < seconds["first_epoch"]["median"] < seconds["end"]["median"], arm
+    ours, bare = (found["seconds"][arm]["first_epoch"]["median"] for arm in ("ours", "bare"))
+    assert found["ratio_bare"]["median"] == pytest.approx(ours / bare)
