@@ -6,30 +6,45 @@ All train the same configurations with the same `Training`, its evaluation inclu
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
-import ray
 import ray.train
 import ray.train.torch
+from optuna.distributions import FloatDistribution, IntDistribution
 from ray import tune
 from ray.actor import ActorHandle
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
 from aae_ray.datasets.dataset import Dataset, load
-from aae_ray.execution import gang
+from aae_ray.execution import gang, tune_adapter
 from aae_ray.execution.failures import Failed
 from aae_ray.execution.gang import Train, Trained, Worker
 from aae_ray.execution.trial import Trial, trainable
-from aae_ray.search.contract import Report, Suggestion, from_result
+from aae_ray.execution.tune_adapter import Executor
+from aae_ray.search import events
+from aae_ray.search.conductor import Conductor
+from aae_ray.search.contract import Report, from_result
+from aae_ray.search.journal import Journal
+from aae_ray.search.ledger import Ledger
+from aae_ray.search.outcomes import State
+from aae_ray.search.space import Plan, record_plan
 from aae_ray.settings import Settings, replace
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Training
 
 Point = dict[str, Any]
 DRIVER = "TRAIN_DRIVER_RESOURCE"  # what a trial's own process asks for, under the name that Ray's documentation uses
+SPACE = {
+    "optim.reconstruction_lr": FloatDistribution(1e-4, 1e-2, log=True),
+    "optim.discrimination_lr": FloatDistribution(1e-4, 1e-2, log=True),
+    "optim.regularization_lr": FloatDistribution(1e-4, 1e-2, log=True),
+    "model.latent_dim": IntDistribution(2, 16),
+}  # the points of all arms lie in it
 CLOCK = "clock/"  # prefix of the seconds among a trial's results
 
 
@@ -77,20 +92,16 @@ class TimedWorker(Worker):
 
 
 class TimedTrial(Trial):
-    """The platform's trial with clocks: on its worker, and on what its process does. It takes a point of the other
-    arms in place of a suggestion."""
+    """The platform's trial with clocks: on its worker, and on what its process does."""
 
-    count = 0
-
-    def setup(self, config: Point, settings: Settings, folder: str, mailbox: ActorHandle | None) -> None:
+    def setup(self, config: dict[str, Any], settings: Settings, folder: str, mailbox: ActorHandle | None) -> None:
         gang.Worker = TimedWorker  # type: ignore[misc]
         self.seconds: dict[str, float] = {}
-        self.epochs = settings.train.epochs
-        super().setup(self._suggestion(config), settings, folder, mailbox)
+        super().setup(config, settings, folder, mailbox)
 
-    def reset_config(self, new_config: Point) -> bool:
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
         start = time.monotonic()
-        done: bool = super().reset_config(self._suggestion(new_config))
+        done: bool = super().reset_config(new_config)
         self.seconds[f"{CLOCK}reset"] = time.monotonic() - start
         return done
 
@@ -110,9 +121,54 @@ class TimedTrial(Trial):
         self.seconds[f"{CLOCK}save"] = time.monotonic() - start
         return written
 
-    def _suggestion(self, point: Point) -> dict[str, Any]:
-        self.count += 1
-        return Suggestion(10_000 * (os.getpid() % 1000) + self.count, 1, point, self.epochs).to_config()
+
+class TimedExecutor(Executor):
+    """The platform's executor, which tells `ends` of each trial that is over."""
+
+    def __init__(self, ends: Ends, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.ends = ends
+
+    def result(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        over = super().result(trial_id, result)
+        if over:
+            self.ends.at.append(time.monotonic())
+            self.ends.results.append(dict(result))
+        return over
+
+
+def run_study(base: Settings, points: Sequence[Point], slots: int, folder: Path) -> Ends:
+    """The points as the start points of a study: the real conductor, sampler and journal over Ray Tune, as a study has
+    them; without its screen, its figures and MLflow."""
+    study = folder / f"study-{time.monotonic_ns()}"
+    study.mkdir(parents=True)
+    changes = {"study.budget.trials": len(points), "study.sampler.type": "random"}
+    plan = Plan(replace(base, changes), SPACE, tuple(points))
+    started = events.StudyStarted(
+        study_id=study.name,
+        plan=record_plan(plan),
+        data=events.DataRecord.of(load(base.data)),
+        versions={},
+        provenance={},
+        host="here",
+        pid=os.getpid(),
+    )
+    journal, ledger = Journal.create(study), Ledger()
+    for event in journal.append(started):
+        ledger.apply(event)
+    conductor, ends = Conductor(journal, ledger, slots), Ends()
+    with (
+        patch.object(tune_adapter, "trainable", partial(trainable, kind=TimedTrial)),
+        patch.object(tune_adapter, "Executor", partial(TimedExecutor, ends)),
+        patch.dict(os.environ),  # what the search sets for Tune is for this arm alone
+    ):
+        tune_adapter.search(conductor, str(study), lambda: None)
+    journal.close()
+    if wrong := [trial for trial in ledger.trials if trial.state is not State.COMPLETE]:
+        raise RuntimeError(f"{len(wrong)} trials were not trained to their end, the first with: {wrong[0].message}")
+    if [trial.params for trial in ledger.trials] != list(points):
+        raise RuntimeError("the study tried other points than the other arms")
+    return ends
 
 
 # -------------------------------------------------------------------------------------------------- a plain Trainable
@@ -164,11 +220,6 @@ def documented_trial(config: Point, base: Settings, folder: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ running
-
-
-def ours(base: Settings, folder: Path, hub: ActorHandle) -> Any:
-    """The platform's trial, as a study runs it: its own process asks for no CPU, its gang does."""
-    return trainable(base, str(folder), hub, TimedTrial)
 
 
 def plain(base: Settings) -> Any:

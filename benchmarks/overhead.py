@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 
 from aae_ray.datasets.dataset import load
-from aae_ray.execution.mailbox import start_mailbox_hub
 from aae_ray.execution.ray_cluster import ENVIRONMENT, gangs_that_fit, send_log_to
 from aae_ray.settings import Settings, replace
 from benchmarks import arms
@@ -178,18 +177,14 @@ def measure_warm(
     def serial() -> Block:
         return Block(arms.run_serially(points[: len(points) // slots], base, dataset), [], {})
 
-    def tuned(trainable: Any) -> Block:
-        return warm_block(arms.run_tune(trainable, points, slots, folder / "tune", reuse=True))
-
     def ours() -> Block:
-        hub = start_mailbox_hub(slots)
-        try:
-            return tuned(arms.ours(base, folder / "study", hub))
-        finally:
-            ray.kill(hub)  # a study has one; those of earlier blocks would idle beside the later ones
+        return warm_block(arms.run_study(base, points, slots, folder / "studies"))
+
+    def plain() -> Block:
+        return warm_block(arms.run_tune(arms.plain(base), points, slots, folder / "tune", reuse=True))
 
     serial()  # loads what PyTorch loads on first use
-    return interleave({"serial": serial, "ours": ours, "plain": lambda: tuned(arms.plain(base))}, rounds)
+    return interleave({"serial": serial, "ours": ours, "plain": plain}, rounds)
 
 
 def overhead(block: Block) -> float:
