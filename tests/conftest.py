@@ -24,6 +24,7 @@ STARTS_RAY = (
     "tests/study/test_resume.py",
     "tests/study/test_study.py",
     "tests/test_benchmarks.py::test_overhead_writes_its_keys",
+    "tests/test_benchmarks.py::test_start_writes_its_keys",
 )
 
 
