@@ -50,7 +50,7 @@ def check(settings: Settings, dataset: Dataset) -> None:
     problems: list[tuple[tuple[str, ...], str]] = []
     if task.labels and classes is None:
         text = (
-            f"task {settings.task} asks for labels, and data.name {dataset.name} has none; "
+            f"task {settings.task} needs labels, and data.name {dataset.name} has none; "
             "name them with data.label_column, or choose another task"
         )
         problems.append((("task", "data.label_column"), text))

@@ -29,9 +29,10 @@ def logged(folder: Path, console: Console, *, verbose: bool) -> Iterator[None]:
     os.close(os.open(folder / LOG, os.O_WRONLY | os.O_CREAT, 0o600))
     root = logging.getLogger()
     root.addHandler(handler)
-    for name in CHATTY:
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [], True
+    if not verbose:  # else they also say it where they always do
+        for name in CHATTY:
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate = [], True
     for name in ("aae_ray", "ray"):
         logging.getLogger(name).setLevel(logging.INFO)
     if verbose:
