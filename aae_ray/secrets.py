@@ -4,7 +4,8 @@ import re
 from urllib.parse import urlsplit, urlunsplit
 
 # user:password@ or token@ behind the scheme of an address, wherever it stands in a text.
-USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
+# A password may hold an @, so it ends with the last one before the path.
+USERINFO = re.compile(r"(?<=://)[^/?#\s'\"]+@")
 SECRET_OPTION = re.compile(r"(?i)\b([\w.-]*(?:password|token|secret|api_?key)[\w.-]*)=([^\s&'\"]+)")
 
 

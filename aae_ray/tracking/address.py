@@ -8,8 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from aae_ray.errors import UserError
+from aae_ray.secrets import redact
 
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+LOGGERS = ("mlflow", "alembic", "sqlalchemy", "sqlalchemy.engine")  # those that MLflow gives handlers of their own
 DATABRICKS = "databricks"  # as MLflow spells the workspace that is logged in to, without a colon
 
 
@@ -18,25 +20,32 @@ def tracking_uri(given: str | None) -> str:
 
     Raises UserError for an address that MLflow cannot write to.
     """
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     scheme, colon, rest = uri.partition(":")
     scheme = scheme.lower().partition("+")[0]
-    source = "tracking.uri" if given else "MLFLOW_TRACKING_URI"
+    source, told = "tracking.uri" if given else "MLFLOW_TRACKING_URI", repr(redact(uri))
     if uri == DATABRICKS:
         return uri
     if not colon or scheme not in SCHEMES or (scheme.startswith("http") and not _host(uri)):
         raise UserError(
-            f"{source} {uri!r} is not a server or database of MLflow; give http(s)://host:port or sqlite:///file.db"
+            f"{source} {told} is not a server or database of MLflow; give http(s)://host:port or sqlite:///file.db"
         )
     if scheme == "sqlite":
-        name = rest.removeprefix("///").partition("?")[0]  # as SQLAlchemy reads it: no %20, and # is a character
+        # As SQLAlchemy reads it: no %20, # is a character, and behind a ? stand options.
+        name, _, options = rest.removeprefix("///").partition("?")
         if not rest.startswith("///") or not name:
-            raise UserError(f"{source} {uri!r} names no file; give sqlite:///file.db")
+            raise UserError(f"{source} {told} names no file; give sqlite:///file.db")
         path = Path(name).absolute()
+        if "?" in str(path) or (options and "=" not in options):
+            where = str(path.parent) if "?" in str(path) else f"{source} {told}"
+            raise UserError(
+                f"{where}: the path of an SQLite database cannot have a ? in it; "
+                "rename the folder, or give tracking.uri with another path"
+            )
         if path.is_dir():
-            raise UserError(f"{source} {uri!r}: {path} is a folder")
+            raise UserError(f"{source} {told}: {path} is a folder")
         if not path.parent.is_dir():
-            raise UserError(f"{source} {uri!r}: there is no folder {path.parent}")
+            raise UserError(f"{source} {told}: there is no folder {path.parent}")
         uri = f"sqlite:///{path}"
     return uri
 
@@ -49,7 +58,7 @@ def _host(uri: str) -> str | None:
 
 
 def quiet_mlflow() -> None:
-    """No telemetry, no minutes of waiting for a server that is down, no warnings. Before MLflow is imported."""
+    """No telemetry, no minutes of waiting for a server that is down, nothing on the screen. Before MLflow is imported."""
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
@@ -57,11 +66,16 @@ def quiet_mlflow() -> None:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
         "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_CONFIGURE_LOGGING": "false",
         "GIT_PYTHON_REFRESH": "quiet",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name in LOGGERS:  # a study's log gets what they say, through the root logger
+        own = logging.getLogger(name)
+        own.handlers, own.propagate = [logging.NullHandler()], True
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def artifact_location(uri: str, experiment: str) -> str | None:

@@ -19,6 +19,7 @@ from aae_ray.autoencoder.phases import decoder_input
 from aae_ray.autoencoder.priors import Prior, sample_code
 from aae_ray.errors import UserError
 from aae_ray.search.promotion import Verdict, promote
+from aae_ray.secrets import redact, without_userinfo
 from aae_ray.settings import dotted_fields
 from aae_ray.tracking.address import quiet_mlflow
 
@@ -174,12 +175,12 @@ def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder
         client.get_registered_model(name)
     except Exception as error:
         if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise UserError(f"the MLflow server {uri} does not answer: {str(error).splitlines()[0][:200]}") from None
+            reason = redact(str(error).splitlines()[0])[:200]
+            raise UserError(f"the MLflow server {without_userinfo(uri)} does not answer: {reason}") from None
         names = sorted(model.name for model in client.search_registered_models(max_results=MOST_LISTED))
         more = " and more" if len(names) == MOST_LISTED else ""
-        raise UserError(
-            f"there is no registered model {name!r} at {uri}; it has {', '.join(names) or 'none'}{more}"
-        ) from None
+        known, where = ", ".join(names) or "none", without_userinfo(uri)
+        raise UserError(f"there is no registered model {name!r} at {where}; it has {known}{more}") from None
     try:
         if alias_or_version.isdigit():
             version, reference = (

@@ -6,6 +6,7 @@ is back, or later with `python -m aae_ray.tune --sync NAME`. Nothing here ever r
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -48,11 +49,11 @@ LOCK_SECONDS = 15.0
 MOST_TRIES = 5  # of a record that MLflow refuses
 PERMANENT = {
     "INVALID_PARAMETER_VALUE",
-    "BAD_REQUEST",
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
     "INVALID_STATE",
 }
+NOT_WRITABLE = {errno.EROFS, errno.EEXIST}  # of a folder of artifacts, besides what Python has exceptions for
 RECORDS_LANE, FILES_LANE = "records", "files"
 # What a database or a system says, and how it is told: the first that is found in an error.
 CAUSES = (
@@ -91,8 +92,13 @@ def reason_of(error: BaseException) -> str:
 def is_permanent(error: BaseException) -> bool:
     """Whether MLflow would refuse the same record again, rather than being unreachable for now."""
     code = getattr(error, "error_code", None)
+    if code == "BAD_REQUEST":  # of MLflow, and not of a proxy before it, whose answer is no JSON
+        return type(error).__name__ == "RestException"
+    if isinstance(error, json.JSONDecodeError):  # the answer of a proxy
+        return False
     kinds = (KeyError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, TypeError, ValueError)
-    return code in PERMANENT or isinstance(error, kinds)
+    not_writable = isinstance(error, OSError) and error.errno in NOT_WRITABLE
+    return code in PERMANENT or not_writable or isinstance(error, kinds)
 
 
 # ------------------------------------------------------------------------------------------------------------- cursor
@@ -106,9 +112,11 @@ class Cursor:
         self.lock = threading.RLock()
         self.noted = 0.0
         try:
-            self.all: dict[str, dict[str, Any]] = json.loads(self.path.read_text())
+            known = json.loads(self.path.read_text())
         except (OSError, ValueError):  # without it everything is sent once more, which does no harm
-            self.all = {}
+            known = {}
+        known = known if isinstance(known, dict) else {}
+        self.all: dict[str, dict[str, Any]] = {where: own for where, own in known.items() if isinstance(own, dict)}
         own = self.all.setdefault(address, {})
         self.done: dict[str, int] = {lane: own.get(lane, 0) for lane in (RECORDS_LANE, FILES_LANE)}
         self.runs: dict[str, str] = own.get("runs", {})  # our key of a run -> MLflow's run id
@@ -203,12 +211,11 @@ class _Lane:
         self.ready: list[tuple[int, list[Call]]] = []  # events that were mapped and not sent: index, calls
         self.mapped = 0
         self.client: MlflowWriter | None = None
-        self.retry: list[dict[str, Any]] = []  # records that were refused before
+        self.retry = [entry for entry in tracker.cursor.parked if entry["lane"] == name]  # refused before
         self.thread = threading.Thread(target=self._run, name=f"mlflow {name}", daemon=True)
 
     def _run(self) -> None:
         cursor, attempt, alone = self.tracker.cursor, 0, False
-        self.retry = [entry for entry in cursor.parked if entry["lane"] == self.name]
         while True:
             last_chance = self.tracker.closing.is_set()  # asked first: what was recorded before is then seen
             try:
@@ -257,7 +264,9 @@ class _Lane:
 
     def _try_again(self, index: int, calls: Sequence[Call]) -> None:
         """Records that were refused by an earlier process: the reason may be gone."""
-        cursor = self.tracker.cursor
+        cursor, records = self.tracker.cursor, self.tracker.lanes[0]
+        while self.name == FILES_LANE and records.retry and records.thread.is_alive():
+            time.sleep(0.05)  # a run that was refused may come now
         for entry in [entry for entry in self.retry if entry["event"] == index]:
             self.retry.remove(entry)
             try:
@@ -286,9 +295,10 @@ class _Lane:
                     break
                 batch, count = more, count + 1
         if self.name == FILES_LANE:
+            index = self.ready[0][0]
             for call in batch:
-                if call.run not in cursor.runs:
-                    raise _Waiting
+                if call.run not in cursor.runs and cursor.done[RECORDS_LANE] <= index:
+                    raise _Waiting  # where the other lane is past it, MLflow has refused the run
         try:
             if batch:
                 self._writer().do(batch)
@@ -400,7 +410,7 @@ class MlflowWriter:
                 send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
                 send(self._id(call), str(path), call.folder)
             case LogText():
-                self.client.log_text(self._id(call), call.text, call.file)
+                self.client.log_text(self._id(call), redact(call.text), call.file)
             case Register():
                 request = call.request | {"folder": str(self.folder / call.request["folder"])}
                 made = register(self.client, self._id(call), request)
@@ -478,6 +488,7 @@ def sync(folder: Path, uri: str | None = None, seconds: float = 600) -> Synced:
     lock = StudyLock(folder)
     read_events(folder)
     lock.acquire()
+    journal: Journal | None = None
     try:
         journal = Journal.open(folder)
         first = journal.history[0]
@@ -492,9 +503,10 @@ def sync(folder: Path, uri: str | None = None, seconds: float = 600) -> Synced:
         made = tracker.registration
         if made is not None and not any(isinstance(event, events.Promoted) for event in journal.history):
             journal.append(events.Promoted(**made))
-        journal.close()
         return Synced(tracker.sent, left, tracker.parked, made)
     finally:
+        if journal is not None:
+            journal.close()
         lock.release()
 
 

@@ -349,7 +349,20 @@ def test_a_silent_server_does_not_hold_up_the_end(line: Line, tmp_path: Path, mo
     check_study(direct(line))
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 503])
+@pytest.mark.parametrize("status", [200, 400, 404, 502])
+def test_a_proxy_that_answers_for_a_while_in_mid_study_costs_no_record(line: Line, tmp_path: Path, status: int) -> None:
+    line.open()
+    study = LittleStudy(tmp_path, line.uri)
+    wait_until(lambda: study.tracker.unsent == 0)
+    line.status = status
+    study.write()
+    wait_until(lambda: study.tracker.problem or study.tracker.parked)
+    line.status = None
+    assert study.tracker.close(PATIENCE) == 0 and study.tracker.parked == []
+    check_study(direct(line))
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 404, 503])
 def test_a_server_that_answers_nonsense_is_taken_for_one_that_is_down(line: Line, tmp_path: Path, status: int) -> None:
     """A proxy before a server that restarts, or an address that is not MLflow's: nothing must be given up for that."""
     line.status = status

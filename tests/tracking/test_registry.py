@@ -445,6 +445,12 @@ def test_a_server_that_does_not_answer_is_a_sentence() -> None:
     assert told(uri).startswith(f"the MLflow server {uri} does not answer: ")
 
 
+def test_a_server_that_does_not_answer_is_told_without_its_password() -> None:
+    sentence = told("http://me:pa55@127.0.0.1:9")
+    assert sentence.startswith("the MLflow server http://127.0.0.1:9 does not answer: ")
+    assert "pa55" not in sentence
+
+
 def test_a_file_that_is_no_database_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("this is not a database\n" * 100)
     assert f"{tmp_path}/notes.txt" in told(f"sqlite:///{tmp_path}/notes.txt")

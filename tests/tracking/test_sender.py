@@ -1,8 +1,12 @@
 """MLflow gets what a study has to say, once and in order; nothing that it refuses stops a study."""
 
+import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +15,8 @@ from aae_ray.search import events
 from aae_ray.search.journal import JOURNAL, StudyLock
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
 from aae_ray.tracking.address import artifact_location, make_database, tracking_uri
-from aae_ray.tracking.sender import CURSOR, Tracker, reason_of, sync
-from aae_ray.tracking.sink import STUDY
+from aae_ray.tracking.sender import CURSOR, MlflowWriter, Tracker, is_permanent, reason_of, sync
+from aae_ray.tracking.sink import STUDY, CreateRun
 from tests.tracking.little_study import (
     EXPERIMENT,
     PATIENCE,
@@ -102,6 +106,40 @@ def test_the_database_lies_where_its_folder_is_whatever_the_folder_is_called(
     uri = tracking_uri(None)
     assert uri == f"sqlite:///{folder}/mlflow.db"
     assert artifact_location(uri, EXPERIMENT) == (folder / "mlartifacts" / "aae-digits").as_uri()
+
+
+def test_a_folder_with_a_question_mark_is_refused_and_nothing_is_made_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a?b"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for uri in (None, "sqlite:///mine.db", f"sqlite:///{folder}/mine.db"):
+        with pytest.raises(UserError, match=r"cannot have a \? in it; rename the folder, or give tracking.uri"):
+            tracking_uri(uri)
+    assert tracking_uri(f"sqlite:///{tmp_path}/mine.db?timeout=5") == f"sqlite:///{tmp_path}/mine.db"
+    assert [path.name for path in tmp_path.iterdir()] == ["a?b"]
+
+
+def test_a_refused_address_is_told_without_its_password() -> None:
+    for uri in ("ftp://me:pa55@host/x", "postgres://me:p@55@host/x", "sqlite://me:pa55@host"):
+        with pytest.raises(UserError) as refused:
+            tracking_uri(uri)
+        assert "55" not in str(refused.value)
+
+
+def test_mlflow_says_nothing_on_the_screen(tmp_path: Path) -> None:
+    program = (
+        "import logging; from aae_ray.tracking.address import make_database, quiet_mlflow; quiet_mlflow(); "
+        f"make_database('sqlite:///{tmp_path}/mlflow.db'); "
+        "logging.getLogger('mlflow.store.db.utils').error('a traceback'); "
+        "logging.getLogger('sqlalchemy.pool').error('a traceback'); "
+        f"logging.basicConfig(filename='{tmp_path}/log'); logging.getLogger('mlflow.store.db.utils').error('kept')"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "kept" in (tmp_path / "log").read_text()
 
 
 def test_artifacts_of_a_server_are_its_own_business() -> None:
@@ -293,6 +331,109 @@ def test_a_record_that_mlflow_refuses_is_parked_and_sent_when_its_reason_is_gone
     assert [file.path for file in figures] == ["figures/gone.png"]
 
 
+def test_a_run_that_mlflow_refuses_holds_up_no_files_of_others(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+    create = MlflowWriter._create
+
+    def refuse(writer: MlflowWriter, call: CreateRun) -> None:
+        if call.run == "t0000":
+            raise MlflowException("refused", INVALID_PARAMETER_VALUE)
+        create(writer, call)
+
+    monkeypatch.setattr(MlflowWriter, "_create", refuse)
+    (tmp_path / "picture.png").write_bytes(b"a picture")
+    study = LittleStudy(tmp_path, database)
+    for number in (0, 1):
+        study.begin(number, 3 + number)
+        study.report(shown(1, 0.5, 0.5), number=number)
+        study.add(events.FileWritten(number=number, path="picture.png", folder="figures"))
+    study.add(*(events.Ended(number=number, reason=Reason.COMPLETED) for number in (0, 1)), events.StudyEnded())
+    assert study.tracker.close(PATIENCE) == 0
+    assert study.tracker.parked[0] == "CreateRun: refused"
+    client = client_of(database)
+
+    def pictures(run: str) -> int:
+        return len(client.list_artifacts(runs_of(database)[run].info.run_id, "figures"))
+
+    assert runs_of(database).keys() == {"study-s1", "t0001-z4"} and pictures("t0001-z4") == 1
+    monkeypatch.undo()
+    study.journal.close()
+    assert sync(tmp_path).parked == []
+    assert pictures("t0000-z3") == 1 and runs_of(database)["t0000-z3"].info.status == "FINISHED"
+
+
+def test_the_text_of_a_failure_is_kept_without_passwords(database: str, tmp_path: Path) -> None:
+    study = LittleStudy(tmp_path, database)
+    study.begin()
+    failed = events.AttemptFailed(
+        number=0, attempt=1, failure=FailureClass.BUG, message="cannot reach http://me:pa55@host/x",
+        traceback="Traceback: http://me:pa55@host/x", log_tail="the last line", retry=False,
+    )  # fmt: skip
+    study.add(failed, events.Ended(number=0, reason=Reason.BUG, message=failed.message), events.StudyEnded())
+    assert study.tracker.close(PATIENCE) == 0 and study.tracker.parked == []
+    run, client = runs_of(database)["t0000-z3"], client_of(database)
+    (kept,) = [file.path for file in client.list_artifacts(run.info.run_id)]
+    text = Path(client.download_artifacts(run.info.run_id, kept, str(tmp_path))).read_text()
+    assert text == "cannot reach http://host/x\n\nTraceback: http://host/x\n\nthe last line"
+    assert run.data.tags["aae.failure_class"] == "bug" and run.info.status == "FAILED"
+    assert run.data.tags["aae.message"] == "cannot reach http://host/x"
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"sqlite:///x": 1}', "null"])
+def test_a_damaged_note_costs_nothing(content: str, database: str, tmp_path: Path) -> None:
+    (tmp_path / CURSOR).write_text(content)
+    study = LittleStudy(tmp_path, database)
+    study.write()
+    assert study.tracker.close(PATIENCE) == 0
+    check_study(database)
+
+
+def test_a_database_that_is_full_is_told_and_waited_for(database: str, tmp_path: Path) -> None:
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def full(connection: Any, _: Any) -> None:  # SQLite never has fewer pages than are in use
+        connection.execute("PRAGMA max_page_count = 1")
+
+    event.listen(Engine, "connect", full)
+    try:
+        study = LittleStudy(tmp_path, database)
+        study.write(200)
+        wait_until(lambda: study.tracker.problem)
+        assert study.tracker.problem == "no space left for MLflow's database"
+        assert study.tracker.close(PATIENCE) > 0 and study.tracker.parked == []
+    finally:
+        event.remove(Engine, "connect", full)
+    study.journal.close()
+    # A pool in this process may hold a connection that is still limited, so another process sends.
+    program = (
+        "import sys; from pathlib import Path; from aae_ray.tracking.sender import sync; "
+        "print(sync(Path(sys.argv[1]), sys.argv[2]).left)"
+    )
+    sent = subprocess.run([sys.executable, "-c", program, str(tmp_path), database], capture_output=True, text=True)
+    assert sent.stdout.strip() == "0", sent.stderr
+    check_study(database, 200)
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [
+        (PermissionError(errno.EACCES, "no"), True),
+        (OSError(errno.EROFS, "read-only"), True),
+        (FileExistsError(errno.EEXIST, "a file"), True),
+        (OSError(errno.ENOSPC, "full"), False),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), False),
+        (json.JSONDecodeError("no JSON", "<html>", 0), False),
+    ],
+)
+def test_what_a_record_is_parked_for(error: Exception, permanent: bool) -> None:
+    assert is_permanent(error) is permanent
+
+
 def test_an_artifact_root_that_cannot_be_written_delays_no_status(database: str, tmp_path: Path) -> None:
     (tmp_path / "mlflow" / "mlartifacts").write_text("not a folder")
     study = LittleStudy(tmp_path, database)
@@ -331,6 +472,7 @@ def test_a_run_that_somebody_deleted_does_not_hold_up_the_others(database: str, 
         ),
         ("(sqlite3.OperationalError) database is locked\n[SQL: ...]", "MLflow's database is locked by another process"),
         ("API request to https://me:pa55@host/x failed", "API request to https://host/x failed"),
+        ("API request to https://me:p@55@host/x failed", "API request to https://host/x failed"),
     ],
 )
 def test_a_reason_is_the_line_that_says_what_is_wrong(text: str, reason: str) -> None:
