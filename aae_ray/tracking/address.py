@@ -58,7 +58,10 @@ def _host(uri: str) -> str | None:
 
 
 def quiet_mlflow() -> None:
-    """No telemetry, no minutes of waiting for a server that is down, nothing on the screen. Before MLflow is imported."""
+    """No telemetry, no minutes of waiting for a server that is down, no warnings, no text on the screen.
+
+    Before MLflow is imported.
+    """
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",

@@ -117,18 +117,18 @@ def register(client: Any, run_id: str, request: Mapping[str, Any]) -> dict[str, 
 
 def _move_alias(client: Any, name: str, version: Any, request: Mapping[str, Any]) -> Verdict:
     """Make a version the champion if it is better; held again against one that another study has made it meanwhile."""
-    verdict, seen = Verdict(True, "the first of its name"), None
+    verdict, moved = Verdict(True, "the first of its name"), False
     for _ in range(ALIAS_TRIES):
         aliases = client.get_registered_model(name).aliases
         current = str(aliases[CHAMPION]) if CHAMPION in aliases else None
         if current == str(version.version):
-            return verdict if seen != current else Verdict(True, "it is the champion already")
+            return verdict if moved else Verdict(True, "it is the champion already")
         if current is not None:
             tags = client.get_model_version(name, current).tags
             verdict = promote(tags, current, request["tags"], request["front"], request["rule"])
             if not verdict.champion:
                 return verdict
-        seen = current
+        moved = True
         client.set_registered_model_alias(name, CHAMPION, version.version)
     return verdict
 

@@ -300,6 +300,28 @@ def test_the_same_decoder_is_registered_once(decoders: Registry) -> None:
     decoders.add("s1/a/3", [[0.2, 0.2]])
     made = decoders.add("s1/a/3", [[0.2, 0.2]])
     assert (made["version"], made["champion"], decoders.versions, decoders.champion) == (1, True, ["1"], "1")
+    assert made["reason"] == "it is the champion already"
+
+
+@pytest.mark.parametrize(("other", "champion"), [([0.05, 0.05], "2"), ([0.15, 0.15], "3")])
+def test_an_alias_that_another_study_moves_at_the_same_time_ends_at_the_better_one(
+    decoders: Registry, monkeypatch: pytest.MonkeyPatch, other: Sequence[float], champion: str
+) -> None:
+    decoders.add("s1/a/3", [[0.2, 0.2]])
+    decoders.add("s2/a/3", [other])
+    decoders.client.set_registered_model_alias(NAME, "champion", "1")  # the other one has compared, and not moved yet
+    move = decoders.client.set_registered_model_alias
+    raced: list[str] = []
+
+    def race(name: str, alias: str, version: str) -> None:
+        move(name, alias, version)
+        if not raced:
+            raced.append(version)
+            move(name, alias, "2")
+
+    monkeypatch.setattr(decoders.client, "set_registered_model_alias", race)
+    made = decoders.add("s3/a/3", [[0.1, 0.1]])
+    assert decoders.champion == champion and made["champion"] is (champion == "3") and "version 2" in made["reason"]
 
 
 def test_a_better_one_becomes_the_champion_and_a_worse_one_does_not(decoders: Registry) -> None:
