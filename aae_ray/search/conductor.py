@@ -18,6 +18,7 @@ from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RETRIES, Reason, State, StudyEnd
 from aae_ray.search.pruner import decide, judged_values, rungs
 from aae_ray.search.sampler import Sampler
+from aae_ray.secrets import redact
 
 logger = logging.getLogger(__name__)
 
@@ -166,9 +167,9 @@ class Conductor:
                 number=failure.number,
                 attempt=max(trial.attempts, 1),
                 failure=failure.kind,
-                message=failure.message,
-                traceback=failure.traceback,
-                log_tail=failure.log_tail,
+                message=redact(failure.message),
+                traceback=redact(failure.traceback),
+                log_tail=redact(failure.log_tail),
                 retry=retry,
             )
         )
@@ -177,7 +178,7 @@ class Conductor:
             self.waiting.append(failure.number)
             return Retry()
         advice = RETRIES[failure.kind].advice
-        self._end(trial, Reason(failure.kind), failure.message + (f"; {advice}" if advice else ""))
+        self._end(trial, Reason(failure.kind), redact(failure.message) + (f"; {advice}" if advice else ""))
         self._consider_giving_up()
         return GiveUp(Reason(failure.kind))
 

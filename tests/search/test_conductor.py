@@ -251,6 +251,15 @@ def test_the_same_bug_in_the_first_trials_stops_the_study(tmp_path: Path) -> Non
     assert conductor.ledger.end is StudyEnd.FAILURES and "division by zero" in (conductor.ledger.end_message or "")
 
 
+def test_no_password_of_an_error_reaches_the_journal(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of())
+    conductor.suggest()
+    conductor.started(0)
+    text = "cannot reach https://user:pa55@host"
+    conductor.failed(Failure(0, FailureClass.BUG, text, text, text))
+    assert b"pa55" not in (tmp_path / JOURNAL).read_bytes() and b"https://host" in (tmp_path / JOURNAL).read_bytes()
+
+
 def test_different_bugs_do_not_stop_it_until_there_are_too_many_in_a_row(tmp_path: Path) -> None:
     conductor = begin(tmp_path, plan_of(study__budget__failures_in_a_row=4))
     for number in range(4):
