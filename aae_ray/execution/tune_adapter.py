@@ -160,7 +160,7 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
     executor = Executor(conductor, poll, settings.study.start_timeout)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(conductor.gangs)  # all gangs start at once
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshot is not used
-    mailbox = start_mailbox_hub(conductor.gangs)
+    mailbox = start_mailbox_hub(conductor.gangs_needed)  # gangs wait there for each other
     tuner = tune.Tuner(
         trainable(settings, folder, mailbox),
         tune_config=tune.TuneConfig(

@@ -203,6 +203,12 @@ class Conductor:
         return self.no_more is None and len(self.ledger.trials) < self.ledger.settled.settings.study.budget.trials
 
     @property
+    def gangs_needed(self) -> int:
+        """Gangs that will have a trial: fewer than fit where a resumed study has few left."""
+        left = self.ledger.settled.settings.study.budget.trials - len(self.ledger.trials)
+        return max(min(self.gangs, len(self.ledger.open) + max(left, 0)), 1)
+
+    @property
     def time_left(self) -> float | None:
         """Seconds of study.budget.wall_clock that are left, earlier sessions counted; None without such a budget."""
         wall_clock = self.ledger.settled.settings.study.budget.wall_clock

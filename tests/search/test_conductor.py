@@ -291,6 +291,19 @@ def test_what_was_open_when_the_user_stopped_goes_on_after_a_resume(tmp_path: Pa
     assert run_out is resume and [t.state for t in again.ledger.trials] == [State.WAITING] * 2
 
 
+def test_a_resumed_study_waits_for_no_more_gangs_than_it_has_trials_left(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__budget__trials=3), gangs=2)
+    assert conductor.gangs_needed == 2
+    for number in range(3):
+        conductor.suggest()
+        conductor.started(number)
+        if number < 2:
+            conductor.failed(Failure(number, FailureClass.DIVERGED, "nan"))
+    conductor.stop(StudyEnd.USER)
+    conductor.journal.close()
+    assert resume(tmp_path, gangs=2).gangs_needed == 1
+
+
 def test_a_wall_clock_counts_the_sessions_and_not_the_night_between(tmp_path: Path) -> None:
     conductor = begin(tmp_path, plan_of(study__budget__wall_clock=100))
     conductor.suggest()
