@@ -261,9 +261,10 @@ class Study:
                         signals.take()
                         gangs = gangs_that_fit(plan.settings)
                         assert self.begin is not None
+                        # Before the journal grows: it holds how far it has come against what there was.
+                        tracker = Tracker(self.folder, journal.history, self.uri)
                         for event in journal.append(self.begin):
                             ledger.apply(event)
-                        tracker = Tracker(self.folder, journal.history, self.uri)
                         copy = CopyForOptuna(self.folder)
                         sinks = (files.handle, screen.handle, copy.handle, lambda event, ledger: tracker.wake())
                         conductor = Conductor(journal, ledger, gangs, sinks)

@@ -155,6 +155,9 @@ class Tracker:
     def __init__(self, folder: Path, history: Sequence[events.Event], uri: str) -> None:
         self.folder, self.history, self.uri = folder, history, uri
         self.cursor = Cursor(folder, without_userinfo(uri))
+        if max(self.cursor.done.values()) > len(history):  # the journal has lost its end: what is sent twice is once
+            self.cursor.done = dict.fromkeys(self.cursor.done, 0)
+            self.cursor.parked.clear()
         self.problem: str | None = None  # why sending is stuck at the moment
         self.news = threading.Condition()
         self.closing = threading.Event()
@@ -269,6 +272,10 @@ class _Lane:
             time.sleep(0.05)  # a run that was refused may come now
         for entry in [entry for entry in self.retry if entry["event"] == index]:
             self.retry.remove(entry)
+            if entry["call"] >= len(calls):  # of an event that this journal does not have any more
+                with cursor.lock:
+                    cursor.parked.remove(entry)
+                continue
             try:
                 self._writer().do([calls[entry["call"]]])
             except Exception as error:
