@@ -181,7 +181,7 @@ LONG = (
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-@pytest.mark.parametrize("victim", ["ray::Trial", pytest.param("ray::MailboxHub", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("victim", ["Trainable", pytest.param("ray::MailboxHub", marks=pytest.mark.slow)])
 def test_a_killed_process_costs_no_trial(tmp_path: Path, environment: dict[str, str], victim: str) -> None:
     study = start(tmp_path, environment, *LONG, "train.epochs=800", "study.finalists=best")
     log = tmp_path / "out.txt"

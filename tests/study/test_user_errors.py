@@ -48,7 +48,7 @@ SEARCHED_NETWORK = (
         ("tune", ("study.objectives=[val/nmi]", "--dry-run"), "val/nmi is not measured by task unsupervised"),
         ("tune", ("data.name=mnits", "--dry-run"), "mnits"),
         ("tune", ("tracking.uri=file:///tmp/x", "--dry-run"), "not a server or database of MLflow"),
-        ("tune", ("/dev/null",), "/dev/null has no `space:` block, and its 24 trials would all be the same"),
+        ("tune", ("/dev/null",), "/dev/null has no `space:` block, so its 24 trials would all be the same"),
         ("generate", ("x", "--out", "nowhere/x.png"), "there is no folder"),
         ("evaluate", ("x", "--out", "x.jpg"), "give a name that ends in .png"),
         ("tune", ("task=clustering", "model.clusters=200"), "model.clusters is more than train.batch_size can fill"),
