@@ -45,7 +45,7 @@ STUDY = (
 MOST_PER_STUDY = 4
 MARK = "AAE_FAULTS_MARK"
 PATIENCE = 240.0  # seconds for a session of a study
-END_SECONDS = 30.0  # for the processes of a study to end
+END_SECONDS = 120.0  # for the processes of a study to end: Ray's agents take a minute to notice a kill
 
 
 class Study:

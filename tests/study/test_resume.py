@@ -1,0 +1,122 @@
+"""Studies that are killed, stopped, resumed, extended and closed through the real commands."""
+
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aae_ray.search.journal import read_events
+from aae_ray.search.ledger import Ledger
+from aae_ray.search.outcomes import State, StudyEnd
+from tests.study.commands import run
+from tests.study.test_study import client_of, optuna_states, processes, start, trial_runs, wait_for
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
+
+SMALL = (
+    "study.budget.trials=3",
+    "train.epochs=60",
+    "health.stop=false",
+    "study.pruner.type=none",
+    "study.finalists=best",
+    "study.concurrent_trials=1",
+)
+
+
+def ledger_of(folder: Path) -> Ledger:
+    (journal,) = folder.glob("runs/*/journal.jsonl")
+    return Ledger.replay(read_events(journal.parent))
+
+
+def check_whole(folder: Path, trials: int = 3) -> None:
+    """Every trial is complete, once in journal, Optuna's copy and MLflow, without a gap; nothing runs, none is left."""
+    ledger = ledger_of(folder)
+    assert ledger.end is StudyEnd.PLANNED and [trial.state for trial in ledger.trials] == [State.COMPLETE] * trials
+    assert optuna_states(folder) == ["COMPLETE"] * trials
+    client = client_of(folder)
+    parent, children = trial_runs(client, "aae/digits")
+    assert {each.info.status for each in (parent, *children)} == {"FINISHED"}
+    assert sorted(child.data.tags["aae.trial_id"] for child in children) == [trial.name for trial in ledger.trials]
+    for child in children:
+        points = client.get_metric_history(child.info.run_id, "val/reconstruction_mse")
+        assert [point.step for point in points] == list(range(1, 61))
+    wait_for(lambda: not processes(folder), 120)  # Ray's agents notice after a minute that a killed driver is gone
+
+
+def resume(folder: Path, environment: dict[str, str], *arguments: str, code: int = 0) -> str:
+    (study,) = (path.parent for path in folder.glob("runs/*/journal.jsonl"))
+    done = run(folder, environment, "tune", *(arguments or ("--resume", str(study.relative_to(folder)))), code=code)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
+def test_a_driver_that_is_killed_at_any_moment_loses_nothing(
+    tmp_path: Path, environment: dict[str, str], seed: int
+) -> None:
+    study = start(tmp_path, environment, *SMALL)
+    wait_for(lambda: "begins" in (tmp_path / "out.txt").read_text())
+    with pytest.raises(subprocess.TimeoutExpired):
+        study.wait(timeout=random.Random(seed).uniform(0.1, 12))
+    os.kill(study.pid, signal.SIGKILL)
+    study.wait()
+    resume(tmp_path, environment)
+    check_whole(tmp_path)
+
+
+def test_a_terminated_group_is_closed_and_its_command_resumes_it_when_pasted_also_after_a_move(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    study = start(tmp_path, environment, *SMALL)
+    log = tmp_path / "out.txt"
+    wait_for(lambda: "t0000 complete" in log.read_text())
+    os.killpg(study.pid, signal.SIGTERM)
+    assert study.wait(timeout=30) == 130, log.read_text()
+    assert ledger_of(tmp_path).end is StudyEnd.USER
+    parent, children = trial_runs(client_of(tmp_path), "aae/digits")
+    assert parent.info.status == "KILLED" and "RUNNING" not in {child.info.status for child in children}
+    wait_for(lambda: not processes(tmp_path), 30)
+
+    refused = resume(tmp_path, environment, "--resume", "digits", "optim.beta2=0.9", code=2)
+    assert "optim.beta2: 0.999 -> 0.9" in refused and "--extend digits" in refused and "Traceback" not in refused
+    command = re.search(r"resume +(python -m aae_ray\.tune --resume .*)", log.read_text())
+    assert command is not None
+    words = shlex.split(command.group(1))
+    assert words[0] == "python"
+    (folder,) = (path.parent for path in tmp_path.glob("runs/*/journal.jsonl"))
+    moved = folder.rename(tmp_path / "moved")
+    words[-1] = str(moved)
+    clean = {key: value for key, value in environment.items() if value}
+    done = subprocess.run(
+        [sys.executable, *words[1:]], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    moved.rename(folder)
+    check_whole(tmp_path)
+
+    again = resume(tmp_path, environment, code=2)
+    assert "has ended as planned" in again and "--extend" in again
+    resume(tmp_path, environment, "--extend", "digits", "study.budget.trials=4")
+    check_whole(tmp_path, trials=4)
+
+
+def test_a_running_study_refuses_a_second_driver_and_a_killed_one_is_closed(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    study = start(tmp_path, environment, *SMALL, "train.epochs=100000")
+    wait_for(lambda: "begins" in (tmp_path / "out.txt").read_text())
+    refused = resume(tmp_path, environment, "--resume", "digits", code=2)
+    assert f"in use by process {study.pid} on " in refused
+    status = run(tmp_path, environment, "status", "digits", "--json").stdout
+    assert f'"pid": {study.pid}' in status
+    os.kill(study.pid, signal.SIGKILL)
+    study.wait()
+    resume(tmp_path, environment, "--close", "digits")
+    assert ledger_of(tmp_path).end is StudyEnd.INTERRUPTED
+    parent, children = trial_runs(client_of(tmp_path), "aae/digits")
+    assert {each.info.status for each in (parent, *children)} == {"KILLED"}
