@@ -174,6 +174,7 @@ def test_scale_writes_its_keys(tmp_path: Path) -> None:
     assert found["memory_mb"] == last["memory_mb"]
 
 
+@pytest.mark.slow
 def test_start_writes_its_keys(tmp_path: Path) -> None:
     printed, found = run("start", "--rounds", "1", "--calibration-seconds", "0.2", folder=tmp_path)
     assert "ratio_bare" in printed and "calibration" in printed
