@@ -28,11 +28,11 @@ def status(
     """Say where a study stands: trials, best values, pace and failures. Reads its folder; the study need not run."""
     from aae_ray.reporting.console import console_for, is_ascii
     from aae_ray.reporting.status import listing
-    from aae_ray.search.store import find_study, studies
+    from aae_ray.search.store import find_study, is_remote, studies
 
     console, root = console_for(), folder.expanduser()
     if name is not None:
-        study = _read(find_study(name, root))
+        study = _read(find_study(name, root), name if is_remote(name) else None)
         if as_json:
             console.print(json.dumps(study.to_json(), indent=2), soft_wrap=True, markup=False)
         else:
@@ -54,15 +54,17 @@ def status(
         console.print(f"there is no study under {folder}; python -m aae_ray.tune starts one", markup=False)
 
 
-def _read(folder: Path) -> "StudyStatus":
-    """The status of the study in a folder. Raises UserError where its journal cannot be read."""
+def _read(folder: Path, uri: str | None = None) -> "StudyStatus":
+    """The status of the study in a folder, which may be a copy. Raises UserError where its journal cannot be read."""
     from pydantic import ValidationError
 
     from aae_ray.reporting.status import current
     from aae_ray.search.journal import read_events, read_owner
     from aae_ray.search.ledger import Ledger
+    from aae_ray.search.store import Store, remote_owner
 
-    owner = read_owner(folder)  # before the journal: a study that ends in between has said so there
+    owner = read_owner(folder) if uri is None else remote_owner(Store(folder, uri))
+    # before the journal: a study that ends in between has said so there
     history = read_events(folder)
     try:
         return current(folder, Ledger.replay(history), owner)

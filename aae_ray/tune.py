@@ -126,7 +126,8 @@ def leave(interrupted: bool, well: bool) -> None:
 def _root(overrides: list[str]) -> Path:
     """Where studies are looked for by name."""
     given = [change.partition("=")[2] for change in overrides if change.startswith("study.folder=")]
-    return Path(given[-1] if given else "runs").expanduser()
+    folder = given[-1] if given else "runs"
+    return Path("runs") if "://" in folder else Path(folder).expanduser()  # elsewhere: by its URI
 
 
 if __name__ == "__main__":

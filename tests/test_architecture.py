@@ -44,7 +44,7 @@ OWNERS = {
     "filelock": ("aae_ray.search.journal",),
     "rich": PRINTING,
     "plotly": (),
-    "pyarrow": ("aae_ray.datasets.parquet",),
+    "pyarrow": ("aae_ray.datasets.parquet", "aae_ray.search.store"),
     "sklearn": ("aae_ray.datasets.dataset", "aae_ray.evaluation.clustering_metrics"),
     "scipy": ("aae_ray.evaluation.clustering_metrics",),
     "pooch": ("aae_ray.datasets.download",),

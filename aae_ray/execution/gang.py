@@ -22,7 +22,6 @@ import os
 import pickle
 import platform
 import queue
-import shutil
 import sys
 import threading
 import time
@@ -47,6 +46,7 @@ from aae_ray.errors import UserError
 from aae_ray.evaluation.figure_data import FigureData, figure_data
 from aae_ray.execution.failures import Failed, GangError, describe, log_tail
 from aae_ray.search.outcomes import FailureClass
+from aae_ray.search.store import store_at
 from aae_ray.settings import Data, Settings
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Interval, Training
@@ -500,8 +500,7 @@ class WorkerGang:
             self.thread.join(patience)
         with contextlib.suppress(RayError):
             self.hub.close.remote(self.name)
-        if "://" not in self.folder:
-            shutil.rmtree(f"{self.folder}/gangs/{self.name}", ignore_errors=True)
+        store_at(self.folder).delete(f"gangs/{self.name}")
         return not self.thread.is_alive()
 
     def _trainer(self) -> GangTrainer:

@@ -3,9 +3,10 @@
 import contextlib
 import logging
 import os
+import tempfile
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from aae_ray.execution.mailbox import start_mailbox_hub
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.outcomes import FailureClass, Reason
 from aae_ray.search.pruner import rungs
+from aae_ray.search.store import store_at
+from aae_ray.secrets import redact
 from aae_ray.settings import Settings, replace
 from aae_ray.training import checkpoint
 
@@ -167,11 +170,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _state(self, relative: str | None) -> bytes | None:
         if relative is None:
             return None
-        path = Path(self.folder) / relative / checkpoint.FILE
+        path = f"{relative}/{checkpoint.FILE}"
         try:
-            return path.read_bytes()
+            return store_at(self.folder).read_bytes(path)
         except OSError as error:
-            raise UserError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
+            where = f"{redact(self.folder)}/{path}"
+            raise UserError(f"the checkpoint {where} cannot be read: {error.strerror or error}") from None
 
     def _order(self, begin: Begin | None = None) -> Train:
         until = next((rung for rung in self.rungs if rung > self.epoch), self.settings.train.epochs)
@@ -196,7 +200,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         """Write a state and its figure data. Returns the folder, relative to the study's, or None when it failed."""
         relative = f"{TRIALS}/{self.suggestion.name}/epoch_{trained.interval.epoch:05d}"
         try:
-            with durable_folder(Path(self.folder) / relative) as partial:
+            with self._new_folder(relative) as partial:
                 checkpoint.write(trained.state, partial)
                 if trained.figures is not None:
                     figure_data.save(trained.figures, partial)
@@ -204,6 +208,18 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             logger.exception("the checkpoint %s could not be written", relative)
             return None
         return relative
+
+    @contextlib.contextmanager
+    def _new_folder(self, relative: str) -> Iterator[Path]:
+        """A folder to write files into, which are in the study's folder afterwards."""
+        store = store_at(self.folder)
+        if store.remote is None:
+            with durable_folder(store.local / relative) as partial:
+                yield partial
+            return
+        with tempfile.TemporaryDirectory(prefix="aae_ray-") as temporary:
+            yield Path(temporary)
+            store.write_folder(relative, Path(temporary))
 
     def _failure(self, failed: Failed) -> dict[str, Any]:
         number = self.suggestion.number

@@ -6,11 +6,9 @@ retry is one more suggestion, and one more trial of Tune's.
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -22,6 +20,7 @@ from aae_ray.execution.trial import trainable
 from aae_ray.search.conductor import Conductor, Nothing, Stop
 from aae_ray.search.contract import Failure, from_result
 from aae_ray.search.outcomes import FailureClass
+from aae_ray.search.store import store_at
 
 TUNE = "tune"  # what Tune keeps in the study's folder while it runs
 
@@ -184,4 +183,4 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
             tuner.fit()
     finally:
         logging.getLogger(__name__).debug("the search is over")
-        shutil.rmtree(Path(folder) / TUNE, ignore_errors=True)
+        store_at(folder).delete(TUNE)

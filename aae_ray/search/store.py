@@ -3,12 +3,187 @@
 import difflib
 import json
 import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from aae_ray.errors import UserError
-from aae_ray.search.journal import JOURNAL
+from aae_ray.search.journal import JOURNAL, OWNER, Owner
+from aae_ray.secrets import redact
 
 STAMP = re.compile(r"-\d{8}-\d{6}(-\w+)?$")  # what a study's folder has behind the name of the study
+CACHE = Path("runs")  # where this machine keeps its copy of a study whose folder is elsewhere
+SEGMENTS = "journal"  # folder, in a study that is elsewhere, of the pieces of its journal, in the order of their names
+
+
+def is_remote(folder: str) -> bool:
+    """Whether a folder is the URI of a file system, and not a path."""
+    return "://" in folder
+
+
+def below(uri: str, relative: str) -> str:
+    """The URI of what lies below a folder; what follows a question mark, such as an end point, goes with it."""
+    place, mark, query = uri.partition("?")
+    return f"{place.rstrip('/')}/{relative}".rstrip("/") + mark + query
+
+
+def local_root(folder: str) -> Path:
+    """Where on this machine the studies of a `study.folder` are."""
+    return CACHE if is_remote(folder) else Path(folder).expanduser()
+
+
+class Store:
+    """Where a study's files are: in a folder of this machine, or elsewhere with copies of what was read in that folder.
+
+    Names are relative to the study's folder. Raises OSError where a file cannot be read or written.
+    """
+
+    def __init__(self, local: Path, remote: str | None = None) -> None:
+        self.local, self.remote = local, remote
+        self._opened: tuple[Any, str] | None = None
+
+    def uri(self, relative: str = "") -> str:
+        """The name that every node knows a file by."""
+        return str(self.local / relative) if self.remote is None else below(self.remote, relative)
+
+    def write_folder(self, relative: str, files: Path) -> None:
+        """Write the files of a local folder; each of them is there completely or not at all."""
+        if self.remote is None:
+            shutil.copytree(files, self.local / relative, dirs_exist_ok=True)
+            return
+        for file in sorted(path for path in files.rglob("*") if path.is_file()):
+            self.write_bytes(f"{relative}/{file.relative_to(files).as_posix()}", file.read_bytes())
+
+    def write_bytes(self, relative: str, content: bytes) -> None:
+        if self.remote is None:
+            (self.local / relative).parent.mkdir(parents=True, exist_ok=True)
+            (self.local / relative).write_bytes(content)
+            return
+        with self._at(relative) as (system, path):
+            if system.type_name != "s3":  # there a name with slashes needs no folders, and objects appear whole
+                system.create_dir(path.rpartition("/")[0], recursive=True)
+                partial = f"{path}.partial-{uuid.uuid4().hex[:8]}"
+                with system.open_output_stream(partial) as file:
+                    file.write(content)
+                system.move(partial, path)
+                return
+            with system.open_output_stream(path) as file:
+                file.write(content)
+
+    def read_bytes(self, relative: str) -> bytes:
+        if self.remote is None:
+            return (self.local / relative).read_bytes()
+        with self._at(relative) as (system, path), system.open_input_stream(path) as file:
+            return bytes(file.read())
+
+    def fetch(self, relative: str) -> Path:
+        """A file or folder as a path of this machine; downloaded when it is elsewhere, and not here yet."""
+        path = self.local / relative
+        if self.remote is None or path.exists():
+            return path
+        partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
+        names = self.files(relative)
+        try:
+            for name in names or [relative]:
+                target = partial / Path(name).relative_to(relative) if names else partial
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(self.read_bytes(name))
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.unlink(missing_ok=True)
+        return path
+
+    def delete(self, relative: str) -> None:
+        """Delete a file or folder, here and elsewhere; one that cannot be deleted stays."""
+        shutil.rmtree(self.local / relative, ignore_errors=True)
+        with suppress(OSError):
+            (self.local / relative).unlink(missing_ok=True)
+        if self.remote is not None:
+            with suppress(OSError), self._at(relative) as (system, path):
+                kind = system.get_file_info(path).type.name
+                if kind == "Directory":
+                    system.delete_dir(path)
+                elif kind == "File":
+                    system.delete_file(path)
+
+    def exists(self, relative: str) -> bool:
+        if self.remote is None:
+            return (self.local / relative).exists()
+        with self._at(relative) as (system, path):
+            return str(system.get_file_info(path).type.name) != "NotFound"
+
+    def files(self, relative: str = "") -> list[str]:
+        """All files below a folder, by name."""
+        if self.remote is None:
+            found = sorted(path for path in (self.local / relative).rglob("*") if path.is_file())
+            return [path.relative_to(self.local).as_posix() for path in found]
+        from pyarrow.fs import FileSelector
+
+        with self._at(relative) as (system, path):
+            entries = system.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
+        root = self._open()[1]
+        return sorted(entry.path[len(root) + 1 :] for entry in entries if entry.is_file)
+
+    def age_of(self, relative: str) -> float | None:
+        """When a file was written, in seconds since 1970; None where there is none."""
+        with self._at(relative) as (system, path):
+            entry = system.get_file_info(path)
+        return None if entry.mtime_ns is None or not entry.is_file else entry.mtime_ns / 1e9
+
+    @contextmanager
+    def _at(self, relative: str) -> Iterator[tuple[Any, str]]:
+        system, root = self._open()
+        yield system, f"{root}/{relative}".rstrip("/")
+
+    def _open(self) -> tuple[Any, str]:
+        if self._opened is None:
+            from pyarrow.fs import FileSystem
+
+            uri = self.uri()
+            try:
+                system, path = FileSystem.from_uri(uri if is_remote(uri) else Path(uri).absolute().as_uri())
+            except ValueError as error:
+                raise UserError(f"{redact(uri)} is not the URI of a file system: {redact(str(error))}") from None
+            self._opened = system, path.rstrip("/")
+        return self._opened
+
+
+def store_at(folder: str) -> Store:
+    """The store of a study by the name that every node knows its folder by."""
+    if is_remote(folder):
+        return Store(Path(tempfile.gettempdir(), "aae_ray", re.sub(r"\W+", "_", folder)), folder)
+    return Store(Path(folder))
+
+
+def remote_owner(store: Store) -> Owner | None:
+    """The owner by the file that is elsewhere, whose age is its heartbeat; None as of `read_owner`. Raises OSError."""
+    try:
+        values = json.loads(store.read_bytes(OWNER))
+        return Owner(values["host"], values["pid"], values["began"], store.age_of(OWNER) or 0.0)
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def pull_journal(store: Store) -> bool:
+    """Join the pieces of a journal that is elsewhere, where this machine has less of it; whether it was so.
+
+    Where both have gone on by themselves, the one elsewhere counts: others have seen it.
+    """
+    there = b"".join(store.read_bytes(name) for name in store.files(SEGMENTS))
+    path = store.local / JOURNAL
+    here = path.read_bytes() if path.exists() else b""
+    if not there or here.startswith(there):
+        return False
+    store.local.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".partial-{uuid.uuid4().hex[:8]}")
+    partial.write_bytes(there)
+    partial.replace(path)
+    return True
 
 
 def studies(root: Path) -> list[Path]:
@@ -22,6 +197,8 @@ def find_study(name_or_folder: str, root: Path) -> Path:
 
     Raises UserError for a study that is not there, with names like it, and for a name that several studies have.
     """
+    if is_remote(name_or_folder):
+        return _pulled(name_or_folder)
     path = Path(name_or_folder).expanduser()
     for folder in (path, root / name_or_folder):
         if (folder / JOURNAL).is_file():
@@ -41,6 +218,18 @@ def find_study(name_or_folder: str, root: Path) -> Path:
     if name_or_folder and path.is_dir():
         raise UserError(f"{name_or_folder} is not the folder of a study: there is no {JOURNAL} in it")
     raise UserError(f"there is no study {name_or_folder} under {root}{_hint(name_or_folder, folders)}")
+
+
+def _pulled(uri: str) -> Path:
+    """This machine's copy of a study that is elsewhere."""
+    store = Store(CACHE / uri.partition("?")[0].rstrip("/").rpartition("/")[2], uri)
+    try:
+        pull_journal(store)
+    except OSError as error:
+        raise UserError(f"{redact(uri)} cannot be read: {redact(str(error))}") from None
+    if not (store.local / JOURNAL).is_file():
+        raise UserError(f"{redact(uri)} is not the folder of a study: there is no {SEGMENTS}/ in it")
+    return store.local
 
 
 def _abbreviates(text: str, study_id: str) -> bool:

@@ -4,12 +4,12 @@ import logging
 import queue
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from aae_ray.evaluation import figure_data
 from aae_ray.search import events
 from aae_ray.search.contract import trial_name
 from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.store import Store
 
 FIGURES = "figures"
 
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 class TrialFiles:
     """A sink of the conductor: draws in a thread of its own, deletes at once."""
 
-    def __init__(self, folder: Path, keep: str) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, store: Store, keep: str) -> None:
+        self.store, self.folder, self.keep = store, store.local, keep
         self.executor = ThreadPoolExecutor(1, "figures")
         self.written: queue.SimpleQueue[events.FileWritten] = queue.SimpleQueue()  # for the journal, by its own thread
         self.drawn: set[int] = set()
@@ -29,12 +29,15 @@ class TrialFiles:
     def take_up(self, ledger: Ledger) -> None:
         """What a crash left undone: figures of trials that have ended."""
         for trial in ledger.trials:
-            if not trial.open and trial.checkpoint is not None and (self.folder / trial.checkpoint).exists():
+            if not trial.open and trial.checkpoint is not None and self.store.exists(trial.checkpoint):
                 self._ended(trial, ledger)
 
     def handle(self, event: events.Event, ledger: Ledger) -> None:
         if isinstance(event, events.Reported) and event.checkpoint is not None:
-            self._delete_others(ledger.trials[event.number])
+            if self.store.remote is None:
+                self._delete_others(ledger.trials[event.number])
+            else:
+                self.executor.submit(self._delete_older, event.checkpoint)
         elif isinstance(event, events.Ended):
             self._ended(ledger.trials[event.number], ledger)
 
@@ -73,7 +76,7 @@ class TrialFiles:
             self._delete(other)
 
     def _delete(self, number: int) -> None:
-        shutil.rmtree(self.folder / "trials" / trial_name(number), ignore_errors=True)
+        self.store.delete(f"trials/{trial_name(number)}")
 
     def _delete_others(self, trial: TrialRecord) -> None:
         assert trial.checkpoint is not None
@@ -82,11 +85,22 @@ class TrialFiles:
             if other != latest:
                 shutil.rmtree(other, ignore_errors=True)
 
+    def _delete_older(self, checkpoint: str) -> None:
+        """The same where it takes its time: the trial may have written its next one meanwhile."""
+        folder, _, latest = checkpoint.rpartition("/")
+        try:
+            epochs = {name.removeprefix(f"{folder}/").partition("/")[0] for name in self.store.files(folder)}
+            for epoch in sorted(epochs):
+                if epoch < latest:
+                    self.store.delete(f"{folder}/{epoch}")
+        except Exception:  # it is only room that is lost
+            logger.exception("older checkpoints of %s could not be deleted", folder)
+
     def _draw(self, number: int, checkpoint: str) -> None:
         """The figures of a trial, into the study's folder; runs in a thread of its own."""
         target = self.folder / FIGURES / trial_name(number)
         try:
-            data = figure_data.load(self.folder / checkpoint)
+            data = figure_data.load(self.store.fetch(checkpoint))
             for name, png in (figure_data.draw(data) if data else {}).items():
                 target.mkdir(parents=True, exist_ok=True)
                 (target / name).write_bytes(png)

@@ -12,6 +12,7 @@ from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.objectives import select
+from aae_ray.search.store import Store
 from aae_ray.settings import flatten, replace
 from aae_ray.study.files import FIGURES
 from aae_ray.tracking import registry
@@ -35,19 +36,19 @@ def finalists(ledger: Ledger, best: TrialRecord | None, which: str) -> list[Tria
     return [best, *(trial for trial in others if trial is not best)]
 
 
-def rebuild(dataset: Dataset, trial: TrialRecord, folder: Path) -> Training:
+def rebuild(dataset: Dataset, trial: TrialRecord, store: Store) -> Training:
     """A trial's training from its checkpoint, on the CPU. Raises UserError when there is none that can be read."""
     settings = replace(trial.plan.settings, {**trial.params, "train.device": "cpu"})
     training = Training(settings, dataset)
-    training.load_state_dict(checkpoint.load(folder / (trial.checkpoint or "trials/none")))
+    training.load_state_dict(checkpoint.load(store.fetch(trial.checkpoint or "trials/none")))
     return training
 
 
 def measure(
-    conductor: Conductor, dataset: Dataset, trial: TrialRecord, folder: Path
+    conductor: Conductor, dataset: Dataset, trial: TrialRecord, store: Store
 ) -> tuple[Training, FinalEvaluation]:
     """What a trial is worth on the test images, which no choice has seen, and what its samples are worth."""
-    training = rebuild(dataset, trial, folder)
+    training, folder = rebuild(dataset, trial, store), store.local
     judge = judge_if_any(dataset, cache_folder(training.settings.data))
     result = evaluate_model(training.evaluation, judge)
     sheet = Path(FIGURES, trial.name, NEAREST_SHEET)

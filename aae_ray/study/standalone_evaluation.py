@@ -21,6 +21,7 @@ from aae_ray.evaluation.judge import Judge, judge_if_any
 from aae_ray.reading import Entry, build, read_overrides
 from aae_ray.search import events
 from aae_ray.search.journal import Journal
+from aae_ray.search.store import local_root
 from aae_ray.secrets import redact
 from aae_ray.settings import Settings, dotted_fields, replace, setting
 from aae_ray.tracking import registry
@@ -158,7 +159,7 @@ class Recorded(NamedTuple):
 
 def record(found: StandaloneEvaluation, uri: str) -> Recorded:
     """Write an evaluation to MLflow as a run of its own, with the sheet of nearest images."""
-    folder = Path(found.run.study.folder).expanduser() / f"evaluation-{unique_timestamp()}"
+    folder = local_root(found.run.study.folder) / f"evaluation-{unique_timestamp()}"
     folder.mkdir(parents=True)
     sheet = folder / NEAREST_SHEET  # a copy of its own: it may be sent when the user's file is another one
     sheet.write_bytes(found.assessment.nearest_sheet)

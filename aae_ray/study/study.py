@@ -30,13 +30,14 @@ from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.sampler import OptunaCopy, optuna_study
 from aae_ray.search.space import Plan, read_plan, record_plan
-from aae_ray.search.store import find_study
+from aae_ray.search.store import Store, below, find_study, is_remote, local_root
 from aae_ray.secrets import redact
 from aae_ray.settings import replace
 from aae_ray.study import checks
 from aae_ray.study.files import TrialFiles
 from aae_ray.study.finalists import choose, finalists, measure, publish
 from aae_ray.study.log import LOG, logged
+from aae_ray.study.mirror import Mirror
 from aae_ray.study.signals import Signals
 from aae_ray.tracking.address import tracking_uri
 from aae_ray.tracking.provenance import provenance, unique_timestamp
@@ -62,8 +63,10 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
         fitting = sum(trial.params.keys() == plan.space.keys() for trial in prior)
         console.print(text.bullet("warm start", f"{fitting} finished trials fit the space, of {len(prior)} read"))
     folder = new_folder(plan)
-    study = Study(folder, uri, dataset, console, verbose)
+    study = Study(folder, uri, dataset, console, verbose, mirror=mirror_of(folder, plan))
     with study.owned():
+        if study.mirror is not None:
+            study.mirror.claim()
         started = events.StudyStarted(
             study_id=folder.name,
             plan=record_plan(plan),
@@ -96,7 +99,11 @@ def resume_study(
     folder = find_study(name, root).absolute()
     lock = StudyLock(folder)
     lock.acquire()
+    mirror: Mirror | None = None
     try:
+        if mirror := mirror_of(folder, Ledger.replay(read_events(folder)).settled):
+            mirror.claim()
+            mirror.pull()
         journal = Journal.open(folder)
         ledger = Ledger.replay(journal.history)
         old = ledger.settled
@@ -115,9 +122,11 @@ def resume_study(
                 f"--extend {name} changes nothing; give a larger study.budget.trials, a space, or more epochs"
             )
     except BaseException:
+        if mirror is not None and mirror.claimed:
+            mirror.close()
         lock.release()
         raise
-    study = Study(folder, address, dataset, console, verbose, lock)
+    study = Study(folder, address, dataset, console, verbose, lock, mirror=mirror)
     with study.owned():
         if lock.taken_over is not None:
             owner = lock.taken_over
@@ -136,12 +145,20 @@ def close_study(name: str, console: Console, *, uri: str | None = None, root: Pa
     folder = find_study(name, root)
     lock = StudyLock(folder)
     lock.acquire()
+    mirror: Mirror | None = None
     try:
+        if mirror := mirror_of(folder, Ledger.replay(read_events(folder)).settled):
+            mirror.claim()
+            mirror.pull()
         journal = Journal.open(folder)
         if Ledger.replay(journal.history).end is None:
             journal.append(events.StudyStopped(end=StudyEnd.INTERRUPTED, message="closed by --close"))
+        if mirror is not None:
+            mirror.start(journal)
         journal.close()
     finally:
+        if mirror is not None and mirror.claimed:
+            mirror.close()
         lock.release()
     result = send(folder, uri)
     console.print(f"{folder.name} is closed; {result.sent} records sent to MLflow, {result.left} left", soft_wrap=True)
@@ -149,7 +166,7 @@ def close_study(name: str, console: Console, *, uri: str | None = None, root: Pa
 
 def prior_trials(names: Sequence[str], plan: Plan, dataset: Dataset) -> list[events.PriorTrial]:
     """The finished trials of earlier studies, by name, folder or experiment. Raises UserError for unlike studies."""
-    root = Path(plan.settings.study.folder).expanduser()
+    root = local_root(plan.settings.study.folder)
     trials = []
     for name in names:
         folders = _of_experiment(name, root) or [find_study(name, root)]
@@ -196,11 +213,7 @@ def changed_plan(plan: Plan, overrides: Sequence[str]) -> Plan:
 def new_folder(plan: Plan) -> Path:
     """A new folder for a study. Raises UserError when it cannot be made."""
     study = plan.settings.study
-    if "://" in study.folder:
-        raise UserError(
-            f"study.folder {study.folder}: a study's journal needs a folder that all nodes see as a path, such as NFS"
-        )
-    folder = Path(study.folder).expanduser().absolute() / f"{study.name}-{unique_timestamp()}"
+    folder = local_root(study.folder).absolute() / f"{study.name}-{unique_timestamp()}"
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -210,6 +223,12 @@ def new_folder(plan: Plan) -> Path:
         folder.rmdir()
         raise UserError(f"study.folder {study.folder}: {problem}")
     return folder
+
+
+def mirror_of(folder: Path, plan: Plan) -> Mirror | None:
+    """What copies a study to its folder, where that is the URI of a file system."""
+    root = plan.settings.study.folder
+    return Mirror(Store(folder, below(root, folder.name))) if is_remote(root) else None
 
 
 # --------------------------------------------------------------------------------------------------------- how it goes
@@ -226,6 +245,11 @@ class Study:
     verbose: bool = False
     lock: StudyLock | None = None
     begin: events.Event | None = None  # what the journal says of this session's start
+    mirror: Mirror | None = None  # where the study's folder is elsewhere
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder) if self.mirror is None else self.mirror.store
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -236,6 +260,8 @@ class Study:
         try:
             yield
         finally:
+            if self.mirror is not None and self.mirror.claimed:
+                self.mirror.close()
             self.lock.release()
             journal = self.folder / "journal.jsonl"
             if not journal.exists() or journal.stat().st_size == 0:
@@ -251,7 +277,7 @@ class Study:
         with logged(self.folder, self.console, verbose=self.verbose):
             screen = Screen(self.console, self.folder, plan, self.dataset)
             signals = Signals(screen.say)
-            files = TrialFiles(self.folder, study.keep)
+            files = TrialFiles(self.store, study.keep)
             with signals.handled(), screen:
                 gangs = 1
                 tracker: Tracker | None = None
@@ -265,6 +291,8 @@ class Study:
                         tracker = Tracker(self.folder, journal.history, self.uri)
                         for event in journal.append(self.begin):
                             ledger.apply(event)
+                        if self.mirror is not None:
+                            self.mirror.start(journal)
                         copy = CopyForOptuna(self.folder)
                         sinks = (files.handle, screen.handle, copy.handle, lambda event, ledger: tracker.wake())
                         conductor = Conductor(journal, ledger, gangs, sinks)
@@ -316,7 +344,7 @@ class Study:
         try:
             with signals.polling():
                 if conductor.ledger.open or conductor.more_to_suggest:
-                    search(conductor, str(self.folder), poll, verbose=self.verbose)
+                    search(conductor, self.store.uri(), poll, verbose=self.verbose)
         except OSError as error:
             logger.exception("the search ended in an error")
             self._stop(conductor, StudyEnd.DISK, f"{error.strerror or error} (under {self.folder})")
@@ -360,7 +388,7 @@ class Study:
         for trial in finalists(ledger, best, settings.study.finalists):
             screen.say(f"measuring {trial.name} on the test images")
             with self._noted(conductor, f"{trial.name} could not be measured on the test images"):
-                training, result = measure(conductor, self.dataset, trial, self.folder)
+                training, result = measure(conductor, self.dataset, trial, self.store)
                 if trial is best:
                     register = settings.tracking.register_model
                     publish(conductor, trial, training, result, self.folder, register=register)
@@ -408,6 +436,8 @@ class Study:
         unsent = tracker.close(SEND_SECONDS_INTERRUPTED)
         waiting = f" {unsent} records for MLflow wait in the study's folder." if unsent else ""
         screen.end(f"{message}; the study is closed.{waiting} Go on with\n  {text.resume_command(self.folder)}")
+        if self.mirror is not None:
+            self.mirror.close()
         os._exit(FAILED)
 
 

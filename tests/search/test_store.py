@@ -1,11 +1,14 @@
 """Finding a study by its name, its id or its folder, without guessing."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from aae_ray.errors import UserError
-from aae_ray.search.store import find_study, studies
+from aae_ray.search.store import Store, below, find_study, store_at, studies
+from tests.cluster.conftest import endpoint as endpoint
+from tests.cluster.laptop import aws_client
 from tests.search.histories import START, History
 
 DIGITS = ("digits-20270115-080000-abcd", "digits-20270116-080000-0123")
@@ -71,3 +74,84 @@ def test_a_folder_without_a_journal_is_no_study(root: Path) -> None:
 def test_where_there_is_none_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no study digits under .*, nor any other"):
         find_study("digits", tmp_path / "runs")
+
+
+def test_a_store_elsewhere_takes_gives_and_deletes_files(tmp_path: Path) -> None:
+    (tmp_path / "files" / "deep").mkdir(parents=True)
+    (tmp_path / "files" / "a.bin").write_bytes(b"one")
+    (tmp_path / "files" / "deep" / "b.bin").write_bytes(b"two")
+    exercise(Store(tmp_path / "cache", f"file://{tmp_path}/there/study"), tmp_path / "files")
+    assert not list((tmp_path / "there").rglob("*.partial-*"))
+
+
+def test_a_store_on_s3(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    aws_client("s3", endpoint).create_bucket(
+        Bucket="studies", CreateBucketConfiguration={"LocationConstraint": "us-west-2"}
+    )
+    (tmp_path / "files" / "deep").mkdir(parents=True)
+    (tmp_path / "files" / "a.bin").write_bytes(b"one")
+    (tmp_path / "files" / "deep" / "b.bin").write_bytes(b"two")
+    address = endpoint.removeprefix("http://")
+    uri = f"s3://studies/all/study?scheme=http&endpoint_override={address}&region=us-west-2"
+    exercise(Store(tmp_path / "cache", uri), tmp_path / "files")
+
+
+def exercise(store: Store, files: Path) -> None:
+    assert not store.exists("trials/t0000") and store.files() == []
+    with pytest.raises(FileNotFoundError):
+        store.read_bytes("trials/t0000/a.bin")
+    store.write_folder("trials/t0000", files)
+    assert store.exists("trials/t0000") and store.read_bytes("trials/t0000/a.bin") == b"one"
+    assert store.files() == ["trials/t0000/a.bin", "trials/t0000/deep/b.bin"]
+    assert not store.local.exists()
+    fetched = store.fetch("trials/t0000")
+    assert fetched == store.local / "trials/t0000" and (fetched / "deep" / "b.bin").read_bytes() == b"two"
+    store.write_bytes("trials/t0000/a.bin", b"new")
+    assert (store.fetch("trials/t0000/a.bin")).read_bytes() == b"one"  # what is here is not fetched again
+    assert store.age_of("trials/t0000/a.bin") == pytest.approx(time.time(), abs=60)
+    store.delete("trials/t0000")
+    assert not store.exists("trials/t0000/a.bin") and not fetched.exists()
+    store.delete("trials/t0000")  # which is gone
+
+
+def test_a_local_store_has_plain_paths(tmp_path: Path) -> None:
+    store = store_at(str(tmp_path))
+    store.write_bytes("trials/t0000/a.bin", b"one")
+    assert store.uri("trials") == str(tmp_path / "trials") and store.fetch("trials") == tmp_path / "trials"
+    store.delete("trials")
+    assert not store.exists("trials")
+
+
+def test_names_below_a_uri_keep_its_options() -> None:
+    assert below("s3://b/studies/?region=x", "id") == "s3://b/studies/id?region=x"
+
+
+@pytest.mark.parametrize("here", [None, 0, 1])
+def test_the_pieces_of_a_journal_are_joined_where_there_is_less_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: int | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = History(study_id=MNIST).write(tmp_path / "whole")
+    lines = (whole / "journal.jsonl").read_bytes().splitlines(keepends=True) + [b"{}\n", b"{}\n"]
+    there = Store(tmp_path / "none", f"file://{tmp_path}/there/{MNIST}")
+    for number, line in enumerate(lines, 1):
+        there.write_bytes(f"journal/{number:06d}.jsonl", line)
+    cache = tmp_path / "runs" / MNIST / "journal.jsonl"
+    if here is not None:
+        cache.parent.mkdir(parents=True)
+        cache.write_bytes(b"".join(lines[:here]))
+    assert find_study(str(there.remote), tmp_path) == Path("runs", MNIST)
+    assert cache.read_bytes() == b"".join(lines)
+    cache.write_bytes(b"".join(lines) + b"more\n")
+    find_study(str(there.remote), tmp_path)
+    assert cache.read_bytes().endswith(b"more\n")
+
+
+def test_a_uri_without_a_study_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is not the folder of a study"):
+        find_study(f"file://{tmp_path}/nowhere", tmp_path)
+    with pytest.raises(UserError, match="is not the URI of a file system"):
+        find_study("nonsense://nowhere", tmp_path)
