@@ -86,7 +86,9 @@ class Store:
         if self.remote is None or path.exists():
             return path
         partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
-        names = self.files(relative)
+        with self._at(relative) as (system, place):
+            single = system.get_file_info(place).is_file
+        names = [] if single else self.files(relative)
         try:
             for name in names or [relative]:
                 target = partial / Path(name).relative_to(relative) if names else partial

@@ -54,11 +54,13 @@ class Mirror:
 
     def pull(self) -> None:
         """Get what this machine has less of: the journal, and with it files that MLflow may still have to take."""
-        if not pull_journal(self.store):
-            return
+        pull_journal(self.store)
         for name in self.store.files():
-            if name not in OWN and name.partition("/")[0] not in FOREIGN:
-                (self.store.local / name).unlink(missing_ok=True)
+            if name in OWN or name.partition("/")[0] in FOREIGN:
+                continue
+            here = self.store.local / name
+            if not here.exists() or here.stat().st_mtime < (self.store.age_of(name) or 0.0):
+                here.unlink(missing_ok=True)
                 self.store.fetch(name)
 
     def start(self, journal: Journal) -> None:
