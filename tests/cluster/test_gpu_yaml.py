@@ -265,7 +265,7 @@ def test_the_study_in_the_readme_gets_gpus_from_machines_still_to_come(life: Lif
     space, *overrides = by_exec
     assert (REPOSITORY / Path(space).relative_to("aae-ray")).is_file(), f"there is no {space}"
     settings = build(read_overrides(overrides))
-    assert settings.study.folder == "/mnt/studies"  # a folder that all nodes see
+    assert settings.study.folder == "s3://BUCKET/studies"  # which all nodes see
     assert settings.study.resources_per_worker == {"GPU": 1}
     assert settings.train.device == "cuda"
     bootstrap = tmp_path / "ray_bootstrap_config.yaml"
