@@ -299,7 +299,10 @@ class Study(Section):
     concurrent_trials: Positive | None = Field(
         None, description="gangs at a time; as many as the cluster holds when not given"
     )
-    folder: str = Field("runs", description="where studies keep their state: a folder that all nodes see, or a URI such as s3://BUCKET/studies")
+    folder: str = Field(
+        "runs",
+        description="where studies keep their state: a folder that all nodes see, or a URI such as s3://BUCKET/studies",
+    )
     max_failures: Int = Field(2, ge=0, description="times a trial is retried from its checkpoint when a worker dies")
     start_timeout: Duration = Field(
         600, description="after this long without its workers a gang counts as one that cannot start"

@@ -174,7 +174,8 @@ def remote_owner(store: Store) -> Owner | None:
 def pull_journal(store: Store) -> bool:
     """Join the pieces of a journal that is elsewhere, where this machine has less of it; whether it was so.
 
-    Where both have gone on by themselves, the one elsewhere counts: others have seen it.
+    Where both have gone on by themselves, the one elsewhere counts, as others have seen it, and the one here is kept
+    beside it.
     """
     there = b"".join(store.read_bytes(name) for name in store.files(SEGMENTS))
     path = store.local / JOURNAL
@@ -182,6 +183,8 @@ def pull_journal(store: Store) -> bool:
     if not there or here.startswith(there):
         return False
     store.local.mkdir(parents=True, exist_ok=True)
+    if not there.startswith(here):  # what happened here alone is kept, under another name
+        path.with_suffix(f".diverged-{uuid.uuid4().hex[:8]}").write_bytes(here)
     partial = path.with_suffix(f".partial-{uuid.uuid4().hex[:8]}")
     partial.write_bytes(there)
     partial.replace(path)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from aae_ray.errors import UserError
-from aae_ray.search.store import Store, below, find_study, store_at, studies
+from aae_ray.search.journal import JOURNAL
+from aae_ray.search.store import SEGMENTS, Store, below, find_study, pull_journal, store_at, studies
 from tests.cluster.conftest import endpoint as endpoint
 from tests.cluster.laptop import aws_client
 from tests.search.histories import START, History
@@ -155,3 +156,14 @@ def test_a_uri_without_a_study_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         find_study(f"file://{tmp_path}/nowhere", tmp_path)
     with pytest.raises(UserError, match="is not the URI of a file system"):
         find_study("nonsense://nowhere", tmp_path)
+
+
+def test_a_journal_that_went_on_here_alone_is_kept_beside_the_one_that_others_saw(tmp_path: Path) -> None:
+    store = Store(tmp_path / "here", f"file://{tmp_path}/there")
+    store.write_bytes(f"{SEGMENTS}/000001.jsonl", b"a\nb\n")
+    (tmp_path / "here").mkdir(exist_ok=True)
+    (tmp_path / "here" / JOURNAL).write_bytes(b"a\nc\n")
+    assert pull_journal(store)
+    assert (tmp_path / "here" / JOURNAL).read_bytes() == b"a\nb\n"
+    (kept,) = (tmp_path / "here").glob("journal.diverged-*")
+    assert kept.read_bytes() == b"a\nc\n"
