@@ -1,10 +1,11 @@
 """Faults, one after another, into running studies: python benchmarks/faults.py --faults 20 --seed 0 --json faults.json
 
 A study is started with the real command, and random processes of it are killed, stopped or signalled at random moments,
-MLflow's database is locked or taken away; where the driver has ended, the study is resumed. When it has ended as
-planned, the invariants are checked: every trial once in the journal, Optuna's copy and MLflow, no gap and no doubled
-epoch, nothing RUNNING, no process left, the champion loads. With one gang the final metrics are those of a study that
-nobody disturbed, bit for bit.
+MLflow's database is locked, its artifact root taken away, the disk under the study filled; where the driver has ended,
+the study is resumed. When it has ended as planned, the invariants are checked: every trial once in the journal,
+Optuna's copy and MLflow, no gap and no doubled epoch, nothing RUNNING, no process left, the champion loads. With one
+gang, of one worker or of two, the final metrics are those of a study that nobody disturbed, bit for bit. To fill a disk
+takes the right to mount one, a tmpfs; without it the other faults are tried.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import collections
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -19,9 +21,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if not __package__:  # run as a file: the package is found from the root, by the commands too
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -43,22 +47,56 @@ STUDY = (
     "study.budget.failures_in_a_row=50",
 )
 MOST_PER_STUDY = 4
+DISK_MB = 400  # of a study's own disk, where one can be mounted
 MARK = "AAE_FAULTS_MARK"
 PATIENCE = 240.0  # seconds for a session of a study
 END_SECONDS = 120.0  # for the processes of a study to end: Ray's agents take a minute to notice a kill
 
 
+class Shape(NamedTuple):
+    """The gangs of a study."""
+
+    gangs: int
+    workers: int
+
+    def __str__(self) -> str:
+        return f"{self.gangs} x {self.workers}"
+
+
+SHAPES = (Shape(1, 1), Shape(2, 1), Shape(1, 2))
+
+
+@contextmanager
+def own_disk(folder: Path) -> Iterator[None]:
+    """A small disk under a folder for as long as the study takes, if we may mount one; what was on it stays."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
+    mounted = (
+        shutil.which("mount") is not None and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    )
+    try:
+        yield
+    finally:
+        if mounted:
+            kept = folder.with_name(f"{folder.name}.kept")
+            shutil.copytree(folder, kept)
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+            shutil.copytree(kept, folder, dirs_exist_ok=True)
+            shutil.rmtree(kept)
+
+
 class Study:
     """A study in a folder of its own, driven by the real commands."""
 
-    def __init__(self, folder: Path, gangs: int) -> None:
-        self.folder, self.gangs = folder, gangs
+    def __init__(self, folder: Path, shape: Shape) -> None:
+        self.folder, self.shape = folder, shape
         self.environment = {**os.environ, MARK: str(folder), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
         self.process: subprocess.Popen[bytes] | None = None
         self.sessions = 0
 
     def start(self) -> None:
-        self._run("tune", *STUDY, f"study.concurrent_trials={self.gangs}")
+        gangs = (f"study.concurrent_trials={self.shape.gangs}", f"study.workers_per_trial={self.shape.workers}")
+        self._run("tune", *STUDY, *gangs)
 
     def resume(self) -> None:
         if self.study is None:  # it was killed before it had begun
@@ -167,6 +205,27 @@ def _artifacts_away(study: Study, luck: random.Random) -> bool:
     return True
 
 
+def _full(left_mb: float) -> Callable[[Study, random.Random], bool]:
+    """The disk under the study has so little left, until the study has ended."""
+
+    def inject(study: Study, luck: random.Random) -> bool:
+        disk = study.folder / "runs"
+        if not disk.is_mount() or study.process is None or study.process.poll() is not None:
+            return False
+        filler = disk / "filler"
+        with suppress(OSError), filler.open("wb") as file:  # the last block may not fit: then the disk is full
+            while shutil.disk_usage(disk).free > left_mb * 1e6:
+                file.write(bytes(min(1 << 20, max(4096, shutil.disk_usage(disk).free - int(left_mb * 1e6)))))
+                file.flush()
+        try:
+            finish(study)
+        finally:
+            filler.unlink()
+        return True
+
+    return inject
+
+
 FAULTS: Mapping[str, Callable[[Study, random.Random], bool]] = {
     "driver SIGKILL": _signal(signal.SIGKILL, None),
     "driver SIGTERM": _signal(signal.SIGTERM, None),
@@ -175,9 +234,16 @@ FAULTS: Mapping[str, Callable[[Study, random.Random], bool]] = {
     "group SIGTERM": _group,
     "trial SIGKILL": _signal(signal.SIGKILL, "Trainable"),
     "trial SIGSTOP for 4 s": _signal(signal.SIGSTOP, "Trainable", 4),
+    "gang worker SIGKILL": _signal(signal.SIGKILL, "RayTrainWorker"),
+    "gang worker SIGSTOP for 4 s": _signal(signal.SIGSTOP, "RayTrainWorker", 4),
     "mailbox SIGKILL": _signal(signal.SIGKILL, "ray::MailboxHub"),
+    "mailbox SIGSTOP for 4 s": _signal(signal.SIGSTOP, "ray::MailboxHub", 4),
     "raylet SIGKILL": _signal(signal.SIGKILL, "raylet/raylet"),
+    "raylet SIGSTOP for 4 s": _signal(signal.SIGSTOP, "raylet/raylet", 4),
     "GCS SIGKILL": _signal(signal.SIGKILL, "gcs_server"),
+    "GCS SIGSTOP for 4 s": _signal(signal.SIGSTOP, "gcs_server", 4),
+    "disk full": _full(0),
+    "50 MB left on the disk": _full(50),
     "MLflow's database locked for 8 s": _locked,
     "artifact root not writable for 1 s": _artifacts_away,
 }
@@ -259,9 +325,12 @@ def finish(study: Study, seconds: float = PATIENCE) -> None:
     study.process.wait(seconds)
 
 
-def disturbed(folder: Path, gangs: int, luck: random.Random, most: int, expected: Any) -> tuple[list[str], list[str]]:
+ENDS = ("driver SIGK", "driver SIGT", "driver SIGH", "group", "raylet SIGK", "GCS SIGK")  # a session ends of these
+
+
+def disturbed(folder: Path, shape: Shape, luck: random.Random, most: int, expected: Any) -> tuple[list[str], list[str]]:
     """One study with up to so many faults: those that hit it, and what is wrong afterwards."""
-    study = Study(folder, gangs)
+    study = Study(folder, shape)
     injected: list[str] = []
     study.start()
     try:
@@ -272,7 +341,7 @@ def disturbed(folder: Path, gangs: int, luck: random.Random, most: int, expected
                 time.sleep(0.1)
             if len(injected) < most and FAULTS[wanted](study, luck):
                 injected.append(wanted)
-                if wanted.startswith(("driver SIGK", "driver SIGT", "driver SIGH", "group", "raylet", "GCS")):
+                if wanted.startswith(ENDS):
                     finish(study)
             if len(injected) >= most:
                 finish(study)
@@ -284,16 +353,17 @@ def disturbed(folder: Path, gangs: int, luck: random.Random, most: int, expected
                 study.resume()
     except subprocess.TimeoutExpired:
         return injected, [f"a session did not end within {PATIENCE:g} s after {injected[-1:]}: {study.log[-500:]}"]
+    except Exception as error:
+        return injected, [f"the invariants could not be checked: {type(error).__name__}: {error}"]
     finally:
         for pid in study.processes():
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
 
 
-def undisturbed(folder: Path) -> dict[int, Any]:
-    study = Study(folder, 1)
+def undisturbed(folder: Path, shape: Shape) -> dict[int, Any]:
+    folder.mkdir(parents=True)
+    study = Study(folder, shape)
     study.start()
     finish(study)
     assert study.ended and study.study is not None, study.log
@@ -306,31 +376,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="studies at a time")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path, help="folder for the studies; a temporary one if none")
     arguments = parser.parse_args()
-    luck = random.Random(arguments.seed)
     root = arguments.keep or Path(tempfile.mkdtemp(prefix="faults"))
-    (root / "whole").mkdir(parents=True, exist_ok=True)
-    expected = undisturbed(root / "whole")
+    expected = {
+        shape: undisturbed(root / f"whole_{shape}".replace(" ", ""), shape) for shape in SHAPES if shape.gangs == 1
+    }
     hits: collections.Counter[str] = collections.Counter()
     lost: list[dict[str, Any]] = []
-    studies = 0
-    while sum(hits.values()) < arguments.faults:
-        studies += 1
-        folder = root / f"study_{studies}"
-        folder.mkdir()
-        gangs = luck.choice([1, 2])
-        most = min(MOST_PER_STUDY, arguments.faults - sum(hits.values()))
-        injected, wrong = disturbed(folder, gangs, luck, most, expected if gangs == 1 else None)
-        hits.update(injected)
-        if wrong:
-            lost.append({"study": studies, "gangs": gangs, "faults": injected, "wrong": wrong})
-        count = f"[{sum(hits.values())}/{arguments.faults}]"
-        print(f"{count} {gangs} gang(s): {', '.join(injected)}: {wrong or 'nothing lost'}", flush=True)
-        if arguments.json:
-            result = {"faults": sum(hits.values()), "studies": studies, "by_fault": dict(hits), "lost": lost}
-            arguments.json.write_text(json.dumps(result, indent=1))
+    began, studies = time.monotonic(), 0
+    lock = threading.Lock()
+
+    def take_turns() -> None:
+        nonlocal studies
+        while True:
+            with lock:
+                if sum(hits.values()) >= arguments.faults:
+                    return
+                studies += 1
+                number = studies
+            luck = random.Random(f"{arguments.seed}/{number}")  # a study's faults do not hang on those before it
+            shape, folder = luck.choice(SHAPES), root / f"study_{number}"
+            folder.mkdir()
+            with own_disk(folder / "runs"):
+                injected, wrong = disturbed(folder, shape, luck, MOST_PER_STUDY, expected.get(shape))
+            with lock:
+                hits.update(injected)
+                if wrong:
+                    lost.append({"study": number, "gangs": str(shape), "faults": injected, "wrong": wrong})
+                count = f"[{sum(hits.values())}/{arguments.faults}]"
+                print(f"{count} study {number}, {shape}: {', '.join(injected)}: {wrong or 'nothing lost'}", flush=True)
+                if arguments.json:
+                    result = {"faults": sum(hits.values()), "studies": studies, "by_fault": dict(hits), "lost": lost,
+                              "seconds": time.monotonic() - began}  # fmt: skip
+                    arguments.json.write_text(json.dumps(result, indent=1))
+            if not (wrong or arguments.keep):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for future in [pool.submit(take_turns) for _ in range(arguments.jobs)]:
+            future.result()
     print(f"{sum(hits.values())} faults in {studies} studies, {len(lost)} studies with a loss")
     sys.exit(bool(lost))
 

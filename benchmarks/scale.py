@@ -1,19 +1,27 @@
 """What a study's own process costs as trials grow in number: python benchmarks/scale.py --json scale.json
 
-The real conductor, journal, ledger, sampler, pruner, screen and mapping to MLflow's calls, with a simulated executor in
-place of Ray: trials are functions of their parameters, and take no time. The sampler's own time is a column apart.
+The real conductor, journal, ledger, sampler, pruner, screen and sender to MLflow. In place of Ray there is a simulated
+executor, whose trials are functions of their parameters and take no time, and in place of MLflow something that takes
+every call at once. Seconds are of the process's CPU, all threads together; those of the sampler are a column apart.
+Then a study of trials of about a second each with everything real: CPU of the driver for each trial.
 """
 
 import argparse
-import io
 import json
+import os
 import random
 import resource
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file: the package is found from the root, by Ray's processes too
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from rich.console import Console
@@ -25,9 +33,11 @@ from aae_ray.search.contract import Report, Suggestion
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.pruner import rungs
-from aae_ray.search.space import Plan, record_plan
+from aae_ray.search.space import Plan, read_plan, record_plan
 from aae_ray.settings import Settings, replace
-from aae_ray.tracking.sink import MlflowMapping
+from aae_ray.study.study import start_study
+from aae_ray.tracking import sender
+from aae_ray.tracking.sink import Call, CreateRun
 
 SPACE = {
     "optim.reconstruction_lr": FloatDistribution(1e-4, 1e-2, log=True),
@@ -36,7 +46,8 @@ SPACE = {
     "model.prior": CategoricalDistribution(["gaussian", "uniform", "mixture", "swiss_roll"]),
 }
 GANGS, EPOCHS = 8, 27
-SCREEN_SECONDS = 0.25  # the screen is drawn as often as on a terminal
+REAL = ("train.epochs=40", "study.pruner.type=none", "health.stop=false", "study.finalists=best")  # about a second
+REAL_BASE = 20  # trials of a short study, whose start and end are those of a long one
 
 
 class Timed:
@@ -46,11 +57,21 @@ class Timed:
         self.function, self.seconds = function, 0.0
 
     def __call__(self, *arguments: Any) -> Any:
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
             return self.function(*arguments)
         finally:
-            self.seconds += time.perf_counter() - began
+            self.seconds += time.thread_time() - began
+
+
+class Discard(sender.MlflowWriter):
+    """An MLflow that takes every call at once."""
+
+    def __init__(self, tracker: sender.Tracker) -> None:
+        self.cursor = tracker.cursor
+
+    def do(self, calls: Sequence[Call]) -> None:
+        self.cursor.runs.update((call.run, f"{call.run:0>32}") for call in calls if isinstance(call, CreateRun))
 
 
 def measure(trials: int, sampler: str) -> dict[str, float]:
@@ -61,43 +82,37 @@ def measure(trials: int, sampler: str) -> dict[str, float]:
     started = events.StudyStarted(
         study_id="scale", plan=record_plan(plan), data=data, versions={}, provenance={}, host="here", pid=1
     )
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as nowhere:
         folder, ledger = Path(place), Ledger()
         journal = Journal.create(folder)
-        mapping = MlflowMapping()
+        sender.MlflowWriter = Discard  # type: ignore[misc]
+        tracker = sender.Tracker(folder, journal.history, "http://nowhere")
         for event in journal.append(started):
-            mapping.calls(event)
             ledger.apply(event)
-        console = Console(file=io.StringIO(), force_terminal=True, width=120)
+        console = Console(file=nowhere, force_terminal=True, width=120)
         screen = Screen(console, folder, plan, None)
-
-        def map_to_mlflow(event: events.Event, ledger: Ledger) -> None:
-            mapping.calls(event)
-
-        conductor = Conductor(journal, ledger, GANGS, [screen.handle, map_to_mlflow])
+        conductor = Conductor(journal, ledger, GANGS, [screen.handle, lambda event, ledger: tracker.wake()])
         suggest, ended = Timed(conductor.sampler.suggest), Timed(conductor.sampler.ended)
         conductor.sampler.suggest, conductor.sampler.ended = suggest, ended  # type: ignore[method-assign, assignment]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        began, drawn = time.perf_counter(), 0.0
-        _execute(conductor, plan, lambda: None)
-        seconds = time.perf_counter() - began
-        for _ in range(40):
-            started_drawing = time.perf_counter()
-            console.print(screen.render())
-            drawn += time.perf_counter() - started_drawing
-        assert len(ledger.trials) == trials and not ledger.open
+        began, began_cpu = time.perf_counter(), time.process_time()
+        with screen:  # drawn in place four times a second, as on a terminal
+            _execute(conductor, plan)
+            unsent = tracker.close(600)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
+        assert len(ledger.trials) == trials and not ledger.open and not unsent
         own = suggest.seconds + ended.seconds
         return {
             "trials": trials,
-            "driver_seconds_per_trial": (seconds - own) / trials,
+            "driver_seconds_per_trial": (cpu - own) / trials,
             "sampler_seconds_per_trial": own / trials,
-            "screen_seconds_per_drawing": drawn / 40,
+            "wall_seconds": seconds,
             "memory_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024,
             "journal_mb": (folder / "journal.jsonl").stat().st_size / 1e6,
         }
 
 
-def _execute(conductor: Conductor, plan: Plan, draw: Callable[[], None]) -> None:
+def _execute(conductor: Conductor, plan: Plan) -> None:
     """Gangs that take turns, a report each."""
     levels = [*rungs(plan.settings.study.pruner, EPOCHS), EPOCHS]
     running: list[tuple[Suggestion, int]] = []
@@ -121,12 +136,44 @@ def _execute(conductor: Conductor, plan: Plan, draw: Callable[[], None]) -> None
             running.append((suggestion, level + 1))
 
 
+def real(trials: int) -> dict[str, float]:
+    """CPU seconds of the driver for a study of so many trials, with real Ray and MLflow, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, __file__, "--driver", str(trials)], cwd=folder, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"the study ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def drive(trials: int) -> None:
+    """Run a study in this process and print what it took."""
+    began = time.perf_counter()
+    plan = read_plan(str(Path(__file__).parents[1] / "search_spaces" / "digits.yaml"), [
+        *REAL, f"study.budget.trials={trials}", "study.budget.wall_clock=2h",
+    ])  # fmt: skip
+    with open(os.devnull, "w") as nowhere:
+        closing = start_study(plan, Console(file=nowhere, force_terminal=True, width=120))
+    hours = closing.ledger.hours
+    assert closing.ledger.ended == trials, closing.ledger.reasons
+    print(json.dumps({
+        "trials": trials, "cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter() - began,
+        "training_seconds_per_trial": hours.training / trials,
+    }))  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000, 10000])
     parser.add_argument("--sampler", default="random", help="its time is a column apart; tpe takes hours at 10,000")
+    parser.add_argument("--real-trials", type=int, default=300, help="of about a second each, on real Ray; 0 for none")
+    parser.add_argument("--driver", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.driver:
+        drive(arguments.driver)
+        return
     measure(50, arguments.sampler)  # imports and caches
     rows = [measure(trials, arguments.sampler) for trials in arguments.trials]
     for row in rows:
@@ -137,6 +184,11 @@ def main() -> None:
         result["growth"] = last["driver_seconds_per_trial"] / before["driver_seconds_per_trial"]
         result["memory_mb"] = last["memory_mb"]
         print(f"growth {result['growth']:.3f} from {before['trials']} to {last['trials']} trials")
+    if arguments.real_trials:
+        short, long = real(REAL_BASE), real(arguments.real_trials)
+        each = (long["cpu_seconds"] - short["cpu_seconds"]) / (long["trials"] - short["trials"])
+        result |= {"real": [short, long], "real_driver_cpu_seconds_per_trial": each}
+        print(f"real Ray and MLflow: {each:.3f} CPU seconds of the driver for each of {arguments.real_trials} trials")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1))
 

@@ -29,7 +29,7 @@ from aae_ray.search.journal import Journal, StudyLock, read_events
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.sampler import OptunaCopy, optuna_study
-from aae_ray.search.space import Plan, read_plan, record_plan
+from aae_ray.search.space import Plan, fits, read_plan, record_plan
 from aae_ray.search.store import Store, below, find_study, is_remote, local_root
 from aae_ray.secrets import redact
 from aae_ray.settings import replace
@@ -60,7 +60,7 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
     plan, uri, dataset = checks.checked(plan)
     prior = prior_trials(warm_start, plan, dataset)
     if warm_start:
-        fitting = sum(trial.params.keys() == plan.space.keys() for trial in prior)
+        fitting = sum(fits(trial.params, plan.space) for trial in prior)
         console.print(text.bullet("warm start", f"{fitting} finished trials fit the space, of {len(prior)} read"))
     folder = new_folder(plan)
     study = Study(folder, uri, dataset, console, verbose, mirror=mirror_of(folder, plan))
