@@ -278,7 +278,9 @@ class Pruner(Section):
     metric: str = Field("front", description="front: non-dominated rank over all objectives; or the name of one metric")
 
 
-class Study(Section):
+class StudySettings(Section):
+    """What a study is, beside what each of its trials is."""
+
     name: str = Field(
         "study",
         min_length=1,
@@ -321,8 +323,11 @@ class Study(Section):
     )
 
 
-class Settings(Section):
-    """Everything that defines a run. Defaults stand here and nowhere else."""
+class RunSettings(Section):
+    """What a trial is: all that its weights depend on, and all that the mathematics and the training see.
+
+    Defaults stand here and nowhere else.
+    """
 
     seed: Int = Field(0, ge=0, lt=2**32, description="initial weights, batch order and noise")
     task: TaskName = Field(
@@ -334,8 +339,13 @@ class Settings(Section):
     optim: Optim = Optim()
     train: Train = Train()
     health: Health = Health()
+
+
+class Settings(RunSettings):
+    """One file of the user: what its trials share, where they are recorded, and what the study is."""
+
     tracking: Tracking = Tracking()
-    study: Study = Study()
+    study: StudySettings = StudySettings()
 
     @model_validator(mode="after")
     def _rules_hold(self) -> "Settings":
@@ -451,7 +461,7 @@ def dotted_fields(section: type[BaseModel] = Settings, prefix: str = "") -> dict
     return fields
 
 
-def flatten(settings: Settings) -> dict[str, str | int | float | bool | None]:
+def flatten(settings: RunSettings) -> dict[str, str | int | float | bool | None]:
     """The tree as dotted keys with plain values, as MLflow records it; widths as `128-64`, lists joined by commas."""
 
     def plain(value: Any) -> Any:
@@ -459,10 +469,10 @@ def flatten(settings: Settings) -> dict[str, str | int | float | bool | None]:
             return ("-" if all(isinstance(item, int) for item in value) else ",").join(map(str, value))
         return ",".join(f"{key}={amount:g}" for key, amount in value.items()) if isinstance(value, dict) else value
 
-    return {key: plain(setting(settings, key)) for key in dotted_fields()}
+    return {key: plain(setting(settings, key)) for key in dotted_fields(type(settings))}
 
 
-def setting(settings: Settings, key: str) -> Any:
+def setting(settings: RunSettings, key: str) -> Any:
     """The value under a dotted key."""
     node: Any = settings
     for part in key.split("."):

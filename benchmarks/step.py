@@ -45,7 +45,7 @@ from aae_ray.autoencoder.phases import (
 )
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.evaluation.held_out import HeldOutMetrics
-from aae_ray.settings import Optim, Settings, replace
+from aae_ray.settings import Optim, RunSettings, Settings, replace
 from aae_ray.training.loop import Training
 from benchmarks.timing import (
     CALIBRATION_SECONDS,
@@ -122,7 +122,7 @@ def our_epoch(run: Settings, dataset: Dataset, phases: tuple[Phase, ...] = UNSUP
     return epoch
 
 
-def autoencode(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
+def autoencode(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
     """Encoder and decoder in one update, as pythae has it: reconstruction error plus half the adversarial loss."""
     z_BZ = encode(networks, batch.x_BD, batch.posterior_noise_BE).z_BZ
     error_B = reconstruction_loss(batch.x_BD, networks["decoder"](z_BZ), settings.train.reconstruction_reduction)

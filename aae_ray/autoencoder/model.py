@@ -24,7 +24,7 @@ from aae_ray.autoencoder.phases import TASKS, Phase, decoder_input, encode
 from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import Prior, build_prior, sample_code
 from aae_ray.settings import Model as ModelSettings
-from aae_ray.settings import Settings
+from aae_ray.settings import RunSettings
 
 Shape = tuple[int, int, int]
 
@@ -143,7 +143,7 @@ class Model:
 
 
 def build_model(
-    settings: Settings, shape: Shape, device: torch.device | str = "cpu", classes: int | None = None
+    settings: RunSettings, shape: Shape, device: torch.device | str = "cpu", classes: int | None = None
 ) -> Model:
     """The model that the settings describe, for images of this shape (C, H, W), with initial weights from the seed.
 

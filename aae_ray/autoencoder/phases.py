@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import build_prior
-from aae_ray.settings import Settings
+from aae_ray.settings import RunSettings
 
 Networks = Mapping[str, nn.Module]
 Source = Literal["all", "labelled"]
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
     code: Code | None = None
 
 
-Loss = Callable[[Networks, Batch, Settings], Outcome]
+Loss = Callable[[Networks, Batch, RunSettings], Outcome]
 Summary = Callable[[Tensor], dict[str, float]]  # of seen_NM
 
 
@@ -170,7 +170,7 @@ def _seen(pair: AdversarialPair, kind: int) -> Tensor:
 # -------------------------------------------------------------------------------------------------------------- losses
 
 
-def reconstruct(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
+def reconstruct(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
     """Reconstruction phase: encoder and decoder minimise the reconstruction error (section 2, figure 1).
 
     In a reduction the cluster heads are updated with them, and repel each other.
@@ -184,7 +184,7 @@ def reconstruct(networks: Networks, batch: Batch, settings: Settings) -> Outcome
     return Outcome(error_B + head_penalty(heads_KZ, settings.model.head_distance), error_B.detach())
 
 
-def discriminate(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
+def discriminate(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
     """Regularization phase, first half: each discriminator learns to tell prior draws (real) from codes (fake).
 
     Per example -log D(real) - log(1 - D(fake)), both halves in full, as in the paper's objective: a mean of the two
@@ -200,7 +200,7 @@ def discriminate(networks: Networks, batch: Batch, settings: Settings) -> Outcom
     return Outcome(reduce(add, losses), torch.cat(seen).T, code)
 
 
-def regularize(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
+def regularize(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
     """Regularization phase, second half: the encoder learns to fool the discriminators.
 
     Non-saturating: -log D(z). Minimax, as in the paper's objective: log(1 - D(z)), whose gradient vanishes where the
@@ -214,7 +214,7 @@ def regularize(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
     return Outcome(reduce(add, losses), torch.stack([loss_B.detach() for loss_B in losses], dim=1))
 
 
-def classify(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
+def classify(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
     """Semi-supervised classification phase: q(y|x) minimises the cross-entropy on a labelled mini-batch (section 5)."""
     assert batch.labels_BK is not None
     logits_BK = networks["label_head"](networks["trunk"](corrupt(batch), batch.posterior_noise_BE))
@@ -223,7 +223,7 @@ def classify(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
     return Outcome(loss_B, torch.stack([loss_B.detach(), wrong_B.to(loss_B.dtype)], dim=1))
 
 
-def negative_elbo(networks: Networks, batch: Batch, settings: Settings) -> Outcome:
+def negative_elbo(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
     """The VAE's single phase: reconstruction error plus KL(q(z|x) || p(z)) (Kingma and Welling 2014, appendix B).
 
     In closed form for the Gaussian prior, from the one draw of z for the mixture: log q(z|x) - log p(z), unbiased.

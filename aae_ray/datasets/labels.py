@@ -6,13 +6,13 @@ from numpy.typing import NDArray
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import Kind, Problem, SettingsError
-from aae_ray.settings import Data, Settings
+from aae_ray.settings import Data, RunSettings
 
 UNKNOWN = -1
 LABELS = 1  # behind the seed: what the numbers are for
 
 
-def known_labels(dataset: Dataset, settings: Settings) -> NDArray[np.int64]:
+def known_labels(dataset: Dataset, settings: RunSettings) -> NDArray[np.int64]:
     """Labels (N,) of all images of the set as training knows them, -1 for those that it does not.
 
     Only training images have any. `data.labels` of them are known, drawn by the settings' seed, in equal numbers for
@@ -44,7 +44,7 @@ def _count(dataset: Dataset, data: Data) -> int:
     return round(data.labels * len(dataset.train)) if data.labels < 1 else int(data.labels)
 
 
-def check(settings: Settings, dataset: Dataset) -> None:
+def check(settings: RunSettings, dataset: Dataset) -> None:
     """Raises SettingsError with everything in which the task and the data contradict each other."""
     task, data, classes = TASKS[settings.task], settings.data, dataset.classes
     problems: list[tuple[tuple[str, ...], str]] = []

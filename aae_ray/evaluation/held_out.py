@@ -20,7 +20,7 @@ from aae_ray.datasets.images import Images
 from aae_ray.evaluation import clustering_metrics as clusters
 from aae_ray.evaluation import divergence, metrics
 from aae_ray.randomness import EVALUATION, generator_for
-from aae_ray.settings import Settings
+from aae_ray.settings import RunSettings
 
 CHUNK = 2000  # images encoded at a time
 NOISE_DRAWS = 8  # per image, for the share of the codes' variance that is the posterior's noise
@@ -55,7 +55,7 @@ class Encoded(NamedTuple):
     reconstruction_mse: float
 
 
-def measured(settings: Settings, dataset: Dataset) -> set[str]:
+def measured(settings: RunSettings, dataset: Dataset) -> set[str]:
     """The metrics with a direction that `HeldOutMetrics` measures of held-out images for this task and these data."""
     task, labelled = TASKS[settings.task], dataset.labels_N is not None
     names = {"reconstruction_mse", "jsd_nats", "sliced_wasserstein"}
@@ -74,7 +74,7 @@ def measured(settings: Settings, dataset: Dataset) -> set[str]:
 class HeldOutMetrics:
     """Measures a model on the validation or test images. The same noise and prior samples are drawn each time."""
 
-    def __init__(self, settings: Settings, model: Model, dataset: Dataset, images: Images) -> None:
+    def __init__(self, settings: RunSettings, model: Model, dataset: Dataset, images: Images) -> None:
         self.settings, self.model, self.dataset, self.images = settings, model, dataset, images
         self._constants: dict[str, float] = {}  # what depends on the data and the prior alone
 

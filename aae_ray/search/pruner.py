@@ -26,7 +26,7 @@ def rungs(pruner: settings.Pruner, epochs: int) -> list[int]:
     return levels
 
 
-def judged_values(study: settings.Study, metrics: Mapping[str, float]) -> tuple[float, ...]:
+def judged_values(study: settings.StudySettings, metrics: Mapping[str, float]) -> tuple[float, ...]:
     """What a trial is compared by, smaller the better; infinite where it is missing or not finite."""
     names = study.objectives if study.pruner.metric == "front" else (study.pruner.metric,)
     values = [(1.0 if METRICS[name].direction == "min" else -1.0) * metrics.get(name, math.nan) for name in names]

@@ -76,7 +76,7 @@ def publish(
     register: bool,
 ) -> None:
     """Write the best trial's settings, its decoder and its card, and ask for its registration."""
-    ledger, settings = conductor.ledger, training.settings
+    ledger, settings = conductor.ledger, replace(trial.plan.settings, trial.params)
     assert ledger.started is not None
     best_config(settings, folder / "best_config.yaml")
     conductor.record(events.FileWritten(number=None, path="best_config.yaml", folder=None))

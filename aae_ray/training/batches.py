@@ -23,7 +23,7 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
 from aae_ray.datasets.labels import known_labels
 from aae_ray.randomness import CORRUPTION, FIRST_PHASE, LABELLED, ORDER, generator_for
-from aae_ray.settings import Settings
+from aae_ray.settings import RunSettings
 
 NOISE_BLOCK_STEPS = 32  # noise is drawn for this many steps at a time: one seeding instead of many
 
@@ -42,7 +42,7 @@ class Batches:
     that may be smaller. Phases on labelled images take batches of their own, round after round through the labels."""
 
     def __init__(
-        self, settings: Settings, model: Model, images: Images, dataset: Dataset, *, rank: int = 0, workers: int = 1
+        self, settings: RunSettings, model: Model, images: Images, dataset: Dataset, *, rank: int = 0, workers: int = 1
     ) -> None:
         self.settings, self.model, self.images = settings, model, images
         self.train, self.seed, self.rank, self.workers = dataset.train, settings.seed, rank, workers

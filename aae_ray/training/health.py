@@ -5,7 +5,7 @@ discriminator must not look like a good fit.
 import math
 from collections.abc import Mapping, Sequence
 
-from aae_ray.settings import Health, Settings, epoch_at
+from aae_ray.settings import Health, RunSettings, epoch_at
 
 DIVERGED = "diverged"
 SATURATED = "discriminator_saturated"
@@ -18,7 +18,7 @@ EXPLODED = 1e9  # no metric of ours reaches this in a run that learns
 Metrics = Mapping[str, float]
 
 
-def health_stop_reason(history: Sequence[Metrics], settings: Settings) -> str | None:
+def health_stop_reason(history: Sequence[Metrics], settings: RunSettings) -> str | None:
     """The reason to end a trial after these epochs (metrics of each, oldest first), or None.
 
     Divergence, a number that is not finite or absurdly large, ends a trial at once. The other signs count after the

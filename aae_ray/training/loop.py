@@ -22,7 +22,7 @@ from aae_ray.datasets.images import Images
 from aae_ray.datasets.labels import check
 from aae_ray.errors import UserError
 from aae_ray.evaluation.held_out import HeldOutMetrics
-from aae_ray.settings import Settings, epoch_at, flatten, setting
+from aae_ray.settings import RunSettings, epoch_at, flatten, setting
 from aae_ray.training.batches import Batches, Step
 from aae_ray.training.health import health_stop_reason
 
@@ -67,7 +67,7 @@ class PhaseView:
 class Training:
     """One configuration in training. Every worker of a gang holds one, with the same weights at all times."""
 
-    settings: Settings
+    settings: RunSettings
     dataset: Dataset
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0

@@ -115,7 +115,7 @@ def test_no_pruner_has_no_rungs() -> None:
 class Pruner:
     """The rule over the rungs of a study: what the conductor does with a trial's report."""
 
-    def __init__(self, study: settings.Study, epochs: int) -> None:
+    def __init__(self, study: settings.StudySettings, epochs: int) -> None:
         self.study, self.epochs = study, epochs
         self.reached: dict[int, Rung] = {}
         self.numbers: dict[str, int] = {}
