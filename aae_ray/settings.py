@@ -472,6 +472,12 @@ def flatten(settings: RunSettings) -> dict[str, str | int | float | bool | None]
     return {key: plain(setting(settings, key)) for key in dotted_fields(type(settings))}
 
 
+def run_values(settings: Settings) -> dict[str, Any]:
+    """What a worker needs to know of a study's settings: a trial's own, and the rungs at which it reports."""
+    keys = [*dotted_fields(RunSettings), *(key for key in dotted_fields() if key.startswith("study.pruner."))]
+    return {key: setting(settings, key) for key in keys}
+
+
 def setting(settings: RunSettings, key: str) -> Any:
     """The value under a dotted key."""
     node: Any = settings

@@ -58,8 +58,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     The state behind a report is on the disk, under the study's folder, before the report is made. Where it cannot be
     written, on a full disk for instance, the report names no checkpoint and the trial goes on: its next report tries
-    again, and whoever reads the reports can see that a failure now would cost more. Tune's own checkpoints are not
-    used.
+    again, and whoever reads the reports can see that a failure now would cost more. A last state that cannot be
+    written is a failure. Tune's own checkpoints are not used.
     """
 
     base: Settings
@@ -95,7 +95,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """A Report, or a Failure, as a result of Tune's."""
         if self.refused:
-            raise RuntimeError("a worker is stuck in this process: the trial needs a new one")
+            raise GangError(Failed(FailureClass.LOST_WORKER, "an earlier trial's worker is stuck in this process"))
         if self.failed is not None:
             return self._failure(self.failed)
         assert self.gang is not None
@@ -162,7 +162,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def _settings(self, suggestion: Suggestion) -> Settings:
         try:
-            return replace(self.base, {**suggestion.params, "train.epochs": suggestion.epochs})
+            return replace(self.base, {**suggestion.settings, **suggestion.params})
         except ValidationError as error:
             found = [f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg']}" for each in error.errors()]
             raise UserError("; ".join(found)) from None
@@ -183,12 +183,19 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def _report(self, trained: Trained) -> dict[str, Any]:
         interval = trained.interval
+        finished = interval.epoch >= self.settings.train.epochs and interval.stop_reason is None
         written = self._write(trained)
+        if finished and written is None:
+            written = self._write(trained)
+            if written is None:  # a complete trial without its weights would be chosen with those of an earlier epoch
+                where = redact(str(self.folder))
+                text = f"the state after the last epoch, {interval.epoch}, could not be written under {where}"
+                return self._failure(Failed(FailureClass.NOT_SAVED, text))
         return Report(
             number=self.suggestion.number,
             epoch=interval.epoch,
             history=interval.history,
-            finished=interval.epoch >= self.settings.train.epochs and interval.stop_reason is None,
+            finished=finished,
             stop_reason=None if interval.stop_reason is None else Reason(interval.stop_reason),
             checkpoint=written,
             checkpoint_bytes=len(trained.state) if written else 0,

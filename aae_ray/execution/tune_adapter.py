@@ -7,22 +7,26 @@ retry is one more suggestion, and one more trial of Tune's.
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
 from aae_ray.execution.failures import failure_of
 from aae_ray.execution.mailbox import start_mailbox_hub
 from aae_ray.execution.trial import trainable
-from aae_ray.search.conductor import Conductor, Nothing, Stop
+from aae_ray.search.conductor import Conductor, Nothing, Retry, Stop
 from aae_ray.search.contract import Failure, from_result
-from aae_ray.search.outcomes import FailureClass
+from aae_ray.search.journal import JournalError
+from aae_ray.search.outcomes import FailureClass, StudyEnd
 from aae_ray.search.store import store_at
 
 TUNE = "tune"  # what Tune keeps in the study's folder while it runs
+
+logger = logging.getLogger(__name__)
 
 
 # Tune pickles what it calls back into its own snapshot: the executor stays behind, as that is never read.
@@ -40,9 +44,21 @@ class Executor:
         self.conductor, self.poll, self.start_timeout = conductor, poll, start_timeout
         self.numbers: dict[str, int] = {}  # Tune's trial id -> ours, of attempts under way
         self.pending: dict[str, float] = {}  # attempts without a gang, since when
+        self.abandoned: set[str] = set()  # Tune still waits for their resources, and we no longer
+        self.problem: JournalError | None = None  # what ended the search, as Tune hands on no exception as it is
+
+    @contextmanager
+    def journaling(self) -> Iterator[None]:
+        """A journal that cannot be written ends the search."""
+        try:
+            yield
+        except JournalError as error:
+            self.problem = error
+            raise SearchOver from None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        suggestion = self.conductor.suggest()
+        with self.journaling():
+            suggestion = self.conductor.suggest()
         if suggestion is Nothing.WAIT:
             return None
         if isinstance(suggestion, Nothing):
@@ -52,9 +68,11 @@ class Executor:
         return suggestion.to_config()
 
     def started(self, trial_id: str) -> None:
+        self.abandoned.discard(trial_id)
         if trial_id in self.numbers:
             self.pending.pop(trial_id, None)
-            self.conductor.started(self.numbers[trial_id])
+            with self.journaling():
+                self.conductor.started(self.numbers[trial_id])
 
     def result(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Take what a trial said; whether its attempt is over."""
@@ -64,7 +82,8 @@ class Executor:
         if isinstance(said, Failure):
             self._failed(trial_id, said)
             return True
-        over = isinstance(self.conductor.reported(said), Stop)
+        with self.journaling():
+            over = isinstance(self.conductor.reported(said), Stop)
         if over:
             self.numbers.pop(trial_id, None)
         return over
@@ -76,23 +95,52 @@ class Executor:
 
     def over(self) -> bool:
         """Whether the search is to end. Raises SearchOver to end it at once."""
-        self.poll()
-        if self.conductor.ledger.end is not None:
-            raise SearchOver
-        for trial_id, since in list(self.pending.items()):
-            if time.monotonic() - since > self.start_timeout:
-                text = f"its workers did not come up within study.start_timeout={self.start_timeout:g} s"
-                self._failed(trial_id, Failure(self.numbers[trial_id], FailureClass.CANNOT_START, text))
-        left = self.conductor.time_left
-        if left is not None and left <= 0 and self.conductor.no_more is None:
-            self.conductor.out_of_time()
-            return True
+        with self.journaling():
+            self.poll()
+            if self.conductor.ledger.end is None:
+                self._look_at_pending()
+            if self.conductor.ledger.end is not None:
+                raise SearchOver
+            left = self.conductor.time_left
+            if left is not None and left <= 0 and self.conductor.no_more is None:
+                self.conductor.out_of_time()
+                return True
         return False
+
+    def _look_at_pending(self) -> None:
+        """Attempts for which Ray finds no resources fail; the next ones wait in the same places of Tune's queue."""
+        text = f"its workers did not come up within study.start_timeout={self.start_timeout:g} s"
+        for trial_id, since in list(self.pending.items()):
+            if time.monotonic() - since <= self.start_timeout:
+                continue
+            number = self.numbers[trial_id]
+            if isinstance(self.conductor.failed(Failure(number, FailureClass.CANNOT_START, text)), Retry):
+                self.conductor.retry_in_place(number)
+                self.pending[trial_id] = time.monotonic()
+            else:
+                del self.numbers[trial_id], self.pending[trial_id]
+                self.abandoned.add(trial_id)
+        if len(self.abandoned) >= self.conductor.gangs and self.conductor.ledger.end is None:
+            self.conductor.stop(
+                StudyEnd.FAILURES, f"no gang came up within study.start_timeout={self.start_timeout:g} s"
+            )
+
+    def lost(self, error: RayError) -> bool:
+        """Ray has ended what ran, in a way that Tune does not expect. Whether an attempt was under way."""
+        numbers = [number for trial_id, number in self.numbers.items() if trial_id not in self.pending]
+        with suppress(SearchOver), self.journaling():
+            for number in numbers:
+                if self.conductor.ledger.end is None:
+                    self.conductor.failed(failure_of(number, error))
+        for trial_id in self.pending:
+            self.conductor.taken_back(self.numbers[trial_id])
+        return bool(numbers)
 
     def _failed(self, trial_id: str, failure: Failure) -> None:
         self.numbers.pop(trial_id, None)
         self.pending.pop(trial_id, None)
-        self.conductor.failed(failure)
+        with self.journaling():
+            self.conductor.failed(failure)
 
 
 class ConductorSearcher(Searcher):  # type: ignore[misc]
@@ -154,14 +202,32 @@ class ConductorCallback(tune.Callback):  # type: ignore[misc]
 
 def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbose: bool = False) -> None:
     """Run the conductor's trials on Ray until it has no more, or is stopped. `folder` is the study's, as every node
-    sees it."""
+    sees it. Raises JournalError when the journal cannot be written."""
     settings = conductor.ledger.settled.settings
-    executor = Executor(conductor, poll, settings.study.start_timeout)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(conductor.gangs)  # all gangs start at once
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshot is not used
-    mailbox = start_mailbox_hub(conductor.gangs_needed)  # gangs wait there for each other
-    tuner = tune.Tuner(
-        trainable(settings, folder, mailbox),
+    while conductor.ledger.end is None and (conductor.ledger.open or conductor.more_to_suggest):
+        executor = Executor(conductor, poll, settings.study.start_timeout)
+        mailbox = start_mailbox_hub(conductor.gangs_needed)  # gangs wait there for each other
+        try:
+            with suppress(SearchOver):
+                _tuner(executor, trainable(settings, folder, mailbox), folder, verbose=verbose).fit()
+            if executor.problem is not None:
+                raise executor.problem
+            return
+        except RuntimeError as error:
+            # Ray's memory monitor, or the loss of a node: Tune knows only actors that die by themselves.
+            cause = error.__cause__
+            if not isinstance(cause, RayError) or not executor.lost(cause):
+                raise
+            logger.warning("Ray ended the gangs, which start anew: %s", cause)
+        finally:
+            store_at(folder).delete(TUNE)
+
+
+def _tuner(executor: Executor, kind: Any, folder: str, *, verbose: bool) -> tune.Tuner:
+    return tune.Tuner(
+        kind,
         tune_config=tune.TuneConfig(
             search_alg=ConductorSearcher(executor),
             num_samples=-1,
@@ -178,9 +244,3 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
-    try:
-        with suppress(SearchOver):
-            tuner.fit()
-    finally:
-        logging.getLogger(__name__).debug("the search is over")
-        store_at(folder).delete(TUNE)

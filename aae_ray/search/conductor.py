@@ -8,6 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 
@@ -68,7 +69,10 @@ class Conductor:
         gangs: int,
         sinks: Sequence[Sink] = (),
         clock: Callable[[], float] = time.time,
+        uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`uninterrupted` holds back Ctrl-C: an event is in the journal and in the ledger, or in neither."""
+        self.uninterrupted = uninterrupted
         self.journal, self.ledger, self.gangs, self.sinks, self.clock = journal, ledger, gangs, list(sinks), clock
         self.sampler = Sampler(ledger)
         self.no_more: StudyEnd | None = None  # why nothing new is suggested
@@ -83,15 +87,16 @@ class Conductor:
     def record(self, *happened: events.Event) -> None:
         """Write events to the journal, apply them to the ledger, hand them to the sinks.
 
-        Raises OSError when the journal cannot be written: nothing has happened then.
+        Raises JournalError when the journal cannot be written: nothing has happened then.
         """
-        for event in self.journal.append(*happened):
-            self.ledger.apply(event)
-            for sink in self.sinks:
-                try:
-                    sink(event, self.ledger)
-                except Exception:  # what is shown or recorded elsewhere must never cost a study
-                    logger.exception("an event of %s was not taken", event.event)
+        with self.uninterrupted():
+            for event in self.journal.append(*happened):
+                self.ledger.apply(event)
+                for sink in self.sinks:
+                    try:
+                        sink(event, self.ledger)
+                    except Exception:  # what is shown or recorded elsewhere must never cost a study
+                        logger.exception("a sink failed on event %s", event.event)
 
     # ------------------------------------------------------------------------------------------- what an executor says
 
@@ -165,7 +170,7 @@ class Conductor:
         self.record(
             events.AttemptFailed(
                 number=failure.number,
-                attempt=max(trial.attempts, 1),
+                attempt=trial.attempt,
                 failure=failure.kind,
                 message=redact(failure.message),
                 traceback=redact(failure.traceback),
@@ -179,8 +184,18 @@ class Conductor:
             return Retry()
         advice = RETRIES[failure.kind].advice
         self._end(trial, Reason(failure.kind), redact(failure.message) + (f"; {advice}" if advice else ""))
-        self._consider_giving_up()
+        self._consider_giving_up(trial)
         return GiveUp(Reason(failure.kind))
+
+    def taken_back(self, number: int) -> None:
+        """A suggestion was never begun: it is handed out again."""
+        self.suggested.discard(number)
+        self.waiting.appendleft(number)
+
+    def retry_in_place(self, number: int) -> None:
+        """The executor has not given up the place that a failed attempt waited for: the next one takes it."""
+        self.waiting.remove(number)
+        self.suggested.add(number)
 
     # ------------------------------------------------------------------------------------------------------ its end
 
@@ -264,7 +279,7 @@ class Conductor:
             self._end(trial, Reason.BUDGET)
         return Nothing.DONE
 
-    def _consider_giving_up(self) -> None:
+    def _consider_giving_up(self, failed: TrialRecord) -> None:
         """Stop a study in which all goes wrong."""
         bugs, most = self.ledger.first_failures, self.ledger.settled.settings.study.budget.failures_in_a_row
         if len(bugs) >= SAME_BUG and len(set(bugs[:SAME_BUG])) == 1:
@@ -272,6 +287,5 @@ class Conductor:
         elif self.ledger.failures_in_a_row >= most:
             self.stop(
                 StudyEnd.FAILURES,
-                f"{most} trials failed in a row (study.budget.failures_in_a_row), the last one with: "
-                f"{self.ledger.trials[-1].message}",
+                f"{most} trials failed in a row (study.budget.failures_in_a_row), the last one with: {failed.message}",
             )

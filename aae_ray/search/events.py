@@ -64,6 +64,7 @@ class PriorTrial(BaseModel):
     params: dict[str, Any]
     values: tuple[float, ...]  # of the objectives, as they are measured
     source: str  # study and trial
+    same_settings: bool = False  # all that is not searched was as in this study: to train it again says nothing new
 
 
 class StudyStarted(_Event):

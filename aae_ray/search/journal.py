@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ def _read(folder: Path) -> tuple[list[Event], int]:
         try:
             events.append(ADAPTER.validate_json(line))
         except ValidationError as error:
-            if number == len(lines):  # a crash may leave a line of zeros, or half of one that was overwritten
+            if number == len(lines) and not _is_json(line):  # a crash may leave zeros, or half of an overwritten line
                 whole -= len(line)
                 break
             _check_schema(path, line)
@@ -68,6 +68,14 @@ def _read(folder: Path) -> tuple[list[Event], int]:
     return events, whole
 
 
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_schema(path: Path, line: bytes) -> None:
     """Raises UserError where a newer program wrote the journal, before anything else is said of it."""
     with suppress(ValueError, AttributeError):
@@ -80,6 +88,10 @@ def _check_schema(path: Path, line: bytes) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
+
+
+class JournalError(OSError):
+    """The journal cannot be written: nothing further may happen in the study."""
 
 
 class Journal:
@@ -107,33 +119,39 @@ class Journal:
     def append(self, *events: Event) -> list[Event]:
         """Write events, on the disk when this returns; returns them with their time.
 
-        Raises OSError when they cannot be written, and then holds what it held before.
+        Raises JournalError when they cannot be written, and then, or after Ctrl-C, holds what it held before.
         """
-        now = self.clock()
-        stamped = [event.model_copy(update={"time": now}) for event in events]
-        data = b"".join(event.model_dump_json(exclude_defaults=False).encode() + b"\n" for event in stamped)
         with self.guard:
             while self.sealed:  # the process is about to end: whatever else happens in it, has not happened
                 time.sleep(1)
-            try:
-                written = 0
-                while written < len(data):
-                    written += os.write(self.file, data[written:])
-                os.fsync(self.file)
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(self.file, self.size)
-                    os.lseek(self.file, self.size, os.SEEK_SET)
-                raise
-            self.size += len(data)
-            self.history.extend(stamped)
-        return stamped
+            return self._write(events)
 
     def append_last(self, event: Event) -> None:
         """Write the last event of a process that is about to end, from any thread; nothing is written behind it."""
-        with suppress(OSError):
-            self.append(event)
-        self.sealed = True
+        with self.guard:
+            self.sealed = True
+            with suppress(JournalError):
+                self._write([event])
+
+    def _write(self, events: Sequence[Event]) -> list[Event]:
+        now = self.clock()
+        stamped = [event.model_copy(update={"time": now}) for event in events]
+        data = b"".join(event.model_dump_json(exclude_defaults=False).encode() + b"\n" for event in stamped)
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(self.file, data[written:])
+            os.fsync(self.file)
+            self.size += len(data)
+        except BaseException as error:
+            with suppress(OSError):
+                os.ftruncate(self.file, self.size)
+                os.lseek(self.file, self.size, os.SEEK_SET)
+            if isinstance(error, OSError):
+                raise JournalError(error.errno, error.strerror, str(self.path)) from error
+            raise
+        self.history.extend(stamped)
+        return stamped
 
     def close(self) -> None:
         with suppress(OSError):

@@ -14,7 +14,9 @@ from aae_ray.search.contract import Suggestion, trial_name
 from aae_ray.search.objectives import Front, Ranks
 from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from aae_ray.search.space import Plan, plan_from
+from aae_ray.settings import run_values
 
+OF_OPEN_TRIALS = (events.AttemptStarted, events.Reported, events.AttemptFailed, events.Ended)
 RECENT = 24  # of the last trials that ended, so many are kept at hand
 
 
@@ -57,6 +59,7 @@ class TrialRecord:
     ended: float | None = None
     last_report: events.Reported | None = None
     checkpoint: str | None = None
+    checkpoint_epoch: int = 0  # before `epoch` where the last state could not be written
     checkpoint_bytes: int = 0
     hours: Hours = field(default_factory=Hours)
     test: events.Measured | None = None
@@ -69,6 +72,11 @@ class TrialRecord:
     def open(self) -> bool:
         """Whether there is something left to do."""
         return self.state in (State.WAITING, State.RUNNING)
+
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that is under way, or comes next."""
+        return self.attempts if self.attempt_started is not None else self.attempts + 1
 
     @property
     def epochs(self) -> int:
@@ -140,6 +148,8 @@ class Ledger:
     def apply(self, event: events.Event) -> None:
         """Take one event into account."""
         before, self.last_time = self.last_time, max(self.last_time, event.time)
+        if isinstance(event, OF_OPEN_TRIALS) and event.number not in self.open:
+            return  # it came when its trial had ended with the study
         match event:
             case events.StudyStarted():
                 self.started, self.plan = event, plan_from(event.plan)
@@ -169,11 +179,12 @@ class Ledger:
             case events.AttemptFailed():
                 trial = self.trials[event.number]
                 trial.failures.append(event)
+                trial.attempts = event.attempt
                 failures = self.failures.setdefault(event.failure, Failures())
                 failures.count, failures.last = failures.count + 1, event
                 self._close_attempt(trial, event.time)
                 trial.message = event.message
-                trial.alone = trial.alone or event.failure is FailureClass.OUT_OF_MEMORY
+                trial.alone = trial.alone or (event.failure is FailureClass.OUT_OF_MEMORY and _shares_a_device(trial))
                 if event.retry:
                     self._move(trial, State.WAITING)
             case events.Ended():
@@ -235,7 +246,8 @@ class Ledger:
         if math.isfinite(first):
             trial.rung_values[trial.epoch] = first
         if event.checkpoint is not None:
-            trial.checkpoint, trial.checkpoint_bytes = event.checkpoint, event.checkpoint_bytes
+            trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, event.epoch
+            trial.checkpoint_bytes = event.checkpoint_bytes
 
     def fresh(self, event: events.Reported) -> list[dict[str, float]]:
         """The epochs of a report that the trial has not reported before. Ask before the event is applied."""
@@ -338,11 +350,17 @@ class Ledger:
     def suggestion(self, trial: TrialRecord) -> Suggestion:
         """The trial's next attempt, on from its last checkpoint."""
         return Suggestion(
-            trial.number,
-            trial.attempts + 1,
-            dict(trial.params),
-            trial.epochs,
-            trial.epoch if trial.checkpoint else 0,
-            trial.checkpoint,
-            trial.alone,
+            number=trial.number,
+            attempt=trial.attempt,
+            params=dict(trial.params),
+            settings=run_values(trial.plan.settings),
+            epoch=trial.checkpoint_epoch,
+            checkpoint=trial.checkpoint,
+            alone=trial.alone,
         )
+
+
+def _shares_a_device(trial: TrialRecord) -> bool:
+    """Whether other trials may take memory from this one: not where each of its workers has a GPU for itself."""
+    gpus = trial.plan.settings.study.resources_per_worker.get("GPU", 0)
+    return not gpus or gpus % 1 != 0

@@ -26,6 +26,7 @@ class FailureClass(StrEnum):
     PREEMPTED = "preempted"
     HUNG = "hung"
     CANNOT_START = "cannot_start"
+    NOT_SAVED = "not_saved"  # trained to its end, and its weights could not be written
     BUG = "bug"
 
 
@@ -47,6 +48,7 @@ RETRIES: dict[FailureClass, Retries] = {
     FailureClass.PREEMPTED: Retries(20),
     FailureClass.HUNG: Retries(1, "raise study.step_timeout if an epoch takes that long"),
     FailureClass.CANNOT_START: Retries(1, "raise study.start_timeout if nodes take that long, or ask for less"),
+    FailureClass.NOT_SAVED: Retries(None, "see whether study.folder has room and can be written"),
     FailureClass.BUG: Retries(0),
 }
 
@@ -66,6 +68,7 @@ class Reason(StrEnum):
     PREEMPTED = FailureClass.PREEMPTED
     HUNG = FailureClass.HUNG
     CANNOT_START = FailureClass.CANNOT_START
+    NOT_SAVED = FailureClass.NOT_SAVED
     BUG = FailureClass.BUG
     SATURATED = health.SATURATED
     DEAD = health.DEAD

@@ -22,7 +22,7 @@ from aae_ray import settings
 from aae_ray.search.events import PriorTrial
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import State
-from aae_ray.search.space import Plan, Space, fits
+from aae_ray.search.space import Plan, Space, fits, points
 
 COPY = "optuna_journal.log"  # for Optuna's own tools, in the study's folder
 FIXED = "fixed_params"  # how Optuna remembers a start point
@@ -68,11 +68,16 @@ class Sampler:
     def suggest(self, number: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Parameters for the trial of this number, and what Optuna keeps with it; None when all were tried."""
         start = self.plan.start
-        for attempt in range(TRIES):
+        for attempt in range(TRIES + 1):
             seed = np.random.SeedSequence((self.plan.settings.study.sampler.seed, number, attempt))
             self.study.sampler = build_sampler(self.plan.settings.study.sampler, int(seed.generate_state(1)[0]))
             if attempt == 0 and number < len(start):
                 self.study.enqueue_trial(start[number])
+            if attempt == TRIES:  # of a few points, the last ones are hardly ever drawn
+                untried = next((point for point in points(self.plan.space) if self.key(point) not in self.tried), None)
+                if untried is None:
+                    return None
+                self.study.enqueue_trial(untried)
             trial = self.study.ask(fixed_distributions=self.plan.space)
             self.added += 1
             if self.key(trial.params) not in self.tried or not self.plan.space:
@@ -110,6 +115,8 @@ class Sampler:
         self.added += 1
 
     def _add_prior(self, prior: PriorTrial) -> None:
+        if prior.same_settings:
+            self.tried.add(self.key(prior.params))
         if fits(prior.params, self.plan.space):
             self.added += 1
             self.study.add_trial(

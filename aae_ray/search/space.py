@@ -9,10 +9,10 @@ start:                                                              points that 
   - {model.latent_dim: 8, model.prior: gaussian}
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 from optuna.distributions import (
@@ -354,6 +354,25 @@ def space_size(space: Space) -> int | None:
     return size
 
 
+def points(space: Space) -> Iterator[dict[str, Any]]:
+    """Every point of a space, one after the other; none where any dimension is continuous."""
+    if space_size(space) is None:
+        return
+    axes: list[Sequence[Any]] = []
+    for distribution in space.values():
+        if isinstance(distribution, CategoricalDistribution):
+            axes.append(distribution.choices)
+        elif distribution.single():
+            axes.append((distribution.low,))
+        else:
+            count = math.floor((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
+            axes.append(
+                [min(distribution.low + index * distribution.step, distribution.high) for index in range(count)]
+            )
+    for values in itertools.product(*axes):
+        yield dict(zip(space, values, strict=True))
+
+
 def spec_of(distribution: BaseDistribution) -> dict[str, Any]:
     """A distribution as a study's file writes it."""
     if isinstance(distribution, CategoricalDistribution):
@@ -374,7 +393,7 @@ def _contradictions(
     found: dict[tuple[str, ...], Problem] = {}
     for rule in RULES:
         searched = [name for name in space if name in rule.keys]
-        for values in product(*(options(space[name]) for name in searched)):
+        for values in itertools.product(*(options(space[name]) for name in searched)):
             tried = {**base, **{name: Entry(value, places[name]) for name, value in zip(searched, values, strict=True)}}
             for problem in rule_problems(tried, problems):
                 if problem.keys == rule.keys and searched:

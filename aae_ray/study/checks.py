@@ -22,12 +22,14 @@ from aae_ray.tracking.address import tracking_uri
 
 STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components")
 # What a resume may change: how much is done, where it runs and where it is recorded, not what is searched.
-FREE = ("study.budget.", "study.concurrent_trials", "study.start_timeout", "study.step_timeout", "study.max_failures",
-        "study.keep", "study.finalists", "tracking.")  # fmt: skip
+FREE = ("study.budget.", "study.concurrent_trials", "study.workers_per_trial", "study.resources_per_worker",
+        "study.start_timeout", "study.step_timeout", "study.max_failures", "study.keep", "study.finalists",
+        "tracking.")  # fmt: skip
 FIXED = ("study.name", "study.folder", "study.objectives", "data.")  # what even an extension may not
 VERSIONS = ("torch", "optuna", "numpy")  # packages that change what a study computes
 EXPECTED_FRONT = 12  # trials whose checkpoints stay at a time; a front is seldom wider
 OPTIMIZER_COPIES = 3  # weights, and Adam's two moments of them
+LEAST_FREE_TO_CHOOSE = 20_000_000  # for the figures, the export and the card of the best trial
 LEAST_FREE_BYTES = 100_000_000  # under the study's folder: with less, a study stops while its journal can be written
 
 

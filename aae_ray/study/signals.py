@@ -23,6 +23,7 @@ class Signals:
         self.say = say
         self.requested = False
         self.polled = False
+        self.deferrals = 0
 
     @contextmanager
     def polling(self) -> Iterator[None]:
@@ -32,6 +33,18 @@ class Signals:
             yield
         finally:
             self.polled = False
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """What must not be left half done: a signal that comes meanwhile is raised at the end."""
+        self.deferrals += 1
+        before = self.requested
+        try:
+            yield
+        finally:
+            self.deferrals -= 1
+        if self.requested and not before and not self.polled:
+            raise KeyboardInterrupt
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -57,5 +70,5 @@ class Signals:
             os._exit(INTERRUPTED)
         self.requested = True
         self.say(HINT)
-        if not self.polled:
+        if not (self.polled or self.deferrals):
             raise KeyboardInterrupt

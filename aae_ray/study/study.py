@@ -25,14 +25,14 @@ from aae_ray.reporting.closing import Closing, print_report
 from aae_ray.reporting.screen import Screen
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
-from aae_ray.search.journal import Journal, StudyLock, read_events
+from aae_ray.search.journal import Journal, JournalError, StudyLock, read_events
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.sampler import OptunaCopy, optuna_study
 from aae_ray.search.space import Plan, fits, read_plan, record_plan
 from aae_ray.search.store import Store, below, find_study, is_remote, local_root
 from aae_ray.secrets import redact
-from aae_ray.settings import replace
+from aae_ray.settings import RunSettings, dotted_fields, flatten, replace
 from aae_ray.study import checks
 from aae_ray.study.files import TrialFiles
 from aae_ray.study.finalists import choose, finalists, measure, publish
@@ -185,10 +185,19 @@ def prior_trials(names: Sequence[str], plan: Plan, dataset: Dataset) -> list[eve
                     params=trial.params,
                     values=tuple(trial.metrics[name] for name in ledger.objectives),
                     source=f"{folder.name}/{trial.name}",
+                    same_settings=_same_settings(trial.plan, plan),
                 )
                 for trial in ledger.complete()
             ]
     return trials
+
+
+def _same_settings(earlier: Plan, plan: Plan) -> bool:
+    """Whether trials of two plans differ in nothing but what both of them search."""
+    if earlier.space.keys() != plan.space.keys():
+        return False
+    one, other = flatten(earlier.settings), flatten(plan.settings)
+    return all(one[key] == other[key] for key in dotted_fields(RunSettings) if key not in plan.space)
 
 
 def _of_experiment(name: str, root: Path) -> list[Path]:
@@ -295,7 +304,7 @@ class Study:
                             self.mirror.start(journal)
                         copy = CopyForOptuna(self.folder)
                         sinks = (files.handle, screen.handle, copy.handle, lambda event, ledger: tracker.wake())
-                        conductor = Conductor(journal, ledger, gangs, sinks)
+                        conductor = Conductor(journal, ledger, gangs, sinks, uninterrupted=signals.deferred)
                         screen.handle(journal.history[-1], ledger)
                         for advice in (precision_advice(plan.settings), checks.labels_advice(plan)):
                             if advice:
@@ -306,10 +315,9 @@ class Study:
                 except KeyboardInterrupt:
                     if conductor is None:
                         raise
-                    conductor.stop(StudyEnd.USER)
+                    self._stop(conductor, StudyEnd.USER)
                 assert conductor is not None and tracker is not None
                 self._finish(conductor, files, signals, screen)
-                copy.handle(events.StudyEnded(), ledger)
                 screen.say("sending the last records to MLflow")
                 unsent = self._close(tracker, interrupted=ledger.end is StudyEnd.USER)
                 if tracker.registration and ledger.promoted is None:
@@ -345,25 +353,27 @@ class Study:
             with signals.polling():
                 if conductor.ledger.open or conductor.more_to_suggest:
                     search(conductor, self.store.uri(), poll, verbose=self.verbose)
-        except OSError as error:
+        except JournalError as error:
             logger.exception("the search ended in an error")
-            self._stop(conductor, StudyEnd.DISK, f"{error.strerror or error} (under {self.folder})")
+            self._stop(conductor, StudyEnd.DISK, f"{error.strerror} (under {self.folder})")
         except Exception as error:
             logger.exception("the search ended in an error")
             line = next((part for part in reversed(str(error).splitlines()) if part.strip()), type(error).__name__)
             self._stop(conductor, StudyEnd.ERROR, f"the search ended in an error: {redact(line.strip())}")
 
-    def _stop(self, conductor: Conductor, end: StudyEnd, message: str) -> None:
+    def _stop(self, conductor: Conductor, end: StudyEnd, message: str | None = None) -> None:
         try:
             conductor.stop(end, message)
-        except OSError:  # the journal cannot take it: the next resume finds the study interrupted
+        except JournalError:  # the journal cannot take it: the next resume finds the study interrupted
             conductor.ledger.apply(events.StudyStopped(time=time.time(), end=end, message=message))
 
     def _finish(self, conductor: Conductor, files: TrialFiles, signals: Signals, screen: Screen) -> None:
-        """Choose, measure, register; an error in one of these costs no other. Not after Ctrl-C, nor on a full disk."""
+        """Choose, measure, register; an error in one of these costs no other. Not after Ctrl-C, nor on a full disk: a
+        study that was stopped before its disk was full has room for its best trial."""
         ledger, study = conductor.ledger, conductor.ledger.settled.settings.study
         try:
-            if ledger.end not in (StudyEnd.USER, StudyEnd.DISK):
+            no_room = ledger.end is StudyEnd.DISK and checks.disk_problem(self.folder, checks.LEAST_FREE_TO_CHOOSE)
+            if ledger.end is not StudyEnd.USER and not no_room:
                 files.close()
                 conductor.record(*files.drain())
                 self._measure(conductor, screen)
@@ -373,9 +383,9 @@ class Study:
                 conductor.record(events.StudyEnded(message=conductor.message))
         except KeyboardInterrupt:
             self._stop(conductor, StudyEnd.USER, "interrupted while the finalists were measured")
-        except OSError as error:
+        except JournalError as error:
             logger.exception("the end of the study could not be written")
-            self._stop(conductor, StudyEnd.DISK, f"{error.strerror or error} (under {self.folder})")
+            self._stop(conductor, StudyEnd.DISK, f"{error.strerror} (under {self.folder})")
 
     def _measure(self, conductor: Conductor, screen: Screen) -> None:
         ledger, settings = conductor.ledger, conductor.ledger.settled.settings
@@ -398,7 +408,7 @@ class Study:
         """An error in here is told, with its traceback in the study's log, and costs nothing else."""
         try:
             yield
-        except OSError:
+        except JournalError:
             raise
         except Exception as error:
             logger.exception(what)

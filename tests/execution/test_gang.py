@@ -269,7 +269,7 @@ def test_a_trial_goes_on_bit_for_bit_in_another_process_and_leaves_nothing_behin
         result = ray.get(actor.train.remote(), timeout=60)
         return from_result(result), result["pid"]
 
-    whole = remote.remote(config=Suggestion(0, 1, {}, 12).to_config())
+    whole = remote.remote(config=Suggestion(0, 1, {}, {"train.epochs": 12}).to_config())
     first, pid = one_step(whole)
     assert isinstance(first, Report) and (first.epoch, first.checkpoint) == (3, "trials/t0000/epoch_00003")
     for epoch in (9, 12):
@@ -279,7 +279,7 @@ def test_a_trial_goes_on_bit_for_bit_in_another_process_and_leaves_nothing_behin
     os.kill(pid, signal.SIGKILL)
     assert resources_come_back(2)
 
-    after = Suggestion(1, 2, {}, 12, epoch=3, checkpoint=first.checkpoint)
+    after = Suggestion(1, 2, {}, {"train.epochs": 12}, epoch=3, checkpoint=first.checkpoint)
     second = remote.remote(config=after.to_config())
     for epoch in (9, 12):
         last, pid = one_step(second)

@@ -9,12 +9,12 @@ import pytest
 
 from aae_ray.execution import trial as trials
 from aae_ray.execution.durable import durable_folder
-from aae_ray.execution.failures import Failed, GangError
+from aae_ray.execution.failures import Failed, GangError, failure_of
 from aae_ray.execution.gang import Order, Train, Trained
 from aae_ray.execution.trial import Trial
 from aae_ray.search.contract import Failure, Report, Suggestion, from_result
 from aae_ray.search.outcomes import FailureClass, Reason
-from aae_ray.settings import Settings, replace
+from aae_ray.settings import Settings, replace, run_values
 from aae_ray.training.loop import Interval
 
 LOST = Failed(FailureClass.LOST_WORKER, "the worker died", "Traceback ...", "last words")
@@ -75,7 +75,9 @@ def make(tmp_path: Path) -> Make:
 
         trial: Trial = object.__new__(Faked)
         settings = replace(Settings(), {"train.epochs": 30, **values})
-        trial.setup((suggestion or Suggestion(3, 1, {}, 27)).to_config(), settings, str(tmp_path), None)
+        trial.setup(
+            (suggestion or Suggestion(3, 1, {}, {"train.epochs": 27})).to_config(), settings, str(tmp_path), None
+        )
         return trial
 
     return build
@@ -97,7 +99,7 @@ def failure(trial: Trial) -> Failure:
 
 def test_a_trial_reports_at_its_rungs_with_a_state_on_the_disk(make: Make, tmp_path: Path) -> None:
     gang = FakeGang()
-    trial = make(gang, suggestion=Suggestion(3, 1, {"model.latent_dim": 5}, 27))
+    trial = make(gang, suggestion=Suggestion(3, 1, {"model.latent_dim": 5}, {"train.epochs": 27}))
     begin = gang.orders[0]
     assert isinstance(begin, Train) and begin.begin is not None  # training starts before Tune asks
     assert begin.begin.settings.model.latent_dim == 5 and begin.begin.settings.train.epochs == 27
@@ -116,7 +118,7 @@ def test_a_trial_reports_at_its_rungs_with_a_state_on_the_disk(make: Make, tmp_p
 def test_a_suggestion_goes_on_from_its_checkpoint(make: Make, tmp_path: Path) -> None:
     report(make(FakeGang()))
     gang = FakeGang()
-    suggestion = Suggestion(3, 2, {}, 27, epoch=3, checkpoint="trials/t0003/epoch_00003")
+    suggestion = Suggestion(3, 2, {}, {"train.epochs": 27}, epoch=3, checkpoint="trials/t0003/epoch_00003")
     trial = make(gang, suggestion=suggestion)
     assert isinstance(gang.orders[0], Train) and gang.orders[0].begin is not None
     assert gang.orders[0].begin.state == b"state 3" and gang.orders[0].until_epoch == 9
@@ -127,7 +129,7 @@ def test_the_next_trial_runs_on_the_warm_gang(make: Make) -> None:
     gang = FakeGang()
     trial = make(gang)
     report(trial)
-    assert trial.reset_config(Suggestion(4, 1, {}, 2).to_config())
+    assert trial.reset_config(Suggestion(4, 1, {}, {"train.epochs": 2}).to_config())
     last = report(trial)
     assert (last.number, last.epoch, last.finished, last.checkpoint) == (4, 2, True, "trials/t0004/epoch_00002")
     assert not gang.closed
@@ -148,7 +150,7 @@ def test_a_gang_that_dies_is_a_failure_and_the_next_trial_gets_a_new_one(make: M
     failed = failure(trial)
     assert (failed.kind, failed.message, failed.traceback) == (LOST.kind, LOST.message, LOST.traceback)
     assert failed.number == 3 and failed.log_tail == "last words" and gang.closed == 1
-    retry = Suggestion(3, 2, {}, 27, epoch=3, checkpoint="trials/t0003/epoch_00003")
+    retry = Suggestion(3, 2, {}, {"train.epochs": 27}, epoch=3, checkpoint="trials/t0003/epoch_00003")
     trial.reset_config(retry.to_config())
     assert report(trial).epoch == 9 and new.orders
 
@@ -159,7 +161,7 @@ def test_a_failed_order_leaves_the_gang_as_it_is(make: Make) -> None:
     gang.answer = Failed(FailureClass.BAD_DATA, "model.channels is too deep")
     assert failure(trial).kind is FailureClass.BAD_DATA
     gang.answer = None
-    trial.reset_config(Suggestion(4, 1, {}, 27).to_config())
+    trial.reset_config(Suggestion(4, 1, {}, {"train.epochs": 27}).to_config())
     assert report(trial).number == 4 and not gang.closed
 
 
@@ -167,9 +169,9 @@ def test_a_gang_that_does_not_start_is_a_failure(make: Make) -> None:
     gang = FakeGang(never_ready=True)
     trial = make(gang, FakeGang(never_ready=True), FakeGang())
     assert failure(trial).kind is FailureClass.CANNOT_START and gang.closed == 1
-    trial.reset_config(Suggestion(3, 2, {}, 27).to_config())
+    trial.reset_config(Suggestion(3, 2, {}, {"train.epochs": 27}).to_config())
     assert failure(trial).message == "no GPU is free"
-    trial.reset_config(Suggestion(3, 3, {}, 27).to_config())
+    trial.reset_config(Suggestion(3, 3, {}, {"train.epochs": 27}).to_config())
     assert report(trial).epoch == 3
 
 
@@ -178,9 +180,10 @@ def test_a_process_with_a_stuck_worker_refuses_the_next_trial(make: Make, monkey
     trial = make(gang)
     gang.answer = GangError(Failed(FailureClass.HUNG, "no answer"))
     assert failure(trial).kind is FailureClass.HUNG
-    assert trial.reset_config(Suggestion(4, 1, {}, 27).to_config())
-    with pytest.raises(RuntimeError, match="needs a new one"):  # so Tune starts the trial in another process
+    assert trial.reset_config(Suggestion(4, 1, {}, {"train.epochs": 27}).to_config())
+    with pytest.raises(GangError, match="stuck") as refused:  # so Tune starts the trial in another process
         trial.step()
+    assert failure_of(4, refused.value).kind is FailureClass.LOST_WORKER  # and it is tried again
     ended: list[Any] = []
 
     class Timer:
@@ -198,9 +201,9 @@ def test_a_process_with_a_stuck_worker_refuses_the_next_trial(make: Make, monkey
 @pytest.mark.parametrize(
     ("suggestion", "text"),
     [
-        (Suggestion(3, 1, {"model.latent_dim": 1}, 27), "latent_dim"),
-        (Suggestion(3, 1, {"no.such": 1}, 27), "no.such is not a setting"),
-        (Suggestion(3, 2, {}, 27, epoch=3, checkpoint="trials/t0003/epoch_00003"), "cannot be read"),
+        (Suggestion(3, 1, {"model.latent_dim": 1}, {"train.epochs": 27}), "latent_dim"),
+        (Suggestion(3, 1, {"no.such": 1}, {"train.epochs": 27}), "no.such is not a setting"),
+        (Suggestion(3, 2, {}, {"train.epochs": 27}, epoch=3, checkpoint="trials/t0003/epoch_00003"), "cannot be read"),
     ],
 )
 def test_a_suggestion_that_cannot_be_begun_is_bad_data(make: Make, suggestion: Suggestion, text: str) -> None:
@@ -219,6 +222,25 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_trial(make: Make, monkeypatc
         first = report(trial)
     assert first.checkpoint is None and first.checkpoint_bytes == 0 and first.epoch == 3
     assert report(trial).checkpoint == "trials/t0003/epoch_00009"
+
+
+def test_a_last_state_that_cannot_be_written_fails_the_attempt(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = make(FakeGang(), suggestion=Suggestion(3, 1, {}, {"train.epochs": 3}))
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("aae_ray.execution.durable.sync", full)
+    failed = failure(trial)
+    assert failed.kind is FailureClass.NOT_SAVED and "last epoch, 3" in failed.message
+
+
+def test_a_trial_trains_with_the_settings_of_its_own_plan(make: Make) -> None:
+    """An extension has changed the study's: a trial that goes on keeps those that it was suggested with."""
+    gang = FakeGang()
+    make(gang, suggestion=Suggestion(3, 1, {}, run_values(replace(Settings(), {"model.hidden": "24-12"}))))
+    (order,) = gang.orders
+    assert isinstance(order, Train) and order.begin is not None and order.begin.settings.model.hidden == (24, 12)
 
 
 def test_an_attempt_that_comes_by_again_replaces_what_it_wrote(make: Make, tmp_path: Path) -> None:

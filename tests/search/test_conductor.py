@@ -1,6 +1,7 @@
 """The decisions of a study, without Ray and MLflow: plain functions over a journal in a folder."""
 
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor, Continue, GiveUp, Nothing, Retry, Stop
@@ -19,6 +20,7 @@ from aae_ray.search.outcomes import RETRIES, FailureClass, Reason, State, StudyE
 from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan, record_plan
 from aae_ray.settings import Settings, replace
+from aae_ray.study.signals import Signals
 
 SPACE = {
     "optim.reconstruction_lr": FloatDistribution(1e-4, 1e-2, log=True),
@@ -78,10 +80,17 @@ def quality(suggestion: Suggestion, epoch: int) -> dict[str, float]:
 
 def interval(suggestion: Suggestion, epoch: int, settings: Settings) -> Report:
     """One step of a trial from this epoch: up to the next rung, or the end."""
-    until = next((rung for rung in rungs(settings.study.pruner, suggestion.epochs) if rung > epoch), suggestion.epochs)
+    until = next(
+        (rung for rung in rungs(settings.study.pruner, suggestion.settings["train.epochs"]) if rung > epoch),
+        suggestion.settings["train.epochs"],
+    )
     history = tuple(quality(suggestion, each) for each in range(epoch + 1, until + 1))
     return Report(
-        suggestion.number, until, history, finished=until == suggestion.epochs, checkpoint=f"{suggestion.name}/{until}"
+        suggestion.number,
+        until,
+        history,
+        finished=until == suggestion.settings["train.epochs"],
+        checkpoint=f"{suggestion.name}/{until}",
     )
 
 
@@ -241,6 +250,66 @@ def test_a_trial_that_ran_out_of_memory_is_tried_again_alone(tmp_path: Path) -> 
     assert "batch_size" in (conductor.ledger.trials[0].message or "")
 
 
+def test_a_trial_with_a_gpu_of_its_own_keeps_nobody_waiting(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__resources_per_worker={"GPU": 1}), gangs=2)
+    for number in (0, 1):
+        conductor.suggest()
+        conductor.started(number)
+    conductor.failed(Failure(0, FailureClass.OUT_OF_MEMORY, "CUDA out of memory"))
+    again = conductor.suggest()
+    assert isinstance(again, Suggestion) and again.number == 0 and not again.alone
+
+
+def test_attempts_that_never_began_are_counted(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of())
+    for attempt in (1, 2):
+        suggestion = conductor.suggest()
+        assert isinstance(suggestion, Suggestion) and suggestion.attempt == attempt
+        conductor.failed(Failure(0, FailureClass.CANNOT_START, "no GPU is free"))
+    assert [failure.attempt for failure in conductor.ledger.trials[0].failures] == [1, 2]
+
+
+def test_a_retry_goes_on_from_the_last_state_that_was_written(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of())
+    conductor.suggest()
+    conductor.started(0)
+    history = tuple({"epoch": float(epoch)} for epoch in range(1, 3))
+    conductor.reported(Report(0, 1, history[:1], checkpoint="t0000/1"))
+    conductor.reported(Report(0, 2, history[1:]))  # the disk was full for a moment
+    conductor.failed(Failure(0, FailureClass.LOST_WORKER, "away"))
+    again = conductor.suggest()
+    assert isinstance(again, Suggestion) and (again.epoch, again.checkpoint) == (1, "t0000/1")
+
+
+def test_what_comes_after_the_end_of_a_study_changes_nothing(tmp_path: Path) -> None:
+    """Ray has died: a thread closes the study while another still hears of failing attempts."""
+    conductor = begin(tmp_path, plan_of())
+    conductor.suggest()
+    conductor.started(0)
+    conductor.journal.append(
+        events.StudyStopped(end=StudyEnd.RAY),
+        events.AttemptFailed(number=0, attempt=1, failure=FailureClass.LOST_WORKER, message="", retry=True),
+    )
+    again = resume(tmp_path)
+    run(again)
+    assert again.ledger.trials[0].state is State.COMPLETE or again.ledger.trials[0].reason is Reason.PRUNED
+
+
+def test_an_interrupt_comes_before_or_after_an_event_and_never_within(tmp_path: Path) -> None:
+    signals = Signals(lambda text: None)
+    conductor = begin(tmp_path, plan_of())
+    conductor.uninterrupted = signals.deferred
+
+    def interrupt(event: events.Event, ledger: Ledger) -> None:
+        if not signals.requested:
+            signals._handle(signal.SIGINT, None)
+
+    conductor.sinks.append(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        conductor.record(events.Noted(text="a"), events.Noted(text="b"))
+    assert conductor.ledger.notes == ["a", "b"]
+
+
 def test_the_same_bug_in_the_first_trials_stops_the_study(tmp_path: Path) -> None:
     conductor = begin(tmp_path, plan_of())
     for number in range(3):
@@ -339,6 +408,13 @@ def test_a_configuration_is_not_trained_twice(tmp_path: Path) -> None:
     run(conductor)
     sizes = [trial.params["model.latent_dim"] for trial in conductor.ledger.trials]
     assert len(sizes) == 3 and set(sizes) == {2, 4, 8} and "was tried" in (conductor.message or "")
+
+
+def test_every_point_of_a_small_space_is_tried(tmp_path: Path) -> None:
+    space = {"model.latent_dim": IntDistribution(2, 40), "train.input_noise": FloatDistribution(0.0, 0.3, step=0.1)}
+    conductor = begin(tmp_path, Plan(plan_of(study__budget__trials=200, study__pruner__type="none").settings, space))
+    run(conductor)
+    assert len({tuple(trial.params.values()) for trial in conductor.ledger.trials}) == 39 * 4
 
 
 def test_a_diverged_trial_has_failed_and_a_sick_one_was_stopped(tmp_path: Path) -> None:

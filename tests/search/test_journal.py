@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_numbers_that_are_not_finite_come_back(study: Path) -> None:
     assert metrics["a"] != metrics["a"] and metrics["b"] == float("inf")
 
 
-@pytest.mark.parametrize("torn", [b'{"time":1.0,"event":"ended"', b"\0" * 50, b"\0" * 50 + b"\n", b"{}\n"])
+@pytest.mark.parametrize("torn", [b'{"time":1.0,"event":"ended"', b"\0" * 50, b"\0" * 50 + b"\n"])
 def test_a_last_line_that_a_crash_tore_is_taken_away(study: Path, torn: bytes) -> None:
     whole = read_events(study)
     path = study / JOURNAL
@@ -106,6 +107,31 @@ def test_a_full_disk_leaves_the_journal_as_it_was(study: Path) -> None:
     assert len(journal.history) == count and (study / JOURNAL).read_bytes() == before
     journal.append(events.StudyEnded())
     assert len(read_events(study)) == count + 1
+
+
+def test_an_interrupt_leaves_the_journal_as_it_was(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal.open(study)
+    before, count = (study / JOURNAL).read_bytes(), len(journal.history)
+
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.append(events.StudyEnded())
+    assert len(journal.history) == count and (study / JOURNAL).read_bytes() == before
+    journal.append(events.StudyEnded())
+    assert len(read_events(study)) == count + 1
+
+
+def test_a_whole_last_line_that_is_no_event_is_not_thrown_away(study: Path) -> None:
+    with (study / JOURNAL).open("ab") as file:
+        file.write(b'{"event": "of_a_later_version", "time": 1.0}\n')
+    before = (study / JOURNAL).read_bytes()
+    with pytest.raises(UserError, match="is not an event of a study"):
+        Journal.open(study)
+    assert (study / JOURNAL).read_bytes() == before
 
 
 # --------------------------------------------------------------------------------------------------------------- lock
@@ -179,4 +205,7 @@ def test_a_journal_has_no_password(tmp_path: Path) -> None:
 def test_the_last_event_of_a_process_that_ends_is_the_last(study: Path) -> None:
     journal = Journal.open(study)
     journal.append_last(events.StudyStopped(end=StudyEnd.RAY, message="Ray's raylet has ended"))
-    assert journal.sealed and isinstance(read_events(study)[-1], events.StudyStopped)
+    assert journal.sealed
+    threading.Thread(target=journal.append, args=(events.Noted(text="too late"),), daemon=True).start()
+    time.sleep(0.2)
+    assert isinstance(read_events(study)[-1], events.StudyStopped)

@@ -147,6 +147,18 @@ def test_a_warm_start_learns_from_the_trials_that_fit(tmp_path: Path) -> None:
     assert sampler.suggest(0) is not None and sampler.numbers == {0: 1}
 
 
+def test_what_an_earlier_study_has_trained_is_not_trained_again(tmp_path: Path) -> None:
+    space = {"model.latent_dim": CategoricalDistribution([2, 4])}
+    conductor = begin(tmp_path, Plan(plan_of().settings, space))
+    started = conductor.ledger.started
+    assert started is not None
+    prior = events.PriorTrial(params={"model.latent_dim": 4}, values=(0.4, 0.1), source="a/t0", same_settings=True)
+    conductor.ledger.started = started.model_copy(update={"warm_start": (prior,)})
+    sampler = Sampler(conductor.ledger)
+    drawn = sampler.suggest(0)
+    assert drawn is not None and drawn[0] == {"model.latent_dim": 2} and sampler.suggest(1) is None
+
+
 def test_optunas_own_tools_can_read_the_copy_in_which_nothing_runs(tmp_path: Path) -> None:
     conductor = begin(tmp_path, plan_of(study__budget__trials=4), gangs=2)
     ended(conductor, Reason.PRUNED, {MSE: 0.5, JSD: 0.1})
