@@ -63,6 +63,7 @@ TEXTS: tuple[tuple[str, FailureClass], ...] = (
 # How Ray says that it killed an actor for its memory. Of any unexpected death it says that the kernel may have done so.
 LOW_MEMORY = re.compile(r"(runs|running) low on memory|NODE_OUT_OF_MEMORY")
 GUESSES = re.compile(r" Some common causes include.*", re.DOTALL)  # Ray's, of any death
+NODE = re.compile(r" \(IP: [^)]*\)")  # of no use to a reader, where Ray says how much memory a node has
 PREEMPTED = re.compile(r"preempted|AUTOSCALER_DRAIN_PREEMPTED", re.IGNORECASE)
 # Where workers failed differently: a rank that loses its peer says less than the peer.
 PRIORITY = (
@@ -121,7 +122,7 @@ def _decisive(error: BaseException, rank: int | None) -> tuple[FailureClass, Bas
 
 def _class_of(error: BaseException) -> FailureClass | None:
     text = str(error)
-    if isinstance(error, ray_errors.RayActorError | ray_errors.NodeDiedError):
+    if isinstance(error, ray_errors.RayError):
         if getattr(error, "preempted", False) or PREEMPTED.search(text):
             return FailureClass.PREEMPTED
         if LOW_MEMORY.search(text):
@@ -173,7 +174,7 @@ def _first_line(error: BaseException) -> str:
         return type(error).__name__
     if isinstance(error, ray_errors.RayActorError):
         return GUESSES.sub("", f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0])
-    return lines[0] if isinstance(error, ray_errors.RayError) else f"{type(error).__name__}: {lines[0]}"
+    return NODE.sub("", lines[0]) if isinstance(error, ray_errors.RayError) else f"{type(error).__name__}: {lines[0]}"
 
 
 def log_tail(pid: int) -> str:

@@ -9,8 +9,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.search import Searcher
@@ -194,10 +196,21 @@ class ConductorCallback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self.executor is not None:
-            self.executor.error(trial.trial_id, trial.get_error())
+            self.executor.error(trial.trial_id, _error_of(trial))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"executor": None}
+
+
+def _error_of(trial: Any) -> BaseException | None:
+    """Why Tune's trial has failed. Tune keeps what actors and tasks raised, and of anything else the text; its own
+    `get_error` looks for them in the study's folder, where they never are."""
+    with suppress(OSError, TypeError), open(trial.pickled_error_file, "rb") as file:
+        error: BaseException = ray.cloudpickle.load(file)
+        return error
+    with suppress(OSError, TypeError):
+        return RayError(Path(trial.error_file).read_text().partition("\n")[2])  # the first line is Tune's count
+    return None
 
 
 def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbose: bool = False) -> None:

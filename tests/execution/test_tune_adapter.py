@@ -1,0 +1,77 @@
+"""What Ray Tune calls back, on a real conductor and without Ray."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import OutOfMemoryError
+
+from aae_ray.execution.tune_adapter import Executor, SearchOver
+from aae_ray.search.conductor import Conductor
+from aae_ray.search.contract import Report
+from aae_ray.search.journal import JournalError
+from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
+from tests.search.test_conductor import begin, plan_of
+
+Make = Callable[..., tuple[Executor, Conductor]]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def build(gangs: int = 2, start_timeout: float = 600.0) -> tuple[Executor, Conductor]:
+        conductor = begin(tmp_path, plan_of(study__budget__trials=3), gangs)
+        return Executor(conductor, lambda: None, start_timeout), conductor
+
+    return build
+
+
+def test_a_gang_that_never_comes_up_is_tried_again_in_its_place_and_then_is_a_trial_with_a_reason(make: Make) -> None:
+    executor, conductor = make(gangs=2, start_timeout=-1.0)  # at once
+    assert isinstance(executor.suggest("a"), dict)
+    assert not executor.over()
+    (failure,) = conductor.ledger.trials[0].failures
+    assert failure.failure is FailureClass.CANNOT_START and failure.retry and executor.numbers == {"a": 0}
+    assert not executor.over()
+    assert conductor.ledger.trials[0].reason is Reason.CANNOT_START and not executor.numbers
+    executor.started("a")  # the nodes have come after all
+    assert executor.result("a", Report(0, 1, ({"epoch": 1.0},)).to_result()) and not executor.abandoned
+
+
+def test_a_study_ends_when_no_gang_comes_up(make: Make) -> None:
+    executor, conductor = make(gangs=1, start_timeout=-1.0)
+    executor.suggest("a")
+    executor.over()
+    with pytest.raises(SearchOver):
+        executor.over()
+    assert conductor.ledger.end is StudyEnd.FAILURES and "no gang came up" in (conductor.ledger.end_message or "")
+
+
+def test_what_rays_memory_monitor_kills_has_failed_and_is_tried_again(make: Make) -> None:
+    executor, conductor = make()
+    executor.suggest("a")
+    executor.started("a")
+    executor.suggest("b")  # still waits for its gang
+    error = OutOfMemoryError(
+        "2 worker(s) were killed due to the node running low on memory.\nRefer to the documentation"
+    )
+    assert executor.lost(error)
+    first, second = conductor.ledger.trials
+    assert [each.failure for each in first.failures] == [FailureClass.OUT_OF_MEMORY] and not second.failures
+    assert "running low on memory" in first.failures[0].message and "Refer" not in first.failures[0].message
+    assert first.state is second.state is State.WAITING
+    again = Executor(conductor, lambda: None, 600.0)
+    assert isinstance(again.suggest("c"), dict) and again.numbers == {"c": 1}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_journal_that_cannot_be_written_ends_the_search_as_what_it_is(make: Make) -> None:
+    executor, conductor = make()
+    executor.suggest("a")
+    executor.started("a")
+    conductor.journal.file = os.open("/dev/full", os.O_WRONLY)
+    result: dict[str, Any] = Report(0, 1, ({"epoch": 1.0},)).to_result()
+    with pytest.raises(SearchOver):
+        executor.result("a", result)
+    assert isinstance(executor.problem, JournalError) and "No space left" in str(executor.problem)
