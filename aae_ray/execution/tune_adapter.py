@@ -205,12 +205,12 @@ class ConductorCallback(tune.Callback):  # type: ignore[misc]
 def _error_of(trial: Any) -> BaseException | None:
     """Why Tune's trial has failed. Tune keeps what actors and tasks raised, and of anything else the text; its own
     `get_error` looks for them in the study's folder, where they never are."""
-    with suppress(OSError, TypeError), open(trial.pickled_error_file, "rb") as file:
-        error: BaseException = ray.cloudpickle.load(file)
-        return error
+    error: BaseException | None = None
     with suppress(OSError, TypeError):
-        return RayError(Path(trial.error_file).read_text().partition("\n")[2])  # the first line is Tune's count
-    return None
+        error = RayError(Path(trial.error_file).read_text().partition("\n")[2])  # the first line is Tune's count
+    with suppress(OSError, TypeError), open(trial.pickled_error_file, "rb") as file:
+        error = ray.cloudpickle.load(file)
+    return error
 
 
 def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbose: bool = False) -> None:
