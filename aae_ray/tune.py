@@ -13,7 +13,6 @@ import typer
 from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, main
 from aae_ray.errors import UserError
 
-DIGITS = Path(__file__).parent.parent / "search_spaces" / "digits.yaml"
 STOPPED = 1  # exit code of a study that stopped before its planned end, or has no complete trial
 
 
@@ -93,9 +92,9 @@ def tune(
             verbose=verbose,
         )
     else:
-        from aae_ray.search.space import read_plan
+        from aae_ray.search.space import SHIPPED, read_plan
 
-        path = path or str(DIGITS)
+        path = path or str(SHIPPED / "digits.yaml")
         plan = read_plan(path, overrides)
         if not plan.space and plan.settings.study.budget.trials > 1:
             raise UserError(

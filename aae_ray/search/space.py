@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from optuna.distributions import (
@@ -32,6 +33,8 @@ from aae_ray.search.events import PlanRecord
 from aae_ray.secrets import without_userinfo
 from aae_ray.settings import RULES, Settings, dotted_fields, flatten, setting
 
+_INSTALLED = Path(__file__).parents[1] / "search_spaces"
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "search_spaces"  # in a checkout
 BLOCKS = ("study", "run", "space", "start")
 FIELDS = {  # of a searched key: required, optional
     "float": ({"low", "high"}, {"log", "step"}),
@@ -63,7 +66,7 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
 
     Raises SettingsError with every mistake in both, each with its place.
     """
-    entries = read_yaml(path) if path else {}
+    entries = read_yaml(study_file(path)) if path else {}
     changes = read_overrides(overrides)
     problems: list[Problem] = []
     shared, searched, start = _sort_blocks(entries, problems)
@@ -95,6 +98,13 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
     if problems := [*problems, *misstarts, *contradictions]:
         raise SettingsError(dict.fromkeys(problems))
     return Plan(build(base), space, points)
+
+
+def study_file(path: str) -> str:
+    """The file itself; `search_spaces/NAME` means the one that ships where the user has none of that name."""
+    shipped = SHIPPED / Path(path).name
+    meant = Path(path) == Path("search_spaces", shipped.name) and not Path(path).exists() and shipped.exists()
+    return str(shipped) if meant else path
 
 
 def _sort_blocks(

@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from aae_ray.errors import Kind, Problem, SettingsError
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.search.space import Plan, Space, read_plan, space_size
+from aae_ray.search.space import SHIPPED, Plan, Space, read_plan, space_size, study_file
 from aae_ray.settings import RULES, dotted_fields, replace, setting
 
 SEARCH_SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
@@ -56,6 +56,17 @@ def test_every_search_space_that_ships_is_good(path: Path) -> None:
 def test_there_are_search_spaces_that_ship() -> None:
     assert "digits.yaml" in [path.name for path in SEARCH_SPACES]
     assert read_plan(str(SEARCH_SPACES[0].with_name("digits.yaml"))).space
+
+
+def test_a_study_that_ships_has_its_name_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert study_file("search_spaces/digits.yaml") == str(SHIPPED / "digits.yaml")
+    for other in ("search_spaces/nowhere.yaml", "digits.yaml", "other/digits.yaml"):
+        assert study_file(other) == other
+    own = tmp_path / "search_spaces" / "digits.yaml"
+    own.parent.mkdir()
+    own.write_text("")
+    assert study_file("search_spaces/digits.yaml") == "search_spaces/digits.yaml"
 
 
 def test_a_file_is_read_as_settings_distributions_and_start_points(file: Path) -> None:

@@ -1,0 +1,49 @@
+"""The package as `pip install .` leaves it, away from its checkout."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.study.commands import run
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_folder_of_the_package_is_installed() -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "aae_ray").rglob("*.py")}
+    assert set(named) == folders | {"aae_ray.search_spaces"}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the package was installed, from a copy, as setuptools builds inside of its sources."""
+    if not (find_spec("setuptools") and find_spec("pip")):
+        pytest.skip("pip and setuptools, which build the package, are not installed here")
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    for folder in ("aae_ray", "search_spaces"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    done = subprocess.run([*pip, "--target", target, source], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+def test_studies_that_ship_are_found_in_an_installed_package(
+    installed: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    shipped = {path.name for path in (ROOT / "search_spaces").glob("*.yaml")}
+    assert {path.name for path in (installed / "aae_ray" / "search_spaces").iterdir()} >= shipped
+    assert not (installed / "search_spaces").exists()
+    environment["PYTHONPATH"] = str(installed)
+    own = ("--dry-run", f"data.cache={tmp_path}/cache")
+    assert "name: digits" in run(tmp_path, environment, "tune", *own).stdout
+    named = run(tmp_path, environment, "tune", "search_spaces/aae_vs_vae_2d.yaml", *own)
+    assert "model.latent_dim: 2" in named.stdout
