@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +13,9 @@ from aae_ray.secrets import redact
 
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 LOGGERS = ("mlflow", "alembic", "sqlalchemy", "sqlalchemy.engine")  # those that MLflow gives handlers of their own
+# What no path of an SQLite database can have: ? begins options; %20 is a space to SQLAlchemy 2.1, but not to 2.0 and
+# MLflow; and the last are bytes that are not UTF-8.
+UNFIT = re.compile(r"\?|%[0-9A-Fa-f]{2}|[\udc80-\udcff]")
 DATABRICKS = "databricks"  # as MLflow spells the workspace that is logged in to, without a colon
 
 
@@ -31,17 +35,19 @@ def tracking_uri(given: str | None) -> str:
             f"{source} {told} is not a server or database of MLflow; give http(s)://host:port or sqlite:///file.db"
         )
     if scheme == "sqlite":
-        # As SQLAlchemy reads it: no %20, # is a character, and behind a ? stand options.
-        name, _, options = rest.removeprefix("///").partition("?")
+        # As SQLAlchemy reads it: # is a character, and behind a ? stand options.
+        name, mark, options = rest.removeprefix("///").partition("?")
         if not rest.startswith("///") or not name:
             raise UserError(f"{source} {told} names no file; give sqlite:///file.db")
         path = Path(name).absolute()
-        if "?" in str(path) or (options and "=" not in options):
-            where = str(path.parent) if "?" in str(path) else f"{source} {told}"
-            raise UserError(
-                f"{where}: the path of an SQLite database cannot have a ? in it; "
+        refused = UNFIT.search(f"{path}{mark}" if options and "=" not in options else str(path))
+        if refused:
+            where = str(path.parent) if UNFIT.search(str(path.parent)) else f"{source} {told}"
+            text = (
+                f"{where}: the path of an SQLite database cannot have a {refused.group()} in it; "
                 "rename the folder, or give tracking.uri with another path"
             )
+            raise UserError(text.encode(errors="backslashreplace").decode())
         if path.is_dir():
             raise UserError(f"{source} {told}: {path} is a folder")
         if not path.parent.is_dir():

@@ -43,25 +43,29 @@ def optuna_states(folder: Path) -> list[str]:
 
 
 def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, environment: dict[str, str]) -> None:
-    done = run(tmp_path, environment, "tune", "study.budget.trials=5", "train.epochs=9", "health.stop=false")
+    folder = tmp_path / "50% #1 ü"  # nothing of a folder's name may be taken for a part of an address
+    folder.mkdir()
+    done = run(folder, environment, "tune", "study.budget.trials=5", "train.epochs=9", "health.stop=false")
     text = done.stdout
     assert "Pareto front" in text and "best trial" in text and re.search(r"test images +test/recon\S+ 0\.0\d+", text)
     assert re.search(r"samples +quality/fid_local \d.* \(floor .*quality/parzen_nats \d.* \(real images \d", text)
     assert "is not evidence of better samples" in text
     assert "aae-digits-decoder version 1, champion" in text
     assert (
-        "python -m aae_ray.generate aae-digits-decoder" in text and "mlflow ui --backend-store-uri sqlite:///" in text
+        "python -m aae_ray.generate aae-digits-decoder" in text and "mlflow ui --backend-store-uri 'sqlite:///" in text
     )
     noise = [line for line in (done.stdout + done.stderr).splitlines() if CHATTER.search(OURS.sub("", line))]
     assert not noise, noise
 
-    client = client_of(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlartifacts", "runs"}
+    client = client_of(folder)
     parent, children = trial_runs(client, "aae/digits")
     assert parent.info.status == "FINISHED" and len(children) == 5
     assert parent.data.tags["mlflow.source.name"].startswith("python -m aae_ray.tune study.budget.trials=5")
     if (Path(__file__).parents[2] / ".git").exists():
         assert re.fullmatch("[0-9a-f]{40}", parent.data.tags["mlflow.source.git.commit"])
-    states = optuna_states(tmp_path)
+    states = optuna_states(folder)
     assert sorted(states) == sorted(
         {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL"}[c.info.status] for c in children
     )
@@ -97,16 +101,16 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
         best.info.run_id in {child.info.run_id for child in children} and "test/reconstruction_mse" in best.data.metrics
     )
 
-    made = run(tmp_path, environment, "generate", "aae-digits-decoder", "--count", "64", "--out", "samples.png")
+    made = run(folder, environment, "generate", "aae-digits-decoder", "--count", "64", "--out", "samples.png")
     assert "64 images of aae-digits-decoder version 1" in made.stdout and not made.stderr
-    with Image.open(tmp_path / "samples.png") as sheet:
+    with Image.open(folder / "samples.png") as sheet:
         assert sheet.width >= 64 and len(sheet.convert("L").getcolors() or ()) > 10
 
     sheets = {Path(item.path).name for item in client.list_artifacts(best.info.run_id, "figures")}
     assert "nearest.png" in sheets and "quality/fid_local" in best.data.metrics and best.data.tags["aae.judge"]
     advice = "is not evidence of better samples"
     assert advice in best.data.tags["aae.remarks"] and advice in (version.description or "")
-    judged = run(tmp_path, environment, "evaluate", "aae-digits-decoder")
+    judged = run(folder, environment, "evaluate", "aae-digits-decoder")
     assert (
         "quality/kid_local" in judged.stdout
         and "is not evidence of better samples" in judged.stdout
@@ -117,11 +121,11 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
     for name in ("quality/fid_local", "quality/parzen_nats"):  # the same protocol: the same figures
         assert evaluation.data.metrics[name] == pytest.approx(best.data.metrics[name], rel=1e-3)
 
-    config = next(tmp_path.glob("runs/*/best_config.yaml"))
-    checked = run(tmp_path, environment, "tune", str(config), "study.budget.trials=1", "--dry-run")
+    config = next(folder.glob("runs/*/best_config.yaml"))
+    checked = run(folder, environment, "tune", str(config), "study.budget.trials=1", "--dry-run")
     assert f"model.latent_dim: {best.data.params['model.latent_dim']}" in checked.stdout
 
-    refused = run(tmp_path, environment, "generate", "no-such-model", code=2)
+    refused = run(folder, environment, "generate", "no-such-model", code=2)
     assert "there is no registered model 'no-such-model'" in refused.stderr
     assert "Traceback" not in refused.stderr and len(refused.stderr.splitlines()) == 1
 
