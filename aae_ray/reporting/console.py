@@ -1,6 +1,7 @@
 """The console of a command: it outlives a closed pipe and a full disk, and writes ASCII where no more can be shown."""
 
 import os
+import re
 import sys
 import unicodedata
 from contextlib import suppress
@@ -9,6 +10,8 @@ from typing import IO, Any, cast
 from rich.console import Console
 
 LOG_WIDTH = 180  # characters of a line in a log, enough for every table
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+MOVE = re.compile(r"\x1b\[[0-9;?]*[A-HJKhl]")  # of the cursor: a frame of the live screen
 LOOKS_LIKE = str.maketrans(
     {
         "\N{DOWNWARDS ARROW}": "v",
@@ -46,13 +49,15 @@ def _plain(letter: str) -> str:
 
 
 class Output:
-    """A stream that never raises: what cannot be encoded looks like it, and what cannot be written is dropped.
+    """A stream that never raises: what cannot be encoded looks like it, and what cannot be written goes to a log where
+    there is one.
 
-    A study must not end because its reader did (`| head`), or because the disk of its log is full.
+    A study must not end because its reader did (`| head`), its terminal, or because the disk of its log is full.
     """
 
     def __init__(self, stream: IO[str] | None) -> None:
         self.stream = stream
+        self.log: IO[str] | None = None  # takes what the stream does not take any more
         self.encoding = getattr(stream, "encoding", None) or "utf-8"
         self.broken = stream is None
 
@@ -62,6 +67,10 @@ class Output:
                 self.stream.write(self._encodable(text))
             except (OSError, ValueError) as error:  # ValueError: the stream is closed
                 self._break(error)
+        if self.broken and self.log is not None and not MOVE.search(text):
+            with suppress(OSError, ValueError):
+                self.log.write(COLOUR.sub("", text))
+                self.log.flush()
         return len(text)
 
     def flush(self) -> None:
@@ -73,7 +82,7 @@ class Output:
 
     def isatty(self) -> bool:
         try:
-            return self.stream is not None and self.stream.isatty()
+            return self.stream is not None and not self.broken and self.stream.isatty()
         except ValueError:
             return False
 
@@ -97,7 +106,7 @@ class Output:
         if not isinstance(error, BrokenPipeError | ValueError):
             why = getattr(error, "strerror", None) or error
             with suppress(OSError, ValueError, AttributeError):
-                sys.stderr.write(f"the output cannot be written ({why}); this goes on without it\n")
+                (self.log or sys.stderr).write(f"the output cannot be written ({why}); this goes on without it\n")
         if self.stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
             with suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -175,7 +175,7 @@ class Screen:
         self._log(f"{trial.name} {what}")
 
     def _log(self, line: str) -> None:
-        if not self.live:
+        if not self.live or getattr(self.console.file, "broken", False):  # the terminal may have been closed
             self._print(f"[{time.monotonic() - self.began:6.1f} s] {line}")
 
     def _print(self, line: str) -> None:

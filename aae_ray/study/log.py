@@ -19,7 +19,8 @@ CHATTY = ("ray", "mlflow", "alembic", "sqlalchemy", "optuna", "matplotlib", "url
 @contextmanager
 def logged(folder: Path, console: Console, *, verbose: bool) -> Iterator[None]:
     """Whatever this process and its children write to their standard streams goes to the study's log, except what the
-    console prints. With `verbose` the streams stay as they are.
+    console prints; that as well from the moment on that nobody can read the console any more. With `verbose` the
+    streams stay as they are.
 
     Libraries in C++ write to file descriptors, so these are what is redirected.
     """
@@ -29,6 +30,7 @@ def logged(folder: Path, console: Console, *, verbose: bool) -> Iterator[None]:
     os.close(os.open(folder / LOG, os.O_WRONLY | os.O_CREAT, 0o600))
     root = logging.getLogger()
     root.addHandler(handler)
+    before = console.file
     if not verbose:  # else they also say it where they always do
         for name in CHATTY:
             logger = logging.getLogger(name)
@@ -37,7 +39,8 @@ def logged(folder: Path, console: Console, *, verbose: bool) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.INFO)
     if verbose:
         try:
-            yield
+            with _spare(before, folder):
+                yield
         finally:
             root.removeHandler(handler)
         return
@@ -45,7 +48,6 @@ def logged(folder: Path, console: Console, *, verbose: bool) -> Iterator[None]:
         with suppress(OSError, ValueError):
             stream.flush()
     saved = os.dup(1), os.dup(2)
-    before = console.file
     encoding = getattr(before, "encoding", None) or "utf-8"
     terminal = os.fdopen(os.dup(saved[0]), "w", buffering=1, encoding=encoding)
     log = os.open(folder / LOG, os.O_WRONLY | os.O_APPEND)
@@ -54,7 +56,8 @@ def logged(folder: Path, console: Console, *, verbose: bool) -> Iterator[None]:
     os.close(log)
     console.file = cast(IO[str], Output(terminal))
     try:
-        yield
+        with _spare(console.file, folder):
+            yield
     finally:
         with suppress(OSError, ValueError):
             terminal.flush()
@@ -67,3 +70,17 @@ def logged(folder: Path, console: Console, *, verbose: bool) -> Iterator[None]:
             os.close(descriptor)
         console.file = before
         root.removeHandler(handler)
+
+
+@contextmanager
+def _spare(output: IO[str], folder: Path) -> Iterator[None]:
+    """The log takes what a console's output cannot."""
+    if not isinstance(output, Output):
+        yield
+        return
+    with (folder / LOG).open("a", encoding="utf-8") as log:
+        output.log = log
+        try:
+            yield
+        finally:
+            output.log = None

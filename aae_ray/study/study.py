@@ -323,10 +323,10 @@ class Study:
                 if tracker.registration and ledger.promoted is None:
                     with suppress(OSError):
                         conductor.record(events.Promoted(**tracker.registration))
-        journal.close()
-        closing = Closing(self.folder, ledger, self.uri, tracker.registration, unsent, list(tracker.parked),
-                          tracker.problem, time.monotonic() - began)  # fmt: skip
-        print_report(self.console, closing)
+            journal.close()
+            closing = Closing(self.folder, ledger, self.uri, tracker.registration, unsent, list(tracker.parked),
+                              tracker.problem, time.monotonic() - began)  # fmt: skip
+            print_report(self.console, closing)
         return closing
 
     def _search(

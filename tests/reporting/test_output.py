@@ -142,3 +142,15 @@ def test_a_stream_that_was_closed_is_left_alone() -> None:
 def test_a_console_for_a_log_is_wide_and_plain() -> None:
     console = console_for(io.StringIO())
     assert console.width >= 180 and not console.is_terminal
+
+
+def test_a_log_takes_what_a_closed_terminal_does_not(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    output = Output(os.fdopen(write, "w", buffering=1))
+    os.close(read)
+    output.log = (tmp_path / "log").open("w")
+    output.write("\x1b[1mresume\x1b[0m  this\n")
+    output.write("\x1b[2K\x1b[1Aa frame of the live screen\n")
+    output.write("and that\n")
+    assert (tmp_path / "log").read_text() == "resume  this\nand that\n" and not output.isatty()
+    output.log.close()
