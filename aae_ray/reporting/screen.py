@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ NOTES = 3  # of the last ones, on the screen
 REFRESHES = 4  # a second
 FRAME = 16  # lines of the screen that are not rows of the table
 LEAST_ROWS = 4
+SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class Screen:
@@ -127,6 +129,12 @@ class Screen:
             else:
                 self._log("MLflow takes records again")
         self.tracking, self.unsent = problem, unsent
+
+    def leave(self) -> None:
+        """The process ends at once, perhaps in the middle of a write: the terminal gets back its cursor."""
+        if self.live:
+            with suppress(OSError, ValueError):
+                os.write(self.console.file.fileno(), SHOW_CURSOR)
 
     def end(self, text: str) -> None:
         """The last words, from any thread, before the process ends in a hurry."""

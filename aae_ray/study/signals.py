@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,8 +18,9 @@ class Signals:
     line), the first signal is only noted; everywhere else it raises KeyboardInterrupt in the main thread.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, say: Callable[[str], None], leave: Callable[[], None]) -> None:
+        """`leave` is called before the process ends at once."""
+        self.say, self.leave = say, leave
         self.requested = False
         self.polled = False
         self.deferrals = 0
@@ -64,9 +64,7 @@ class Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:  # the second one: what stays open is closed by the next --resume or --close
-            if sys.__stdout__ is not None and sys.__stdout__.isatty():
-                sys.__stdout__.write("\x1b[?25h")  # the cursor, which the live screen hides
-                sys.__stdout__.flush()
+            self.leave()
             os._exit(INTERRUPTED)
         self.requested = True
         self.say(HINT)

@@ -285,7 +285,7 @@ class Study:
         study = plan.settings.study
         with logged(self.folder, self.console, verbose=self.verbose):
             screen = Screen(self.console, self.folder, plan, self.dataset)
-            signals = Signals(screen.say)
+            signals = Signals(screen.say, screen.leave)
             files = TrialFiles(self.store, study.keep)
             with signals.handled(), screen:
                 gangs = 1
