@@ -8,6 +8,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import threading
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from aae_ray.search.outcomes import StudyEnd
-from tests.study.commands import command
-from tests.study.test_resume import SMALL, ledger_of
+from tests.study.commands import command, run
+from tests.study.test_resume import SMALL, check_whole, ledger_of
 from tests.study.test_study import client_of, processes, trial_runs, wait_for
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
@@ -132,3 +133,39 @@ def test_ctrl_c_on_a_terminal_ends_the_study_in_order(
         wait_for(lambda: RESUME.search(screen.text) is not None, 5)
     assert "Traceback" not in screen.text and screen.shown.decode(errors="replace").count("\x1b[?25h")
     check_stopped_by_the_user(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once_and_the_study_can_be_closed(
+    tmp_path: Path, environment: dict[str, str], empty_database: Path
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    with terminal(tmp_path, environment, *SMALL, "train.epochs=100000") as screen:
+        wait_for(lambda: trains(tmp_path), 60)
+        screen.type(b"\x03")
+        wait_for(lambda: "press Ctrl-C again to stop immediately" in screen.text, 10)
+        screen.type(b"\x03")
+        assert screen.study.wait(timeout=3) == 130, screen.text
+        wait_for(lambda: screen.shown.endswith(b"\x1b[?25h\r\n"), 5)  # the cursor is there again
+    assert "Traceback" not in screen.text and "kept in" not in screen.text
+    run(tmp_path, environment, "tune", "--close", "digits")
+    parent, children = trial_runs(client_of(tmp_path), "aae/digits")
+    assert {each.info.status for each in (parent, *children)} == {"KILLED"} and children
+    assert ledger_of(tmp_path).end in (StudyEnd.USER, StudyEnd.INTERRUPTED)
+    wait_for(lambda: not processes(tmp_path), 120)
+
+
+# -------------------------------------------------------------------------------------------------------------- pipes
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_ends_no_study(tmp_path: Path, environment: dict[str, str]) -> None:
+    study = " ".join([sys.executable, "-m", "aae_ray.tune", *SMALL])
+    clean = {key: value for key, value in environment.items() if value} | {"AAE_TEST_MARK": str(tmp_path)}
+    shell = ["bash", "-c", f"{study} | head -3; exit ${{PIPESTATUS[0]}}"]
+    done = subprocess.run(shell, cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert len(done.stdout.splitlines()) == 3
+    check_whole(tmp_path)
+    log = log_of(tmp_path)
+    assert "t0002 complete after 60 epochs" in log and re.search(r"best trial +t000\d", log)

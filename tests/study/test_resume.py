@@ -34,7 +34,7 @@ def ledger_of(folder: Path) -> Ledger:
     return Ledger.replay(read_events(journal.parent))
 
 
-def check_whole(folder: Path, trials: int = 3) -> None:
+def check_whole(folder: Path, trials: int = 3, epochs: int = 60) -> None:
     """Every trial is complete, once in journal, Optuna's copy and MLflow, without a gap; nothing runs, none is left."""
     ledger = ledger_of(folder)
     assert ledger.end is StudyEnd.PLANNED and [trial.state for trial in ledger.trials] == [State.COMPLETE] * trials
@@ -45,7 +45,7 @@ def check_whole(folder: Path, trials: int = 3) -> None:
     assert sorted(child.data.tags["aae.trial_id"] for child in children) == [trial.name for trial in ledger.trials]
     for child in children:
         points = client.get_metric_history(child.info.run_id, "val/reconstruction_mse")
-        assert [point.step for point in points] == list(range(1, 61))
+        assert [point.step for point in points] == list(range(1, epochs + 1))
     wait_for(lambda: not processes(folder), 120)  # Ray's agents notice after a minute that a killed driver is gone
 
 
