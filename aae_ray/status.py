@@ -56,8 +56,6 @@ def status(
 
 def _read(folder: Path, uri: str | None = None) -> "StudyStatus":
     """The status of the study in a folder, which may be a copy. Raises UserError where its journal cannot be read."""
-    from pydantic import ValidationError
-
     from aae_ray.reporting.status import current
     from aae_ray.search.journal import read_events, read_owner
     from aae_ray.search.ledger import Ledger
@@ -65,12 +63,7 @@ def _read(folder: Path, uri: str | None = None) -> "StudyStatus":
 
     owner = read_owner(folder) if uri is None else remote_owner(Store(folder, uri))
     # before the journal: a study that ends in between has said so there
-    history = read_events(folder)
-    try:
-        return current(folder, Ledger.replay(history), owner)
-    except ValidationError as error:
-        keys = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors())
-        raise UserError(f"{folder} is of another version of aae_ray, whose settings differ: {keys}") from None
+    return current(folder, Ledger.replay(read_events(folder)), owner)
 
 
 if __name__ == "__main__":

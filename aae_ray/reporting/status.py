@@ -144,10 +144,10 @@ class StudyStatus:
     ) -> "StudyStatus":
         """The status of a study that has begun; with `front`, only so many trials of the front are listed.
 
-        With a limit, the cost does not grow with the number of trials.
+        With a limit, the cost does not grow with the number of trials. Raises UserError for an evaluation's record.
         """
-        started = ledger.started
-        assert started is not None, "a journal begins with the start of its study"
+        plan, started = ledger.settled, ledger.started
+        assert started is not None, "a plan comes with the start of its study"
         alive = owner is not None and owner.alive
         running = alive and ledger.end is None
         session = ledger.resumed or started
@@ -156,7 +156,7 @@ class StudyStatus:
         best = [trial for index in range(len(ledger.objectives)) if (trial := ledger.best_of(index)) is not None]
         return cls(
             study_id=started.study_id,
-            name=ledger.settled.settings.study.name,
+            name=plan.settings.study.name,
             folder=str(folder),
             state=_state(ledger, alive),
             why=None if ledger.end in (None, StudyEnd.PLANNED) else str(ledger.end),

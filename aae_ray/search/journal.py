@@ -33,6 +33,16 @@ def read_events(folder: Path) -> list[Event]:
     return _read(folder)[0]
 
 
+def first_event(folder: Path) -> dict[str, Any]:
+    """The first event of a journal as plain values, whatever version wrote it; none where it cannot be read."""
+    try:
+        with (folder / JOURNAL).open("rb") as file:
+            event = json.loads(file.readline())
+    except (OSError, ValueError):
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
 def _read(folder: Path) -> tuple[list[Event], int]:
     """The events, and the length in bytes of the lines that hold them: a crash may have cut the last line off."""
     path = folder / JOURNAL

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from aae_ray.errors import UserError
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search import events
 from aae_ray.search.contract import Suggestion, trial_name
@@ -307,8 +308,9 @@ class Ledger:
 
     @property
     def settled(self) -> Plan:
-        """The study's plan. Asked of a study that has begun."""
-        assert self.plan is not None, "a journal begins with the start of its study"
+        """The study's plan. Raises UserError where the journal is not that of a study."""
+        if self.plan is None:
+            raise UserError("it is the record of an evaluation, not of a study")
         return self.plan
 
     @property

@@ -26,7 +26,7 @@ from optuna.distributions import (
 )
 from pydantic import ValidationError
 
-from aae_ray.errors import Kind, Problem, SettingsError, did_you_mean, unknown_key
+from aae_ray.errors import Kind, Problem, SettingsError, UserError, did_you_mean, unknown_key
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reading import Entry, build, key_problems, nest, read_overrides, read_yaml, rule_problems, unclear
 from aae_ray.search.events import PlanRecord
@@ -446,6 +446,11 @@ def record_plan(plan: Plan) -> PlanRecord:
 
 
 def plan_from(record: PlanRecord) -> Plan:
-    """The plan that was recorded. Raises pydantic's ValidationError for settings of another version."""
+    """The plan that was recorded. Raises UserError for settings of another version."""
     space = {key: json_to_distribution(text) for key, text in record.space.items()}
-    return Plan(Settings.model_validate(nest(record.settings)), space, record.start)
+    try:
+        settings = Settings.model_validate(nest(record.settings))
+    except ValidationError as error:
+        keys = ", ".join(".".join(map(str, detail["loc"])) or detail["msg"] for detail in error.errors())
+        raise UserError(f"it is a study of another version of aae_ray, whose settings differ: {keys}") from None
+    return Plan(settings, space, record.start)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aae_ray.errors import UserError
-from aae_ray.search.journal import JOURNAL, OWNER, Owner
+from aae_ray.search.journal import JOURNAL, OWNER, Owner, first_event
 from aae_ray.secrets import redact
 
 STAMP = re.compile(r"-\d{8}-\d{6}(-\w+)?$")  # what a study's folder has behind the name of the study
@@ -192,9 +192,13 @@ def pull_journal(store: Store) -> bool:
 
 
 def studies(root: Path) -> list[Path]:
-    """The folders of all studies below a root, the one that began last first."""
-    folders = [path.parent for path in root.glob(f"*/{JOURNAL}")]
-    return sorted(folders, key=lambda folder: (_began(folder), folder.name), reverse=True)
+    """The folders of all studies below a root, the one that began last first.
+
+    An evaluation has a journal too, and is left out. A journal that cannot be read may be that of a study, and stays.
+    """
+    firsts = {path.parent: first_event(path.parent) for path in root.glob(f"*/{JOURNAL}")}
+    begun = [folder for folder, first in firsts.items() if first.get("event", "study_started") == "study_started"]
+    return sorted(begun, key=lambda folder: (_time(firsts[folder]), folder.name), reverse=True)
 
 
 def find_study(name_or_folder: str, root: Path) -> Path:
@@ -254,10 +258,8 @@ def _hint(name: str, folders: list[Path]) -> str:
     return f"; the newest there {'is' if len(folders) == 1 else 'are'} {newest}"
 
 
-def _began(folder: Path) -> float:
-    """When a study began, by the first line of its journal."""
+def _time(event: dict[str, Any]) -> float:
     try:
-        with (folder / JOURNAL).open("rb") as file:
-            return float(json.loads(file.readline())["time"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(event["time"])
+    except (ValueError, KeyError, TypeError):
         return 0.0

@@ -6,11 +6,11 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -25,12 +25,12 @@ from aae_ray.reporting.closing import Closing, print_report
 from aae_ray.reporting.screen import Screen
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
-from aae_ray.search.journal import Journal, JournalError, StudyLock, read_events
+from aae_ray.search.journal import Journal, JournalError, StudyLock, first_event, read_events
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.sampler import OptunaCopy, optuna_study
 from aae_ray.search.space import Plan, fits, read_plan, record_plan
-from aae_ray.search.store import Store, below, find_study, is_remote, local_root
+from aae_ray.search.store import Store, below, find_study, is_remote, local_root, studies
 from aae_ray.secrets import redact
 from aae_ray.settings import RunSettings, dotted_fields, flatten, replace
 from aae_ray.study import checks
@@ -58,7 +58,7 @@ FAILED = 1  # exit code of a study that ended without its processes in order
 def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (), verbose: bool = False) -> Closing:
     """Run a new study to its end, its budget or Ctrl-C, and report. Raises UserError for mistakes of the user."""
     plan, uri, dataset = checks.checked(plan)
-    prior = prior_trials(warm_start, plan, dataset)
+    prior = prior_trials(warm_start, plan, dataset, console)
     if warm_start:
         fitting = sum(fits(trial.params, plan.space) for trial in prior)
         console.print(text.bullet("warm start", f"{fitting} finished trials fit the space, of {len(prior)} read"))
@@ -164,26 +164,37 @@ def close_study(name: str, console: Console, *, uri: str | None = None, root: Pa
     console.print(f"{folder.name} is closed; {result.sent} records sent to MLflow, {result.left} left", soft_wrap=True)
 
 
-def prior_trials(names: Sequence[str], plan: Plan, dataset: Dataset) -> list[events.PriorTrial]:
-    """The finished trials of earlier studies, by name, folder or experiment. Raises UserError for unlike studies."""
+def prior_trials(names: Sequence[str], plan: Plan, dataset: Dataset, console: Console) -> list[events.PriorTrial]:
+    """The finished trials of earlier studies, by name, folder or experiment. Raises UserError for unlike studies.
+
+    Of several studies of an experiment, those that cannot be read are told of and left out.
+    """
     root = local_root(plan.settings.study.folder)
     trials = []
     for name in names:
         folders = _of_experiment(name, root) or [find_study(name, root)]
         for folder in folders:
-            ledger = Ledger.replay(read_events(folder))
+            try:
+                ledger = Ledger.replay(read_events(folder))
+                objectives = tuple(ledger.objectives)
+            except UserError as error:
+                if len(folders) == 1:
+                    raise UserError(f"--warm-start {name}: {folder.name}: {error}") from None
+                left_out = f"--warm-start {name} leaves out {folder.name}: {error}"
+                console.print(text.bullet("note", left_out), soft_wrap=True)
+                continue
             assert ledger.started is not None
             if ledger.started.data.digest != dataset.digest:
                 raise UserError(f"--warm-start {name}: {folder.name} was on other data ({ledger.started.data.name})")
-            if tuple(ledger.objectives) != tuple(plan.settings.study.objectives):
+            if objectives != tuple(plan.settings.study.objectives):
                 raise UserError(
-                    f"--warm-start {name}: {folder.name} had other objectives, {', '.join(ledger.objectives)}; "
+                    f"--warm-start {name}: {folder.name} had other objectives, {', '.join(objectives)}; "
                     f"this study has {', '.join(plan.settings.study.objectives)}"
                 )
             trials += [
                 events.PriorTrial(
                     params=trial.params,
-                    values=tuple(trial.metrics[name] for name in ledger.objectives),
+                    values=tuple(trial.metrics[objective] for objective in objectives),
                     source=f"{folder.name}/{trial.name}",
                     same_settings=_same_settings(trial.plan, plan),
                 )
@@ -201,14 +212,16 @@ def _same_settings(earlier: Plan, plan: Plan) -> bool:
 
 
 def _of_experiment(name: str, root: Path) -> list[Path]:
-    """The studies that were recorded under this experiment of MLflow."""
-    folders = []
-    for journal in sorted(root.glob("*/journal.jsonl")):
-        with suppress(UserError):
-            plan = Ledger.replay(read_events(journal.parent)).settled
-            if (plan.settings.tracking.experiment or f"aae/{plan.settings.data.name}") == name:
-                folders.append(journal.parent)
-    return folders
+    """The studies that were recorded under this experiment of MLflow, the one that began first first."""
+    return [folder for folder in reversed(studies(root)) if _experiment(first_event(folder)) == name]
+
+
+def _experiment(started: Mapping[str, Any]) -> str | None:
+    """The experiment of a study by its first event, as far as its version has told it."""
+    with suppress(KeyError, TypeError):
+        settings = started["plan"]["settings"]
+        return str(settings["tracking.experiment"] or f"aae/{settings['data.name']}")
+    return None
 
 
 def changed_plan(plan: Plan, overrides: Sequence[str]) -> Plan:

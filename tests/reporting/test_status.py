@@ -18,7 +18,7 @@ from aae_ray.reporting.status import StudyStatus
 from aae_ray.search import events
 from aae_ray.search.journal import OWNER, Owner
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
-from tests.search.histories import JSD, MSE, START, History
+from tests.search.histories import JSD, MSE, START, History, write_evaluation
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path("runs/digits-20270115-080000-abcd")
@@ -227,6 +227,14 @@ def test_all_studies_newest_first(studies: Path) -> None:
     content = json.loads(run("--json", cwd=studies).stdout)
     assert [study["name"] for study in content["studies"]] == ["mnist", "digits"]
     assert list(content["unreadable"]) == ["broken-20270101-080000-aaaa"]
+
+
+def test_an_evaluation_is_not_listed_and_has_no_status(studies: Path) -> None:
+    write_evaluation(studies / "runs" / "evaluation-20270118-080000")
+    done = run(cwd=studies)
+    assert done.returncode == 0 and FOLDER.name in done.stdout and "evaluation" not in done.stdout
+    done = run("evaluation-20270118-080000", cwd=studies)
+    assert done.returncode == 2 and "an evaluation, not of a study" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_no_study_at_all(tmp_path: Path) -> None:

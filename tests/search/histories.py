@@ -149,9 +149,29 @@ class History:
 
     def write(self, folder: Path) -> Path:
         """The journal of it, in a folder that is made."""
-        folder.mkdir(parents=True, exist_ok=True)
-        journal = Journal.create(folder)
-        with journal.path.open("w") as file:
-            file.writelines(event.model_dump_json() + "\n" for event in self.events)
-        journal.close()
-        return folder
+        return write_journal(folder, self.events)
+
+
+def write_journal(folder: Path, happened: Sequence[events.Event]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal.create(folder)
+    with journal.path.open("w") as file:
+        file.writelines(event.model_dump_json() + "\n" for event in happened)
+    journal.close()
+    return folder
+
+
+def write_evaluation(folder: Path) -> Path:
+    """What `python -m aae_ray.evaluate` leaves behind beside the studies."""
+    data = events.DataRecord(name="digits", digest="d", shape=(1, 8, 8), classes=10, train=1000, val=300, test=300)
+    event = events.Evaluated(
+        time=START + 99,
+        run_name="evaluate-decoder-1",
+        experiment="aae/digits",
+        params={},
+        metrics={},
+        tags={},
+        data=data,
+        sheet="nearest.png",
+    )
+    return write_journal(folder, [event])

@@ -10,7 +10,7 @@ from aae_ray.search.journal import JOURNAL
 from aae_ray.search.store import SEGMENTS, Store, below, find_study, pull_journal, store_at, studies
 from tests.cluster.conftest import endpoint as endpoint
 from tests.cluster.laptop import aws_client
-from tests.search.histories import START, History
+from tests.search.histories import START, History, write_evaluation
 
 DIGITS = ("digits-20270115-080000-abcd", "digits-20270116-080000-0123")
 BEST = "digits-best-20270117-080000-9999"
@@ -28,6 +28,13 @@ def root(tmp_path: Path) -> Path:
 def test_studies_are_listed_newest_first(root: Path, tmp_path: Path) -> None:
     assert [folder.name for folder in studies(root)] == [BEST, *reversed(DIGITS), MNIST]
     assert studies(tmp_path / "nowhere") == []
+
+
+def test_an_evaluation_is_no_study_and_a_journal_that_cannot_be_read_may_be_one(root: Path) -> None:
+    write_evaluation(root / "evaluation-20270118-080000")
+    (root / "broken").mkdir()
+    (root / "broken" / JOURNAL).write_text("no\n")
+    assert [folder.name for folder in studies(root)] == [BEST, *reversed(DIGITS), MNIST, "broken"]
 
 
 @pytest.mark.parametrize("name", ["mnist", "mnist-2027", "mnist-20270114-080000", MNIST])
