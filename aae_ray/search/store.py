@@ -17,6 +17,7 @@ from aae_ray.secrets import redact
 
 STAMP = re.compile(r"-\d{8}-\d{6}(-\w+)?$")  # what a study's folder has behind the name of the study
 CACHE = Path("runs")  # where this machine keeps its copy of a study whose folder is elsewhere
+PARTIAL = ".partial-"  # in the name of what is not written to its end yet
 SEGMENTS = "journal"  # folder, in a study that is elsewhere, of the pieces of its journal, in the order of their names
 
 
@@ -66,7 +67,7 @@ class Store:
         with self._at(relative) as (system, path):
             if system.type_name != "s3":  # there a name with slashes needs no folders, and objects appear whole
                 system.create_dir(path.rpartition("/")[0], recursive=True)
-                partial = f"{path}.partial-{uuid.uuid4().hex[:8]}"
+                partial = f"{path}{PARTIAL}{uuid.uuid4().hex[:8]}"
                 with system.open_output_stream(partial) as file:
                     file.write(content)
                 system.move(partial, path)
@@ -85,7 +86,7 @@ class Store:
         path = self.local / relative
         if self.remote is None or path.exists():
             return path
-        partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
+        partial = path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex[:8]}")
         with self._at(relative) as (system, place):
             single = system.get_file_info(place).is_file
         names = [] if single else self.files(relative)
@@ -120,16 +121,19 @@ class Store:
             return str(system.get_file_info(path).type.name) != "NotFound"
 
     def files(self, relative: str = "") -> list[str]:
-        """All files below a folder, by name."""
+        """All files below a folder, by name; not those that a killed process has left half written."""
+        return sorted(name for name in self._names(relative) if PARTIAL not in name)
+
+    def _names(self, relative: str) -> list[str]:
         if self.remote is None:
-            found = sorted(path for path in (self.local / relative).rglob("*") if path.is_file())
+            found = (path for path in (self.local / relative).rglob("*") if path.is_file())
             return [path.relative_to(self.local).as_posix() for path in found]
         from pyarrow.fs import FileSelector
 
         with self._at(relative) as (system, path):
             entries = system.get_file_info(FileSelector(path, recursive=True, allow_not_found=True))
         root = self._open()[1]
-        return sorted(entry.path[len(root) + 1 :] for entry in entries if entry.is_file)
+        return [entry.path[len(root) + 1 :] for entry in entries if entry.is_file]
 
     def age_of(self, relative: str) -> float | None:
         """When a file was written, in seconds since 1970; None where there is none."""
@@ -185,7 +189,7 @@ def pull_journal(store: Store) -> bool:
     store.local.mkdir(parents=True, exist_ok=True)
     if not there.startswith(here):  # what happened here alone is kept, under another name
         path.with_suffix(f".diverged-{uuid.uuid4().hex[:8]}").write_bytes(here)
-    partial = path.with_suffix(f".partial-{uuid.uuid4().hex[:8]}")
+    partial = path.with_suffix(f"{PARTIAL}{uuid.uuid4().hex[:8]}")
     partial.write_bytes(there)
     partial.replace(path)
     return True

@@ -11,7 +11,7 @@ from typing import Any
 
 from aae_ray.errors import UserError
 from aae_ray.search.journal import HEARTBEAT_SECONDS, JOURNAL, LOCK, OWNER, Journal
-from aae_ray.search.store import SEGMENTS, Store, pull_journal, remote_owner
+from aae_ray.search.store import PARTIAL, SEGMENTS, Store, pull_journal, remote_owner
 from aae_ray.secrets import redact
 from aae_ray.study.log import LOG
 
@@ -131,7 +131,7 @@ class Mirror:
         root = self.store.local
         for path in sorted(root.rglob("*")):
             name = path.relative_to(root).as_posix()
-            if name in OWN or name.partition("/")[0] in FOREIGN or ".partial-" in name or not path.is_file():
+            if name in OWN or name.partition("/")[0] in FOREIGN or PARTIAL in name or not path.is_file():
                 continue
             if name in LATE and not last:
                 continue

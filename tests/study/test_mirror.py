@@ -67,6 +67,26 @@ def test_a_line_that_was_cut_off_is_sent_anew(mirror: Mirror, tmp_path: Path) ->
     assert b"".join(pieces(tmp_path / "there")) == mirror.journal.path.read_bytes()
 
 
+def test_what_a_killed_process_had_half_written_is_no_piece(mirror: Mirror, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    History(study_id="here").write(here)
+    mirror.claim()
+    mirror.journal = Journal.open(here)
+    mirror._attempt()
+    (first,) = (there / "journal").iterdir()
+    left = first.with_name("000002.jsonl.partial-0badcafe")
+    left.write_bytes(b'{"time"')
+
+    again = Mirror(mirror.store)
+    again.claim()
+    again.pull()
+    again.journal = Journal.open(here)
+    again.journal.append(events.Noted(text="one more"))
+    again._attempt()
+    assert again.sent == again.journal.size and left.name not in str(again.store.files())
+    assert b"".join(piece for piece in pieces(there) if piece != left.read_bytes()) == again.journal.path.read_bytes()
+
+
 def test_the_owner_keeps_others_away_while_its_heart_beats(mirror: Mirror, tmp_path: Path) -> None:
     owner = {"host": "another", "pid": 7, "began": time.time()}
     mirror.store.write_bytes("owner.json", json.dumps(owner).encode())
