@@ -158,7 +158,6 @@ class Tracker:
         if max(self.cursor.done.values()) > len(history):  # the journal has lost its end: what is sent twice is once
             self.cursor.done = dict.fromkeys(self.cursor.done, 0)
             self.cursor.parked.clear()
-        self.problem: str | None = None  # why sending is stuck at the moment
         self.news = threading.Condition()
         self.closing = threading.Event()
         self.opening = threading.Lock()
@@ -177,6 +176,11 @@ class Tracker:
     def unsent(self) -> int:
         """Events of the journal that MLflow does not have yet."""
         return len(self.history) - min(self.cursor.done.values())
+
+    @property
+    def problem(self) -> str | None:
+        """Why sending is stuck at the moment."""
+        return next((lane.problem for lane in self.lanes if lane.problem is not None), None)
 
     @property
     def parked(self) -> list[str]:
@@ -214,6 +218,7 @@ class _Lane:
         self.ready: list[tuple[int, list[Call]]] = []  # events that were mapped and not sent: index, calls
         self.mapped = 0
         self.client: MlflowWriter | None = None
+        self.problem: str | None = None  # why it is stuck; the other lane may go on meanwhile
         self.retry = [entry for entry in tracker.cursor.parked if entry["lane"] == name]  # refused before
         self.thread = threading.Thread(target=self._run, name=f"mlflow {name}", daemon=True)
 
@@ -225,7 +230,7 @@ class _Lane:
                 self._map()
             except Exception as error:  # an event that cannot be told must be seen, and must not end the lane
                 logger.exception("an event could not be mapped")
-                self.tracker.problem = reason_of(error)
+                self.problem = reason_of(error)
                 return
             if not self.ready and not self.retry:
                 cursor.note(at_once=True)
@@ -237,7 +242,7 @@ class _Lane:
             try:
                 self._send_some()
                 attempt = 0
-                self.tracker.problem = None
+                self.problem = None
             except _Waiting:
                 if last_chance and not alone:
                     alone = not self.tracker.lanes[0].thread.is_alive()  # once more: the run may have come meanwhile
@@ -245,7 +250,7 @@ class _Lane:
                     return
                 time.sleep(0.05)
             except Exception as error:  # a record must never cost a study
-                self.tracker.problem = reason_of(error)
+                self.problem = reason_of(error)
                 if last_chance and time.monotonic() >= self.tracker.patient_until:
                     return
                 if last_chance:

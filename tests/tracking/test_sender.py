@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from aae_ray.search.journal import JOURNAL, StudyLock
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
 from aae_ray.tracking.address import artifact_location, make_database, tracking_uri
 from aae_ray.tracking.sender import CURSOR, MlflowWriter, Tracker, is_permanent, reason_of, sync
-from aae_ray.tracking.sink import STUDY, CreateRun
+from aae_ray.tracking.sink import STUDY, Call, CreateRun, LogArtifact
 from tests.tracking.little_study import (
     EXPERIMENT,
     PATIENCE,
@@ -472,6 +473,33 @@ def test_an_artifact_root_that_cannot_be_written_delays_no_status(database: str,
     study.journal.close()
     assert sync(tmp_path).parked == []
     check_study(database)
+
+
+def test_files_that_cannot_be_stored_are_told_of_while_metrics_go_through(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do = MlflowWriter._do
+
+    def down(writer: MlflowWriter, call: Call) -> None:
+        if isinstance(call, LogArtifact):
+            raise ConnectionError("the artifact store is down")
+        do(writer, call)
+
+    monkeypatch.setattr(MlflowWriter, "_do", down)
+    monkeypatch.setattr("aae_ray.tracking.sender.LOCK_SECONDS", 0.5)
+    (tmp_path / "picture.png").write_bytes(b"a picture")
+    study = LittleStudy(tmp_path, database)
+    study.begin()
+    study.add(events.FileWritten(number=0, path="picture.png", folder="figures"))
+    wait_until(lambda: study.tracker.problem)
+    told = set()
+    for epoch in range(1, 9):
+        study.report(shown(epoch, 0.5, 0.5))
+        wait_until(lambda: study.tracker.cursor.done["records"] == len(study.journal.history))
+        time.sleep(0.01)  # what the lane says of it comes behind it
+        told.add(study.tracker.problem)
+    assert study.tracker.close(PATIENCE) > 0
+    assert told | {study.tracker.problem} == {"the artifact store is down"}
 
 
 def test_a_run_that_somebody_deleted_does_not_hold_up_the_others(database: str, tmp_path: Path) -> None:
