@@ -39,7 +39,6 @@ from aae_ray.study.finalists import choose, finalists, measure, publish
 from aae_ray.study.log import LOG, logged
 from aae_ray.study.mirror import Mirror
 from aae_ray.study.signals import Signals
-from aae_ray.tracking.address import tracking_uri
 from aae_ray.tracking.provenance import provenance, unique_timestamp
 from aae_ray.tracking.sender import Tracker, import_early
 from aae_ray.tracking.sender import sync as send
@@ -491,7 +490,7 @@ class CopyForOptuna:
 def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Path("runs")) -> bool:
     """Send to MLflow what it has not taken yet; whether all of it is there. Raises UserError."""
     folder = find_study(name, root)
-    result = send(folder, None if uri is None else tracking_uri(uri))
+    result = send(folder, uri)
     console.print(f"{result.sent} records sent to MLflow, {result.left} left", soft_wrap=True)
     for sentence in result.parked:
         console.print(text.bullet("MLflow", f"refused a record: {sentence}"), soft_wrap=True)

@@ -505,7 +505,7 @@ def sync(folder: Path, uri: str | None = None, seconds: float = 600) -> Synced:
         journal = Journal.open(folder)
         first = journal.history[0]
         known = first.plan.settings["tracking.uri"] if isinstance(first, events.StudyStarted) else None
-        tracker = Tracker(folder, journal.history, uri or tracking_uri(known or _only_address(folder)))
+        tracker = Tracker(folder, journal.history, tracking_uri(uri or known or _only_address(folder)))
         left = tracker.close(seconds)
         if left and tracker.problem:
             raise UserError(

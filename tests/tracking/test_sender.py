@@ -313,6 +313,20 @@ def test_a_study_that_has_moved_is_sent_from_where_it_is_and_to_where_one_says(
     check_study(f"sqlite:///{other}")
 
 
+def test_an_address_to_send_to_means_the_same_from_any_folder(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "study").mkdir()
+    study = LittleStudy(tmp_path / "study", "sqlite:///nowhere/mlflow.db")
+    study.tracker.close(0.1)
+    study.journal.close()
+    monkeypatch.chdir(tmp_path / "mlflow")
+    assert sync(tmp_path / "study", "sqlite:///mlflow.db").left == 0
+    assert json.loads((tmp_path / "study" / CURSOR).read_text())[database]["records"] == 1
+    with pytest.raises(UserError, match="is not a server or database"):
+        sync(tmp_path / "study", "mlflow.db")
+
+
 def test_two_studies_share_an_experiment_and_a_deleted_one_comes_back(database: str, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
