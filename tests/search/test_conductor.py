@@ -296,7 +296,7 @@ def test_what_comes_after_the_end_of_a_study_changes_nothing(tmp_path: Path) -> 
 
 
 def test_an_interrupt_comes_before_or_after_an_event_and_never_within(tmp_path: Path) -> None:
-    signals = Signals(lambda text: None)
+    signals = Signals(lambda text: None, lambda: None)
     conductor = begin(tmp_path, plan_of())
     conductor.uninterrupted = signals.deferred
 
