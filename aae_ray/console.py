@@ -20,11 +20,23 @@ OVERRIDES_HELP = "settings to change, as key=value with dotted keys, e.g. train.
 
 def main(command: Callable[..., Any], name: str) -> NoReturn:
     """Run a function as a command line, all that this process does, and end the process with its exit code."""
+    _open_standard_streams()
     try:
         run_command(command, name)
     except SystemExit as end:
         _leave(end)
     raise AssertionError("a command leaves by itself")
+
+
+def _open_standard_streams() -> None:
+    """A service may start us without them. The next files to be opened would then be taken for them."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _leave(end: SystemExit) -> NoReturn:

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from ray._private import ray_constants, services
 from ray._private.utils import read_ray_address
 
 from aae_ray.errors import UserError
+from aae_ray.search.journal import runs
 from aae_ray.settings import Settings
 
 # Read by Ray when it is started or used; a value that the user has set wins.
@@ -38,6 +40,7 @@ ENVIRONMENT = {
 }
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # the cluster's file, where `ray up` puts it on the head
 CONNECT_SECONDS = 5.0
+PROBE_SECONDS, MISSES = 2.0, 3  # between questions to the GCS of a cluster; unanswered ones, after which it is lost
 SOCKET_NAME_BYTES = 107  # that Linux allows for the name of a socket; macOS allows 103
 SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # Ray's longest, below TMPDIR
 LOOPBACK = "127.0.0.1"
@@ -163,14 +166,34 @@ def check_writable(folder: str) -> None:
         raise UserError(f"study.folder {folder} cannot be written to: {error.strerror}") from None
 
 
-def ray_processes() -> dict[str, int]:
-    """By name, the processes without which the local Ray that this process started is no more; none where it joined a
-    cluster."""
-    node = ray._private.worker._global_node
-    if node is None:
-        return {}
-    kinds = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
-    return {kind: started[0].process.pid for kind in kinds if (started := node.all_processes.get(kind))}
+class RayWatch:
+    """Whether Ray still lives: Ray's own code ends this process some time after its raylet or GCS has died.
+
+    Of a Ray that this process started it looks at the processes, of a cluster that it joined at the GCS's address.
+    """
+
+    def __init__(self) -> None:
+        node = ray._private.worker._global_node
+        kinds = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
+        processes = node.all_processes if node is not None else {}
+        self.pids = {kind: started[0].process.pid for kind in kinds if (started := processes.get(kind))}
+        self.address = "" if self.pids else ray.get_runtime_context().gcs_address
+        self.misses, self.asked = 0, time.monotonic()
+
+    def lost(self) -> str | None:
+        """The part of Ray that has ended. Asked often. A cluster's GCS is lost when it does not answer thrice."""
+        if self.pids:
+            return next((kind for kind, pid in self.pids.items() if not runs(pid)), None)
+        if not self.address or time.monotonic() - self.asked < PROBE_SECONDS:
+            return None
+        host, _, port = self.address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS).close()
+            self.misses = 0
+        except OSError:
+            self.misses += 1
+        self.asked = time.monotonic()
+        return ray_constants.PROCESS_TYPE_GCS_SERVER if self.misses >= MISSES else None
 
 
 def send_log_to(path: Path) -> None:

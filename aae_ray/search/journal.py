@@ -184,11 +184,12 @@ class Owner:
     def alive(self) -> bool:
         """Whether it still runs: on this host by its process, elsewhere by its heartbeat."""
         if self.host == socket.gethostname():
-            return _runs(self.pid)
+            return runs(self.pid)
         return time.time() - self.heartbeat < STALE_SECONDS
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
+    """Whether a process of this host still runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

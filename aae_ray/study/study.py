@@ -17,7 +17,7 @@ from rich.console import Console
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
 from aae_ray.execution.gang import precision_advice
-from aae_ray.execution.ray_cluster import check_writable, gangs_that_fit, ray_cluster, ray_processes
+from aae_ray.execution.ray_cluster import RayWatch, check_writable, gangs_that_fit, ray_cluster
 from aae_ray.execution.tune_adapter import search
 from aae_ray.reporting import plots, text
 from aae_ray.reporting.cards import resolved
@@ -436,16 +436,15 @@ class Study:
     @contextmanager
     def _watched(self, journal: Journal, tracker: Tracker, screen: Screen) -> Iterator[None]:
         """Ray ends this process when its raylet or GCS dies: before that the study is closed, in order."""
-        pids, over = ray_processes(), threading.Event()
+        ray, over = RayWatch(), threading.Event()
 
         def watch() -> None:
             while not over.wait(WATCH_SECONDS):
-                gone = [name for name, pid in pids.items() if not Path(f"/proc/{pid}").exists() or _zombie(pid)]
-                if gone and not over.is_set():
-                    self._ray_lost(gone[0], journal, tracker, screen)
+                lost = ray.lost()
+                if lost is not None and not over.is_set():
+                    self._ray_lost(lost, journal, tracker, screen)
 
-        if pids and Path("/proc/self").exists():
-            threading.Thread(target=watch, name="watch Ray", daemon=True).start()
+        threading.Thread(target=watch, name="watch Ray", daemon=True).start()
         try:
             yield
         finally:
@@ -461,12 +460,6 @@ class Study:
         if self.mirror is not None:
             self.mirror.close()
         os._exit(FAILED)
-
-
-def _zombie(pid: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return True
 
 
 class CopyForOptuna:

@@ -5,7 +5,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -14,12 +16,12 @@ import yaml
 from aae_ray.errors import UserError
 from aae_ray.execution import ray_cluster as cluster
 from aae_ray.execution.ray_cluster import (
+    RayWatch,
     check_address,
     check_temporary_folder,
     check_writable,
     gangs_that_fit,
     possible_nodes,
-    ray_processes,
     workers_on,
 )
 from aae_ray.settings import Settings, replace
@@ -228,8 +230,10 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: py
 
 LISTENING = """
 import os, ray
+from collections.abc import Iterator
 from pathlib import Path
-from aae_ray.execution.ray_cluster import ray_cluster, ray_processes
+from types import SimpleNamespace
+from aae_ray.execution.ray_cluster import RayWatch, ray_cluster
 
 def sockets():
     found = {}
@@ -245,10 +249,11 @@ with ray_cluster(verbose=False):
     ray.get(ray.remote(lambda: 1).remote())
     new = {inode: host for inode, host in sockets().items() if inode not in before}
     print(len(new), *sorted(set(new.values())))
-    pids = ray_processes()
+    watch = RayWatch()
+    pids = watch.pids
+    assert watch.lost() is None
     print(*(Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids.values()))
     assert list(pids) == ["raylet", "gcs_server"]
-assert not ray_processes()
 print(os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"))
 """
 
@@ -267,5 +272,27 @@ def test_a_local_ray_listens_on_the_loopback_interface_alone() -> None:
     assert lines[1:] == ["raylet gcs_server", "None"]
 
 
-def test_without_ray_there_are_no_processes_of_it() -> None:
-    assert ray_processes() == {}
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RayWatch, socket.socket]]:
+    """A watch over a cluster that was joined, and its GCS."""
+    gcs = socket.create_server(("127.0.0.1", 0))
+    context = SimpleNamespace(gcs_address=f"127.0.0.1:{gcs.getsockname()[1]}")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr("aae_ray.execution.ray_cluster.PROBE_SECONDS", 0.05)
+    yield RayWatch(), gcs
+    gcs.close()
+
+
+def test_the_gcs_of_a_cluster_that_was_joined_is_lost_when_it_does_not_answer_for_long(
+    watched: tuple[RayWatch, socket.socket],
+) -> None:
+    watch, gcs = watched
+    for _ in range(4):
+        time.sleep(0.06)
+        assert watch.lost() is None
+    gcs.close()
+    heard = []
+    for _ in range(3):
+        time.sleep(0.06)
+        heard.append(watch.lost())
+    assert heard == [None, None, "gcs_server"]
