@@ -101,10 +101,19 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
 
 
 def study_file(path: str) -> str:
-    """The file itself; `search_spaces/NAME` means the one that ships where the user has none of that name."""
-    shipped = SHIPPED / Path(path).name
-    meant = Path(path) == Path("search_spaces", shipped.name) and not Path(path).exists() and shipped.exists()
-    return str(shipped) if meant else path
+    """The file itself; where there is none, `NAME` and `search_spaces/NAME.yaml` mean the one that ships.
+
+    Raises UserError for a name that no study has.
+    """
+    shipped = SHIPPED / f"{Path(path).stem}.yaml"
+    bare = Path(path) == Path(shipped.stem)
+    if Path(path).is_file() or not (bare or Path(path) == Path("search_spaces", shipped.name)):
+        return path
+    if bare and not shipped.exists():
+        names = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+        hint = did_you_mean(path, names) or f" Those that ship: {', '.join(names)}."
+        raise UserError(f"{path} is neither a file nor a study that ships.{hint}")
+    return str(shipped) if shipped.exists() else path
 
 
 def _sort_blocks(

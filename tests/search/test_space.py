@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from aae_ray.errors import Kind, Problem, SettingsError
+from aae_ray.errors import Kind, Problem, SettingsError, UserError
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search.space import SHIPPED, Plan, Space, read_plan, space_size, study_file
 from aae_ray.settings import RULES, dotted_fields, replace, setting
@@ -60,9 +60,12 @@ def test_there_are_search_spaces_that_ship() -> None:
 
 def test_a_study_that_ships_has_its_name_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert study_file("search_spaces/digits.yaml") == str(SHIPPED / "digits.yaml")
-    for other in ("search_spaces/nowhere.yaml", "digits.yaml", "other/digits.yaml"):
+    for name in ("digits", "search_spaces/digits.yaml"):
+        assert study_file(name) == str(SHIPPED / "digits.yaml")
+    for other in ("search_spaces/nowhere.yaml", "digits.yaml", "other/digits", "other/digits.yaml"):
         assert study_file(other) == other
+    with pytest.raises(UserError, match="neither a file nor a study that ships.*fashion_mnist"):
+        study_file("fashion_mnis")
     own = tmp_path / "search_spaces" / "digits.yaml"
     own.parent.mkdir()
     own.write_text("")
