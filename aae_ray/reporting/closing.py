@@ -16,6 +16,10 @@ from aae_ray.secrets import without_userinfo
 LABELLED = ("test/classification_error", "test/part_error")  # what a user of a task with labels asks for first
 SAMPLES = ("quality/fid_local", "quality/coverage", "quality/parzen_nats")  # what images of the prior are worth
 DEFAULT_DATABASE = "mlflow.db"
+PASSWORD = (
+    "nothing keeps the user and password of MLflow's address: give --tracking-uri with them again, or set "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ def print_report(console: Console, closing: Closing) -> None:
         why = closing.problem or "the server is slow"
         lines.append(text.bullet("MLflow", f"{closing.unsent} records wait in {path} ({why}); send them with"))
         lines.append(text.bullet("", f"  python -m aae_ray.tune --sync {path}"))
+    if without_userinfo(closing.uri) != closing.uri and (closing.unsent or not closing.as_planned):
+        lines.append(text.bullet("note", PASSWORD))
     for line in lines:
         console.print(line, soft_wrap=True)
     console.print("")

@@ -70,3 +70,6 @@ def test_a_stopped_study_is_resumed_by_the_command_that_is_offered(tmp_path: Pat
     out = io.StringIO()
     print_report(console_for(out), closing(tmp_path, history))
     assert "python -m aae_ray.tune --resume" in out.getvalue() and "1 stopped early" in out.getvalue()
+    assert "MLFLOW_TRACKING_PASSWORD" not in out.getvalue()
+    print_report(console_for(out), closing(tmp_path, history, uri="https://ann:secret@host/path"))
+    assert "MLFLOW_TRACKING_PASSWORD" in out.getvalue() and "secret" not in out.getvalue()
