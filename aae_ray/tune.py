@@ -103,11 +103,19 @@ def tune(
             )
         if dry_run:
             from aae_ray.reporting.cards import resolved
-            from aae_ray.study.checks import checked, disk_needed
+            from aae_ray.study import checks
 
-            plan, _, dataset = checked(plan)
-            needed = disk_needed(plan, dataset) / 1e6
-            console.print(f"# checkpoints will take about {needed:.1f} MB at a time (study.keep)", soft_wrap=True)
+            plan, _, dataset = checks.checked(plan)
+            trials = checks.trials_at_a_time(plan.settings)
+            disk, memory = checks.disk_needed(plan, dataset) / 1e6, checks.memory_needed(plan, dataset) / 1e6
+            notes = [
+                f"checkpoints will take about {disk:,.1f} MB at a time (study.keep)",
+                f"training will take at least {memory:,.1f} MB of memory a trial, {trials * memory:,.1f} MB "
+                f"for {trials} at a time (study.concurrent_trials)",
+                checks.memory_advice(plan, dataset, trials),
+            ]
+            for note in filter(None, notes):
+                console.print(f"# {note}", highlight=False, soft_wrap=True)
             console.print(resolved(plan), highlight=False, soft_wrap=True)
             return
         closing = study.start_study(plan, console, warm_start=warm_start or (), verbose=verbose)

@@ -168,3 +168,10 @@ def build_model(
                 paper_initialization(network)
         networks[name] = network.to(device=device, dtype=dtype)
     return Model(networks, task.phases, build_prior(settings.model), posteriors.noise_dim(settings.model), sizes)
+
+
+def weight_bytes(settings: Settings, shape: Shape, classes: int | None = None) -> int:
+    """How much memory the weights of `build_model` take, which are not made for it. Raises SettingsError as it does."""
+    with torch.device("meta"):
+        networks = build_model(settings, shape, "meta", classes).networks.values()
+    return sum(weight.numel() * weight.element_size() for network in networks for weight in network.parameters())

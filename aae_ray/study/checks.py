@@ -2,13 +2,15 @@
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 from pathlib import Path
+from typing import Any
 
-from aae_ray.autoencoder.model import build_model
+from aae_ray.autoencoder.model import weight_bytes
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.labels import check
@@ -30,6 +32,7 @@ VERSIONS = ("torch", "optuna", "numpy")  # packages that change what a study com
 EXPECTED_FRONT = 12  # trials whose checkpoints stay at a time; a front is seldom wider
 OPTIMIZER_COPIES = 3  # weights, and Adam's two moments of them
 LEAST_FREE_TO_CHOOSE = 20_000_000  # for the figures, the export and the card of the best trial
+TRAINING_COPIES = OPTIMIZER_COPIES + 1  # and their gradients
 LEAST_FREE_BYTES = 100_000_000  # under the study's folder: with less, a study stops while its journal can be written
 
 
@@ -54,7 +57,7 @@ def _check_data(plan: Plan, dataset: Dataset) -> None:
     for each in _each_structure(plan):
         try:
             check(each, dataset)
-            build_model(each, dataset.shape, classes=dataset.classes)
+            weight_bytes(each, dataset.shape, dataset.classes)
         except SettingsError as error:
             problems |= dict.fromkeys(error.problems)
         problems |= dict.fromkeys(_unmeasured(each, dataset))
@@ -163,22 +166,92 @@ def versions() -> Mapping[str, str]:
     return {"python": platform.python_version(), **{package: version(package) for package in VERSIONS}}
 
 
-# ------------------------------------------------------------------------------------------------------------- disk
+# -------------------------------------------------------------------------------------------------- disk and memory
+
+
+def largest_weights(plan: Plan, dataset: Dataset) -> int:
+    """The bytes of the weights of the largest networks that a study may try."""
+    searched = {
+        name: options(values) for name, values in plan.space.items() if name == "task" or name.startswith("model.")
+    }
+
+    def size(values: Mapping[str, Any]) -> int:
+        return weight_bytes(replace(plan.settings, values), dataset.shape, dataset.classes)
+
+    # Task and kind of network decide which of the other keys count, and for each of those more is more.
+    kinds = {name: searched.pop(name) for name in ("task", "model.network") if name in searched}
+    largest = 0
+    for chosen in product(*kinds.values()):
+        values = dict(zip(kinds, chosen, strict=True))
+        for name, choices in searched.items():
+            values[name] = max(choices, key=lambda choice: size({**values, name: choice}))
+        largest = max(largest, size(values))
+    return largest
+
+
+def trials_at_a_time(settings: Settings) -> int:
+    """How many trials this machine will probably have under way; on a cluster there may be more."""
+    study = settings.study
+    fit = (os.cpu_count() or 1) // (study.workers_per_trial * study.resources_per_worker.get("CPU", 1))
+    return min(study.budget.trials, study.concurrent_trials or max(1, int(fit)))
 
 
 def disk_needed(plan: Plan, dataset: Dataset) -> int:
     """About how many bytes the checkpoints of a study will take at once: those of the trials under way, with the state
     of their optimizers, and those that stay by study.keep."""
-    settings = plan.settings
-    weights = 0
-    for each in _each_structure(plan):
-        model = build_model(each, dataset.shape, classes=dataset.classes)
-        own = sum(p.numel() * p.element_size() for network in model.networks.values() for p in network.parameters())
-        weights = max(weights, own)
-    trials = settings.study.budget.trials
-    stay = trials if settings.study.keep == "all" else min(trials, EXPECTED_FRONT)
-    under_way = settings.study.concurrent_trials or os.cpu_count() or 1
-    return weights * (stay + under_way * 2 * OPTIMIZER_COPIES)  # the next checkpoint is there before the last one goes
+    trials = plan.settings.study.budget.trials
+    stay = trials if plan.settings.study.keep == "all" else min(trials, EXPECTED_FRONT)
+    under_way = 2 * OPTIMIZER_COPIES * trials_at_a_time(plan.settings)  # the next is there before the last one goes
+    return largest_weights(plan, dataset) * (stay + under_way)
+
+
+def memory_needed(plan: Plan, dataset: Dataset) -> int:
+    """How many bytes a trial of the largest networks takes at least: weights, gradients and Adam's moments, in each
+    worker. Images, activations and the libraries come on top."""
+    return largest_weights(plan, dataset) * TRAINING_COPIES * plan.settings.study.workers_per_trial
+
+
+def memory_available(root: Path = Path("/")) -> int:
+    """How many bytes this machine has left: what the kernel says, and what the control groups of a container allow."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    found += [
+        1024 * int(kB) for kB in re.findall(r"^MemAvailable: +(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
+    ]
+    for kinds, own in re.findall(r"^\d+:(.*?):/(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE):
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        place, file = (
+            ("memory", "memory.limit_in_bytes") if kinds else ("", "memory.max")
+        )  # the first and second version
+        for group in (Path(own), *Path(own).parents):
+            limit = _text(root / "sys/fs/cgroup" / place / group / file).strip()
+            found += [int(limit)] if limit.isdigit() else []
+    return min(found)
+
+
+def memory_advice(plan: Plan, dataset: Dataset, trials: int) -> str | None:
+    """A sentence when so many trials at a time may not fit into the memory of this machine, on which they train."""
+    if plan.settings.train.device == "cuda" or "GPU" in plan.settings.study.resources_per_worker:
+        return None
+    each, available = memory_needed(plan, dataset), memory_available()
+    if trials * each <= available:
+        return None
+    fewer = (
+        "study.concurrent_trials" if each <= available < trials * each else "model.hidden, model.discriminator_hidden"
+    )
+    together = f", {trials} at a time {trials * each / 1e9:.1f} GB" if trials > 1 else ""
+    return (
+        f"a trial of the largest networks needs at least {each / 1e9:.1f} GB of memory{together}, "
+        f"and this machine has {available / 1e9:.1f} GB left: trials may run out of memory; lower {fewer}"
+    )
+
+
+def _text(path: Path) -> str:
+    """What a file of the kernel's says; nothing where there is none."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def disk_problem(folder: Path, needed: int = LEAST_FREE_BYTES) -> str | None:

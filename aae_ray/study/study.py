@@ -321,6 +321,8 @@ class Study:
                         for advice in (precision_advice(plan.settings), checks.labels_advice(plan)):
                             if advice:
                                 screen.note(advice)
+                        if ray_processes() and (advice := checks.memory_advice(plan, self.dataset, gangs)):
+                            screen.note(advice)  # in a cluster trials run elsewhere
                         files.take_up(ledger)
                         with self._watched(journal, tracker, screen):
                             self._search(conductor, files, signals, screen, tracker)

@@ -1,0 +1,109 @@
+"""What a study will need, told before its start: memory and room on the disk."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from aae_ray.autoencoder.model import build_model, weight_bytes
+from aae_ray.autoencoder.phases import TASKS
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.search.space import Plan, Space
+from aae_ray.settings import Settings, replace
+from aae_ray.study import checks
+
+LIMIT = 1_000_000_000
+
+
+def plan_of(space: Space | None = None, **changes: object) -> Plan:
+    return Plan(replace(Settings(), {key.replace("__", "."): value for key, value in changes.items()}), space or {})
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_weights_are_counted_without_being_made(task: str, digits: Dataset) -> None:
+    changes: dict[str, object] = {"task": task, "model.posterior": "gaussian", "train.dtype": "float64"}
+    if task == "label_informed":
+        changes["model.prior"] = "mixture"
+    settings = replace(Settings(), changes)
+    networks = build_model(settings, digits.shape, classes=digits.classes).networks.values()
+    made = sum(weight.numel() * 8 for network in networks for weight in network.parameters())
+    assert weight_bytes(settings, digits.shape, digits.classes) == made
+    assert torch.zeros(()).device.type == "cpu"
+
+
+def test_the_largest_networks_of_a_space_are_found(digits: Dataset) -> None:
+    space: Space = {
+        "model.network": CategoricalDistribution(["dense", "convolutional"]),
+        "model.hidden": CategoricalDistribution(["64-32", "2000-2000", "3000"]),
+        "model.posterior": CategoricalDistribution(["deterministic", "universal", "gaussian"]),
+        "model.latent_dim": IntDistribution(2, 64),
+        "model.discriminator_hidden": CategoricalDistribution(["512-512", "16"]),
+        "optim.reconstruction_lr": FloatDistribution(1e-4, 1e-2),
+    }
+    largest = plan_of(model__hidden="2000-2000", model__posterior="universal", model__latent_dim=64,
+                      model__discriminator_hidden="512-512")  # fmt: skip
+    alone = checks.largest_weights(largest, digits)
+    assert checks.largest_weights(plan_of(space), digits) == alone
+    assert checks.memory_needed(plan_of(space, study__workers_per_trial=2), digits) == alone * 4 * 2
+
+
+def test_a_network_of_3_gb_is_told_at_once_and_takes_no_memory(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(model__hidden="20000-20000", study__budget__trials=8)
+    monkeypatch.setattr(checks, "memory_available", lambda: 16 * LIMIT)
+    start = time.monotonic()
+    told = checks.memory_advice(plan, digits, 2)
+    assert told == (
+        "a trial of the largest networks needs at least 12.8 GB of memory, 2 at a time 25.7 GB, "
+        "and this machine has 16.0 GB left: trials may run out of memory; lower study.concurrent_trials"
+    )
+    monkeypatch.setattr(checks, "memory_available", lambda: 8 * LIMIT)
+    assert str(checks.memory_advice(plan, digits, 1)).endswith(
+        "needs at least 12.8 GB of memory, and this machine has 8.0 GB left: trials may run out of memory; "
+        "lower model.hidden, model.discriminator_hidden"
+    )
+    assert time.monotonic() - start < 5
+    assert checks.memory_advice(plan_of(model__hidden="20000-20000", train__device="cuda"), digits, 2) is None
+    assert checks.memory_advice(plan_of(), digits, 2) is None
+
+
+def test_trials_at_a_time_are_what_the_cores_or_the_user_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    counts = [
+        checks.trials_at_a_time(plan_of(**changes).settings)
+        for changes in (
+            {},
+            {"study__budget__trials": 3},
+            {"study__concurrent_trials": 5},
+            {"study__workers_per_trial": 3},
+            {"study__workers_per_trial": 9},
+            {"study__resources_per_worker": {"CPU": 4}},
+        )
+    ]
+    assert counts == [8, 3, 5, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("files", "available"),
+    [
+        ({"proc/meminfo": "MemTotal:  9 kB\nMemAvailable:   700000 kB\n"}, 716_800_000),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{LIMIT}\n"}, LIMIT),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/memory.max": f"{LIMIT}\n",
+          "sys/fs/cgroup/a/b/memory.max": "max\n"}, LIMIT),
+        ({"proc/self/cgroup": "5:cpu:/x\n4:memory:/x/y\n0::/\n",
+          "sys/fs/cgroup/memory/x/y/memory.limit_in_bytes": "9223372036854771712\n",
+          "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{LIMIT}\n"}, LIMIT),
+    ],
+)  # fmt: skip
+def test_the_memory_of_a_container_is_what_it_may_use(files: dict[str, str], available: int, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert checks.memory_available(tmp_path) == available
+
+
+def test_memory_is_known_here() -> None:
+    assert 10_000_000 < checks.memory_available() < 1e14
