@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -44,6 +45,7 @@ PROBE_SECONDS, MISSES = 2.0, 3  # between questions to the GCS of a cluster; una
 SOCKET_NAME_BYTES = 107  # that Linux allows for the name of a socket; macOS allows 103
 SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # Ray's longest, below TMPDIR
 LOOPBACK = "127.0.0.1"
+VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # in Ray's error of a mismatch: the cluster's, then this process's
 
 
 @contextmanager
@@ -51,7 +53,7 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
     """Ray for as long as this lasts: the cluster that runs on this machine, else a local one that ends with all its
     processes and that listens on the loopback interface alone. Ray's messages reach the user only if `verbose`.
 
-    Raises UserError when the cluster does not answer, or when Ray cannot start here.
+    Raises UserError when the cluster does not answer or is of another version, or when Ray cannot start here.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -75,6 +77,16 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
         start(options)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {_where(address)}: {str(error).splitlines()[0]}") from None
+    except RuntimeError as error:
+        versions = VERSIONS.findall(str(error)) if "Version mismatch" in str(error) else []
+        if len(versions) != 2:
+            raise
+        (ray_there, python_there), (ray_here, python_here) = versions
+        raise UserError(
+            f"the Ray cluster at {_where(address)} is of another version: Ray {ray_there} with Python {python_there} "
+            f"there, Ray {ray_here} with Python {python_here} here; run this command with the versions of the cluster, "
+            "or stop the cluster"
+        ) from None
     try:
         token = Path("~/.ray/auth_token").expanduser()
         if token.exists():

@@ -1,6 +1,10 @@
-"""Ray's start: what is refused before it, what it listens on; and how many gangs fit into what the cluster holds."""
+"""Ray's start: what is refused before it, what it listens on; and how many gangs fit into what the cluster holds.
+
+A cluster of another version is not started here, as one environment holds one Ray: its own check raises the error.
+"""
 
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -12,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 import yaml
+from ray._private.utils import check_version_info
 
 from aae_ray.errors import UserError
 from aae_ray.execution import ray_cluster as cluster
@@ -70,6 +75,30 @@ def test_a_cluster_that_does_not_answer_is_a_sentence(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     told = "no Ray cluster answers at the address that this machine remembers"
     with pytest.raises(UserError, match=told), cluster.ray_cluster(verbose=False):
+        pass
+
+
+def test_a_cluster_of_another_version_is_a_sentence(joined: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:  # in Ray's own words
+        check_version_info({"ray_version": "2.50.1", "python_version": "3.10.4"}, "node 10.0.0.2")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(UserError) as caught, cluster.ray_cluster(verbose=False):
+        pass
+    here = f"Ray {ray.__version__} with Python {platform.python_version()} here"
+    assert str(caught.value) == (
+        f"the Ray cluster at 10.0.0.1:6379 is of another version: Ray 2.50.1 with Python 3.10.4 there, {here}; "
+        "run this command with the versions of the cluster, or stop the cluster"
+    )
+
+
+def test_other_errors_of_ray_are_not_taken_for_that(joined: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(RuntimeError, match="^no room$"), cluster.ray_cluster(verbose=False):
         pass
 
 

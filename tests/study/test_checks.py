@@ -1,5 +1,6 @@
 """What a study will need, told before its start: memory and room on the disk."""
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.search.space import Plan, Space
 from aae_ray.settings import Settings, replace
 from aae_ray.study import checks
+from tests.study.commands import command
 
 LIMIT = 1_000_000_000
 
@@ -107,3 +109,14 @@ def test_the_memory_of_a_container_is_what_it_may_use(files: dict[str, str], ava
 
 def test_memory_is_known_here() -> None:
     assert 10_000_000 < checks.memory_available() < 1e14
+
+
+def test_commands_work_under_a_strict_umask_and_in_ascii(tmp_path: Path, environment: dict[str, str]) -> None:
+    plain = {key: value for key, value in environment.items() if value} | {"LANG": "C", "PYTHONIOENCODING": "ascii"}
+    for asked in (command("tune", "--dry-run", f"data.cache={tmp_path}/cache"), command("status")):
+        done = subprocess.run(
+            asked, cwd=tmp_path, env=plain, umask=0o077, capture_output=True, text=True, encoding="ascii", timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout
+    written = list((tmp_path / "cache").rglob("*"))
+    assert written and not [path for path in written if path.stat().st_mode & 0o077]

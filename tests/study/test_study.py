@@ -255,3 +255,26 @@ def test_more_workers_than_the_machine_holds_are_refused_before_the_study_starts
     done = run(tmp_path, environment, "tune", "study.workers_per_trial=1000", code=2)
     assert "study.workers_per_trial=1000" in done.stderr and "CPU 1000 at once" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["64m", "4k"])  # as a container of Docker has it, and next to nothing
+def test_a_study_needs_no_shared_memory_and_no_one_elses_rights(
+    size: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("another /dev/shm takes a mount namespace, which this user cannot have")
+    small = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && umask 077 && exec "$@"'
+    study = command("tune", "study.budget.trials=2", "train.epochs=2", "health.stop=false")
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", small, "sh", *study],
+        cwd=tmp_path,
+        env={**environment, "LANG": "C", "PYTHONIOENCODING": "ascii", "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "aae-digits-decoder version 1, champion" in done.stdout and done.stdout.isascii() and not done.stderr
+    assert optuna_states(tmp_path) == ["COMPLETE", "COMPLETE"]
+    assert not [path for path in tmp_path.rglob("*") if path.stat().st_mode & 0o077]
