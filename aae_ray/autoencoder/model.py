@@ -170,7 +170,7 @@ def build_model(
     return Model(networks, task.phases, build_prior(settings.model), posteriors.noise_dim(settings.model), sizes)
 
 
-def weight_bytes(settings: Settings, shape: Shape, classes: int | None = None) -> int:
+def weight_bytes(settings: RunSettings, shape: Shape, classes: int | None = None) -> int:
     """How much memory the weights of `build_model` take, which are not made for it. Raises SettingsError as it does."""
     with torch.device("meta"):
         networks = build_model(settings, shape, "meta", classes).networks.values()

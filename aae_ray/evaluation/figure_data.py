@@ -67,7 +67,11 @@ def load(folder: Path) -> FigureData | None:
 
 
 def draw(data: FigureData) -> dict[str, bytes]:
-    """File name and PNG of each figure."""
+    """File name and PNG of each figure, those that every trial has at the end."""
+    sheets: dict[str, bytes] = {}
+    if "styles" in data:
+        images_NCHW = _pixels(data["styles"])
+        sheets[STYLE_SHEET] = figures.samples(images_NCHW, columns=len(images_NCHW) // STYLES)
     scatter = figures.code_scatter(
         torch.tensor(data["codes"]),
         data.get("labels"),
@@ -76,11 +80,7 @@ def draw(data: FigureData) -> dict[str, bytes]:
     )
     reconstructions = figures.reconstructions(_pixels(data["originals"]), _pixels(data["answers"]))
     pictures = (reconstructions, figures.samples(_pixels(data["samples"])), scatter)
-    sheets = dict(zip(FIGURES, pictures, strict=True))
-    if "styles" in data:
-        images_NCHW = _pixels(data["styles"])
-        sheets[STYLE_SHEET] = figures.samples(images_NCHW, columns=len(images_NCHW) // STYLES)
-    return sheets
+    return sheets | dict(zip(FIGURES, pictures, strict=True))
 
 
 def _bytes(x_NCHW: torch.Tensor) -> NDArray[np.generic]:

@@ -64,6 +64,7 @@ class TrialRecord:
     checkpoint_bytes: int = 0
     hours: Hours = field(default_factory=Hours)
     test: events.Measured | None = None
+    files: set[str] = field(default_factory=set)  # figures and tables that the journal has of it
 
     @property
     def name(self) -> str:
@@ -208,7 +209,10 @@ class Ledger:
                 self._close_session(event.end, event.message, before if lost else event.time)
             case events.StudyEnded():
                 self._close_session(StudyEnd.PLANNED, event.message, event.time)
-            case events.FileWritten() | events.Evaluated():
+            case events.FileWritten():
+                if event.number is not None:
+                    self.trials[event.number].files.add(event.path)
+            case events.Evaluated():
                 pass
 
     def _resume(self, event: events.StudyResumed, before: float) -> None:

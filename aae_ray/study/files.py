@@ -6,6 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 from aae_ray.evaluation import figure_data
+from aae_ray.execution.trial import TRIALS
 from aae_ray.search import events
 from aae_ray.search.contract import trial_name
 from aae_ray.search.ledger import Ledger, TrialRecord
@@ -23,14 +24,25 @@ class TrialFiles:
         self.store, self.folder, self.keep = store, store.local, keep
         self.executor = ThreadPoolExecutor(1, "figures")
         self.written: queue.SimpleQueue[events.FileWritten] = queue.SimpleQueue()  # for the journal, by its own thread
-        self.drawn: set[int] = set()
+        self.drawn: set[int] = set()  # trials whose figures are drawn, or in line for it
         self.kept: set[int] = set()  # ended trials that have a checkpoint
 
     def take_up(self, ledger: Ledger) -> None:
-        """What a crash left undone: figures of trials that have ended."""
-        for trial in ledger.trials:
-            if not trial.open and trial.checkpoint is not None and self.store.exists(trial.checkpoint):
-                self._ended(trial, ledger)
+        """What earlier sessions left undone: figures of trials that have ended, checkpoints that nobody needs."""
+        ended = [trial for trial in ledger.trials if not trial.open and trial.checkpoint is not None]
+        if not ended:
+            return
+        try:  # once for all trials, as the store may be far away
+            saved = {name.rpartition("/")[0] for name in self.store.files(TRIALS)}
+        except Exception:  # figures and room must never cost a study
+            logger.exception("the checkpoints of ended trials could not be listed")
+            return
+        # The last figure of a trial: whoever has it, has the others.
+        self.drawn |= {trial.number for trial in ended if _figure(trial.number, figure_data.FIGURES[-1]) in trial.files}
+        for trial in ended:
+            if trial.checkpoint in saved:
+                self._keep(trial)
+        self.release(ledger)
 
     def handle(self, event: events.Event, ledger: Ledger) -> None:
         if isinstance(event, events.Reported) and event.checkpoint is not None:
@@ -52,13 +64,23 @@ class TrialFiles:
         """Wait for the last figures."""
         self.executor.shutdown()
 
+    def abandon(self) -> None:
+        """Begin nothing more; the next session takes it up."""
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
     def _ended(self, trial: TrialRecord, ledger: Ledger) -> None:
         if trial.reason is not None and trial.reason.resumable:
             return  # a resume goes on from its checkpoint
-        if trial.checkpoint is not None:
-            self.kept.add(trial.number)
-            self.executor.submit(self._draw, trial.number, trial.checkpoint)
+        self._keep(trial)
         self.release(ledger)
+
+    def _keep(self, trial: TrialRecord) -> None:
+        if trial.checkpoint is None:
+            return
+        self.kept.add(trial.number)
+        if trial.number not in self.drawn:
+            self.drawn.add(trial.number)
+            self.executor.submit(self._draw, trial.number, trial.checkpoint)
 
     def release(self, ledger: Ledger) -> None:
         """Delete the checkpoints of ended trials that are not to stay."""
@@ -76,7 +98,7 @@ class TrialFiles:
             self._delete(other)
 
     def _delete(self, number: int) -> None:
-        self.store.delete(f"trials/{trial_name(number)}")
+        self.store.delete(f"{TRIALS}/{trial_name(number)}")
 
     def _delete_others(self, trial: TrialRecord) -> None:
         assert trial.checkpoint is not None
@@ -98,13 +120,16 @@ class TrialFiles:
 
     def _draw(self, number: int, checkpoint: str) -> None:
         """The figures of a trial, into the study's folder; runs in a thread of its own."""
-        target = self.folder / FIGURES / trial_name(number)
         try:
             data = figure_data.load(self.store.fetch(checkpoint))
             for name, png in (figure_data.draw(data) if data else {}).items():
-                target.mkdir(parents=True, exist_ok=True)
-                (target / name).write_bytes(png)
-                path = str((target / name).relative_to(self.folder))
+                path = _figure(number, name)
+                (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (self.folder / path).write_bytes(png)
                 self.written.put(events.FileWritten(number=number, path=path, folder=FIGURES))
         except Exception:  # a figure must never cost a study
             logger.exception("the figures of %s could not be drawn", trial_name(number))
+
+
+def _figure(number: int, name: str) -> str:
+    return f"{FIGURES}/{trial_name(number)}/{name}"

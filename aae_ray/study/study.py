@@ -400,6 +400,8 @@ class Study:
         except JournalError as error:
             logger.exception("the end of the study could not be written")
             self._stop(conductor, StudyEnd.DISK, f"{error.strerror} (under {self.folder})")
+        finally:
+            files.abandon()  # figures still to be drawn: nobody who pressed Ctrl-C waits for them
 
     def _measure(self, conductor: Conductor, screen: Screen) -> None:
         ledger, settings = conductor.ledger, conductor.ledger.settled.settings

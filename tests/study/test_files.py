@@ -1,0 +1,133 @@
+"""The figures of a study's trials: each is drawn once, whatever is resumed and interrupted."""
+
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.evaluation import figure_data
+from aae_ray.search import events
+from aae_ray.search.outcomes import Reason, StudyEnd
+from aae_ray.search.store import Store
+from aae_ray.study.files import TrialFiles
+from aae_ray.study.study import Study
+from tests.search.histories import History
+
+GATE = threading.Event()  # drawing waits for it
+
+
+@pytest.fixture(autouse=True)
+def drawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Figures that cost nothing."""
+
+    def draw(data: object) -> dict[str, bytes]:
+        assert GATE.wait(30)
+        return dict.fromkeys(figure_data.FIGURES, b"png")
+
+    GATE.set()
+    monkeypatch.setattr(figure_data, "load", lambda folder: {"title": folder.name})
+    monkeypatch.setattr(figure_data, "draw", draw)
+    yield
+    GATE.set()
+
+
+class Counted(Store):
+    """A store that counts how often it is asked something that may be far away."""
+
+    asked = 0
+
+    def files(self, relative: str = "") -> list[str]:
+        self.asked += 1
+        return super().files(relative)
+
+    def exists(self, relative: str) -> bool:
+        self.asked += 1
+        return super().exists(relative)
+
+
+def ended(folder: Path, trials: int) -> History:
+    """A study with trials that are complete, equally good, and have their checkpoints."""
+    history = History()
+    for _ in range(trials):
+        trial = history.finish(0.1, 0.2)
+        saved = folder / str(trial.checkpoint)
+        saved.mkdir(parents=True)
+        (saved / "state.pt").write_bytes(b"state")
+    return history
+
+
+def session(history: History, store: Store, keep: str = "front") -> list[str]:
+    """Resume the study and let its files come to an end; what was drawn, which the journal then has."""
+    files = TrialFiles(store, keep)
+    files.take_up(history.ledger)
+    files.close()
+    written = files.drain()
+    for event in written:
+        history.add(event)
+    return [event.path for event in written]
+
+
+def test_a_resume_draws_what_the_journal_does_not_have(tmp_path: Path) -> None:
+    history, store = ended(tmp_path, 3), Counted(tmp_path)
+    sheet = "figures/t0001/nearest.png"  # of a finalist, and no figure of its training
+    history.add(events.FileWritten(number=1, path=sheet, folder="figures"))
+    first = session(history, store)
+    assert first == [f"figures/t000{number}/{name}" for number in range(3) for name in figure_data.FIGURES]
+    assert store.asked == 1
+    assert session(history, store) == []
+    history.finish(0.1, 0.2)
+    assert session(history, store) == []  # its checkpoint is gone
+
+
+def test_a_trial_that_ends_as_a_resume_begins_is_drawn_once(tmp_path: Path) -> None:
+    history = ended(tmp_path, 1)
+    files = TrialFiles(Store(tmp_path), "all")
+    files.handle(history.events[-1], history.ledger)
+    files.take_up(history.ledger)
+    files.close()
+    assert len(files.drain()) == len(figure_data.FIGURES)
+
+
+def test_a_resume_deletes_the_checkpoints_that_a_crash_left(tmp_path: Path) -> None:
+    history = ended(tmp_path, 2)
+    history.report(history.begin(), 1, 0.5, 0.5)
+    history.end(2, Reason.PRUNED)
+    worse = tmp_path / str(history.trial(2).checkpoint)
+    worse.mkdir(parents=True)
+    (worse / "state.pt").write_bytes(b"state")
+    for name, number in (("t0000", 0), ("t0001", 1), ("t0002", 2)):  # as the trials' own checkpoints are named
+        trial = history.trial(number)
+        (tmp_path / "trials" / str(number)).rename(tmp_path / "trials" / name)
+        trial.checkpoint = str(trial.checkpoint).replace(f"trials/{number}/", f"trials/{name}/")
+    session(history, Store(tmp_path))
+    assert sorted(path.name for path in (tmp_path / "trials").iterdir()) == ["t0000", "t0001"]
+
+
+def test_a_store_that_cannot_be_reached_ends_no_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Counted(tmp_path, "s3://bucket/study")
+
+    def unreachable(relative: str) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(store, "_at", unreachable)
+    assert session(ended(tmp_path, 3), store) == [] and store.asked == 1
+    assert session(History(), store) == [] and store.asked == 1  # of a new study there is nothing to ask
+
+
+def test_ctrl_c_waits_for_one_figure_at_most(tmp_path: Path, digits: Dataset) -> None:
+    history = ended(tmp_path, 5)
+    GATE.clear()
+    files = TrialFiles(Store(tmp_path), "all")
+    files.take_up(history.ledger)
+    history.stop(StudyEnd.USER)
+    study = Study(tmp_path, "sqlite:///unused.db", digits, Console(file=io.StringIO()))
+    study._finish(cast(Any, SimpleNamespace(ledger=history.ledger)), files, cast(Any, None), cast(Any, None))
+    GATE.set()
+    files.close()
+    assert {event.number for event in files.drain()} <= {0}
