@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 from aae_ray.errors import UserError
 from aae_ray.search import events
+from aae_ray.search.contract import trial_name
 from aae_ray.search.journal import Journal, StudyLock, read_events
+from aae_ray.search.ledger import Ledger
 from aae_ray.secrets import redact, without_userinfo
 from aae_ray.tracking.address import artifact_location, make_database, quiet_mlflow, tracking_uri
 from aae_ray.tracking.registry import register
@@ -121,7 +123,7 @@ class Cursor:
         self.done: dict[str, int] = {lane: own.get(lane, 0) for lane in (RECORDS_LANE, FILES_LANE)}
         self.runs: dict[str, str] = own.get("runs", {})  # our key of a run -> MLflow's run id
         self.parked: list[dict[str, Any]] = own.get("parked", [])  # event, call, and what MLflow said
-        self.registration: dict[str, Any] | None = own.get("registration")
+        self.registration: dict[str, Any] | None = own.get("registration")  # what came of it, and of which trial it is
 
     def note(self, *, at_once: bool = False) -> None:
         """Write it down, now and then."""
@@ -189,7 +191,10 @@ class Tracker:
 
     @property
     def registration(self) -> dict[str, Any] | None:
-        return self.cursor.registration
+        """What came of the registration of the trial that was chosen last."""
+        chosen = next((event for event in reversed(self.history) if isinstance(event, events.Chosen)), None)
+        made = dict(self.cursor.registration or {})
+        return made if chosen is not None and made.pop("trial", None) == trial_name(chosen.number) else None
 
     def run_id(self, run: str) -> str | None:
         return self.cursor.runs.get(run)
@@ -427,7 +432,7 @@ class MlflowWriter:
                 request = call.request | {"folder": str(self.folder / call.request["folder"])}
                 made = register(self.client, self._id(call), request)
                 with self.cursor.lock:
-                    self.cursor.registration = made
+                    self.cursor.registration = made | {"trial": call.run}  # an extended study may choose another
 
     def _create(self, call: CreateRun) -> None:
         if call.run in self.cursor.runs:
@@ -513,7 +518,7 @@ def sync(folder: Path, uri: str | None = None, seconds: float = 600) -> Synced:
                 f"{tracker.problem}"
             )
         made = tracker.registration
-        if made is not None and not any(isinstance(event, events.Promoted) for event in journal.history):
+        if made is not None and Ledger.replay(journal.history).promoted is None:
             journal.append(events.Promoted(**made))
         return Synced(tracker.sent, left, tracker.parked, made)
     finally:

@@ -13,7 +13,8 @@ import pytest
 
 from aae_ray.errors import UserError
 from aae_ray.search import events
-from aae_ray.search.journal import JOURNAL, StudyLock
+from aae_ray.search.journal import JOURNAL, StudyLock, read_events
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
 from aae_ray.tracking.address import artifact_location, make_database, tracking_uri
 from aae_ray.tracking.sender import CURSOR, MlflowWriter, Tracker, is_permanent, reason_of, sync
@@ -499,6 +500,52 @@ def test_a_run_that_somebody_deleted_does_not_hold_up_the_others(database: str, 
     study.add(events.Ended(number=0, reason=Reason.COMPLETED), events.StudyEnded())
     assert study.tracker.close(PATIENCE) == 0 and study.tracker.parked
     assert runs_of(database)["study-s1"].info.status == "FINISHED"
+
+
+def test_a_registration_belongs_to_the_trial_that_was_chosen(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study is extended while MLflow is down: its new best trial is not the version that the old one got."""
+
+    def register(client: Any, run: str, request: dict[str, Any]) -> dict[str, Any]:
+        if down:
+            raise ConnectionError("down")
+        return {"name": "decoder", "version": request["version"], "champion": True, "reason": "better"}
+
+    def chosen(study: LittleStudy, number: int) -> None:
+        study.begin(number, 3 + number)
+        study.report(shown(1, 0.5, 0.5), number=number)
+        study.add(events.Ended(number=number, reason=Reason.COMPLETED))
+        study.add(events.Chosen(number=number, registration={"folder": "decoder", "version": number + 1}))
+
+    monkeypatch.setattr("aae_ray.tracking.sender.register", register)
+    monkeypatch.setattr("aae_ray.tracking.sender.LOCK_SECONDS", 0.5)
+    down = False
+    study = LittleStudy(tmp_path, database)
+    chosen(study, 0)
+    study.add(events.StudyEnded())
+    assert study.tracker.close(PATIENCE) == 0
+    first = study.tracker.registration
+    assert first is not None and first["version"] == 1
+    study.add(events.Promoted(**first))
+
+    down = True
+    study.tracker = Tracker(tmp_path, study.journal.history, database)
+    again = study.tracker.registration
+    assert again == first
+    study.add(events.StudyResumed(host="h", pid=2))
+    chosen(study, 1)
+    study.add(events.StudyEnded())
+    assert study.tracker.close(PATIENCE) > 0 and study.tracker.registration is None
+    study.journal.close()
+
+    down = False
+    made = sync(tmp_path, database).registration
+    assert made is not None and made["version"] == 2
+    promoted = Ledger.replay(read_events(tmp_path)).promoted
+    assert promoted is not None and promoted.version == 2
+    assert sync(tmp_path, database).registration == made
+    assert [event.version for event in read_events(tmp_path) if isinstance(event, events.Promoted)] == [1, 2]
 
 
 # ------------------------------------------------------------------------------------------------------ what is told
