@@ -366,6 +366,12 @@ class Rule:
     text: str  # when it is broken; `{prior}` stands for the value of model.prior, which is one of the keys
 
 
+def _plain_address(folder: str) -> bool:
+    """Whether a host or bucket, and a port, is all that stands before the path of a URI. A secret may hold a slash."""
+    _, remote, rest = folder.partition("://")
+    return not remote or re.match(r"[^@:/?#]*(:\d*)?([/?#]|$)", rest) is not None
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         ("data.validation_fraction", "data.test_fraction"),
@@ -420,6 +426,12 @@ RULES: tuple[Rule, ...] = (
         lambda task, labels: task != "supervised" or labels is None,
         "task supervised needs the label of every image, and data.labels leaves some out; remove data.labels, "
         "got {labels:g}",
+    ),
+    Rule(
+        ("study.folder",),
+        _plain_address,
+        "study.folder must have no user and no password in its address, as they would be written to the journal; "
+        "use the environment's AWS credentials",
     ),
 )
 

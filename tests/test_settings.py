@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from aae_ray.errors import Kind, Problem, SettingsError
 from aae_ray.reading import Entry, build, find_problems, nest, read_overrides, read_yaml
+from aae_ray.search.space import read_plan
 from aae_ray.settings import RULES, Rule, Settings, dotted_fields, flatten, replace, setting
 
 
@@ -193,6 +194,7 @@ BREAKING: list[dict[str, Any]] = [
     {"task": "semi_supervised", "model.normalization": "batch", "train.labelled_batch_size": 1},
     {"train.mixed_precision": True, "train.dtype": "float64"},
     {"task": "supervised", "data.labels": 10},
+    {"study.folder": "s3://KEY:SECRET@bucket/studies"},
 ]
 
 
@@ -205,6 +207,30 @@ def test_settings_that_break_a_rule_are_not_made(rule: Rule, values: dict[str, A
         Settings.model_validate(nest(values))
     (problem,) = find_problems({key: Entry(value, "here") for key, value in values.items()})
     assert (problem.keys, problem.kind, problem.where) == (rule.keys, Kind.RULE, "here")
+
+
+@pytest.mark.parametrize("userinfo", ["KEY:SECRET@", "SECRET@", "KEY:SEC/RET@", "KEY:SEC@RET/@"])
+def test_a_secret_in_the_address_of_the_folder_is_refused_and_not_told(userinfo: str) -> None:
+    (told,) = complaints(f"study.folder=s3://{userinfo}bucket/studies")
+    assert "use the environment's AWS credentials" in told and "SEC" not in told
+    with pytest.raises(SettingsError) as error:
+        read_plan(None, [f"study.folder=s3://{userinfo}bucket/studies"])
+    assert "SEC" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "runs",
+        "/home/me@host/a:b",
+        "file:///home/me@host/a:b",
+        "s3://bucket",
+        "s3://bucket/me@host?endpoint_override=h:9000&scheme=http",
+        "hdfs://host:8020/me@x",
+    ],
+)
+def test_a_folder_without_a_secret_is_taken(folder: str) -> None:
+    assert replace(Settings(), {"study.folder": folder}).study.folder == folder
 
 
 def test_the_wording_of_a_rule_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
