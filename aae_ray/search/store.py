@@ -1,15 +1,16 @@
 """Where studies live: a folder each below one root, found by name, by id, or by path."""
 
 import difflib
+import hashlib
 import json
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aae_ray.errors import UserError
 from aae_ray.search.journal import JOURNAL, OWNER, Owner, first_event
@@ -18,7 +19,8 @@ from aae_ray.secrets import redact
 STAMP = re.compile(r"-\d{8}-\d{6}(-\w+)?$")  # what a study's folder has behind the name of the study
 CACHE = Path("runs")  # where this machine keeps its copy of a study whose folder is elsewhere
 PARTIAL = ".partial-"  # in the name of what is not written to its end yet
-SEGMENTS = "journal"  # folder, in a study that is elsewhere, of the pieces of its journal, in the order of their names
+SEGMENTS = "journal"  # folder, in a study that is elsewhere, of the pieces of its journal
+PIECE = re.compile(rf"{SEGMENTS}/(\d+)-(\d+)-([0-9a-f]+)\.jsonl")
 
 
 def is_remote(folder: str) -> bool:
@@ -175,16 +177,57 @@ def remote_owner(store: Store) -> Owner | None:
         return None
 
 
+class Piece(NamedTuple):
+    """A part of a journal that is elsewhere. Its name says all of this: what is here as well need not be read."""
+
+    begin: int  # in bytes
+    end: int
+    digest: str  # of the journal up to the end of this piece
+
+    @property
+    def name(self) -> str:
+        return f"{SEGMENTS}/{self.begin:012d}-{self.end:012d}-{self.digest}.jsonl"
+
+
+def digest_of(hashed: Any) -> str:
+    """The digest in a piece's name, from the state of `hashlib.sha256` behind it."""
+    return str(hashed.hexdigest()[:16])
+
+
+def pieces_of(store: Store) -> list[Piece]:
+    """The pieces of a journal that is elsewhere, in the order of their ends. Raises OSError.
+
+    They may overlap: of several pieces one is made, and then they are deleted; a crash in between leaves both.
+    """
+    found = (PIECE.fullmatch(name) for name in store.files(SEGMENTS))
+    pieces = [Piece(int(match[1]), int(match[2]), match[3]) for match in found if match]
+    return sorted(pieces, key=lambda piece: (piece.end, piece.begin))
+
+
+def shared(pieces: Iterable[Piece], here: bytes) -> list[Piece]:
+    """Those pieces, without a gap from the first on, that hold what a journal here holds as well."""
+    found: list[Piece] = []
+    hashed, end = hashlib.sha256(), 0
+    for piece in pieces:
+        if piece.end > len(here):
+            break
+        hashed.update(here[end : piece.end])
+        end = piece.end
+        if digest_of(hashed) == piece.digest and piece.begin <= (found[-1].end if found else 0):
+            found.append(piece)
+    return found
+
+
 def pull_journal(store: Store) -> bool:
-    """Join the pieces of a journal that is elsewhere, where this machine has less of it; whether it was so.
+    """Get what a journal that is elsewhere has more than the one on this machine; whether there was something.
 
     Where both have gone on by themselves, the one elsewhere counts, as others have seen it, and the one here is kept
     beside it.
     """
-    there = b"".join(store.read_bytes(name) for name in store.files(SEGMENTS))
     path = store.local / JOURNAL
     here = path.read_bytes() if path.exists() else b""
-    if not there or here.startswith(there):
+    there = _joined(store, here)
+    if here.startswith(there):
         return False
     store.local.mkdir(parents=True, exist_ok=True)
     if not there.startswith(here):  # what happened here alone is kept, under another name
@@ -193,6 +236,29 @@ def pull_journal(store: Store) -> bool:
     partial.write_bytes(there)
     partial.replace(path)
     return True
+
+
+def _joined(store: Store, here: bytes, listings: int = 10) -> bytes:
+    """The journal that is elsewhere; what it shares with the one here is not read."""
+    pieces = pieces_of(store)
+    known = shared(pieces, here)
+    there = bytearray(here[: known[-1].end] if known else b"")
+    hashed = hashlib.sha256(there)
+    while fitting := [piece for piece in pieces if piece.begin <= len(there) < piece.end]:
+        piece = fitting[-1]  # which goes on farthest
+        try:
+            more = store.read_bytes(piece.name)[len(there) - piece.begin :]
+        except FileNotFoundError:  # its owner has made one of several meanwhile
+            if listings == 1:
+                raise
+            return _joined(store, here, listings - 1)
+        after = hashed.copy()
+        after.update(more)
+        if digest_of(after) == piece.digest:
+            there, hashed = there + more, after
+        else:  # it goes on from what is no more, or is damaged
+            pieces.remove(piece)
+    return bytes(there)
 
 
 def studies(root: Path) -> list[Path]:

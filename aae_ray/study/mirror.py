@@ -1,21 +1,32 @@
 """A study whose folder is elsewhere: what this machine writes goes there as well, and one process at a time owns it."""
 
+import hashlib
 import json
 import logging
 import os
 import socket
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from aae_ray.errors import UserError
 from aae_ray.search.journal import HEARTBEAT_SECONDS, JOURNAL, LOCK, OWNER, Journal
-from aae_ray.search.store import PARTIAL, SEGMENTS, Store, pull_journal, remote_owner
+from aae_ray.search.store import (
+    PARTIAL,
+    SEGMENTS,
+    Piece,
+    Store,
+    digest_of,
+    pieces_of,
+    pull_journal,
+    remote_owner,
+    shared,
+)
 from aae_ray.secrets import redact
 from aae_ray.study.log import LOG
 
 SECONDS = 2.0
+MOST_PIECES = 50  # of the journal, of about one size
 LATE = (LOG, "optuna_journal.log")  # they change all the time
 OWN = (JOURNAL, LOCK, OWNER)  # of this machine
 FOREIGN = ("trials", "tune", "gangs", SEGMENTS)  # folders that trials and Ray write, and the journal's pieces
@@ -30,7 +41,9 @@ class Mirror:
         self.store = store
         self.values: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "began": time.time()}
         self.journal: Journal | None = None
-        self.sent = self.segment = 0  # bytes of the journal, and pieces
+        self.taken_up = False  # what there was when the first piece was sent
+        self.sent, self.hashed = 0, hashlib.sha256()  # of the journal: bytes, and the digest of them
+        self.pieces: list[list[Piece]] = []  # that were not merged yet: small ones, larger ones, and so on
         self.files: dict[str, tuple[int, int]] = {}  # as they were when they were sent
         self.beaten = 0.0
         self.claimed = False
@@ -108,32 +121,56 @@ class Mirror:
         assert self.journal is not None
         size = self.journal.size  # what is behind it is not on the disk yet
         with self.journal.path.open("rb") as file:
-            if not self.segment:
+            if not self.taken_up:
                 self._take_up(file.read(size))
             file.seek(self.sent)
             new = file.read(size - self.sent)
         if new:
-            self.store.write_bytes(f"{SEGMENTS}/{self.segment:06d}.jsonl", new)
-            self.segment, self.sent = self.segment + 1, size
+            hashed = self.hashed.copy()
+            hashed.update(new)
+            piece = Piece(self.sent, size, digest_of(hashed))
+            self.store.write_bytes(piece.name, new)
+            self.sent, self.hashed = size, hashed
+            self._merge(piece)
 
     def _take_up(self, here: bytes) -> None:
-        """Go on behind the pieces that are there; they are written anew where they hold a line that was cut off."""
-        names = self.store.files(SEGMENTS)
-        there = b"".join(self.store.read_bytes(name) for name in names)
-        if here.startswith(there):
-            self.sent, self.segment = len(there), int(Path(names[-1]).stem) + 1 if names else 1
+        """Go on behind the pieces that are there; those go that hold a line that was cut off."""
+        pieces = pieces_of(self.store)
+        known = shared(pieces, here)
+        for piece in reversed(pieces):  # so that what remains is a beginning at any time
+            if piece not in known:
+                self.store.delete(piece.name)
+        self.sent = known[-1].end if known else 0
+        self.hashed, self.pieces, self.taken_up = hashlib.sha256(here[: self.sent]), [known], True
+
+    def _merge(self, new: Piece, level: int = 0) -> None:
+        """Make one piece of many, and of many of those one again: each line is sent few times, and readers find few.
+
+        The large piece is whole before the first of the small ones goes, so a crash in between loses none.
+        """
+        assert self.journal is not None
+        if level == len(self.pieces):
+            self.pieces.append([])
+        small = self.pieces[level]
+        small.append(new)
+        if len(small) < MOST_PIECES:
             return
-        for name in reversed(names):  # so that what remains is a beginning at any time
-            self.store.delete(name)
-        self.sent, self.segment = 0, 1
+        whole = Piece(min(piece.begin for piece in small), new.end, new.digest)
+        with self.journal.path.open("rb") as file:
+            file.seek(whole.begin)
+            self.store.write_bytes(whole.name, file.read(whole.end - whole.begin))
+        for piece in small:
+            self.store.delete(piece.name)
+        self.pieces[level] = []
+        self._merge(whole, level + 1)
 
     def _send_files(self, last: bool) -> None:
         root = self.store.local
-        for path in sorted(root.rglob("*")):
+        skipped = OWN + FOREIGN + (() if last else LATE)
+        tops = [top for top in root.iterdir() if top.name not in skipped]  # trials may have thousands of files
+        for path in sorted(path for top in tops for path in (top, *top.rglob("*")) if path.is_file()):
             name = path.relative_to(root).as_posix()
-            if name in OWN or name.partition("/")[0] in FOREIGN or PARTIAL in name or not path.is_file():
-                continue
-            if name in LATE and not last:
+            if PARTIAL in name:
                 continue
             state = path.stat()
             known = state.st_mtime_ns, state.st_size

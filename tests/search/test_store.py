@@ -1,5 +1,6 @@
 """Finding a study by its name, its id or its folder, without guessing."""
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from aae_ray.errors import UserError
 from aae_ray.search.journal import JOURNAL
-from aae_ray.search.store import SEGMENTS, Store, below, find_study, pull_journal, store_at, studies
+from aae_ray.search.store import Piece, Store, below, digest_of, find_study, pull_journal, store_at, studies
 from tests.cluster.conftest import endpoint as endpoint
 from tests.cluster.laptop import aws_client
 from tests.search.histories import START, History, write_evaluation
@@ -132,6 +133,17 @@ def test_a_local_store_has_plain_paths(tmp_path: Path) -> None:
     assert not store.exists("trials")
 
 
+def send(store: Store, *contents: bytes) -> list[str]:
+    """Write the pieces of a journal; returns their names."""
+    names, whole = [], b""
+    for content in contents:
+        piece = Piece(len(whole), len(whole + content), digest_of(hashlib.sha256(whole + content)))
+        store.write_bytes(piece.name, content)
+        names.append(piece.name)
+        whole += content
+    return names
+
+
 def test_names_below_a_uri_keep_its_options() -> None:
     assert below("s3://b/studies/?region=x", "id") == "s3://b/studies/id?region=x"
 
@@ -144,8 +156,7 @@ def test_the_pieces_of_a_journal_are_joined_where_there_is_less_of_it(
     whole = History(study_id=MNIST).write(tmp_path / "whole")
     lines = (whole / "journal.jsonl").read_bytes().splitlines(keepends=True) + [b"{}\n", b"{}\n"]
     there = Store(tmp_path / "none", f"file://{tmp_path}/there/{MNIST}")
-    for number, line in enumerate(lines, 1):
-        there.write_bytes(f"journal/{number:06d}.jsonl", line)
+    send(there, *lines)
     cache = tmp_path / "runs" / MNIST / "journal.jsonl"
     if here is not None:
         cache.parent.mkdir(parents=True)
@@ -167,10 +178,51 @@ def test_a_uri_without_a_study_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_journal_that_went_on_here_alone_is_kept_beside_the_one_that_others_saw(tmp_path: Path) -> None:
     store = Store(tmp_path / "here", f"file://{tmp_path}/there")
-    store.write_bytes(f"{SEGMENTS}/000001.jsonl", b"a\nb\n")
+    send(store, b"a\nb\n")
     (tmp_path / "here").mkdir(exist_ok=True)
     (tmp_path / "here" / JOURNAL).write_bytes(b"a\nc\n")
     assert pull_journal(store)
     assert (tmp_path / "here" / JOURNAL).read_bytes() == b"a\nb\n"
     (kept,) = (tmp_path / "here").glob("journal.diverged-*")
     assert kept.read_bytes() == b"a\nc\n"
+
+
+@pytest.mark.parametrize(
+    ("here", "read"),
+    [
+        (b"", [0, 1, 2]),
+        (b"a\n", [1, 2]),
+        (b"a\nb\nc", [2]),  # a line that is not whole
+        (b"a\nb\nc\n", []),
+        (b"a\nb\nc\nd\n", []),
+        (b"a\nX\nc\n", [1, 2]),  # it went on here alone
+    ],
+)
+def test_only_the_pieces_behind_the_journal_here_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bytes, read: list[int]
+) -> None:
+    store = Store(tmp_path / "here", f"file://{tmp_path}/there")
+    names = send(store, b"a\n", b"b\n", b"c\n")
+    store.local.mkdir()
+    (store.local / JOURNAL).write_bytes(here)
+    asked: list[str] = []
+    read_bytes = Store.read_bytes
+
+    def noted(store: Store, name: str) -> bytes:
+        asked.append(name)
+        return read_bytes(store, name)
+
+    monkeypatch.setattr(Store, "read_bytes", noted)
+    assert pull_journal(store) is bool(read)
+    assert asked == [names[index] for index in read]
+    assert (store.local / JOURNAL).read_bytes().startswith(b"a\nb\nc\n")
+    assert len(list(store.local.glob("*.diverged-*"))) == (b"X" in here)
+
+
+def test_a_piece_within_another_one_and_one_that_is_damaged_are_not_joined(tmp_path: Path) -> None:
+    store = Store(tmp_path / "here", f"file://{tmp_path}/there")
+    names = send(store, b"a\n", b"b\n", b"c\n", b"d\n")
+    send(store, b"a\nb\nc\n")  # of three
+    store.delete(names[1])  # and one of these has gone
+    store.write_bytes(names[3], b"d")
+    assert pull_journal(store) and (store.local / JOURNAL).read_bytes() == b"a\nb\nc\n"

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from aae_ray.search.journal import Journal
 from aae_ray.search.store import Store, pull_journal
 from aae_ray.study.mirror import Mirror
 from tests.search.histories import History
+from tests.search.test_store import send
 
 
 @pytest.fixture
@@ -22,7 +24,13 @@ def mirror(tmp_path: Path) -> Mirror:
 
 
 def pieces(there: Path) -> list[bytes]:
-    return [path.read_bytes() for path in sorted((there / "journal").iterdir())]
+    return [path.read_bytes() for path in sorted((there / "journal").glob("*.jsonl"))]
+
+
+def pulled(mirror: Mirror, folder: Path) -> bytes:
+    """The journal as another machine gets it."""
+    pull_journal(Store(folder, mirror.store.remote))
+    return (folder / "journal.jsonl").read_bytes() if folder.exists() else b""
 
 
 def test_only_what_is_new_is_sent(mirror: Mirror, tmp_path: Path) -> None:
@@ -58,8 +66,7 @@ def test_only_what_is_new_is_sent(mirror: Mirror, tmp_path: Path) -> None:
 
 def test_a_line_that_was_cut_off_is_sent_anew(mirror: Mirror, tmp_path: Path) -> None:
     History(study_id="here").write(tmp_path / "here")
-    mirror.store.write_bytes("journal/000001.jsonl", (tmp_path / "here" / "journal.jsonl").read_bytes())
-    mirror.store.write_bytes("journal/000002.jsonl", b"\0\0\n")
+    send(mirror.store, (tmp_path / "here" / "journal.jsonl").read_bytes(), b"\0\0\n")
     mirror.claim()
     mirror.journal = Journal.open(tmp_path / "here")
     mirror.journal.append(events.Noted(text="one more"))
@@ -74,7 +81,7 @@ def test_what_a_killed_process_had_half_written_is_no_piece(mirror: Mirror, tmp_
     mirror.journal = Journal.open(here)
     mirror._attempt()
     (first,) = (there / "journal").iterdir()
-    left = first.with_name("000002.jsonl.partial-0badcafe")
+    left = first.with_name(f"{first.name}.partial-0badcafe")
     left.write_bytes(b'{"time"')
 
     again = Mirror(mirror.store)
@@ -83,8 +90,127 @@ def test_what_a_killed_process_had_half_written_is_no_piece(mirror: Mirror, tmp_
     again.journal = Journal.open(here)
     again.journal.append(events.Noted(text="one more"))
     again._attempt()
-    assert again.sent == again.journal.size and left.name not in str(again.store.files())
-    assert b"".join(piece for piece in pieces(there) if piece != left.read_bytes()) == again.journal.path.read_bytes()
+    assert left.name not in str(again.store.files())
+    assert b"".join(pieces(there)) == pulled(again, tmp_path / "elsewhere") == again.journal.path.read_bytes()
+
+
+def test_many_pieces_become_few(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aae_ray.study.mirror.MOST_PIECES", 3)
+    History(study_id="here").write(tmp_path / "here")
+    mirror.claim()
+    mirror.journal = journal = Journal.open(tmp_path / "here")
+    sent = 0
+    write_bytes = mirror.store.write_bytes
+
+    def counted(name: str, content: bytes) -> None:
+        nonlocal sent
+        sent += len(content)
+        write_bytes(name, content)
+
+    monkeypatch.setattr(mirror.store, "write_bytes", counted)
+    for number in range(1, 82):
+        journal.append(events.Noted(text=str(number)))
+        mirror._attempt()
+        if number % 20 == 1:
+            assert b"".join(pieces(tmp_path / "there")) == journal.path.read_bytes()
+            assert len(pieces(tmp_path / "there")) <= 2 * 5
+    assert len(pieces(tmp_path / "there")) == 1 and sent < 6 * journal.size
+
+    again = Mirror(mirror.store)  # what a session leaves goes into the first large piece of the next one
+    again.journal = journal
+    for number in range(2):
+        journal.append(events.Noted(text=str(number)))
+        again._attempt()
+    assert pieces(tmp_path / "there") == [journal.path.read_bytes()]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("last", range(1, 40))
+def test_a_kill_at_any_moment_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    """Of the pieces that are written and deleted, each one in turn is the last."""
+    monkeypatch.setattr("aae_ray.study.mirror.MOST_PIECES", 3)
+    done = 0
+
+    class Mortal(Store):
+        def write_bytes(self, relative: str, content: bytes) -> None:
+            super().write_bytes(relative, content)
+            self.count(relative)
+
+        def delete(self, relative: str) -> None:
+            super().delete(relative)
+            self.count(relative)
+
+        def count(self, relative: str) -> None:
+            nonlocal done
+            done += relative.startswith("journal/")
+            if done == last:
+                raise Killed
+
+    History(study_id="here").write(tmp_path / "here")
+    journal = Journal.open(tmp_path / "here")
+    remote = f"file://{tmp_path}/there"
+    mirror = Mirror(Mortal(tmp_path / "here", remote))
+    mirror.journal = journal
+    with pytest.raises(Killed):
+        while True:
+            before = journal.size
+            journal.append(events.Noted(text="one more"))
+            mirror._attempt()
+    found = pulled(mirror, tmp_path / "elsewhere")
+    assert found == journal.path.read_bytes() and before < len(found)
+
+    again = Mirror(Store(tmp_path / "here", remote))
+    again.journal = journal
+    for _ in range(9):
+        journal.append(events.Noted(text="after it"))
+        again._attempt()
+        assert pulled(again, tmp_path / "elsewhere") == journal.path.read_bytes()
+    assert b"".join(pieces(tmp_path / "there")) == journal.path.read_bytes()
+
+
+def test_a_reader_finds_the_large_piece_where_the_small_ones_have_just_gone(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aae_ray.study.mirror.MOST_PIECES", 3)
+    History(study_id="here").write(tmp_path / "here")
+    mirror.journal = journal = Journal.open(tmp_path / "here")
+    for text in "ab":
+        mirror._attempt()
+        journal.append(events.Noted(text=text))
+    reader = Store(tmp_path / "elsewhere", mirror.store.remote)
+    read_bytes = reader.read_bytes
+
+    def late(name: str) -> bytes:
+        mirror._attempt()
+        return read_bytes(name)
+
+    monkeypatch.setattr(reader, "read_bytes", late)
+    assert len(pieces(tmp_path / "there")) == 2
+    assert pull_journal(reader) and len(pieces(tmp_path / "there")) == 1
+    assert (tmp_path / "elsewhere" / "journal.jsonl").read_bytes() == journal.path.read_bytes()
+
+
+def test_the_files_of_trials_are_not_even_looked_at(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "trials" / "t0000").mkdir(parents=True)
+    (tmp_path / "here" / "figures" / "t0000").mkdir(parents=True)
+    (tmp_path / "here" / "figures" / "t0000" / "a.png").write_bytes(b"a")
+    walked: list[str] = []
+    rglob = Path.rglob
+
+    def noted(path: Path, pattern: str) -> Iterator[Path]:
+        walked.append(path.name)
+        return rglob(path, pattern)
+
+    monkeypatch.setattr(Path, "rglob", noted)
+    mirror._send_files(last=True)
+    assert walked == ["figures"] and mirror.store.files() == ["figures/t0000/a.png"]
 
 
 def test_the_owner_keeps_others_away_while_its_heart_beats(mirror: Mirror, tmp_path: Path) -> None:
