@@ -178,6 +178,12 @@ def check_writable(folder: str) -> None:
         raise UserError(f"study.folder {folder} cannot be written to: {error.strerror}") from None
 
 
+def ray_is_ours() -> bool:
+    """Whether this process has started the Ray that it uses, and not joined a cluster."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.all_processes.get(ray_constants.PROCESS_TYPE_RAYLET))
+
+
 class RayWatch:
     """Whether Ray still lives: Ray's own code ends this process some time after its raylet or GCS has died.
 

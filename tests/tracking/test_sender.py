@@ -97,31 +97,58 @@ def test_a_database_must_be_a_file_in_a_folder_that_is_there(tmp_path: Path) -> 
         tracking_uri(f"sqlite:///{tmp_path}")
 
 
-@pytest.mark.parametrize("name", ["a b", "ü", "a#b", "50%", "a%20b"])
-def test_the_database_lies_where_its_folder_is_whatever_the_folder_is_called(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["a b", "ü", "a#b", "50%", "%", "a[b]*", "a&b=c;d+e", "'q' \"d\""])
+def test_database_and_artifacts_lie_in_their_folder_whatever_it_is_called(
+    name: str, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import mlflow
+
     folder = tmp_path / name
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = tracking_uri(None)
-    assert uri == f"sqlite:///{folder}/mlflow.db"
-    assert artifact_location(uri, EXPERIMENT) == (folder / "mlartifacts" / "aae-digits").as_uri()
+    shutil.copyfile(empty_database, folder / "mlflow.db")  # to make one takes seconds
+    before = (folder / "mlflow.db").read_bytes()
+    client = client_of(uri)
+    run = client.create_run(client.create_experiment(EXPERIMENT, artifact_location(uri, EXPERIMENT)))
+    client.log_metric(run.info.run_id, "val/jsd_nats", 0.5)
+    client.log_text(run.info.run_id, "a decoder", "decoder/weights")
+    client.create_registered_model("decoder")
+    client.create_model_version("decoder", f"{run.info.artifact_uri}/decoder", run_id=run.info.run_id)
+
+    (file,) = (folder / "mlartifacts" / "aae-digits").rglob("weights")
+    assert file.read_text() == "a decoder" and (folder / "mlflow.db").read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert client_of(uri).get_run(run.info.run_id).data.metrics == {"val/jsd_nats": 0.5}
+    mlflow.set_registry_uri(uri)
+    loaded = mlflow.artifacts.download_artifacts("models:/decoder/1", tracking_uri=uri)
+    assert Path(loaded, "weights").read_text() == "a decoder"
 
 
-def test_a_folder_with_a_question_mark_is_refused_and_nothing_is_made_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "told"), [("a?b", "?"), ("a%20b", "%20"), ("%3f", "%3f"), ("a\udcffb", "\\udcff")])
+def test_a_folder_that_no_database_can_lie_in_is_refused_and_nothing_is_made_beside_it(
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "a?b"
+    folder = tmp_path / name
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for uri in (None, "sqlite:///mine.db", f"sqlite:///{folder}/mine.db"):
-        with pytest.raises(UserError, match=r"cannot have a \? in it; rename the folder, or give tracking.uri"):
+        with pytest.raises(UserError) as refused:
             tracking_uri(uri)
+        assert folder.name.encode(errors="backslashreplace").decode() in str(refused.value)
+        assert str(refused.value).endswith(
+            f": the path of an SQLite database cannot have a {told} in it; "
+            "rename the folder, or give tracking.uri with another path"
+        )
     assert tracking_uri(f"sqlite:///{tmp_path}/mine.db?timeout=5") == f"sqlite:///{tmp_path}/mine.db"
-    assert [path.name for path in tmp_path.iterdir()] == ["a?b"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_that_no_database_can_be_is_told_with_its_address(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^tracking.uri 'sqlite:///a%20b.db': the path .* cannot have a %20 in it"):
+        tracking_uri("sqlite:///a%20b.db")
 
 
 def test_a_refused_address_is_told_without_its_password() -> None:
