@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 import tempfile
+import threading
 import time
 import uuid
 import warnings
@@ -18,6 +19,7 @@ from typing import Any
 import ray
 import yaml
 from ray._private import ray_constants, services
+from ray._private.grpc_utils import init_grpc_channel
 from ray._private.utils import read_ray_address
 
 from aae_ray.errors import UserError
@@ -40,8 +42,8 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # the cluster's file, where `ray up` puts it on the head
-CONNECT_SECONDS = 5.0
 PROBE_SECONDS, MISSES = 2.0, 3  # between questions to the GCS of a cluster; unanswered ones, after which it is lost
+CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 8.0
 SOCKET_NAME_BYTES = 107  # that Linux allows for the name of a socket; macOS allows 103
 SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # Ray's longest, below TMPDIR
 LOOPBACK = "127.0.0.1"
@@ -143,16 +145,30 @@ def _where(address: str | None) -> str:
 
 
 def check_address(address: str | None) -> None:
-    """Raises UserError when nothing listens at a cluster's address: Ray itself would try for minutes."""
+    """Raises UserError when no Ray answers at a cluster's address: Ray itself would try for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return  # `auto` and `local` are Ray's to understand
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        if _speaks_grpc(f"{host}:{port}"):
+            return
+        reason = f"what listens there did not answer as Ray does within {ANSWER_SECONDS:g} s"
     except OSError as error:
         reason = error.strerror or str(error) or "no answer"
-        told = address if os.environ.get("RAY_ADDRESS") else f"{address}, {_where(None)}"
-        raise UserError(f"no Ray cluster answers at {told}: {reason}") from None
+    told = address if os.environ.get("RAY_ADDRESS") else f"{address}, {_where(None)}"
+    raise UserError(f"no Ray cluster answers at {told}: {reason}")
+
+
+def _speaks_grpc(place: str) -> bool:
+    """Whether a server answers there in Ray's protocol: it may be another one, or a cluster's that hangs."""
+    answered = threading.Event()
+    channel = init_grpc_channel(place, options=[("grpc.enable_http_proxy", 0)])
+    try:
+        channel.subscribe(lambda state: answered.set() if state.name == "READY" else None, try_to_connect=True)
+        return answered.wait(ANSWER_SECONDS)
+    finally:
+        channel.close()
 
 
 def check_temporary_folder() -> None:

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import grpc
 import pytest
 import ray
 import yaml
@@ -226,11 +228,24 @@ def test_a_dead_address_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_address_that_answers_and_those_that_are_rays_own_pass() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        check_address(f"127.0.0.1:{server.getsockname()[1]}")
-        check_address(f"ray://127.0.0.1:{server.getsockname()[1]}")
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        check_address(f"127.0.0.1:{port}")
+        check_address(f"ray://127.0.0.1:{port}")
+    finally:
+        server.stop(None)
     check_address("auto")
     check_address(None)
+
+
+def test_an_address_at_which_something_else_listens_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"no Ray cluster answers at {address}.*: what listens there"):
+            check_address(address)
 
 
 def test_a_folder_for_temporary_files_may_be_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
