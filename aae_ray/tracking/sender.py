@@ -54,7 +54,10 @@ PERMANENT = {
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
     "INVALID_STATE",
+    "PERMISSION_DENIED",
 }
+REFUSING = {403, 413}  # answers of an artifact store that stay the same
+STUCK_SECONDS = 120.0  # a record that fails for so long, while MLflow answers other requests, is at fault itself
 NOT_WRITABLE = {errno.EROFS, errno.EEXIST}  # of a folder of artifacts, besides what Python has exceptions for
 RECORDS_LANE, FILES_LANE = "records", "files"
 # What a database or a system says, and how it is told: the first that is found in an error.
@@ -66,6 +69,7 @@ CAUSES = (
     ("unable to open database file", "MLflow's database file cannot be opened"),
     ("Connection refused", "the MLflow server refuses connections"),
     ("Read timed out", "the MLflow server does not answer in time"),
+    ("error responses", "the MLflow server answers with errors"),  # as urllib3 says when it has tried again in vain
     ("Max retries exceeded", "the MLflow server is unreachable"),
 )
 
@@ -99,6 +103,8 @@ def is_permanent(error: BaseException) -> bool:
     if isinstance(error, json.JSONDecodeError):  # the answer of a proxy
         return False
     kinds = (KeyError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, TypeError, ValueError)
+    if getattr(getattr(error, "response", None), "status_code", None) in REFUSING and code is None:
+        return True
     not_writable = isinstance(error, OSError) and error.errno in NOT_WRITABLE
     return code in PERMANENT or not_writable or isinstance(error, kinds)
 
@@ -224,6 +230,7 @@ class _Lane:
         self.mapped = 0
         self.client: MlflowWriter | None = None
         self.problem: str | None = None  # why it is stuck; the other lane may go on meanwhile
+        self.stuck_since: float | None = None
         self.retry = [entry for entry in tracker.cursor.parked if entry["lane"] == name]  # refused before
         self.thread = threading.Thread(target=self._run, name=f"mlflow {name}", daemon=True)
 
@@ -247,7 +254,7 @@ class _Lane:
             try:
                 self._send_some()
                 attempt = 0
-                self.problem = None
+                self.problem = self.stuck_since = None
             except _Waiting:
                 if last_chance and not alone:
                     alone = not self.tracker.lanes[0].thread.is_alive()  # once more: the run may have come meanwhile
@@ -320,10 +327,11 @@ class _Lane:
             if batch:
                 self._writer().do(batch)
         except Exception as error:
-            if self.client is None or not is_permanent(error):  # no record is at fault before there is a server
+            at_fault = self._at_fault(error)
+            if self.client is None or not (is_permanent(error) or at_fault):  # nor is any before there is a server
                 raise
             count = 0
-            self._one_by_one(*self.ready[0])
+            self._one_by_one(*self.ready[0], park=at_fault)
         last = self.ready[count][0]
         del self.ready[: count + 1]
         with cursor.lock:
@@ -331,15 +339,25 @@ class _Lane:
         self.tracker.sent += (count + 1) * (self.name == RECORDS_LANE)
         cursor.note()
 
-    def _one_by_one(self, index: int, calls: Sequence[Call]) -> None:
-        """One of the calls of an event is refused: the others must not go with it."""
+    def _at_fault(self, error: BaseException) -> bool:
+        """Whether the first event has been answered with errors for long, and MLflow answers all else."""
+        self.stuck_since = self.stuck_since or time.monotonic()
+        answered = hasattr(error, "error_code") or getattr(error, "response", None) is not None
+        if not answered or self.client is None or time.monotonic() - self.stuck_since < STUCK_SECONDS:
+            return False
+        with contextlib.suppress(Exception):
+            return self.client.answers()
+        return False
+
+    def _one_by_one(self, index: int, calls: Sequence[Call], *, park: bool = False) -> None:
+        """One of the calls of an event is refused: the others must not go with it. `park`: whatever the refusal is."""
         for number, call in enumerate(calls):
             for attempt in range(MOST_TRIES):
                 try:
                     self._writer().do([call])
                     break
                 except Exception as error:
-                    if not is_permanent(error):
+                    if not (park or is_permanent(error)):
                         raise
                     if attempt + 1 < MOST_TRIES:
                         self.tracker.closing.wait(0.05)
@@ -375,6 +393,10 @@ class MlflowWriter:
         make_database(tracker.uri)
         self.client = MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
         self.experiment_id = self._experiment(tracker.uri, _experiment_name(tracker.history[0]))
+
+    def answers(self) -> bool:
+        """Whether MLflow answers a request that has nothing to do with any record."""
+        return self.client.get_experiment(self.experiment_id) is not None
 
     def _experiment(self, uri: str, name: str) -> str:
         experiment = self.client.get_experiment_by_name(name)

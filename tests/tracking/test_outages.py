@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from aae_ray.errors import UserError
+from aae_ray.search import events
 from aae_ray.search.journal import JOURNAL
 from aae_ray.tracking.sender import CURSOR, sync
 from tests.tracking.little_study import (
@@ -104,6 +105,7 @@ class Line:
         self.server, self.port = server, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.status: int | None = None  # answer everything so, without asking the server
+        self.refuse: tuple[str, int] | None = None  # answer a request whose path has this in it so
         self.silent = False
         self.lose: tuple[str, bytes] | None = None  # lose one answer to a request whose path ends so, with this in it
         self.lost = 0
@@ -125,6 +127,8 @@ class Line:
                     self.close_connection = True
                     return
                 status, answer, kind = line.status, b"<html>nothing here</html>", "text/html"
+                if line.refuse and line.refuse[0] in self.path and self.command != "GET":
+                    status = line.refuse[1]
                 if status is None:
                     there = HTTPConnection("127.0.0.1", line.server)
                     headers = {
@@ -374,3 +378,23 @@ def test_a_server_that_answers_nonsense_is_taken_for_one_that_is_down(line: Line
     line.status = None
     assert sync(tmp_path, line.uri)[:3] == (written, 0, [])
     check_study(direct(line))
+
+
+@pytest.mark.parametrize("status", [403, 413, 500])
+def test_an_artifact_that_a_server_does_not_take_keeps_no_other_back(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr("aae_ray.tracking.sender.STUCK_SECONDS", 0.5)  # an error of the server may pass: not for long
+    line.refuse = ("too_large.png", status)
+    line.open()
+    study = LittleStudy(tmp_path, line.uri)
+    (tmp_path / "too_large.png").write_bytes(b"a picture")
+    study.add(events.FileWritten(number=None, path="too_large.png", folder="figures"))
+    study.write()
+    wait_until(lambda: study.tracker.unsent == 0)
+    (refused,) = study.tracker.parked
+    assert str(status) in refused or "answers with errors" in refused
+    assert study.tracker.close(PATIENCE) == 0
+    check_study(direct(line))
+    line.refuse = None
+    assert sync(tmp_path, line.uri)[1:3] == (0, [])  # refused ones are sent again
