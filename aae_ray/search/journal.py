@@ -237,7 +237,11 @@ class StudyLock:
             raise UserError(self._refusal(owner))
         self.taken_over = owner
         values = {"host": socket.gethostname(), "pid": os.getpid(), "began": time.time()}
-        (self.folder / OWNER).write_text(json.dumps(values))
+        try:
+            (self.folder / OWNER).write_text(json.dumps(values))
+        except OSError as error:
+            self.lock.release()
+            raise UserError(f"{self.folder / OWNER} cannot be written: {error.strerror}") from None
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def release(self) -> None:

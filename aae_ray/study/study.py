@@ -96,6 +96,8 @@ def resume_study(
     With `extend`, new trials may have another space and longer budgets. Raises UserError when it cannot go on so.
     """
     folder = find_study(name, root).absolute()
+    if problem := checks.disk_problem(folder):
+        raise UserError(f"{name} cannot go on yet: {problem}")
     lock = StudyLock(folder)
     lock.acquire()
     mirror: Mirror | None = None
