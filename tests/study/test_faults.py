@@ -5,22 +5,26 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from aae_ray.search.outcomes import StudyEnd
+from tests.datasets.small_sets import some_images, write_idx
 from tests.study.commands import command, run
-from tests.study.test_resume import SMALL, check_whole, ledger_of
-from tests.study.test_study import client_of, processes, trial_runs, wait_for
+from tests.study.test_resume import SMALL, check_whole, ledger_of, resume
+from tests.study.test_study import client_of, processes, start, trial_runs, wait_for
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
 
@@ -169,3 +173,116 @@ def test_a_reader_that_leaves_ends_no_study(tmp_path: Path, environment: dict[st
     check_whole(tmp_path)
     log = log_of(tmp_path)
     assert "t0002 complete after 60 epochs" in log and re.search(r"best trial +t000\d", log)
+
+
+# --------------------------------------------------------------------------------------------------------- full disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 MB of one's own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root alone, and not in every container")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [60_000_000, 0], ids=["nearly full", "full at a stroke"])
+def test_a_disk_that_fills_stops_the_study_in_order(
+    tmp_path: Path, small_disk: Path, environment: dict[str, str], left: int
+) -> None:
+    (tmp_path / "runs").symlink_to(small_disk)
+    study = start(tmp_path, environment, *SMALL, "study.budget.trials=2", "train.epochs=300")
+    log = tmp_path / "out.txt"
+    try:
+        wait_for(lambda: trains(tmp_path))
+        fill(small_disk / "filler", left)
+        assert study.wait(timeout=60) == 1, log.read_text()
+    finally:
+        if study.poll() is None:
+            os.kill(study.pid, signal.SIGKILL)
+            study.wait()
+    text = log.read_text()
+    assert "Traceback" not in text and RESUME.search(text), text
+    if left:
+        assert re.search(r"ended +\d\d MB are free under .*, and a study needs at least 100 MB", text), text
+        assert ledger_of(tmp_path).end is StudyEnd.DISK and shutil.disk_usage(small_disk).free > left / 2
+    else:
+        assert re.search("ended .*(No space left on device|0 MB are free)", text), text
+        assert ledger_of(tmp_path).end in (StudyEnd.DISK, None)  # as much as there was room for
+    parent, children = trial_runs(client_of(tmp_path), "aae/digits")
+    assert "RUNNING" not in {each.info.status for each in (parent, *children)} or ledger_of(tmp_path).end is None
+    wait_for(lambda: not processes(tmp_path), 20)
+
+    refused = resume(tmp_path, environment, code=2)
+    assert "cannot go on yet: " in refused and "MB are free under" in refused and "Traceback" not in refused
+    (small_disk / "filler").unlink()
+    resume(tmp_path, environment)
+    check_whole(tmp_path, trials=2, epochs=300)
+
+
+def fill(path: Path, left: int) -> None:
+    """Write a file until so many bytes are left of its disk."""
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while (free := shutil.disk_usage(path.parent).free) > left:
+            file.write(bytes(min(free - left, 1_000_000)))
+        while not left:
+            file.write(b"0" * 512)
+
+
+# -------------------------------------------------------------------------------------------- what is not as it was
+
+
+@pytest.mark.slow
+def test_other_data_and_other_versions_are_refused_by_a_resume(tmp_path: Path, environment: dict[str, str]) -> None:
+    images_NHW, labels_N = some_images(600, side=8)
+    write_idx(tmp_path / "own", images_NHW, labels_N)
+    study = start(tmp_path, environment, *SMALL, "data.name=own", "data.path=own", f"data.cache={tmp_path / 'cache'}")
+    log = tmp_path / "out.txt"
+    wait_for(lambda: "t0000 begins" in log.read_text())
+    os.kill(study.pid, signal.SIGTERM)
+    assert study.wait(timeout=60) == 130, log.read_text()
+    (journal,) = tmp_path.glob("runs/*/journal.jsonl")
+    before = journal.read_bytes()
+
+    write_idx(tmp_path / "own", images_NHW[::-1], labels_N)
+    refused = resume(tmp_path, environment, code=2)
+    assert "was started on data with digest" in refused and "Traceback" not in refused
+    assert len(refused.strip().splitlines()) == 1 and journal.read_bytes() == before
+    write_idx(tmp_path / "own", images_NHW, labels_N)
+
+    here = ledger_of(tmp_path).started
+    assert here is not None and f'"torch":"{here.versions["torch"]}"'.encode() in before
+    journal.write_bytes(
+        before.replace(f'"torch":"{here.versions["torch"]}"'.encode(), b'"torch":"1.0"', 1).replace(
+            f'"python":"{here.versions["python"]}"'.encode(), b'"python":"3.2.1"', 1
+        )
+    )
+    before = journal.read_bytes()
+    refused = resume(tmp_path, environment, code=2)
+    assert f"torch 1.0 then, {here.versions['torch']} now" in refused and "python 3.2.1 then" in refused
+    assert "--any-version" in refused and "Traceback" not in refused and journal.read_bytes() == before
+    resume(tmp_path, environment, "--resume", str(journal.parent), "--any-version")
+    check_whole(tmp_path, experiment="aae/own")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("listens", [False, True], ids=["nothing listens", "something else listens"])
+def test_a_dead_address_of_ray_is_a_sentence(tmp_path: Path, environment: dict[str, str], listens: bool) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        if listens:
+            other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        began = time.monotonic()
+        done = run(tmp_path, environment | {"RAY_ADDRESS": address}, "tune", code=2)
+        assert time.monotonic() - began < 20
+    assert f"no Ray cluster answers at {address}" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("runs/*"))

@@ -34,13 +34,13 @@ def ledger_of(folder: Path) -> Ledger:
     return Ledger.replay(read_events(journal.parent))
 
 
-def check_whole(folder: Path, trials: int = 3, epochs: int = 60) -> None:
+def check_whole(folder: Path, trials: int = 3, epochs: int = 60, experiment: str = "aae/digits") -> None:
     """Every trial is complete, once in journal, Optuna's copy and MLflow, without a gap; nothing runs, none is left."""
     ledger = ledger_of(folder)
     assert ledger.end is StudyEnd.PLANNED and [trial.state for trial in ledger.trials] == [State.COMPLETE] * trials
     assert optuna_states(folder) == ["COMPLETE"] * trials
     client = client_of(folder)
-    parent, children = trial_runs(client, "aae/digits")
+    parent, children = trial_runs(client, experiment)
     assert {each.info.status for each in (parent, *children)} == {"FINISHED"}
     assert sorted(child.data.tags["aae.trial_id"] for child in children) == [trial.name for trial in ledger.trials]
     for child in children:
