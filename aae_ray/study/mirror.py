@@ -66,15 +66,22 @@ class Mirror:
             raise UserError(f"study.folder {where} cannot be written to: {redact(str(error))}") from None
 
     def pull(self) -> None:
-        """Get what this machine has less of: the journal, and with it files that MLflow may still have to take."""
-        pull_journal(self.store)
-        for name in self.store.files():
-            if name in OWN or name.partition("/")[0] in FOREIGN:
-                continue
-            here = self.store.local / name
-            if not here.exists() or here.stat().st_mtime < (self.store.age_of(name) or 0.0):
-                here.unlink(missing_ok=True)
-                self.store.fetch(name)
+        """Get what this machine has less of: the journal, and with it files that MLflow may still have to take.
+
+        Raises UserError when that cannot be read.
+        """
+        try:
+            pull_journal(self.store)
+            for name in self.store.files():
+                if name in OWN or name.partition("/")[0] in FOREIGN:
+                    continue
+                here = self.store.local / name
+                if not here.exists() or here.stat().st_mtime < (self.store.age_of(name) or 0.0):
+                    here.unlink(missing_ok=True)
+                    self.store.fetch(name)
+        except OSError as error:
+            where = redact(self.store.uri())
+            raise UserError(f"study.folder {where} cannot be read: {redact(str(error))}") from None
 
     def start(self, journal: Journal) -> None:
         self.journal = journal

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +25,7 @@ from aae_ray.reporting.closing import Closing, print_report
 from aae_ray.reporting.screen import Screen
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
-from aae_ray.search.journal import Journal, JournalError, StudyLock, first_event, read_events
+from aae_ray.search.journal import JOURNAL, Journal, JournalError, Owner, StudyLock, first_event, read_events
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.sampler import OptunaCopy, optuna_study
@@ -62,10 +62,8 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
         fitting = sum(fits(trial.params, plan.space) for trial in prior)
         console.print(text.bullet("warm start", f"{fitting} finished trials fit the space, of {len(prior)} read"))
     folder = new_folder(plan)
-    study = Study(folder, uri, dataset, console, verbose, mirror=mirror_of(folder, plan))
-    with study.owned():
-        if study.mirror is not None:
-            study.mirror.claim()
+    mirror = mirror_of(folder, plan.settings.study.folder)
+    with removed_where_nothing_began(folder), owned(folder, mirror), closing(Journal.create(folder)) as journal:
         started = events.StudyStarted(
             study_id=folder.name,
             plan=record_plan(plan),
@@ -76,8 +74,8 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
             pid=os.getpid(),
             warm_start=tuple(prior),
         )
-        study.begin = started
-        return study.run(Journal.create(folder), Ledger(), plan)
+        study = Study(folder, uri, dataset, console, verbose, begin=started, mirror=mirror)
+        return study.run(journal, Ledger(), plan)
 
 
 def resume_study(
@@ -95,18 +93,8 @@ def resume_study(
 
     With `extend`, new trials may have another space and longer budgets. Raises UserError when it cannot go on so.
     """
-    folder = find_study(name, root).absolute()
-    if problem := checks.disk_problem(folder):
-        raise UserError(f"{name} cannot go on yet: {problem}")
-    lock = StudyLock(folder)
-    lock.acquire()
-    mirror: Mirror | None = None
-    try:
-        if mirror := mirror_of(folder, Ledger.replay(read_events(folder)).settled):
-            mirror.claim()
-            mirror.pull()
-        journal = Journal.open(folder)
-        ledger = Ledger.replay(journal.history)
+    with opened(name, root, to_go_on=True) as here:
+        ledger = here.ledger()
         old = ledger.settled
         plan = changed_plan(old, overrides)
         if uri is not None:
@@ -122,47 +110,40 @@ def resume_study(
             raise UserError(
                 f"--extend {name} changes nothing; give a larger study.budget.trials, a space, or more epochs"
             )
-    except BaseException:
-        if mirror is not None and mirror.claimed:
-            mirror.close()
-        lock.release()
-        raise
-    study = Study(folder, address, dataset, console, verbose, lock, mirror=mirror)
-    with study.owned():
-        if lock.taken_over is not None:
-            owner = lock.taken_over
-            console.print(
-                text.bullet("note", f"process {owner.pid} on {owner.host} left the study; this one takes it over")
-            )
+        if (owner := here.left_by) is not None:
+            told = f"process {owner.pid} on {owner.host} left the study; this one takes it over"
+            console.print(text.bullet("note", told))
         record = record_plan(plan)
-        study.begin = events.StudyResumed(
+        begin = events.StudyResumed(
             plan=record if record != record_plan(old) else None, host=socket.gethostname(), pid=os.getpid()
         )
-        return study.run(journal, ledger, plan)
+        study = Study(here.folder, address, dataset, console, verbose, begin=begin, mirror=here.mirror)
+        return study.run(here.journal, ledger, plan)
 
 
 def close_study(name: str, console: Console, *, uri: str | None = None, root: Path = Path("runs")) -> None:
     """Close a study whose process has ended without a word: its runs and trials end with it. Raises UserError."""
-    folder = find_study(name, root)
-    lock = StudyLock(folder)
-    lock.acquire()
-    mirror: Mirror | None = None
-    try:
-        if mirror := mirror_of(folder, Ledger.replay(read_events(folder)).settled):
-            mirror.claim()
-            mirror.pull()
-        journal = Journal.open(folder)
-        if Ledger.replay(journal.history).end is None:
-            journal.append(events.StudyStopped(end=StudyEnd.INTERRUPTED, message="closed by --close"))
-        if mirror is not None:
-            mirror.start(journal)
-        journal.close()
-    finally:
-        if mirror is not None and mirror.claimed:
-            mirror.close()
-        lock.release()
-    result = send(folder, uri)
-    console.print(f"{folder.name} is closed; {result.sent} records sent to MLflow, {result.left} left", soft_wrap=True)
+    with opened(name, root) as here:
+        if here.ledger().end is None:
+            here.journal.append(events.StudyStopped(end=StudyEnd.INTERRUPTED, message="closed by --close"))
+        here.copy()
+        result = send(here.journal, uri)
+    told = f"{here.folder.name} is closed; {result.sent} records sent to MLflow, {result.left} left"
+    console.print(told, soft_wrap=True)
+
+
+def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Path("runs")) -> bool:
+    """Send to MLflow what it has not taken yet; whether all of it is there. Raises UserError."""
+    with opened(name, root) as here:
+        here.copy()
+        result = send(here.journal, uri)
+    console.print(f"{result.sent} records sent to MLflow, {result.left} left", soft_wrap=True)
+    for sentence in result.parked:
+        console.print(text.bullet("MLflow", f"refused a record: {sentence}"), soft_wrap=True)
+    if result.registration:
+        made = result.registration
+        console.print(text.bullet("registered", f"{made['name']} version {made['version']} ({made['reason']})"))
+    return not result.parked and not result.left
 
 
 def prior_trials(names: Sequence[str], plan: Plan, dataset: Dataset, console: Console) -> list[events.PriorTrial]:
@@ -248,10 +229,75 @@ def new_folder(plan: Plan) -> Path:
     return folder
 
 
-def mirror_of(folder: Path, plan: Plan) -> Mirror | None:
-    """What copies a study to its folder, where that is the URI of a file system."""
-    root = plan.settings.study.folder
+def mirror_of(folder: Path, root: str) -> Mirror | None:
+    """What copies a study to its place below `study.folder`, where that is the URI of a file system."""
     return Mirror(Store(folder, below(root, folder.name))) if is_remote(root) else None
+
+
+@contextmanager
+def owned(folder: Path, mirror: Mirror | None) -> Iterator[StudyLock]:
+    """A study's folder, here and elsewhere, belongs to this process. Raises UserError when it is another one's."""
+    lock = StudyLock(folder)
+    lock.acquire()
+    try:
+        if mirror is not None:
+            mirror.claim()
+        yield lock
+    finally:
+        if mirror is not None and mirror.claimed:
+            mirror.close()
+        lock.release()
+
+
+@contextmanager
+def removed_where_nothing_began(folder: Path) -> Iterator[None]:
+    """A new folder in which no study has begun is taken away again."""
+    try:
+        yield
+    finally:
+        journal = folder / JOURNAL
+        if not journal.exists() or journal.stat().st_size == 0:
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A study, or the record of an evaluation, that belongs to this process for now."""
+
+    folder: Path
+    journal: Journal
+    mirror: Mirror | None
+    left_by: Owner | None  # a process that has ended without a word
+
+    def ledger(self) -> Ledger:
+        """What became of the study. Raises UserError for an evaluation."""
+        ledger = Ledger.replay(self.journal.history)
+        if ledger.started is None:
+            raise UserError(f"{self.folder.name} is the record of an evaluation; there is nothing but --sync for it")
+        return ledger
+
+    def copy(self) -> None:
+        """From now on, what happens here is copied to where the study is."""
+        if self.mirror is not None:
+            self.mirror.start(self.journal)
+
+
+@contextmanager
+def opened(name: str, root: Path, *, to_go_on: bool = False) -> Iterator[Opened]:
+    """A study that is there, with all that there is of it elsewhere. Raises UserError when it cannot be had, or when it
+    is to go on and its disk is full."""
+    folder = find_study(name, root).absolute()
+    if to_go_on and (problem := checks.disk_problem(folder)):
+        raise UserError(f"{name} cannot go on yet: {problem}")
+    settings = first_event(folder).get("plan", {}).get("settings", {})
+    mirror = mirror_of(folder, str(settings.get("study.folder", "")))
+    with owned(folder, mirror) as lock:
+        if mirror is not None:
+            mirror.pull()
+        with closing(Journal.open(folder)) as journal:
+            yield Opened(folder, journal, mirror, lock.taken_over)
 
 
 # --------------------------------------------------------------------------------------------------------- how it goes
@@ -265,32 +311,13 @@ class Study:
     uri: str
     dataset: Dataset
     console: Console
-    verbose: bool = False
-    lock: StudyLock | None = None
-    begin: events.Event | None = None  # what the journal says of this session's start
-    mirror: Mirror | None = None  # where the study's folder is elsewhere
+    verbose: bool
+    begin: events.Event  # what the journal says of this session's start
+    mirror: Mirror | None  # where the study's folder is elsewhere
 
     @property
     def store(self) -> Store:
         return Store(self.folder) if self.mirror is None else self.mirror.store
-
-    @contextmanager
-    def owned(self) -> Iterator[None]:
-        """The study belongs to this process; a folder in which nothing has begun is taken away again."""
-        if self.lock is None:
-            self.lock = StudyLock(self.folder)
-            self.lock.acquire()
-        try:
-            yield
-        finally:
-            if self.mirror is not None and self.mirror.claimed:
-                self.mirror.close()
-            self.lock.release()
-            journal = self.folder / "journal.jsonl"
-            if not journal.exists() or journal.stat().st_size == 0:
-                for file in self.folder.iterdir():
-                    file.unlink()
-                self.folder.rmdir()
 
     def run(self, journal: Journal, ledger: Ledger, plan: Plan) -> Closing:
         """This session of the study, from the start of Ray to the report."""
@@ -309,7 +336,6 @@ class Study:
                     with ray_cluster(verbose=self.verbose):
                         signals.take()
                         gangs = gangs_that_fit(plan.settings)
-                        assert self.begin is not None
                         # Before the journal grows: it holds how far it has come against what there was.
                         tracker = Tracker(self.folder, journal.history, self.uri)
                         for event in journal.append(self.begin):
@@ -339,11 +365,10 @@ class Study:
                 if tracker.registration and ledger.promoted is None:
                     with suppress(OSError):
                         conductor.record(events.Promoted(**tracker.registration))
-            journal.close()
-            closing = Closing(self.folder, ledger, self.uri, tracker.registration, unsent, list(tracker.parked),
-                              tracker.problem, time.monotonic() - began)  # fmt: skip
-            print_report(self.console, closing)
-        return closing
+            report = Closing(self.folder, ledger, self.uri, tracker.registration, unsent, list(tracker.parked),
+                             tracker.problem, time.monotonic() - began)  # fmt: skip
+            print_report(self.console, report)
+        return report
 
     def _search(
         self, conductor: Conductor, files: TrialFiles, signals: Signals, screen: Screen, tracker: Tracker
@@ -484,16 +509,3 @@ class CopyForOptuna:
             self.copy.add(ledger, [ledger.trials[event.number]])
         else:
             self.copy.add(ledger, [trial for trial in ledger.trials if not trial.open])
-
-
-def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Path("runs")) -> bool:
-    """Send to MLflow what it has not taken yet; whether all of it is there. Raises UserError."""
-    folder = find_study(name, root)
-    result = send(folder, uri)
-    console.print(f"{result.sent} records sent to MLflow, {result.left} left", soft_wrap=True)
-    for sentence in result.parked:
-        console.print(text.bullet("MLflow", f"refused a record: {sentence}"), soft_wrap=True)
-    if result.registration:
-        made = result.registration
-        console.print(text.bullet("registered", f"{made['name']} version {made['version']} ({made['reason']})"))
-    return not result.parked and not result.left

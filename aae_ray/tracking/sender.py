@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from aae_ray.errors import UserError
 from aae_ray.search import events
 from aae_ray.search.contract import trial_name
-from aae_ray.search.journal import Journal, StudyLock, read_events
+from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger
 from aae_ray.secrets import redact, without_userinfo
 from aae_ray.tracking.address import artifact_location, make_database, quiet_mlflow, tracking_uri
@@ -518,35 +518,25 @@ class Synced(NamedTuple):
     registration: dict[str, Any] | None
 
 
-def sync(folder: Path, uri: str | None = None, seconds: float = 600) -> Synced:
+def sync(journal: Journal, uri: str | None = None, seconds: float = 600) -> Synced:
     """Send what MLflow does not have yet of a study that has ended, or of an evaluation; to `uri`, or to where it was
     recorded.
 
-    Raises UserError when the study is running, when its journal cannot be read, and when MLflow does not answer.
+    Raises UserError when MLflow does not answer.
     """
-    lock = StudyLock(folder)
-    read_events(folder)
-    lock.acquire()
-    journal: Journal | None = None
-    try:
-        journal = Journal.open(folder)
-        first = journal.history[0]
-        known = first.plan.settings["tracking.uri"] if isinstance(first, events.StudyStarted) else None
-        tracker = Tracker(folder, journal.history, tracking_uri(uri or known or _only_address(folder)))
-        left = tracker.close(seconds)
-        if left and tracker.problem:
-            raise UserError(
-                f"MLflow at {without_userinfo(tracker.uri)} still does not take the {left} records of {folder}: "
-                f"{tracker.problem}"
-            )
-        made = tracker.registration
-        if made is not None and Ledger.replay(journal.history).promoted is None:
-            journal.append(events.Promoted(**made))
-        return Synced(tracker.sent, left, tracker.parked, made)
-    finally:
-        if journal is not None:
-            journal.close()
-        lock.release()
+    folder, first = journal.folder, journal.history[0]
+    known = first.plan.settings["tracking.uri"] if isinstance(first, events.StudyStarted) else None
+    tracker = Tracker(folder, journal.history, tracking_uri(uri or known or _only_address(folder)))
+    left = tracker.close(seconds)
+    if left and tracker.problem:
+        raise UserError(
+            f"MLflow at {without_userinfo(tracker.uri)} still does not take the {left} records of {folder}: "
+            f"{tracker.problem}"
+        )
+    made = tracker.registration
+    if made is not None and Ledger.replay(journal.history).promoted is None:
+        journal.append(events.Promoted(**made))
+    return Synced(tracker.sent, left, tracker.parked, made)
 
 
 def _only_address(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from aae_ray.search.journal import Journal
 from aae_ray.search.outcomes import Reason
 from aae_ray.search.space import Plan, record_plan
 from aae_ray.settings import Settings, replace
-from aae_ray.tracking.sender import Tracker
+from aae_ray.tracking import sender
+from aae_ray.tracking.sender import Synced, Tracker
 
 EXPERIMENT = "aae/digits"
 PATIENCE = 60.0  # seconds that a busy machine may need
@@ -42,6 +44,12 @@ def runs_of(uri: str) -> dict[str, Any]:
 
 def steps_of(uri: str, run: Any, metric: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in client_of(uri).get_metric_history(run.info.run_id, metric)]
+
+
+def sync(folder: Path, uri: str | None = None, seconds: float = PATIENCE) -> Synced:
+    """What is left, as another process sends it."""
+    with closing(Journal.open(folder)) as journal:
+        return sender.sync(journal, uri, seconds)
 
 
 DATA = events.DataRecord(name="digits", digest="d" * 32, shape=(1, 8, 8), classes=10, train=10, val=5, test=5)

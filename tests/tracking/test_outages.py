@@ -19,7 +19,7 @@ import pytest
 from aae_ray.errors import UserError
 from aae_ray.search import events
 from aae_ray.search.journal import JOURNAL
-from aae_ray.tracking.sender import CURSOR, sync
+from aae_ray.tracking.sender import CURSOR
 from tests.tracking.little_study import (
     EXPERIMENT,
     PATIENCE,
@@ -28,6 +28,7 @@ from tests.tracking.little_study import (
     client_of,
     runs_of,
     steps_of,
+    sync,
     wait_until,
 )
 

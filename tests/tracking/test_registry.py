@@ -26,8 +26,8 @@ from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
 from aae_ray.tracking import registry
 from aae_ray.tracking.address import tracking_uri
-from aae_ray.tracking.sender import CURSOR, sync
-from tests.tracking.little_study import LittleStudy
+from aae_ray.tracking.sender import CURSOR
+from tests.tracking.little_study import LittleStudy, sync
 
 NAME = "aae-digits-decoder"
 DIGEST = "d" * 32

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,11 @@ import pytest
 
 from aae_ray.errors import UserError
 from aae_ray.search import events
-from aae_ray.search.journal import JOURNAL, StudyLock, read_events
+from aae_ray.search.journal import JOURNAL, read_events
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
 from aae_ray.tracking.address import artifact_location, make_database, tracking_uri
-from aae_ray.tracking.sender import CURSOR, MlflowWriter, Tracker, is_permanent, reason_of, sync
+from aae_ray.tracking.sender import CURSOR, MlflowWriter, Tracker, is_permanent, reason_of
 from aae_ray.tracking.sink import STUDY, Call, CreateRun, LogArtifact
 from tests.tracking.little_study import (
     EXPERIMENT,
@@ -27,6 +28,7 @@ from tests.tracking.little_study import (
     client_of,
     runs_of,
     steps_of,
+    sync,
     wait_until,
 )
 
@@ -454,10 +456,12 @@ def test_a_database_that_is_full_is_told_and_waited_for(database: str, tmp_path:
     study.journal.close()
     # A pool in this process may hold a connection that is still limited, so another process sends.
     program = (
-        "import sys; from pathlib import Path; from aae_ray.tracking.sender import sync; "
+        "import sys; from pathlib import Path; from tests.tracking.little_study import sync; "
         "print(sync(Path(sys.argv[1]), sys.argv[2]).left)"
     )
-    sent = subprocess.run([sys.executable, "-c", program, str(tmp_path), database], capture_output=True, text=True)
+    command = [sys.executable, "-c", program, str(tmp_path), database]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    sent = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert sent.stdout.strip() == "0", sent.stderr
     check_study(database, 200)
 
@@ -602,18 +606,3 @@ def test_a_password_of_the_address_reaches_no_file(tmp_path: Path) -> None:
     wait_until(lambda: study.tracker.problem)
     assert study.tracker.close(5) > 0 and "pa55" not in str(study.tracker.problem)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"pa55" in path.read_bytes()]
-
-
-def test_a_running_study_is_not_synced_by_another_process(database: str, tmp_path: Path) -> None:
-    study = LittleStudy(tmp_path, database)
-    study.tracker.close(PATIENCE)
-    lock = StudyLock(tmp_path)
-    lock.acquire()
-    with pytest.raises(UserError, match="in use by process"):
-        sync(tmp_path)
-    lock.release()
-
-
-def test_a_folder_without_a_journal_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{tmp_path} is not the folder of a study: there is no {JOURNAL} in it"):
-        sync(tmp_path)
