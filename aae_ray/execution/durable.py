@@ -1,4 +1,4 @@
-"""Folders that are there completely or not at all, also after the machine has lost its power."""
+"""Folders that are there completely or not at all, also after a kill, and after the machine has lost its power."""
 
 import os
 import shutil
@@ -10,7 +10,11 @@ from pathlib import Path
 
 @contextmanager
 def durable_folder(target: Path) -> Iterator[Path]:
-    """A folder to write files into; it gets its name, in place of one that has it, when all of it is on the disk."""
+    """A folder to write files into; it gets its name when all of it is on the disk.
+
+    In a folder that has the name already each file is replaced by its new one. At any time there is a whole folder,
+    then: of files that are old or new, which are worth the same where both come from the same epoch.
+    """
     partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True)
     try:
@@ -18,11 +22,14 @@ def durable_folder(target: Path) -> Iterator[Path]:
         for file in partial.iterdir():
             sync(file)
         sync(partial)
-        if target.exists():  # an attempt that comes by the same epoch again
-            replaced = partial.with_suffix(".replaced")
-            target.rename(replaced)
-            partial.rename(target)
-            shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():  # an attempt that comes by the same epoch again; no two folders can change places at once
+            new = {file.name for file in partial.iterdir()}
+            for name in sorted(new):
+                (partial / name).replace(target / name)
+            for file in target.iterdir():
+                if file.name not in new:
+                    file.unlink()
+            sync(target)
         else:
             partial.rename(target)
         for parent in (target.parent, target.parent.parent):

@@ -1,5 +1,6 @@
 """A trial on a gang that is made up: what becomes of a suggestion, of reports, of failures, and of what is on disk."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -256,3 +257,46 @@ def test_no_checkpoint_of_another_name_appears_before_it_is_whole(tmp_path: Path
         assert not target.exists()
         raise RuntimeError
     assert not list(target.parent.iterdir())
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("last", range(6))
+def test_a_folder_that_is_replaced_is_whole_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    """A kill before each change of a name, and an attempt that comes by again after it."""
+    target = tmp_path / "epoch_00001"
+
+    def write(content: str, *names: str) -> None:
+        with durable_folder(target) as partial:
+            for name in names:
+                (partial / name).write_text(content)
+
+    write("old", "state.pt", "codes.npy", "more.npy")
+    done = 0
+
+    def mortal(method: str) -> Callable[..., Any]:
+        own = getattr(Path, method)
+
+        def changed(path: Path, *arguments: Any, **options: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done > last:
+                raise Killed
+            return own(path, *arguments, **options)
+
+        return changed
+
+    with monkeypatch.context() as patched:
+        for method in ("rename", "replace", "unlink"):
+            patched.setattr(Path, method, mortal(method))
+        patched.setattr("shutil.rmtree", lambda *_, **__: None)  # a process that is killed tidies nothing up
+        with contextlib.suppress(Killed):
+            write("new", "state.pt", "codes.npy")
+    assert (target / "state.pt").read_text() in ("old", "new") and (target / "codes.npy").read_text() in ("old", "new")
+
+    write("newest", "state.pt", "codes.npy")
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"state.pt": "newest", "codes.npy": "newest"}
