@@ -57,13 +57,12 @@ def status(
 def _read(folder: Path, uri: str | None = None) -> "StudyStatus":
     """The status of the study in a folder, which may be a copy. Raises UserError where its journal cannot be read."""
     from aae_ray.reporting.status import current
-    from aae_ray.search.journal import read_events, read_owner
-    from aae_ray.search.ledger import Ledger
-    from aae_ray.search.store import Store, remote_owner
+    from aae_ray.search.journal import read_owner
+    from aae_ray.search.store import Store, read_ledger, remote_owner
 
     owner = read_owner(folder) if uri is None else remote_owner(Store(folder, uri))
     # before the journal: a study that ends in between has said so there
-    return current(folder, Ledger.replay(read_events(folder)), owner)
+    return current(folder, read_ledger(folder), owner)
 
 
 if __name__ == "__main__":

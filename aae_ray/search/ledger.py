@@ -150,7 +150,7 @@ class Ledger:
     def apply(self, event: events.Event) -> None:
         """Take one event into account."""
         before, self.last_time = self.last_time, max(self.last_time, event.time)
-        if isinstance(event, OF_OPEN_TRIALS) and event.number not in self.open:
+        if isinstance(event, OF_OPEN_TRIALS) and not self.trials[event.number].open:
             return  # it came when its trial had ended with the study
         match event:
             case events.StudyStarted():

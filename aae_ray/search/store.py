@@ -7,13 +7,17 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from aae_ray.errors import UserError
-from aae_ray.search.journal import JOURNAL, OWNER, Owner, first_event
+from aae_ray.search.events import Event
+from aae_ray.search.journal import JOURNAL, OWNER, Owner, first_event, read_events
+from aae_ray.search.ledger import Ledger
 from aae_ray.secrets import redact
 
 STAMP = re.compile(r"-\d{8}-\d{6}(-\w+)?$")  # what a study's folder has behind the name of the study
@@ -269,6 +273,27 @@ def studies(root: Path) -> list[Path]:
     firsts = {path.parent: first_event(path.parent) for path in root.glob(f"*/{JOURNAL}")}
     begun = [folder for folder, first in firsts.items() if first.get("event", "study_started") == "study_started"]
     return sorted(begun, key=lambda folder: (_time(firsts[folder]), folder.name), reverse=True)
+
+
+def read_ledger(folder: Path, history: Sequence[Event] | None = None) -> Ledger:
+    """What became of the study in a folder, of which `history` is the journal where it has been read.
+
+    Raises UserError where the journal cannot be read, where lines are missing from it, or where it has settings that
+    this version does not have.
+    """
+    ledger = Ledger()
+    for number, event in enumerate(read_events(folder) if history is None else history, 1):
+        try:
+            ledger.apply(event)
+        except (UserError, ValidationError, LookupError, AssertionError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{folder / JOURNAL}, line {number}: {event.event} does not follow from the lines before it, or an "
+                f"earlier version wrote it ({reason}). Nothing was changed"
+            ) from None
+    if ledger.started is None:
+        raise UserError(f"{folder.name} is the record of an evaluation, and no study")
+    return ledger
 
 
 def find_study(name_or_folder: str, root: Path) -> Path:

@@ -25,12 +25,12 @@ from aae_ray.reporting.closing import Closing, print_report
 from aae_ray.reporting.screen import Screen
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
-from aae_ray.search.journal import JOURNAL, Journal, JournalError, Owner, StudyLock, first_event, read_events
+from aae_ray.search.journal import JOURNAL, Journal, JournalError, Owner, StudyLock, first_event
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.sampler import OptunaCopy, optuna_study
 from aae_ray.search.space import Plan, fits, read_plan, record_plan
-from aae_ray.search.store import Store, below, find_study, is_remote, local_root, studies
+from aae_ray.search.store import Store, below, find_study, is_remote, local_root, read_ledger, studies
 from aae_ray.secrets import redact
 from aae_ray.settings import RunSettings, dotted_fields, flatten, replace
 from aae_ray.study import checks
@@ -157,7 +157,7 @@ def prior_trials(names: Sequence[str], plan: Plan, dataset: Dataset, console: Co
         folders = _of_experiment(name, root) or [find_study(name, root)]
         for folder in folders:
             try:
-                ledger = Ledger.replay(read_events(folder))
+                ledger = read_ledger(folder)
                 objectives = tuple(ledger.objectives)
             except UserError as error:
                 if len(folders) == 1:
@@ -273,10 +273,7 @@ class Opened:
 
     def ledger(self) -> Ledger:
         """What became of the study. Raises UserError for an evaluation."""
-        ledger = Ledger.replay(self.journal.history)
-        if ledger.started is None:
-            raise UserError(f"{self.folder.name} is the record of an evaluation; there is nothing but --sync for it")
-        return ledger
+        return read_ledger(self.folder, self.journal.history)
 
     def copy(self) -> None:
         """From now on, what happens here is copied to where the study is."""

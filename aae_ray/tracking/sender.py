@@ -524,9 +524,8 @@ def sync(journal: Journal, uri: str | None = None, seconds: float = 600) -> Sync
 
     Raises UserError when MLflow does not answer.
     """
-    folder, first = journal.folder, journal.history[0]
-    known = first.plan.settings["tracking.uri"] if isinstance(first, events.StudyStarted) else None
-    tracker = Tracker(folder, journal.history, tracking_uri(uri or known or _only_address(folder)))
+    folder = journal.folder
+    tracker = Tracker(folder, journal.history, tracking_uri(uri or _address(journal.history) or _only_address(folder)))
     left = tracker.close(seconds)
     if left and tracker.problem:
         raise UserError(
@@ -537,6 +536,12 @@ def sync(journal: Journal, uri: str | None = None, seconds: float = 600) -> Sync
     if made is not None and Ledger.replay(journal.history).promoted is None:
         journal.append(events.Promoted(**made))
     return Synced(tracker.sent, left, tracker.parked, made)
+
+
+def _address(history: Sequence[events.Event]) -> str | None:
+    """The address in force: a resume may have changed it."""
+    plans = (event.plan for event in reversed(history) if isinstance(event, events.StudyStarted | events.StudyResumed))
+    return next((plan.settings["tracking.uri"] for plan in plans if plan is not None), None)
 
 
 def _only_address(folder: Path) -> str | None:

@@ -2,16 +2,28 @@
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from aae_ray.errors import UserError
 from aae_ray.search.journal import JOURNAL
-from aae_ray.search.store import Piece, Store, below, digest_of, find_study, pull_journal, store_at, studies
+from aae_ray.search.store import (
+    Piece,
+    Store,
+    below,
+    digest_of,
+    find_study,
+    pull_journal,
+    read_ledger,
+    store_at,
+    studies,
+)
 from tests.cluster.conftest import endpoint as endpoint
 from tests.cluster.laptop import aws_client
 from tests.search.histories import START, History, write_evaluation
+from tests.search.test_conductor import begin, plan_of, run
 
 DIGITS = ("digits-20270115-080000-abcd", "digits-20270116-080000-0123")
 BEST = "digits-best-20270117-080000-9999"
@@ -226,3 +238,25 @@ def test_a_piece_within_another_one_and_one_that_is_damaged_are_not_joined(tmp_p
     store.delete(names[1])  # and one of these has gone
     store.write_bytes(names[3], b"d")
     assert pull_journal(store) and (store.local / JOURNAL).read_bytes() == b"a\nb\nc\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda lines: lines[:1] + lines[2:], 2),  # the suggestion of the first trial is missing
+        (lambda lines: [lines[0].replace('"train.epochs"', '"train.eposch"'), *lines[1:]], 1),  # of another version
+        (lambda lines: [lines[0].replace('"unsupervised"', '"of a later version"'), *lines[1:]], 1),
+    ],
+)
+def test_a_journal_that_makes_no_sense_is_told_with_its_line(
+    tmp_path: Path, change: Callable[[list[str]], list[str]], line: int
+) -> None:
+    run(begin(tmp_path, plan_of()))
+    journal = tmp_path / JOURNAL
+    assert read_ledger(tmp_path).trials
+    changed = "".join(change(journal.read_text().splitlines(keepends=True)))
+    assert changed != journal.read_text()
+    journal.write_text(changed)
+    with pytest.raises(UserError, match=f"journal.jsonl, line {line}: "):
+        read_ledger(tmp_path)
+    assert journal.read_text() == changed

@@ -126,7 +126,9 @@ def test_ctrl_c_waits_for_one_figure_at_most(tmp_path: Path, digits: Dataset) ->
     files = TrialFiles(Store(tmp_path), "all")
     files.take_up(history.ledger)
     history.stop(StudyEnd.USER)
-    study = Study(tmp_path, "sqlite:///unused.db", digits, Console(file=io.StringIO()))
+    study = Study(
+        tmp_path, "sqlite:///unused.db", digits, Console(file=io.StringIO()), False, events.StudyEnded(), None
+    )
     study._finish(cast(Any, SimpleNamespace(ledger=history.ledger)), files, cast(Any, None), cast(Any, None))
     GATE.set()
     files.close()

@@ -606,3 +606,15 @@ def test_a_password_of_the_address_reaches_no_file(tmp_path: Path) -> None:
     wait_until(lambda: study.tracker.problem)
     assert study.tracker.close(5) > 0 and "pa55" not in str(study.tracker.problem)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"pa55" in path.read_bytes()]
+
+
+def test_records_that_wait_go_to_the_address_that_a_resume_has_set(database: str, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    study = LittleStudy(tmp_path / "study", f"sqlite:///{tmp_path}/nowhere/mlflow.db")
+    study.tracker.close(0.1)
+    started = study.journal.history[0]
+    assert isinstance(started, events.StudyStarted)
+    moved = started.plan.model_copy(update={"settings": {**started.plan.settings, "tracking.uri": database}})
+    study.add(events.StudyStopped(end=StudyEnd.USER), events.StudyResumed(plan=moved, host="h", pid=2))
+    study.journal.close()
+    assert sync(tmp_path / "study").left == 0 and runs_of(database)
