@@ -21,21 +21,21 @@ class Front:
 
     def __init__(self) -> None:
         self.points: dict[int, tuple[float, ...]] = {}
-        self.sorted: list[int] | None = None  # their numbers, as long as no point is taken
+        self.sorted: tuple[object, list[int]] = (None, [])  # their numbers, and the points that these are of
 
     def insert(self, number: int, point: Point) -> None:
         """Take a point; those that it dominates leave."""
         if any(dominates(other, point) for other in self.points.values()):
             return
         kept = {key: other for key, other in self.points.items() if not dominates(point, other)}
-        self.points, self.sorted = kept | {number: tuple(point)}, None
+        self.points = kept | {number: tuple(point)}
 
     def members(self) -> list[int]:
         """Numbers of the points, best first objective first."""
-        members = self.sorted  # read once: the screen asks from a thread of its own
-        if members is None:
-            points = self.points
-            self.sorted = members = sorted(points, key=lambda number: (points[number], number))
+        points, (of, members) = self.points, self.sorted
+        if of is not points:  # the screen asks from a thread of its own: meanwhile a point may come
+            members = sorted(points, key=lambda number: (points[number], number))
+            self.sorted = points, members
         return members
 
 

@@ -317,3 +317,17 @@ def test_ranks_and_front_are_those_of_all_points_after_each_one(points: list[tup
         assert levels == sorted(zip(expected, points[: number + 1], strict=True))
         assert sorted(front.members()) == [index for index, rank in enumerate(expected) if rank == 0]
     assert len(ranks) == len(points)
+
+
+def test_a_point_that_comes_while_the_front_is_sorted_is_not_forgotten() -> None:
+    """The screen sorts it in a thread of its own, and the study takes the next point meanwhile."""
+
+    class Slow(tuple[float, ...]):
+        def __lt__(self, other: tuple[float, ...]) -> bool:
+            front.insert(2, (0.0, 0.0))
+            return super().__lt__(other)
+
+    front = Front()
+    front.points = {0: Slow((0.1, 0.3)), 1: Slow((0.3, 0.1))}
+    front.members()
+    assert front.members() == [2]
