@@ -192,7 +192,8 @@ class Screen:
     # -------------------------------------------------------------------------------------------------- the live screen
 
     def render(self) -> Group:
-        """What the terminal shows now."""
+        """What the terminal shows now. Asked by a thread of its own while the study goes on, so all is read once."""
+        tracking, status_line = self.tracking, self.status
         parts: list[object] = [Text(self.title, style="bold")]
         if self.ledger is not None and self.ledger.started is not None:
             now = time.time()
@@ -200,11 +201,11 @@ class Screen:
             status = StudyStatus.of(self.folder, self.ledger, owner, now, front=FRONT_ROWS)
             rows = max(self.console.height - FRAME, LEAST_ROWS)
             parts += status.body(self.console.width, is_ascii(self.console), rows)
-        if self.status:
-            parts.append(Text(self.status, style="cyan"))
+        if status_line:
+            parts.append(Text(status_line, style="cyan"))
         parts += [Text(f"note: {note}", style="yellow") for note in self.notes[-NOTES:]]
-        if self.tracking is not None:
-            parts.append(Text(f"MLflow: {self.tracking}; {self.unsent} records wait", style="yellow"))
+        if tracking is not None:
+            parts.append(Text(f"MLflow: {tracking}; {self.unsent} records wait", style="yellow"))
         return Group(*parts)  # type: ignore[arg-type]
 
     def _title(self, dataset: "Dataset | None") -> str:

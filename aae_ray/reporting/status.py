@@ -58,13 +58,13 @@ class TrialStatus:
 
     @classmethod
     def of(cls, trial: TrialRecord, ledger: Ledger) -> "TrialStatus":
-        values = {name: trial.metrics[name] for name in ledger.objectives if name in trial.metrics}
-        reason = None if trial.reason is None else trial.reason.value
+        metrics, reason = trial.metrics, trial.reason  # read once: the study may go on meanwhile
+        values = {name: metrics[name] for name in ledger.objectives if name in metrics}
         return cls(
             trial.number,
             trial.name,
             trial.state,
-            reason,
+            None if reason is None else reason.value,
             trial.message,
             trial.epoch,
             trial.epochs,
@@ -76,7 +76,7 @@ class TrialStatus:
     @property
     def state_text(self) -> str:
         """How it stands, with the reason for an early end, or the attempt where it is not the first."""
-        if self.state in (State.STOPPED, State.FAILED):
+        if self.state in (State.STOPPED, State.FAILED) and self.reason is not None:
             return f"{self.state}: {self.reason}"
         if self.state is State.RUNNING and self.attempts > 1:
             return f"{self.state}, attempt {self.attempts}"
@@ -148,8 +148,9 @@ class StudyStatus:
         """
         plan, started = ledger.settled, ledger.started
         assert started is not None, "a plan comes with the start of its study"
+        end, promoted = ledger.end, ledger.promoted  # read once: the study may go on meanwhile
         alive = owner is not None and owner.alive
-        running = alive and ledger.end is None
+        running = alive and end is None
         session = ledger.resumed or started
         members = ledger.front_points.members()
         listed = [ledger.trials[number] for number in (members if front is None else members[:front])]
@@ -158,8 +159,8 @@ class StudyStatus:
             study_id=started.study_id,
             name=plan.settings.study.name,
             folder=str(folder),
-            state=_state(ledger, alive),
-            why=None if ledger.end in (None, StudyEnd.PLANNED) else str(ledger.end),
+            state=_state(end, alive),
+            why=None if end in (None, StudyEnd.PLANNED) else str(end),
             message=ledger.end_message,
             alive=alive,
             host=owner.host if owner else session.host,
@@ -177,9 +178,7 @@ class StudyStatus:
             failures=_failures(ledger),
             notes=tuple(ledger.notes[-ROWS:]),
             chosen=ledger.trials[ledger.chosen.number].name if ledger.chosen else None,
-            registered=ledger.promoted.model_dump(include={"name", "version", "champion", "reason"})
-            if ledger.promoted
-            else None,
+            registered=promoted.model_dump(include={"name", "version", "champion", "reason"}) if promoted else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -395,10 +394,10 @@ def current(folder: Path, ledger: Ledger, owner: Owner | None) -> StudyStatus:
     return StudyStatus.of(folder, ledger, owner, time.time())
 
 
-def _state(ledger: Ledger, alive: bool) -> str:
-    if ledger.end is None:
+def _state(end: StudyEnd | None, alive: bool) -> str:
+    if end is None:
         return "running" if alive else "dead"
-    return "ended" if ledger.end is StudyEnd.PLANNED else "stopped"
+    return "ended" if end is StudyEnd.PLANNED else "stopped"
 
 
 def _latest(ledger: Ledger) -> list[TrialRecord]:

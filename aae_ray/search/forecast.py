@@ -44,14 +44,15 @@ class Forecast:
 def forecast(ledger: Ledger, now: float) -> Forecast:
     """The forecast at a time, which for a study that does not run any more is that of its last event.
 
-    The cost grows with the open trials, and not with those that have ended.
+    The cost grows with the open trials, and not with those that have ended. The study may go on meanwhile, in another
+    thread: what may be taken away is read once.
     """
     study = ledger.settled.settings.study
-    elapsed = ledger.active_seconds
-    if ledger.session_started is not None:
-        elapsed += max(now - ledger.session_started, 0.0)
+    elapsed, started = ledger.active_seconds, ledger.session_started
+    if started is not None:
+        elapsed += max(now - started, 0.0)
     hours = Hours(ledger.hours.training, ledger.hours.evaluation, ledger.hours.waiting)
-    for trial in list(ledger.open.values()):  # at once: the study may go on meanwhile
+    for trial in list(ledger.open.values()):
         hours.waiting += _waiting(trial, now)
     worker_seconds = hours.busy + hours.waiting
     by_state: dict[State, dict[str, float]] = {State.STOPPED: {}, State.FAILED: {}, State.COMPLETE: {}}
@@ -74,9 +75,10 @@ def forecast(ledger: Ledger, now: float) -> Forecast:
 
 def _waiting(trial: TrialRecord, now: float) -> float:
     """Worker seconds that the attempt under way has held so far, and not reported as busy."""
-    if trial.attempt_started is None:
+    started = trial.attempt_started
+    if started is None:
         return 0.0
-    held = max(now - trial.attempt_started, 0.0) * trial.plan.settings.study.workers_per_trial
+    held = max(now - started, 0.0) * trial.plan.settings.study.workers_per_trial
     return max(held - (trial.hours.busy - trial.busy_before), 0.0)
 
 

@@ -1,8 +1,12 @@
 """The live screen: on a terminal it shows where the study stands, in a log it says what happens."""
 
 import io
+import random
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -10,7 +14,7 @@ from rich.console import Console
 
 from aae_ray.reporting.screen import Screen
 from aae_ray.search import events
-from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
+from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from tests.search.histories import JSD, MSE, History
 
 
@@ -139,6 +143,61 @@ def test_drawing_costs_no_more_when_there_are_more_trials() -> None:
         return min(times)
 
     assert seconds(10_000) < 2 * seconds(100)
+
+
+def everything(history: History, chance: random.Random) -> Iterator[None]:
+    """A study of three trials that go on and on, in which all happens that takes something away from a ledger."""
+    numbers = [history.begin() for _ in range(3)]
+    while True:
+        trial = history.trial(chance.choice(numbers))
+        if history.ledger.end is not None:
+            history.resume()
+        elif trial.state is State.WAITING:
+            history.attempt(trial.number)
+        else:
+            match chance.randrange(20):
+                case 0:
+                    history.stop(StudyEnd.DISK, "the disk is full")
+                case 1:
+                    history.add(events.Chosen(number=trial.number, registration=None))
+                case 2:
+                    history.add(events.Promoted(name="decoder", version=1, champion=True, reason="it is better"))
+                case 3 | 4 | 5 | 6 | 7:
+                    history.fail(trial.number, chance.choice(list(FailureClass)), retry=True)
+                case _:  # an objective that is costly is not measured after every epoch
+                    history.report(trial.number, trial.epoch + 1, 0.1, chance.choice((0.4, None)))
+        yield
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_screen_is_drawn_while_the_study_goes_on(seed: int) -> None:
+    """Its thread and the study's may take turns after any instruction: here they do after every one."""
+    history = History(study__budget__trials=10_000, study__budget__worker_hours=1000.0)
+    for mse in (0.3, 0.2, 0.1):
+        history.finish(mse, 0.5 - mse)
+    screen, study = on_terminal(history), everything(history, random.Random(seed))
+    next(study)
+    screen.handle(history.events[-1], history.ledger)
+
+    def instruction(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        if "aae_ray" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            next(study)
+            screen.note_tracking(None if screen.tracking else "MLflow is unreachable", 1)
+        return instruction
+
+    before = sys.gettrace()
+    sys.settrace(instruction)
+    try:
+        drawn = screen.render()
+    finally:
+        sys.settrace(before)
+    assert len(history.events) > 1000
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(drawn)
+    assert "None" not in shown.getvalue()
 
 
 # -------------------------------------------------------------------------------------------------------------- a log
