@@ -33,7 +33,6 @@ class Closing:
     unsent: int
     parked: list[str]
     problem: str | None
-    seconds: float
 
     @property
     def best(self) -> TrialRecord | None:
@@ -51,7 +50,7 @@ class Closing:
 
 def print_report(console: Console, closing: Closing) -> None:
     ledger, best, path = closing.ledger, closing.best, text.shell_path(closing.folder)
-    lines = [text.bullet("study", tables.outcome_line(ledger, closing.seconds))]
+    lines = [text.bullet("study", tables.outcome_line(ledger))]
     if ledger.front():
         console.print(tables.front_table(ledger, best, console), "")
     if ledger.end_message:

@@ -9,6 +9,7 @@ from rich.table import Table
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting.console import is_ascii
 from aae_ray.reporting.text import ASCII, UNICODE, Symbols, duration, heading, number
+from aae_ray.search.forecast import forecast
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import Reason, State
 
@@ -89,8 +90,9 @@ def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
     return table
 
 
-def outcome_line(ledger: Ledger, seconds: float) -> str:
-    """How many trials ended how, and why the others did not finish."""
+def outcome_line(ledger: Ledger) -> str:
+    """How many trials ended how in all sessions and their time, and why the others did not finish."""
+    seconds = forecast(ledger, ledger.last_time).elapsed
     counts = {reason: count for reason, count in ledger.reasons.items() if count and reason is not Reason.COMPLETED}
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     return (

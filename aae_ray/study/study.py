@@ -318,7 +318,6 @@ class Study:
 
     def run(self, journal: Journal, ledger: Ledger, plan: Plan) -> Closing:
         """This session of the study, from the start of Ray to the report."""
-        began = time.monotonic()
         import_early()  # while Ray's processes start
         study = plan.settings.study
         with logged(self.folder, self.console, verbose=self.verbose):
@@ -362,8 +361,9 @@ class Study:
                 if tracker.registration and ledger.promoted is None:
                     with suppress(OSError):
                         conductor.record(events.Promoted(**tracker.registration))
-            report = Closing(self.folder, ledger, self.uri, tracker.registration, unsent, list(tracker.parked),
-                             tracker.problem, time.monotonic() - began)  # fmt: skip
+            report = Closing(
+                self.folder, ledger, self.uri, tracker.registration, unsent, list(tracker.parked), tracker.problem
+            )
             print_report(self.console, report)
         return report
 

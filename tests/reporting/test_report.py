@@ -31,7 +31,7 @@ from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, dotted_fields, replace, setting
-from tests.search.histories import JSD, MSE, History
+from tests.search.histories import JSD, MSE, START, History
 
 SEARCH_SPACES = Path(__file__).parents[2] / "search_spaces"
 
@@ -167,16 +167,30 @@ def test_the_outcome_counts_every_end_and_its_reason(history: History) -> None:
     for reason in (Reason.PRUNED, Reason.PRUNED, Reason.BUDGET):
         history.end(history.begin(), reason)
     history.fail(history.begin(), FailureClass.BUG, "worker died")
-    line = tables.outcome_line(history.ledger, 61)
-    assert line == "5 trials in 1 min 1 s: 1 complete, 3 stopped early, 1 failed (1 budget, 1 bug, 2 pruned)"
+    history.now += 3600 - (history.now - START)
+    history.stop(StudyEnd.DISK)
+    line = tables.outcome_line(history.ledger)
+    assert line == "5 trials in 1 h 0 min: 1 complete, 3 stopped early, 1 failed (1 budget, 1 bug, 2 pruned)"
+
+
+def test_the_time_of_a_study_is_that_of_all_its_sessions_and_of_no_pause(history: History) -> None:
+    history.now = START + 600
+    history.stop()
+    history.now += 86_400
+    history.resume()
+    history.now += 59  # a resume and a second go by
+    assert "0 trials in 10 min 0 s" in tables.outcome_line(history.ledger)
+    finish(history, 0.1, 0.1)
+    history.stop()
+    assert "1 trials in 11 min 10 s" in tables.outcome_line(history.ledger)
 
 
 def test_a_trial_that_was_taken_up_again_has_no_reason_in_the_outcome(history: History) -> None:
     history.begin()
     history.stop()
-    assert "1 stopped early, 0 failed (1 user)" in tables.outcome_line(history.ledger, 1)
+    assert "1 stopped early, 0 failed (1 user)" in tables.outcome_line(history.ledger)
     history.resume()
-    assert tables.outcome_line(history.ledger, 1).endswith("0 stopped early, 0 failed")
+    assert tables.outcome_line(history.ledger).endswith("0 stopped early, 0 failed")
 
 
 def test_trials_of_an_extended_study_have_columns_for_what_either_space_searched(history: History) -> None:
