@@ -49,7 +49,7 @@ STUDY = (
 MOST_PER_STUDY = 4
 DISK_MB = 400  # of a study's own disk, where one can be mounted
 MARK = "AAE_FAULTS_MARK"
-PATIENCE = 240.0  # seconds for a session of a study
+PATIENCE = 400.0  # seconds for a session of a study
 END_SECONDS = 120.0  # for the processes of a study to end: Ray's agents take a minute to notice a kill
 
 

@@ -292,7 +292,7 @@ def read_ledger(folder: Path, history: Sequence[Event] | None = None) -> Ledger:
                 f"earlier version wrote it ({reason}). Nothing was changed"
             ) from None
     if ledger.started is None:
-        raise UserError(f"{folder.name} has the record of an evaluation, not of a study")
+        raise UserError(f"{folder.name} is the record of an evaluation, not of a study")
     return ledger
 
 
