@@ -45,6 +45,7 @@ from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.errors import UserError
 from aae_ray.evaluation.figure_data import FigureData, figure_data
 from aae_ray.execution.failures import Failed, GangError, describe, log_tail
+from aae_ray.execution.process_group import GroupConfig
 from aae_ray.search.outcomes import FailureClass
 from aae_ray.search.store import store_at
 from aae_ray.settings import Data, Settings
@@ -510,7 +511,7 @@ class WorkerGang:
         return GangTrainer(
             work,
             train_loop_config={"name": self.name, "hub": self.hub, "step_timeout": study.step_timeout},
-            torch_config=ray.train.torch.TorchConfig(timeout_s=math.ceil(study.step_timeout)),
+            torch_config=GroupConfig(math.ceil(study.step_timeout)),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=study.workers_per_trial,
                 resources_per_worker=dict(study.resources_per_worker),

@@ -31,6 +31,7 @@ from aae_ray.settings import Settings, replace
 from aae_ray.training import checkpoint
 
 FOREVER = 1e9
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, and the same mapped into IPv6
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,13 @@ def worker_processes() -> list[int]:
     pids = [actor.pid for actor in actors if actor.class_name == "RayTrainWorker" and actor.state == "ALIVE"]
     assert pids
     return pids
+
+
+def listening(pids: list[int]) -> set[str]:
+    """The addresses at which these processes listen, as the kernel writes them."""
+    inodes = {os.readlink(file) for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir() if file.is_symlink()}
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
 
 
 def trained(gang: Gang, settings: Settings, *epochs: int, state: bytes | None = None) -> Trained:
@@ -151,6 +159,8 @@ def test_two_workers_equal_one_and_a_killed_one_is_a_lost_worker(
             torch.testing.assert_close(tensor, b["networks"][name][key], rtol=1e-9, atol=1e-12)
     one.close()
 
+    if sys.platform == "linux":
+        assert listening(worker_processes()) <= LOOPBACK
     running = [actor.class_name for actor in list_actors(address=ray.get_runtime_context().gcs_address)]
     assert "RayTrainWorker" in running and "DatasetManager" not in running  # nobody needs that one
     too_deep = two_workers(small_run, **{"model.network": "convolutional", "model.channels": (4, 4, 4, 4, 4)})

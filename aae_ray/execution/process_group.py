@@ -1,0 +1,55 @@
+"""The process group of a gang's workers, without a socket that listens on every interface."""
+
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from ray.train.torch import TorchConfig
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import _rendezvous_handlers
+
+
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(listen_on_own_address)
+        super().on_start(worker_group, backend_config)
+
+
+class GroupConfig(TorchConfig):  # type: ignore[misc]
+    """Ray Train's own, whose workers meet at the address of the first one's node and nowhere else."""
+
+    def __init__(self, timeout_s: int) -> None:
+        super().__init__(init_method="tcp", timeout_s=timeout_s)
+
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
+
+
+def listen_on_own_address() -> None:
+    """In this process, groups that meet by `tcp://HOST:PORT` do so at that host's address: PyTorch's store listens on
+    every interface of the machine, unless it is handed a socket."""
+    _rendezvous_handlers["tcp"] = _meet
+
+
+def _meet(url: str, timeout: timedelta, **others: Any) -> Iterator[tuple[TCPStore, int, int]]:
+    """What PyTorch calls to find the other workers: the store, the rank, the size of the world."""
+    address = urlsplit(url)
+    query = parse_qs(address.query)
+    rank, size = int(query["rank"][0]), int(query["world_size"][0])
+    assert address.hostname is not None and address.port is not None
+    listening: int | None = None
+    if rank == 0:
+        family = socket.AF_INET6 if ":" in address.hostname else socket.AF_INET
+        listening = socket.create_server((address.hostname, address.port), family=family).detach()
+    yield (
+        TCPStore(
+            address.hostname, address.port, size, rank == 0, timeout, multi_tenant=True,
+            master_listen_fd=listening,
+        ),
+        rank,
+        size,
+    )  # fmt: skip
+    raise RuntimeError("a process group meets once")
