@@ -65,7 +65,7 @@ class TrialStatus:
             trial.name,
             trial.state,
             None if reason is None else reason.value,
-            trial.message,
+            trial.message or None,
             trial.epoch,
             trial.epochs,
             trial.attempts,

@@ -260,6 +260,8 @@ class Ledger:
 
     def _end(self, trial: TrialRecord, time: float, reason: Reason, message: str | None) -> None:
         self._close_attempt(trial, time)
+        if trial.message is not None and reason.state is not State.FAILED:
+            trial.message = ""  # of an attempt that was repeated; empty, as MLflow keeps a tag until it gets another
         trial.ended, trial.reason, trial.message = time, reason, message or trial.message
         self._move(trial, reason.state)
         del self.open[trial.number]

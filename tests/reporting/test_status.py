@@ -18,6 +18,7 @@ from aae_ray.reporting.status import StudyStatus
 from aae_ray.search import events
 from aae_ray.search.journal import OWNER, Owner
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
+from aae_ray.tracking.sink import MlflowMapping, SetTags
 from tests.search.histories import JSD, MSE, START, History, write_evaluation
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +137,21 @@ def test_a_resumed_study_runs_again() -> None:
     status = of(history, alive(history.now))
     assert status.state == "running" and status.trials[0].name == "t0006" and status.trials[0].state == "waiting"
     assert [trial.name for trial in status.trials].count("t0006") == 1
+
+
+def test_a_trial_that_failed_and_is_complete_has_no_message() -> None:
+    history = History()
+    number = history.begin()
+    history.fail(number, FailureClass.LOST_WORKER, "node 10.0.0.3 is gone", retry=True)
+    history.attempt(number)
+    history.report(number, 9, 0.1, 0.2)
+    history.end(number)
+    status = of(history).to_json()
+    assert status["latest"][0]["message"] is None
+    assert status["failures"]["lost_worker"]["message"] == "node 10.0.0.3 is gone"
+    calls = [call for mapping in [MlflowMapping()] for event in history.events for call in mapping.calls(event)]
+    told = [call.tags["aae.message"] for call in calls if isinstance(call, SetTags) and "aae.message" in call.tags]
+    assert told == ["node 10.0.0.3 is gone", ""]  # MLflow keeps a tag until it gets another one
 
 
 def test_what_the_study_chose_and_registered_is_shown() -> None:

@@ -109,6 +109,18 @@ def test_a_retry_doubles_no_epoch(ledger: Ledger) -> None:
     assert ledger.trials[0].epoch == 7 and ledger.trials[0].best[MSE] == (1 / 7, 7)
 
 
+@pytest.mark.parametrize("reason", [Reason.COMPLETED, Reason.PRUNED, Reason.BUG])
+def test_a_trial_that_went_on_after_a_failure_keeps_no_message_of_it(ledger: Ledger, reason: Reason) -> None:
+    begin(ledger)
+    fail(ledger, FailureClass.LOST_WORKER, retry=True)
+    attempt(ledger, time=4)
+    report(ledger, epoch(1, 0.5, 0.5), time=5)
+    end(ledger, reason, time=6)
+    trial = ledger.trials[0]
+    assert bool(trial.message) == (reason is Reason.BUG)
+    assert [failed.message for failed in trial.failures] == ["it broke"]
+
+
 def test_values_that_are_not_finite_are_never_the_best(ledger: Ledger) -> None:
     begin(ledger)
     report(ledger, epoch(1, math.nan), epoch(2, -math.inf), epoch(3, 0.5, math.nan))
