@@ -1,7 +1,7 @@
 """How fast a study goes, when it will be done, and what its hours went into. Pure: a ledger and the time, no more."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aae_ray.search.ledger import Hours, Ledger, TrialRecord
 from aae_ray.search.outcomes import State
@@ -35,10 +35,10 @@ class Forecast:
     left: Interval | None  # seconds until the study ends; None where too little is known, or nothing is left
     hours: Hours  # seconds of workers, with those of the attempts under way
     stopped_early: float  # of these, seconds of trials that the pruner or a health check stopped
-    failed: dict[str, float] = field(default_factory=dict)  # and of failed trials, by the class of failure
-    trials: Use = Use(0, 0)
-    wall_clock: Use = Use(0, None)  # seconds
-    worker_hours: Use = Use(0, None)
+    failed: dict[str, float]  # and of failed trials, by the class of failure
+    trials: Use
+    wall_clock: Use  # seconds
+    worker_hours: Use
 
 
 def forecast(ledger: Ledger, now: float) -> Forecast:
@@ -59,7 +59,7 @@ def forecast(ledger: Ledger, now: float) -> Forecast:
     for reason, seconds in list(ledger.seconds_by_reason.items()):
         by_state[reason.state][reason.value] = seconds
     wall_clock = Use(elapsed, study.budget.wall_clock)
-    worker_hours = Use(worker_seconds / 3600, getattr(study.budget, "worker_hours", None))
+    worker_hours = Use(worker_seconds / 3600, study.budget.worker_hours)
     return Forecast(
         elapsed=elapsed,
         trials_per_hour=3600 * ledger.ended_seconds[0] / elapsed if ledger.ended_seconds[0] and elapsed else None,

@@ -324,13 +324,15 @@ def _start_points(
                 text = f"start: {key} must be a number, got {value!r}"
                 problems.append(Problem((key,), Kind.VALUE, start.where, text))
                 continue
-            plain = written[key] = _plain(key, value) if categorical else number(value)
+            plain: Any = _plain(key, value) if categorical else number(value)
+            written[key] = plain
             if not _inside(space[key], plain):
                 if key in given:
                     continue
                 text = f"start: {key}={value} is outside what is searched"
                 problems.append(Problem((key,), Kind.VALUE, start.where, text))
-            values[key] = int(plain or 0) if isinstance(space[key], IntDistribution) else plain
+                continue
+            values[key] = int(plain) if isinstance(space[key], IntDistribution) else plain
         if written in whole:
             text = f"start: point {count} is the same as point {whole.index(written) + 1}; remove one of them"
             problems.append(Problem(tuple(map(str, point)), Kind.DUPLICATE, start.where, text))
@@ -346,7 +348,7 @@ def _inside(distribution: BaseDistribution, value: Any) -> bool:
     if value is None or not distribution.low <= value <= distribution.high:
         return False
     steps = (value - distribution.low) / distribution.step if distribution.step else 0
-    return abs(steps - round(steps)) < 1e-9 or bool(getattr(distribution, "log", False) and value == int(value))
+    return bool(abs(steps - round(steps)) < 1e-9)
 
 
 def options(distribution: BaseDistribution) -> Sequence[Any]:
