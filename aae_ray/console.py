@@ -11,9 +11,7 @@ from typing import Any, NoReturn, TextIO
 
 import typer
 
-from aae_ray.errors import UserError
-
-MISTAKE, INTERRUPTED = 2, 130
+from aae_ray.errors import INTERRUPTED, MISTAKE, STOPPED, UserError
 
 OVERRIDES_HELP = "settings to change, as key=value with dotted keys, e.g. train.epochs=9"
 
@@ -78,6 +76,14 @@ def run_command(command: Callable[..., Any], name: str) -> None:
         with suppress(OSError):  # a closed pipe, a full disk: the exit code says it too
             print(error, file=sys.stderr, flush=True)
         sys.exit(MISTAKE)
+
+
+def leave_study(interrupted: bool, well: bool) -> None:
+    """Leave with the exit code of a study's end, where it did not end well."""
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if not well:
+        raise typer.Exit(STOPPED)
 
 
 def _write_what_can_be_written() -> None:

@@ -5,9 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+# Exit codes of the commands.
+STOPPED = 1  # a study stopped before its planned end, or has no complete trial
+MISTAKE = 2  # of the user
+INTERRUPTED = 130  # by Ctrl-C, SIGTERM or SIGHUP
+
 
 class UserError(Exception):
-    """A mistake of the user, in sentences. Commands print it without a traceback and end with exit code 2."""
+    """A mistake of the user, in sentences. Commands print it without a traceback and end with the code MISTAKE."""
 
 
 class Kind(StrEnum):

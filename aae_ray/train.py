@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, main
+from aae_ray.console import OVERRIDES_HELP, file_and_overrides, leave_study, main
 from aae_ray.errors import UserError
 
 
@@ -35,10 +35,7 @@ def train(
             f"or use python -m aae_ray.tune {path}"
         )
     closing = start_study(Plan(plan.settings, {}), console_for(), verbose=verbose)
-    if closing.interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if closing.best is None or not closing.as_planned:
-        raise typer.Exit(1)
+    leave_study(closing.interrupted, closing.as_planned and closing.best is not None)
 
 
 if __name__ == "__main__":

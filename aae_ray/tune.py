@@ -10,10 +10,8 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.console import INTERRUPTED, OVERRIDES_HELP, file_and_overrides, main
+from aae_ray.console import OVERRIDES_HELP, file_and_overrides, leave_study, main
 from aae_ray.errors import UserError
-
-STOPPED = 1  # exit code of a study that stopped before its planned end, or has no complete trial
 
 
 def tune(
@@ -72,8 +70,7 @@ def tune(
 
     root = _root(overrides)
     if sync is not None:
-        if not study.sync(sync, console, uri=tracking_uri, root=root):
-            raise typer.Exit(STOPPED)
+        leave_study(False, study.sync(sync, console, uri=tracking_uri, root=root))
         return
     if close is not None:
         study.close_study(close, console, uri=tracking_uri, root=root)
@@ -119,15 +116,7 @@ def tune(
             console.print(resolved(plan), highlight=False, soft_wrap=True)
             return
         closing = study.start_study(plan, console, warm_start=warm_start or (), verbose=verbose)
-    leave(closing.interrupted, closing.as_planned and closing.best is not None)
-
-
-def leave(interrupted: bool, well: bool) -> None:
-    """Leave with the exit code of a study's end."""
-    if interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if not well:
-        raise typer.Exit(STOPPED)
+    leave_study(closing.interrupted, closing.as_planned and closing.best is not None)
 
 
 def _root(overrides: list[str]) -> Path:

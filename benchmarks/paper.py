@@ -21,8 +21,7 @@ if not __package__:  # run as a file: its neighbours are found from the root, by
 from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
-from aae_ray.console import MISTAKE
-from aae_ray.errors import UserError
+from aae_ray.errors import MISTAKE, UserError
 from aae_ray.reporting.closing import Closing
 from aae_ray.reporting.console import console_for
 from aae_ray.search.ledger import TrialRecord

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from aae_ray.reporting.console import is_ascii
 from aae_ray.reporting.status import FRONT_ROWS, StudyStatus
-from aae_ray.reporting.text import ASCII, UNICODE, describe, heading
+from aae_ray.reporting.text import ASCII, UNICODE, describe, first_line, heading
 from aae_ray.search import events
 from aae_ray.search.journal import Owner
 from aae_ray.search.ledger import Ledger, TrialRecord
@@ -86,7 +86,7 @@ class Screen:
                 then = "it is tried again" if event.retry else "it is not tried again"
                 self._log_trial(
                     ledger.trials[event.number],
-                    f"attempt {event.attempt} failed ({event.failure}): {_first_line(event.message)}; {then}",
+                    f"attempt {event.attempt} failed ({event.failure}): {first_line(event.message)}; {then}",
                 )
             case events.Ended():
                 self._ended(ledger.trials[event.number])
@@ -161,7 +161,7 @@ class Screen:
         count = f"[{self.ledger.ended}/{self.ledger.settled.settings.study.budget.trials}]"
         parts = [f"{trial.state}{reason} after {trial.epoch} epochs", self._values(trial), count]
         if trial.state is State.FAILED and trial.message:
-            parts.append(_first_line(trial.message))
+            parts.append(first_line(trial.message))
         self._log_trial(trial, "  ".join(part for part in parts if part))
         self.mentioned.pop(trial.number, None)
 
@@ -214,7 +214,3 @@ class Screen:
         sizes = "" if dataset is None else f"{len(dataset.train)} / {len(dataset.val)} / {len(dataset.test)} images, "
         trials = f"{settings.study.budget.trials} trials of {settings.train.epochs} epochs"
         return f"{settings.study.name}: {settings.data.name}, {sizes}{trials}, {goals}"
-
-
-def _first_line(message: str) -> str:
-    return next((line.strip() for line in message.splitlines() if line.strip()), "no message")

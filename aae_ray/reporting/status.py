@@ -17,7 +17,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from aae_ray.reporting.text import ASCII, UNICODE, Symbols, describe, duration, heading, interval, short_duration
+from aae_ray.reporting.text import (
+    ASCII,
+    UNICODE,
+    Symbols,
+    describe,
+    duration,
+    first_line,
+    heading,
+    interval,
+    short_duration,
+)
 from aae_ray.search.forecast import Forecast, forecast
 from aae_ray.search.journal import Owner
 from aae_ray.search.ledger import Ledger, TrialRecord
@@ -30,7 +40,6 @@ BAR = 24  # characters
 NARROW = 110  # characters of a line; where there are fewer, heads break and bars are half as long
 LEAST_SETTINGS = 8  # letters that are worth a column
 BRIEF = 3  # notes and kinds of failures on the live screen
-MESSAGE = 200  # letters of a failure's message
 STYLES: dict[str, str] = {
     State.RUNNING: "cyan",
     State.WAITING: "blue",
@@ -415,18 +424,13 @@ def _failures(ledger: Ledger) -> tuple[FailureStatus, ...]:
         FailureStatus(
             kind,
             failures.count,
-            _shortened(failures.last.message),
+            first_line(failures.last.message),
             ledger.trials[failures.last.number].name,
             RETRIES[kind].advice,
         )
         for kind, failures in ranked
         if failures.last is not None
     )
-
-
-def _shortened(message: str) -> str:
-    line = next((part.strip() for part in message.splitlines() if part.strip()), "no message")
-    return line if len(line) <= MESSAGE else line[: MESSAGE - 3] + "..."
 
 
 def _share(seconds: float, total: float) -> str:

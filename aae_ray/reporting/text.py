@@ -11,6 +11,8 @@ from rich.text import Text
 
 from aae_ray.evaluation.metrics import METRICS
 
+MESSAGE = 200  # letters of a failure's message
+
 
 @dataclass(frozen=True)
 class Symbols:
@@ -100,6 +102,12 @@ def with_floor(name: str, metrics: Mapping[str, float]) -> str:
 def bullet(label: str, content: str) -> Text:
     """A line of a report: what it is about, in bold, and what there is to say."""
     return Text.assemble((f"{label:<12}", "bold"), content)
+
+
+def first_line(message: str) -> str:
+    """The first line of a message that says something, cut where it is long."""
+    line = next((part.strip() for part in message.splitlines() if part.strip()), "no message")
+    return line if len(line) <= MESSAGE else line[: MESSAGE - 3] + "..."
 
 
 def shell_path(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from aae_ray.datasets.dataset import Dataset
-from aae_ray.errors import UserError
+from aae_ray.errors import STOPPED, UserError
 from aae_ray.execution.gang import precision_advice
 from aae_ray.execution.ray_cluster import RayWatch, check_writable, gangs_that_fit, ray_cluster, ray_is_ours
 from aae_ray.execution.tune_adapter import search
@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 SEND_SECONDS, SEND_SECONDS_INTERRUPTED = 60.0, 8.0  # to wait at the end for MLflow to take the last records
 WATCH_SECONDS = 0.5
 DISK_SECONDS = 2.0
-FAILED = 1  # exit code of a study that ended without its processes in order
 
 
 # ------------------------------------------------------------------------------------------------------- how it begins
@@ -487,7 +486,7 @@ class Study:
         screen.end(f"{message}; the study is closed.{waiting} Go on with\n  {text.resume_command(self.folder)}")
         if self.mirror is not None:
             self.mirror.close()
-        os._exit(FAILED)
+        os._exit(STOPPED)
 
 
 class CopyForOptuna:
