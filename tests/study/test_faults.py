@@ -20,7 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from aae_ray.search.outcomes import StudyEnd
+from aae_ray.search.contract import trial_name
+from aae_ray.search.journal import read_events
+from aae_ray.search.ledger import Ledger
+from aae_ray.search.outcomes import State, StudyEnd
 from tests.datasets.small_sets import some_images, write_idx
 from tests.study.commands import command, run
 from tests.study.test_resume import SMALL, check_whole, ledger_of, resume
@@ -234,6 +237,44 @@ def fill(path: Path, left: int) -> None:
             file.write(bytes(min(free - left, 1_000_000)))
         while not left:
             file.write(b"0" * 512)
+
+
+# ------------------------------------------------------------------------------------------------------------- MLflow
+
+
+@pytest.mark.slow
+def test_two_studies_at_once_in_one_folder_are_both_whole(tmp_path: Path, environment: dict[str, str]) -> None:
+    studies = [start(tmp_path, environment, *SMALL, f"study.sampler.seed={seed}") for seed in (0, 1)]
+    for study in studies:
+        assert study.wait(timeout=250) == 0, (tmp_path / "out.txt").read_text()
+    folders = sorted(path.parent for path in tmp_path.glob("runs/*/journal.jsonl"))
+    assert len(folders) == 2
+    client = client_of(tmp_path)
+    experiment = client.get_experiment_by_name("aae/digits")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"} and len(runs) == 8
+    best = set()
+    for folder in folders:
+        ledger = Ledger.replay(read_events(folder))
+        assert ledger.end is StudyEnd.PLANNED and [trial.state for trial in ledger.trials] == [State.COMPLETE] * 3
+        (parent,) = [
+            each
+            for each in runs
+            if each.data.tags["aae.run_kind"] == "study" and each.data.tags["aae.study_id"] == folder.name
+        ]
+        children = [each for each in runs if each.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert sorted(child.data.tags["aae.trial_id"] for child in children) == ["t0000", "t0001", "t0002"]
+        for child in children:
+            points = client.get_metric_history(child.info.run_id, "val/reconstruction_mse")
+            assert [point.step for point in points] == list(range(1, 61))
+        assert ledger.chosen is not None and ledger.promoted is not None
+        name = trial_name(ledger.chosen.number)
+        best |= {child.info.run_id for child in children if child.data.tags["aae.trial_id"] == name}
+    versions = client.search_model_versions("name = 'aae-digits-decoder'")
+    assert {version.run_id for version in versions} == best and len(versions) == 2
+    assert client.get_model_version_by_alias("aae-digits-decoder", "champion").run_id in best
+    wait_for(lambda: not processes(tmp_path), 20)
 
 
 # -------------------------------------------------------------------------------------------- what is not as it was
