@@ -224,7 +224,7 @@ class Health(Section):
         True, description="whether an unhealthy trial is ended, with a named reason; a diverged one always is"
     )
     grace_fraction: Fraction = Field(0.3, description="share of train.epochs before which only divergence ends a trial")
-    patience: Positive = Field(3, description="epochs in a row for which a sign of illness must show")
+    patience: Positive = Field(3, description="epochs in a row for which an unhealthy sign must show")
     saturated_loss_nats: Float = Field(
         0.01,
         ge=0,

@@ -71,7 +71,7 @@ def print_report(console: Console, closing: Closing) -> None:
     lines += [text.bullet("MLflow", f"refused a record: {sentence}") for sentence in closing.parked]
     if closing.unsent:
         why = closing.problem or "the server is slow"
-        lines.append(text.bullet("MLflow", f"{closing.unsent} records wait in {path} ({why}); send them with"))
+        lines.append(text.bullet("MLflow", f"{closing.unsent} records pending in {path} ({why}); send them with"))
         lines.append(text.bullet("", f"  python -m aae_ray.tune --sync {path}"))
     if without_userinfo(closing.uri) != closing.uri and (closing.unsent or not closing.as_planned):
         lines.append(text.bullet("note", PASSWORD))
@@ -102,7 +102,7 @@ def registration_line(closing: Closing) -> str:
         return "nothing: no trial was trained to its end"
     if closing.ledger.chosen.registration is None:
         return "nothing: tracking.register_model is false"
-    return "nothing yet: MLflow has not taken it" if closing.unsent else "nothing: MLflow refused it, see below"
+    return "nothing: not yet sent to MLflow" if closing.unsent else "nothing: MLflow refused it, see below"
 
 
 def next_commands(closing: Closing) -> list[tuple[str, str]]:

@@ -125,7 +125,7 @@ class Screen:
         """Whether MLflow takes the records. Asked often: a log has a line when that changes."""
         if problem != self.tracking:
             if problem is not None:
-                self._log(f"MLflow: {problem}; {unsent} records wait")
+                self._log(f"MLflow: {problem}; {unsent} records pending")
             else:
                 self._log("MLflow takes records again")
         self.tracking, self.unsent = problem, unsent
@@ -205,7 +205,7 @@ class Screen:
             parts.append(Text(status_line, style="cyan"))
         parts += [Text(f"note: {note}", style="yellow") for note in self.notes[-NOTES:]]
         if tracking is not None:
-            parts.append(Text(f"MLflow: {tracking}; {self.unsent} records wait", style="yellow"))
+            parts.append(Text(f"MLflow: {tracking}; {self.unsent} records pending", style="yellow"))
         return Group(*parts)  # type: ignore[arg-type]
 
     def _title(self, dataset: "Dataset | None") -> str:

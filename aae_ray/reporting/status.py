@@ -126,7 +126,7 @@ class StudyStatus:
     study_id: str
     name: str
     folder: str
-    state: str  # running; stopped, ended; or dead: its process ended without a word
+    state: str  # running; stopped, ended; or dead: its process exited unexpectedly
     why: str | None  # why it stopped
     message: str | None
     alive: bool  # whether a process owns it; also while a study that has ended still sends its records
@@ -271,7 +271,7 @@ class StudyStatus:
                 detail = where + (beat if (self.heartbeat_age or 0) > 20 else "")
             case "dead":
                 seen = f", last seen {short_duration(self.heartbeat_age)} ago" if self.heartbeat_age else ""
-                detail = f"{where} ended without a word{seen}; its trials wait for a resume"
+                detail = f"{where} exited unexpectedly{seen}; its trials wait for a resume"
             case "stopped":
                 detail = ": ".join(part for part in (self.why, self.message) if part)
             case _:

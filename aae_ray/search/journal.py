@@ -67,7 +67,7 @@ def _read(folder: Path) -> tuple[list[Event], int]:
             left = f"the {number - 1} events before it are whole" if number > 1 else "nothing before it is left"
             raise UserError(
                 f"{path}, line {number}: is not an event of a study ({reason}); {left}. Nothing was changed: "
-                f"mend that line, or move it and those behind it to another file to go on from there"
+                f"fix or move that line; where it moves to another file, those behind it go with it"
             ) from None
     if lines:
         _check_schema(path, lines[0])

@@ -216,14 +216,14 @@ class Ledger:
                 pass
 
     def _resume(self, event: events.StudyResumed, before: float) -> None:
-        if self.session_started is not None:  # its process ended without a word, after its last event
+        if self.session_started is not None:  # its process exited unexpectedly, after its last event
             self.active_seconds += max(before - self.session_started, 0.0)
         self.resumed, self.end, self.end_message, self.most_running = event, None, None, 0
         self.session_started, self.failures_in_a_row, self.first_failures = event.time, 0, []
         if event.plan is not None:
             self.plan = plan_from(event.plan)
         for trial in self.trials:
-            if trial.open:  # its process ended without a word
+            if trial.open:  # its process exited unexpectedly
                 self._close_attempt(trial, trial.heard or event.time)
                 self._move(trial, State.WAITING)
             elif trial.reason is not None and trial.reason.resumable:

@@ -60,7 +60,7 @@ class Reason(StrEnum):
     PRUNED = "pruned"
     BUDGET = "budget"  # the study's time or worker-hours were used up
     USER = "user"  # Ctrl-C, SIGTERM or SIGHUP
-    INTERRUPTED = "interrupted"  # the study's process, or Ray under it, ended without a word
+    INTERRUPTED = "interrupted"  # the study's process, or Ray under it, exited unexpectedly
     OUT_OF_MEMORY = FailureClass.OUT_OF_MEMORY
     DIVERGED = FailureClass.DIVERGED
     BAD_DATA = FailureClass.BAD_DATA
@@ -98,4 +98,4 @@ class StudyEnd(StrEnum):
     DISK = "disk"  # no room left under the study's folder
     RAY = "ray"  # Ray ended under the study
     ERROR = "error"  # an error in the search itself
-    INTERRUPTED = "interrupted"  # its process ended without a word: found by the next resume, or by --close
+    INTERRUPTED = "interrupted"  # its process exited unexpectedly: found by the next resume, or by --close

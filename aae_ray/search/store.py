@@ -321,6 +321,8 @@ def find_study(name_or_folder: str, root: Path) -> Path:
         )
     if name_or_folder and path.is_dir():
         raise UserError(f"{name_or_folder} is not the folder of a study: there is no {JOURNAL} in it")
+    if not folders:
+        raise UserError(f"no study is called {name_or_folder}: there are no studies under {root}")
     raise UserError(f"there is no study {name_or_folder} under {root}{_hint(name_or_folder, folders)}")
 
 
@@ -342,8 +344,6 @@ def _abbreviates(text: str, study_id: str) -> bool:
 
 
 def _hint(name: str, folders: list[Path]) -> str:
-    if not folders:
-        return ", nor any other"
     names = {STAMP.sub("", folder.name): folder.name for folder in reversed(folders)}  # of each name the newest
     known = {folder.name: folder.name for folder in folders} | names
     close = dict.fromkeys(known[near] for near in difflib.get_close_matches(name, list(known), n=3, cutoff=0.6))

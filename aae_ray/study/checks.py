@@ -1,4 +1,4 @@
-"""All that can be wrong before anything starts, looked at."""
+"""Checks before a study starts."""
 
 import os
 import platform

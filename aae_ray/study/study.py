@@ -110,8 +110,8 @@ def resume_study(
                 f"--extend {name} changes nothing; give a larger study.budget.trials, a space, or more epochs"
             )
         if (owner := here.left_by) is not None:
-            told = f"process {owner.pid} on {owner.host} left the study; this one takes it over"
-            console.print(text.bullet("note", told))
+            note = f"taking over from process {owner.pid} on {owner.host}, which is no longer running"
+            console.print(text.bullet("note", note))
         record = record_plan(plan)
         begin = events.StudyResumed(
             plan=record if record != record_plan(old) else None, host=socket.gethostname(), pid=os.getpid()
@@ -121,14 +121,14 @@ def resume_study(
 
 
 def close_study(name: str, console: Console, *, uri: str | None = None, root: Path = Path("runs")) -> None:
-    """Close a study whose process has ended without a word: its runs and trials end with it. Raises UserError."""
+    """Close a study whose process has exited unexpectedly: its runs and trials end with it. Raises UserError."""
     with opened(name, root) as here:
         if here.ledger().end is None:
             here.journal.append(events.StudyStopped(end=StudyEnd.INTERRUPTED, message="closed by --close"))
         here.copy()
         result = send(here.journal, uri)
-    told = f"{here.folder.name} is closed; {result.sent} records sent to MLflow, {result.left} left"
-    console.print(told, soft_wrap=True)
+    state = f"{here.folder.name} is closed; {result.sent} records sent to MLflow, {result.left} left"
+    console.print(state, soft_wrap=True)
 
 
 def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Path("runs")) -> bool:
@@ -457,7 +457,7 @@ class Study:
     def _close(self, tracker: Tracker, *, interrupted: bool) -> int:
         try:
             return tracker.close(SEND_SECONDS_INTERRUPTED if interrupted else SEND_SECONDS)
-        except KeyboardInterrupt:  # the records wait in the journal
+        except KeyboardInterrupt:  # the records are pending in the journal
             return tracker.unsent
 
     @contextmanager
@@ -482,7 +482,7 @@ class Study:
         journal.append_last(events.StudyStopped(end=StudyEnd.RAY, message=message))
         tracker.wake()
         unsent = tracker.close(SEND_SECONDS_INTERRUPTED)
-        waiting = f" {unsent} records for MLflow wait in the study's folder." if unsent else ""
+        waiting = f" {unsent} records pending for MLflow in the study's folder." if unsent else ""
         screen.end(f"{message}; the study is closed.{waiting} Go on with\n  {text.resume_command(self.folder)}")
         if self.mirror is not None:
             self.mirror.close()

@@ -112,9 +112,9 @@ def test_the_screen_keeps_notes_and_says_what_keeps_mlflow() -> None:
     screen.say("measuring t0001 on the test images")
     text = shown(screen)
     assert "note: give each trial a GPU" in text and "measuring t0001 on the test images" in text
-    assert "MLflow: MLflow is unreachable: connection refused; 17 records wait" in text
+    assert "MLflow: MLflow is unreachable: connection refused; 17 records pending" in text
     screen.note_tracking(None, 3)
-    assert "records wait" not in shown(screen)
+    assert "records pending" not in shown(screen)
 
 
 def test_the_screen_fits_a_low_terminal() -> None:
@@ -260,7 +260,7 @@ def test_a_log_says_once_what_is_said_often() -> None:
     assert [line.partition("] ")[2] for line in out.getvalue().splitlines()] == [
         "note: [not markup]",
         "sending the last records",
-        "MLflow: MLflow is unreachable; 5 records wait",
+        "MLflow: MLflow is unreachable; 5 records pending",
         "MLflow takes records again",
     ]
 

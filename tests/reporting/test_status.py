@@ -118,11 +118,11 @@ def test_how_a_study_stands(end: StudyEnd | None, state: str, why: str | None) -
         assert end is None or "all is done" in printed(status)
 
 
-def test_a_study_whose_process_ended_without_a_word_is_dead() -> None:
+def test_a_study_whose_process_exited_unexpectedly_is_dead() -> None:
     history = history_of_all_states()
     before = of(history, DEAD)
     assert before.state == "dead" and not before.alive
-    assert f"process {DEAD.pid} on {DEAD.host} ended without a word" in " ".join(printed(before).split())
+    assert f"process {DEAD.pid} on {DEAD.host} exited unexpectedly" in " ".join(printed(before).split())
     history.now += 10_000
     after = of(history, DEAD)
     assert after.forecast == before.forecast  # its clock stands still
