@@ -65,6 +65,7 @@ OWNERS = {
         "aae_ray.training.",
         "aae_ray.randomness",
         "aae_ray.execution.failures",
+        "aae_ray.execution.process_group",
         "aae_ray.execution.gang",
         "aae_ray.tracking.registry",
     ),

@@ -6,18 +6,18 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import STOPPED, UserError
 from aae_ray.execution.gang import precision_advice
-from aae_ray.execution.ray_cluster import RayWatch, check_writable, gangs_that_fit, ray_cluster, ray_is_ours
+from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, ray_cluster, ray_is_ours
 from aae_ray.execution.tune_adapter import search
 from aae_ray.reporting import plots, text
 from aae_ray.reporting.cards import resolved
@@ -25,21 +25,23 @@ from aae_ray.reporting.closing import Closing, print_report
 from aae_ray.reporting.screen import Screen
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
-from aae_ray.search.journal import JOURNAL, Journal, JournalError, Owner, StudyLock, first_event
+from aae_ray.search.journal import Journal, JournalError
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.sampler import OptunaCopy, optuna_study
 from aae_ray.search.space import Plan, fits, read_plan, record_plan
-from aae_ray.search.store import Store, below, find_study, is_remote, local_root, read_ledger, studies
+from aae_ray.search.store import Store
 from aae_ray.secrets import redact
-from aae_ray.settings import RunSettings, dotted_fields, flatten, replace
+from aae_ray.settings import replace
 from aae_ray.study import checks
 from aae_ray.study.files import TrialFiles
 from aae_ray.study.finalists import choose, finalists, measure, publish
 from aae_ray.study.log import LOG, logged
 from aae_ray.study.mirror import Mirror
+from aae_ray.study.opening import mirror_of, new_folder, opened, owned, removed_where_nothing_began
 from aae_ray.study.signals import Signals
-from aae_ray.tracking.provenance import provenance, unique_timestamp
+from aae_ray.study.warm_start import prior_trials
+from aae_ray.tracking.provenance import provenance
 from aae_ray.tracking.sender import Tracker, import_early
 from aae_ray.tracking.sender import sync as send
 
@@ -56,7 +58,9 @@ DISK_SECONDS = 2.0
 def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (), verbose: bool = False) -> Closing:
     """Run a new study to its end, its budget or Ctrl-C, and report. Raises UserError for mistakes of the user."""
     plan, uri, dataset = checks.checked(plan)
-    prior = prior_trials(warm_start, plan, dataset, console)
+    prior = prior_trials(
+        warm_start, plan, dataset, lambda note: console.print(text.bullet("note", note), soft_wrap=True)
+    )
     if warm_start:
         fitting = sum(fits(trial.params, plan.space) for trial in prior)
         console.print(text.bullet("warm start", f"{fitting} finished trials fit the space, of {len(prior)} read"))
@@ -145,155 +149,12 @@ def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Pa
     return not result.parked and not result.left
 
 
-def prior_trials(names: Sequence[str], plan: Plan, dataset: Dataset, console: Console) -> list[events.PriorTrial]:
-    """The finished trials of earlier studies, by name, folder or experiment. Raises UserError for unlike studies.
-
-    Of several studies of an experiment, those that cannot be read are told of and left out.
-    """
-    root = local_root(plan.settings.study.folder)
-    trials = []
-    for name in names:
-        folders = _of_experiment(name, root) or [find_study(name, root)]
-        for folder in folders:
-            try:
-                ledger = read_ledger(folder)
-                objectives = tuple(ledger.objectives)
-            except UserError as error:
-                if len(folders) == 1:
-                    raise UserError(f"--warm-start {name}: {folder.name}: {error}") from None
-                left_out = f"--warm-start {name} leaves out {folder.name}: {error}"
-                console.print(text.bullet("note", left_out), soft_wrap=True)
-                continue
-            assert ledger.started is not None
-            if ledger.started.data.digest != dataset.digest:
-                raise UserError(f"--warm-start {name}: {folder.name} was on other data ({ledger.started.data.name})")
-            if objectives != tuple(plan.settings.study.objectives):
-                raise UserError(
-                    f"--warm-start {name}: {folder.name} had other objectives, {', '.join(objectives)}; "
-                    f"this study has {', '.join(plan.settings.study.objectives)}"
-                )
-            trials += [
-                events.PriorTrial(
-                    params=trial.params,
-                    values=tuple(trial.metrics[objective] for objective in objectives),
-                    source=f"{folder.name}/{trial.name}",
-                    same_settings=_same_settings(trial.plan, plan),
-                )
-                for trial in ledger.complete()
-            ]
-    return trials
-
-
-def _same_settings(earlier: Plan, plan: Plan) -> bool:
-    """Whether trials of two plans differ in nothing but what both of them search."""
-    if earlier.space.keys() != plan.space.keys():
-        return False
-    one, other = flatten(earlier.settings), flatten(plan.settings)
-    return all(one[key] == other[key] for key in dotted_fields(RunSettings) if key not in plan.space)
-
-
-def _of_experiment(name: str, root: Path) -> list[Path]:
-    """The studies that were recorded under this experiment of MLflow, the one that began first first."""
-    return [folder for folder in reversed(studies(root)) if _experiment(first_event(folder)) == name]
-
-
-def _experiment(started: Mapping[str, Any]) -> str | None:
-    """The experiment of a study by its first event, as far as its version has told it."""
-    with suppress(KeyError, TypeError):
-        settings = started["plan"]["settings"]
-        return str(settings["tracking.experiment"] or f"aae/{settings['data.name']}")
-    return None
-
-
 def changed_plan(plan: Plan, overrides: Sequence[str]) -> Plan:
     """A recorded plan with `key=value` changes, checked as a study's file is. Raises SettingsError."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "study.yaml")
         path.write_text(resolved(plan), encoding="utf-8")
         return read_plan(str(path), overrides)
-
-
-def new_folder(plan: Plan) -> Path:
-    """A new folder for a study. Raises UserError when it cannot be made."""
-    study = plan.settings.study
-    folder = local_root(study.folder).absolute() / f"{study.name}-{unique_timestamp()}"
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"study.folder {study.folder}: {folder} cannot be made: {error.strerror}") from None
-    check_writable(str(folder))
-    if problem := checks.disk_problem(folder):
-        folder.rmdir()
-        raise UserError(f"study.folder {study.folder}: {problem}")
-    return folder
-
-
-def mirror_of(folder: Path, root: str) -> Mirror | None:
-    """What copies a study to its place below `study.folder`, where that is the URI of a file system."""
-    return Mirror(Store(folder, below(root, folder.name))) if is_remote(root) else None
-
-
-@contextmanager
-def owned(folder: Path, mirror: Mirror | None) -> Iterator[StudyLock]:
-    """A study's folder, here and elsewhere, belongs to this process. Raises UserError when it is another one's."""
-    lock = StudyLock(folder)
-    lock.acquire()
-    try:
-        if mirror is not None:
-            mirror.claim()
-        yield lock
-    finally:
-        if mirror is not None and mirror.claimed:
-            mirror.close()
-        lock.release()
-
-
-@contextmanager
-def removed_where_nothing_began(folder: Path) -> Iterator[None]:
-    """A new folder in which no study has begun is taken away again."""
-    try:
-        yield
-    finally:
-        journal = folder / JOURNAL
-        if not journal.exists() or journal.stat().st_size == 0:
-            for file in folder.iterdir():
-                file.unlink()
-            folder.rmdir()
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A study, or the record of an evaluation, that belongs to this process for now."""
-
-    folder: Path
-    journal: Journal
-    mirror: Mirror | None
-    left_by: Owner | None  # a process that has ended without a word
-
-    def ledger(self) -> Ledger:
-        """What became of the study. Raises UserError for an evaluation."""
-        return read_ledger(self.folder, self.journal.history)
-
-    def copy(self) -> None:
-        """From now on, what happens here is copied to where the study is."""
-        if self.mirror is not None:
-            self.mirror.start(self.journal)
-
-
-@contextmanager
-def opened(name: str, root: Path, *, to_go_on: bool = False) -> Iterator[Opened]:
-    """A study that is there, with all that there is of it elsewhere. Raises UserError when it cannot be had, or when it
-    is to go on and its disk is full."""
-    folder = find_study(name, root).absolute()
-    if to_go_on and (problem := checks.disk_problem(folder)):
-        raise UserError(f"{name} cannot go on yet: {problem}")
-    settings = first_event(folder).get("plan", {}).get("settings", {})
-    mirror = mirror_of(folder, str(settings.get("study.folder", "")))
-    with owned(folder, mirror) as lock:
-        if mirror is not None:
-            mirror.pull()
-        with closing(Journal.open(folder)) as journal:
-            yield Opened(folder, journal, mirror, lock.taken_over)
 
 
 # --------------------------------------------------------------------------------------------------------- how it goes

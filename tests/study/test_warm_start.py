@@ -1,17 +1,15 @@
 """The finished trials of earlier studies that a new one starts from."""
 
-import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
 from aae_ray.search.journal import JOURNAL
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
-from aae_ray.study.study import prior_trials
+from aae_ray.study.warm_start import prior_trials
 from tests.search.histories import START, History, write_evaluation
 
 OLD, NEW, OTHER = "digits-20270115-080000-abcd", "digits-20270116-080000-0123", "mnist-20270117-080000-beef"
@@ -34,9 +32,9 @@ def plan(tmp_path: Path, digits: Dataset) -> Plan:
 
 def sources(plan: Plan, digits: Dataset, *names: str) -> tuple[list[str], str]:
     """The trials found under some names, and what was said about it."""
-    out = io.StringIO()
-    prior = prior_trials(names, plan, digits, Console(file=out, width=300))
-    return [trial.source for trial in prior], out.getvalue()
+    notes: list[str] = []
+    prior = prior_trials(names, plan, digits, notes.append)
+    return [trial.source for trial in prior], "".join(notes)
 
 
 def break_settings(tmp_path: Path, name: str) -> None:

@@ -1,0 +1,99 @@
+"""A study's folder, here and elsewhere, while it belongs to this process."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aae_ray.errors import UserError
+from aae_ray.execution.ray_cluster import check_writable
+from aae_ray.search.journal import JOURNAL, Journal, Owner, StudyLock, first_event
+from aae_ray.search.ledger import Ledger
+from aae_ray.search.space import Plan
+from aae_ray.search.store import Store, below, find_study, is_remote, local_root, read_ledger
+from aae_ray.study import checks
+from aae_ray.study.mirror import Mirror
+from aae_ray.tracking.provenance import unique_timestamp
+
+
+def new_folder(plan: Plan) -> Path:
+    """A new folder for a study. Raises UserError when it cannot be made."""
+    study = plan.settings.study
+    folder = local_root(study.folder).absolute() / f"{study.name}-{unique_timestamp()}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"study.folder {study.folder}: {folder} cannot be made: {error.strerror}") from None
+    check_writable(str(folder))
+    if problem := checks.disk_problem(folder):
+        folder.rmdir()
+        raise UserError(f"study.folder {study.folder}: {problem}")
+    return folder
+
+
+def mirror_of(folder: Path, root: str) -> Mirror | None:
+    """What copies a study to its place below `study.folder`, where that is the URI of a file system."""
+    return Mirror(Store(folder, below(root, folder.name))) if is_remote(root) else None
+
+
+@contextmanager
+def owned(folder: Path, mirror: Mirror | None) -> Iterator[StudyLock]:
+    """A study's folder, here and elsewhere, belongs to this process. Raises UserError when it is another one's."""
+    lock = StudyLock(folder)
+    lock.acquire()
+    try:
+        if mirror is not None:
+            mirror.claim()
+        yield lock
+    finally:
+        if mirror is not None and mirror.claimed:
+            mirror.close()
+        lock.release()
+
+
+@contextmanager
+def removed_where_nothing_began(folder: Path) -> Iterator[None]:
+    """A new folder in which no study has begun is taken away again."""
+    try:
+        yield
+    finally:
+        journal = folder / JOURNAL
+        if not journal.exists() or journal.stat().st_size == 0:
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A study, or the record of an evaluation, that belongs to this process for now."""
+
+    folder: Path
+    journal: Journal
+    mirror: Mirror | None
+    left_by: Owner | None  # a process that has ended without a word
+
+    def ledger(self) -> Ledger:
+        """What became of the study. Raises UserError for an evaluation."""
+        return read_ledger(self.folder, self.journal.history)
+
+    def copy(self) -> None:
+        """From now on, what happens here is copied to where the study is."""
+        if self.mirror is not None:
+            self.mirror.start(self.journal)
+
+
+@contextmanager
+def opened(name: str, root: Path, *, to_go_on: bool = False) -> Iterator[Opened]:
+    """A study that is there, with all that there is of it elsewhere. Raises UserError when it cannot be had, or when it
+    is to go on and its disk is full."""
+    folder = find_study(name, root).absolute()
+    if to_go_on and (problem := checks.disk_problem(folder)):
+        raise UserError(f"{name} cannot go on yet: {problem}")
+    settings = first_event(folder).get("plan", {}).get("settings", {})
+    mirror = mirror_of(folder, str(settings.get("study.folder", "")))
+    with owned(folder, mirror) as lock:
+        if mirror is not None:
+            mirror.pull()
+        with closing(Journal.open(folder)) as journal:
+            yield Opened(folder, journal, mirror, lock.taken_over)

@@ -1,0 +1,75 @@
+"""What the sampler may learn from earlier studies."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.errors import UserError
+from aae_ray.search import events
+from aae_ray.search.journal import first_event
+from aae_ray.search.space import Plan
+from aae_ray.search.store import find_study, local_root, read_ledger, studies
+from aae_ray.settings import RunSettings, dotted_fields, flatten
+
+
+def prior_trials(
+    names: Sequence[str], plan: Plan, dataset: Dataset, note: Callable[[str], None]
+) -> list[events.PriorTrial]:
+    """The finished trials of earlier studies, by name, folder or experiment. Raises UserError for unlike studies.
+
+    Of several studies of an experiment, those that cannot be read are left out with a note.
+    """
+    root = local_root(plan.settings.study.folder)
+    trials = []
+    for name in names:
+        folders = _of_experiment(name, root) or [find_study(name, root)]
+        for folder in folders:
+            try:
+                ledger = read_ledger(folder)
+                objectives = tuple(ledger.objectives)
+            except UserError as error:
+                if len(folders) == 1:
+                    raise UserError(f"--warm-start {name}: {folder.name}: {error}") from None
+                note(f"--warm-start {name} leaves out {folder.name}: {error}")
+                continue
+            assert ledger.started is not None
+            if ledger.started.data.digest != dataset.digest:
+                raise UserError(f"--warm-start {name}: {folder.name} was on other data ({ledger.started.data.name})")
+            if objectives != tuple(plan.settings.study.objectives):
+                raise UserError(
+                    f"--warm-start {name}: {folder.name} had other objectives, {', '.join(objectives)}; "
+                    f"this study has {', '.join(plan.settings.study.objectives)}"
+                )
+            trials += [
+                events.PriorTrial(
+                    params=trial.params,
+                    values=tuple(trial.metrics[objective] for objective in objectives),
+                    source=f"{folder.name}/{trial.name}",
+                    same_settings=_same_settings(trial.plan, plan),
+                )
+                for trial in ledger.complete()
+            ]
+    return trials
+
+
+def _same_settings(earlier: Plan, plan: Plan) -> bool:
+    """Whether trials of two plans differ in nothing but what both of them search."""
+    if earlier.space.keys() != plan.space.keys():
+        return False
+    one, other = flatten(earlier.settings), flatten(plan.settings)
+    return all(one[key] == other[key] for key in dotted_fields(RunSettings) if key not in plan.space)
+
+
+def _of_experiment(name: str, root: Path) -> list[Path]:
+    """The studies that were recorded under this experiment of MLflow, the one that began first first."""
+    return [folder for folder in reversed(studies(root)) if _experiment(first_event(folder)) == name]
+
+
+def _experiment(started: Mapping[str, Any]) -> str | None:
+    """The experiment of a study by its first event, as far as its version has told it."""
+    with suppress(KeyError, TypeError):
+        settings = started["plan"]["settings"]
+        return str(settings["tracking.experiment"] or f"aae/{settings['data.name']}")
+    return None
