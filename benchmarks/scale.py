@@ -28,7 +28,7 @@ from rich.console import Console
 
 from aae_ray.reporting.screen import Screen
 from aae_ray.search import events
-from aae_ray.search.conductor import Conductor, Continue, Nothing
+from aae_ray.search.conductor import Conductor, Continue, NoSuggestion
 from aae_ray.search.contract import Report, Suggestion
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger
@@ -120,7 +120,7 @@ def _execute(conductor: Conductor, plan: Plan) -> None:
         while isinstance(suggestion := conductor.suggest(), Suggestion):
             conductor.started(suggestion.number)
             running.append((suggestion, 0))
-        if suggestion is Nothing.DONE:
+        if suggestion is NoSuggestion.DONE:
             return
         suggestion, level = running.pop(0)
         luck = random.Random(repr(sorted(suggestion.params.items())))
@@ -155,7 +155,7 @@ def drive(trials: int) -> None:
     ])  # fmt: skip
     with open(os.devnull, "w") as nowhere:
         closing = start_study(plan, Console(file=nowhere, force_terminal=True, width=120))
-    hours = closing.ledger.hours
+    hours = closing.ledger.worker_time
     assert closing.ledger.ended == trials, closing.ledger.reasons
     print(json.dumps({
         "trials": trials, "cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter() - began,

@@ -68,9 +68,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     gang: Gang | None = None  # None when the last one has ended
     failed: Failed | None = None  # why the suggestion could not be begun
     ready = False  # whether the gang has told that it has started
-    spoiled = False  # this process has a worker that is stuck, or a broken device
+    unusable = False  # this process has a worker that is stuck, or a broken device
 
-    refused = False  # the trial that was handed to a spoiled process
+    refused = False  # the trial that was handed to a unusable process
 
     def setup(self, config: dict[str, Any], settings: Settings, folder: str, mailbox: ActorHandle | None) -> None:
         self.base, self.folder, self.mailbox = settings, folder, mailbox
@@ -86,7 +86,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.refused = self.spoiled
+        self.refused = self.unusable
         if not self.refused:  # else its step raises: Tune starts a running trial anew, not one that is being reset
             self.failed = None
             self._begin(new_config)
@@ -111,7 +111,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             self._drop_gang()
         if isinstance(reply, Failed):
             if reply.kind is FailureClass.BUG and "CUDA error" in reply.message:  # no context survives one
-                self.spoiled = self.spoiled or isinstance(self.gang, LocalGang)
+                self.unusable = self.unusable or isinstance(self.gang, LocalGang)
                 self._drop_gang()
             return self._failure(reply)
         self.epoch = reply.interval.epoch
@@ -125,7 +125,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def cleanup(self) -> None:
         self._drop_gang()
-        if self.spoiled:  # the stuck thread, and the memory that it holds, must not outlive the trial
+        if self.unusable:  # the stuck thread, and the memory that it holds, must not outlive the trial
             threading.Timer(1.0, os._exit, (1,)).start()
 
     def new_gang(self) -> Gang:
@@ -238,4 +238,4 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _drop_gang(self) -> None:
         gang, self.gang = self.gang, None
         if gang is not None and not gang.close():
-            self.spoiled = True
+            self.unusable = True

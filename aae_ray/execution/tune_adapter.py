@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from aae_ray.execution.failures import failure_of
 from aae_ray.execution.mailbox import start_mailbox_hub
 from aae_ray.execution.trial import trainable
-from aae_ray.search.conductor import Conductor, Nothing, Retry, Stop
+from aae_ray.search.conductor import Conductor, NoSuggestion, Retry, Stop
 from aae_ray.search.contract import Failure, from_result
 from aae_ray.search.journal import JournalError
 from aae_ray.search.outcomes import FailureClass, StudyEnd
@@ -61,9 +61,9 @@ class Executor:
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         with self.journaling():
             suggestion = self.conductor.suggest()
-        if suggestion is Nothing.WAIT:
+        if suggestion is NoSuggestion.WAIT:
             return None
-        if isinstance(suggestion, Nothing):
+        if isinstance(suggestion, NoSuggestion):
             return str(Searcher.FINISHED)
         self.numbers[trial_id] = suggestion.number
         self.pending[trial_id] = time.monotonic()
@@ -216,7 +216,7 @@ def _error_of(trial: Any) -> BaseException | None:
 def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbose: bool = False) -> None:
     """Run the conductor's trials on Ray until it has no more, or is stopped. `folder` is the study's, as every node
     sees it. Raises JournalError when the journal cannot be written."""
-    settings = conductor.ledger.settled.settings
+    settings = conductor.ledger.current_plan.settings
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(conductor.gangs)  # all gangs start at once
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshot is not used
     while conductor.ledger.end is None and (conductor.ledger.open or conductor.more_to_suggest):

@@ -158,7 +158,7 @@ class Screen:
     def _ended(self, trial: TrialRecord) -> None:
         assert self.ledger is not None
         reason = "" if trial.state is State.COMPLETE else f" ({trial.reason})"
-        count = f"[{self.ledger.ended}/{self.ledger.settled.settings.study.budget.trials}]"
+        count = f"[{self.ledger.ended}/{self.ledger.current_plan.settings.study.budget.trials}]"
         parts = [f"{trial.state}{reason} after {trial.epoch} epochs", self._values(trial), count]
         if trial.state is State.FAILED and trial.message:
             parts.append(first_line(trial.message))

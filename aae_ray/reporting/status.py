@@ -155,7 +155,7 @@ class StudyStatus:
 
         With a limit, the cost does not grow with the number of trials. Raises UserError for an evaluation's record.
         """
-        plan, started = ledger.settled, ledger.started
+        plan, started = ledger.current_plan, ledger.started
         assert started is not None, "a plan comes with the start of its study"
         end, promoted = ledger.end, ledger.promoted  # read once: the study may go on meanwhile
         alive = owner is not None and owner.alive
@@ -192,7 +192,7 @@ class StudyStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values under keys that stay. Times in seconds; what is not known, or not finite, is None."""
-        left, hours = self.forecast.left, self.forecast.hours
+        left, hours = self.forecast.left, self.forecast.worker_time
         budget = {
             name: {"used": use.used, "limit": use.limit}
             for name, use in (
@@ -253,7 +253,7 @@ class StudyStatus:
         symbols = ASCII if ascii else UNICODE
         lines = [self._progress(symbols, BAR if width >= NARROW else BAR // 2), self._pace(symbols)]
         lines += self._best(symbols)
-        tail = [self._hours()] if self.forecast.hours.busy + self.forecast.hours.waiting > 0 else []
+        tail = [self._hours()] if self.forecast.worker_time.busy + self.forecast.worker_time.waiting > 0 else []
         tail += self._failures()[: None if rows is None else BRIEF]
         tail += [Text.assemble(("note  ", "yellow"), note) for note in self.notes[-BRIEF:]]
         for line in [*lines, *tail] if rows is not None else []:
@@ -355,7 +355,7 @@ class StudyStatus:
         return table
 
     def _hours(self) -> Text:
-        hours, of = self.forecast.hours, self.forecast
+        hours, of = self.forecast.worker_time, self.forecast
         total = hours.busy + hours.waiting
         parts = {"training": hours.training, "evaluation": hours.evaluation, "waiting": hours.waiting}
         shares = ", ".join(f"{name} {_share(seconds, total)}" for name, seconds in parts.items())

@@ -28,7 +28,7 @@ SAME_BUG = 3  # first trials that end in one and the same bug: the others would 
 Sink = Callable[[events.Event, Ledger], None]
 
 
-class Nothing(Enum):
+class NoSuggestion(Enum):
     """Why there is no suggestion."""
 
     WAIT = "wait"  # for a gang that gets free, or for a trial that may have to be repeated
@@ -100,22 +100,22 @@ class Conductor:
 
     # ------------------------------------------------------------------------------------------- what an executor says
 
-    def suggest(self) -> Suggestion | Nothing:
+    def suggest(self) -> Suggestion | NoSuggestion:
         """The next attempt: a trial that waits, else a new one. The trial counts as under way from now on."""
         if self.no_more is not None:
-            return Nothing.DONE
+            return NoSuggestion.DONE
         if len(self.suggested) >= self.gangs:
-            return Nothing.WAIT
-        budget = self.ledger.settled.settings.study.budget
+            return NoSuggestion.WAIT
+        budget = self.ledger.current_plan.settings.study.budget
         if budget.worker_hours is not None and self.ledger.worker_seconds >= 3600 * budget.worker_hours:
             return self._finish(StudyEnd.PLANNED, f"study.budget.worker_hours={budget.worker_hours:g} are used up")
         if self.waiting:
             trial = self.ledger.trials[self.waiting[0]]
             if trial.alone and self.suggested:
-                return Nothing.WAIT
+                return NoSuggestion.WAIT
             self.waiting.popleft()
         elif any(self.ledger.trials[number].alone for number in self.suggested):
-            return Nothing.WAIT
+            return NoSuggestion.WAIT
         elif len(self.ledger.trials) < budget.trials:
             number = len(self.ledger.trials)
             drawn = self.sampler.suggest(number)
@@ -124,7 +124,7 @@ class Conductor:
             self.record(events.Suggested(number=number, params=drawn[0], sampler_state=drawn[1]))
             trial = self.ledger.trials[number]
         else:
-            return Nothing.WAIT if self.suggested else Nothing.DONE
+            return NoSuggestion.WAIT if self.suggested else NoSuggestion.DONE
         self.suggested.add(trial.number)
         return self.ledger.suggestion(trial)
 
@@ -215,18 +215,18 @@ class Conductor:
     @property
     def more_to_suggest(self) -> bool:
         """Whether the budget has room for another trial."""
-        return self.no_more is None and len(self.ledger.trials) < self.ledger.settled.settings.study.budget.trials
+        return self.no_more is None and len(self.ledger.trials) < self.ledger.current_plan.settings.study.budget.trials
 
     @property
     def gangs_needed(self) -> int:
         """Gangs that will have a trial: fewer than fit where a resumed study has few left."""
-        left = self.ledger.settled.settings.study.budget.trials - len(self.ledger.trials)
+        left = self.ledger.current_plan.settings.study.budget.trials - len(self.ledger.trials)
         return max(min(self.gangs, len(self.ledger.open) + max(left, 0)), 1)
 
     @property
     def time_left(self) -> float | None:
         """Seconds of study.budget.wall_clock that are left, earlier sessions counted; None without such a budget."""
-        wall_clock = self.ledger.settled.settings.study.budget.wall_clock
+        wall_clock = self.ledger.current_plan.settings.study.budget.wall_clock
         if wall_clock is None:
             return None
         started = self.ledger.session_started
@@ -270,18 +270,18 @@ class Conductor:
         self.sampler.ended(trial)
         return Stop(reason)
 
-    def _finish(self, end: StudyEnd, message: str) -> Nothing:
+    def _finish(self, end: StudyEnd, message: str) -> NoSuggestion:
         """Nothing new is begun; what is under way goes on to its end."""
         if self.suggested:
-            return Nothing.WAIT
+            return NoSuggestion.WAIT
         self.no_more, self.message = end, message
         for trial in list(self.ledger.open.values()):
             self._end(trial, Reason.BUDGET)
-        return Nothing.DONE
+        return NoSuggestion.DONE
 
     def _consider_giving_up(self, failed: TrialRecord) -> None:
         """Stop a study in which all goes wrong."""
-        bugs, most = self.ledger.first_failures, self.ledger.settled.settings.study.budget.failures_in_a_row
+        bugs, most = self.ledger.first_failures, self.ledger.current_plan.settings.study.budget.failures_in_a_row
         if len(bugs) >= SAME_BUG and len(set(bugs[:SAME_BUG])) == 1:
             self.stop(StudyEnd.FAILURES, f"the first {SAME_BUG} trials ended in the same bug: {bugs[0]}")
         elif self.ledger.failures_in_a_row >= most:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from aae_ray.search.ledger import Hours, Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger, TrialRecord, WorkerTime
 from aae_ray.search.outcomes import State
 
 LEAST_ENDED = 3  # trials that must have ended before anything is said of the rest
@@ -33,7 +33,7 @@ class Forecast:
     elapsed: float  # seconds that the study has been running, all sessions
     trials_per_hour: float | None  # trials that ended, over that time
     left: Interval | None  # seconds until the study ends; None where too little is known, or nothing is left
-    hours: Hours  # seconds of workers, with those of the attempts under way
+    worker_time: WorkerTime  # seconds of workers, with those of the attempts under way
     stopped_early: float  # of these, seconds of trials that the pruner or a health check stopped
     failed: dict[str, float]  # and of failed trials, by the class of failure
     trials: Use
@@ -47,14 +47,14 @@ def forecast(ledger: Ledger, now: float) -> Forecast:
     The cost grows with the open trials, and not with those that have ended. The study may go on meanwhile, in another
     thread: what may be taken away is read once.
     """
-    study = ledger.settled.settings.study
+    study = ledger.current_plan.settings.study
     elapsed, started = ledger.active_seconds, ledger.session_started
     if started is not None:
         elapsed += max(now - started, 0.0)
-    hours = Hours(ledger.hours.training, ledger.hours.evaluation, ledger.hours.waiting)
+    worker_time = WorkerTime(ledger.worker_time.training, ledger.worker_time.evaluation, ledger.worker_time.waiting)
     for trial in list(ledger.open.values()):
-        hours.waiting += _waiting(trial, now)
-    worker_seconds = hours.busy + hours.waiting
+        worker_time.waiting += _waiting(trial, now)
+    worker_seconds = worker_time.busy + worker_time.waiting
     by_state: dict[State, dict[str, float]] = {State.STOPPED: {}, State.FAILED: {}, State.COMPLETE: {}}
     for reason, seconds in list(ledger.seconds_by_reason.items()):
         by_state[reason.state][reason.value] = seconds
@@ -64,7 +64,7 @@ def forecast(ledger: Ledger, now: float) -> Forecast:
         elapsed=elapsed,
         trials_per_hour=3600 * ledger.ended_seconds[0] / elapsed if ledger.ended_seconds[0] and elapsed else None,
         left=None if ledger.end is not None else _left(ledger, now, wall_clock, worker_hours),
-        hours=hours,
+        worker_time=worker_time,
         stopped_early=sum(by_state[State.STOPPED].values()),
         failed=by_state[State.FAILED],
         trials=Use(ledger.ended, study.budget.trials),
@@ -79,19 +79,22 @@ def _waiting(trial: TrialRecord, now: float) -> float:
     if started is None:
         return 0.0
     held = max(now - started, 0.0) * trial.plan.settings.study.workers_per_trial
-    return max(held - (trial.hours.busy - trial.busy_before), 0.0)
+    return max(held - (trial.worker_time.busy - trial.busy_before), 0.0)
 
 
 def _left(ledger: Ledger, now: float, wall_clock: Use, worker_hours: Use) -> Interval | None:
     """Time left: what the remaining trials will take of workers, as the ended ones did, over the gangs at a time."""
     count, total, squares = ledger.ended_seconds
-    study = ledger.settled.settings.study
+    study = ledger.current_plan.settings.study
     remaining = max(study.budget.trials - ledger.ended, len(ledger.open))
     if count < LEAST_ENDED or remaining == 0:
         return None
     mean = total / count
     variance = max(squares - total * mean, 0.0) / (count - 1)
-    held = [trial.hours.busy + trial.hours.waiting + _waiting(trial, now) for trial in list(ledger.open.values())]
+    held = [
+        trial.worker_time.busy + trial.worker_time.waiting + _waiting(trial, now)
+        for trial in list(ledger.open.values())
+    ]
     expected = remaining * mean - sum(min(seconds, mean) for seconds in held)
     # Of the remaining trials themselves, and of the mean that is known from a few.
     spread = DEVIATIONS * math.sqrt(remaining * variance + remaining**2 * variance / count)

@@ -22,8 +22,8 @@ RECENT = 24  # of the last trials that ended, so many are kept at hand
 
 
 @dataclass
-class Hours:
-    """Seconds that a trial's workers were held, all workers together."""
+class WorkerTime:
+    """Seconds for which workers were held, all of them together."""
 
     training: float = 0.0
     evaluation: float = 0.0
@@ -46,7 +46,7 @@ class TrialRecord:
     state: State = State.WAITING
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    rung_values: dict[int, float] = field(default_factory=dict)  # epoch -> first objective, where reported
+    intermediate_values: dict[int, float] = field(default_factory=dict)  # epoch -> first objective, where reported
     best: dict[str, tuple[float, int]] = field(default_factory=dict)  # metric -> best value so far, its epoch
     reason: Reason | None = None
     message: str | None = None
@@ -62,7 +62,7 @@ class TrialRecord:
     checkpoint: str | None = None
     checkpoint_epoch: int = 0  # before `epoch` where the last state could not be written
     checkpoint_bytes: int = 0
-    hours: Hours = field(default_factory=Hours)
+    worker_time: WorkerTime = field(default_factory=WorkerTime)
     test: events.Measured | None = None
     files: set[str] = field(default_factory=set)  # figures and tables that the journal has of it
 
@@ -122,7 +122,7 @@ class Ledger:
         self.first_failures: list[str] = []  # messages of bugs, as long as no trial ended otherwise
         self.ended_seconds: list[float] = [0.0, 0.0, 0.0]  # count, sum, sum of squares of ended trials' worker seconds
         self.seconds_by_reason: dict[Reason, float] = {}  # worker seconds of trials that ended for good
-        self.hours = Hours()  # of all trials
+        self.worker_time = WorkerTime()  # of all trials
         self.failures: dict[FailureClass, Failures] = {}  # of attempts
         self.recent: dict[int, TrialRecord] = {}  # the last trials that ended, in the order of their ends
         self.best_trials: dict[int, TrialRecord] = {}  # index of an objective -> the complete trial that is best in it
@@ -170,7 +170,7 @@ class Ledger:
                 trial.attempts = event.attempt
                 trial.started = trial.started or event.time
                 trial.attempt_started = trial.heard = event.time
-                trial.busy_before = trial.hours.busy
+                trial.busy_before = trial.worker_time.busy
                 self.most_running = max(self.most_running, self.counts[State.RUNNING])
             case events.Reported():
                 self._report(self.trials[event.number], event)
@@ -235,10 +235,10 @@ class Ledger:
 
     def _report(self, trial: TrialRecord, event: events.Reported) -> None:
         workers = trial.plan.settings.study.workers_per_trial
-        trial.hours.training += event.training_seconds * workers
-        trial.hours.evaluation += event.evaluation_seconds * workers
-        self.hours.training += event.training_seconds * workers
-        self.hours.evaluation += event.evaluation_seconds * workers
+        trial.worker_time.training += event.training_seconds * workers
+        trial.worker_time.evaluation += event.evaluation_seconds * workers
+        self.worker_time.training += event.training_seconds * workers
+        self.worker_time.evaluation += event.evaluation_seconds * workers
         self.worker_seconds += (event.training_seconds + event.evaluation_seconds) * workers
         trial.heard, trial.last_report = event.time, event
         for metrics in self.fresh(event):
@@ -249,7 +249,7 @@ class Ledger:
             trial.epoch, trial.metrics = int(metrics["epoch"]), dict(metrics)
         first = trial.metrics.get(self.objectives[0], math.nan)
         if math.isfinite(first):
-            trial.rung_values[trial.epoch] = first
+            trial.intermediate_values[trial.epoch] = first
         if event.checkpoint is not None:
             trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, event.epoch
             trial.checkpoint_bytes = event.checkpoint_bytes
@@ -271,7 +271,7 @@ class Ledger:
             del self.recent[next(iter(self.recent))]
         if reason.resumable:
             return
-        seconds = trial.hours.busy + trial.hours.waiting
+        seconds = trial.worker_time.busy + trial.worker_time.waiting
         self.seconds_by_reason[reason] = self.seconds_by_reason.get(reason, 0.0) + seconds
         self.ended_seconds = [
             total + more for total, more in zip(self.ended_seconds, (1, seconds, seconds**2), strict=True)
@@ -293,9 +293,9 @@ class Ledger:
     def _close_attempt(self, trial: TrialRecord, time: float) -> None:
         if trial.attempt_started is not None:
             held = max(time - trial.attempt_started, 0.0) * trial.plan.settings.study.workers_per_trial
-            waited = max(held - (trial.hours.busy - trial.busy_before), 0.0)
-            trial.hours.waiting += waited
-            self.hours.waiting += waited
+            waited = max(held - (trial.worker_time.busy - trial.busy_before), 0.0)
+            trial.worker_time.waiting += waited
+            self.worker_time.waiting += waited
             self.worker_seconds += waited
             trial.attempt_started = None
 
@@ -313,7 +313,7 @@ class Ledger:
     # -------------------------------------------------------------------------------------------------- what is asked
 
     @property
-    def settled(self) -> Plan:
+    def current_plan(self) -> Plan:
         """The study's plan. Raises UserError where the journal is not that of a study."""
         if self.plan is None:
             raise UserError("it is the record of an evaluation, not of a study")
@@ -321,7 +321,7 @@ class Ledger:
 
     @property
     def objectives(self) -> Sequence[str]:
-        return self.settled.settings.study.objectives
+        return self.current_plan.settings.study.objectives
 
     @property
     def signs(self) -> list[float]:

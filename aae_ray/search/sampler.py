@@ -55,7 +55,7 @@ class Sampler:
 
     def __init__(self, ledger: Ledger) -> None:
         assert ledger.started is not None
-        self.plan, self.ledger = ledger.settled, ledger
+        self.plan, self.ledger = ledger.current_plan, ledger
         self.study = new_study(self.plan, ledger.started.study_id)
         self.numbers: dict[int, int] = {}  # our number of a trial -> Optuna's
         self.added = 0
@@ -97,7 +97,7 @@ class Sampler:
             # With one objective the sampler also learns from pruned trials; Optuna takes no such reports with several.
             storage = self.study._storage
             trial_id = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-            for epoch, value in trial.rung_values.items():
+            for epoch, value in trial.intermediate_values.items():
                 storage.set_trial_intermediate_value(trial_id, epoch, value)
         values = objective_values(trial, self.plan) if state is TrialState.COMPLETE else None
         self.study.tell(number, values, state=state)
@@ -133,7 +133,7 @@ class Sampler:
 def optuna_study(ledger: Ledger) -> optuna.Study:
     """The ended trials as a study in memory, for Optuna's plots."""
     assert ledger.started is not None
-    study = new_study(ledger.settled, ledger.started.study_id)
+    study = new_study(ledger.current_plan, ledger.started.study_id)
     study.add_trials([_dated(trial) for trial in ledger.trials if not trial.open])
     return study
 
@@ -158,7 +158,7 @@ def frozen_trial(trial: TrialRecord, plan: Plan) -> FrozenTrial:
         params=dict(trial.params),
         distributions=_distributions(trial.params, plan.space, trial.plan.space),
         values=objective_values(trial, plan) if state is TrialState.COMPLETE else None,
-        intermediate_values=dict(trial.rung_values) if single and state is TrialState.PRUNED else {},
+        intermediate_values=dict(trial.intermediate_values) if single and state is TrialState.PRUNED else {},
         user_attrs={"trial": trial.name},
         system_attrs=dict(trial.sampler_state),
     )
@@ -179,7 +179,9 @@ class OptunaCopy:
         assert ledger.started is not None
         path = folder / COPY
         path.unlink(missing_ok=True)
-        self.study = new_study(ledger.settled, ledger.started.study_id, JournalStorage(JournalFileBackend(str(path))))
+        self.study = new_study(
+            ledger.current_plan, ledger.started.study_id, JournalStorage(JournalFileBackend(str(path)))
+        )
         self.written: set[int] = set()
         self.add(ledger, [trial for trial in ledger.trials if not trial.open])
 

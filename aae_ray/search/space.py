@@ -88,14 +88,14 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
         text = f"{name} is fixed here and searched at {places[name]}; keep one of them"
         problems.append(Problem((name,), Kind.DUPLICATE, shared[name].where, text))
     given = {name for name in space if any(key.startswith(f"space.{name}") for key in changes)}
-    points, misstarts = _start_points(start, space, set(specs) - set(space) | set(changes), given)
+    points, start_problems = _start_points(start, space, set(specs) - set(space) | set(changes), given)
     problems += _metric_problems(shared)
     problems += key_problems(shared)
     base = shared | {name: Entry(options(distribution)[0], places[name]) for name, distribution in space.items()}
     contradictions = _contradictions(base, space, places, problems)
     if whole:
         contradictions += _too_few_points(base, space, places, problems)
-    if problems := [*problems, *misstarts, *contradictions]:
+    if problems := [*problems, *start_problems, *contradictions]:
         raise SettingsError(dict.fromkeys(problems))
     return Plan(build(base), space, points)
 

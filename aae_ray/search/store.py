@@ -141,7 +141,7 @@ class Store:
         root = self._open()[1]
         return [entry.path[len(root) + 1 :] for entry in entries if entry.is_file]
 
-    def age_of(self, relative: str) -> float | None:
+    def modified_at(self, relative: str) -> float | None:
         """When a file was written, in seconds since 1970; None where there is none."""
         with self._at(relative) as (system, path):
             entry = system.get_file_info(path)
@@ -176,7 +176,7 @@ def remote_owner(store: Store) -> Owner | None:
     """The owner by the file that is elsewhere, whose age is its heartbeat; None as of `read_owner`. Raises OSError."""
     try:
         values = json.loads(store.read_bytes(OWNER))
-        return Owner(values["host"], values["pid"], values["began"], store.age_of(OWNER) or 0.0)
+        return Owner(values["host"], values["pid"], values["began"], store.modified_at(OWNER) or 0.0)
     except (FileNotFoundError, ValueError, KeyError):
         return None
 

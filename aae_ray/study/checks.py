@@ -113,7 +113,7 @@ def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
 def check_resume(name: str, ledger: Ledger, plan: Plan, dataset: Dataset, *, extend: bool, any_version: bool) -> None:
     """Raises UserError when a study cannot go on so: changed settings or data, other versions, or nothing to do."""
     assert ledger.started is not None
-    changes = changed_settings(ledger.settled, plan)
+    changes = changed_settings(ledger.current_plan, plan)
     allowed = FIXED if extend else ()
     wrong = {key: change for key, change in changes.items() if not key.startswith(FREE) and not extend} | {
         key: change for key, change in changes.items() if allowed and key.startswith(allowed)

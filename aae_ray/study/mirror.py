@@ -76,7 +76,7 @@ class Mirror:
                 if name in OWN or name.partition("/")[0] in FOREIGN:
                     continue
                 here = self.store.local / name
-                if not here.exists() or here.stat().st_mtime < (self.store.age_of(name) or 0.0):
+                if not here.exists() or here.stat().st_mtime < (self.store.modified_at(name) or 0.0):
                     here.unlink(missing_ok=True)
                     self.store.fetch(name)
         except OSError as error:

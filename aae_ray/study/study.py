@@ -98,7 +98,7 @@ def resume_study(
     """
     with opened(name, root, to_go_on=True) as here:
         ledger = here.ledger()
-        old = ledger.settled
+        old = ledger.current_plan
         plan = changed_plan(old, overrides)
         if uri is not None:
             plan = Plan(replace(plan.settings, {"tracking.uri": uri}), plan.space, plan.start)
@@ -231,7 +231,7 @@ class Study:
         self, conductor: Conductor, files: TrialFiles, signals: Signals, screen: Screen, tracker: Tracker
     ) -> None:
         """Run trials until there are no more; whatever ends it, the journal says so."""
-        gangs, workers = conductor.gangs, conductor.ledger.settled.settings.study.workers_per_trial
+        gangs, workers = conductor.gangs, conductor.ledger.current_plan.settings.study.workers_per_trial
         screen.say(f"starting {gangs} {'gang' if gangs == 1 else 'gangs'} of {workers}")
         looked = 0.0
 
@@ -268,7 +268,7 @@ class Study:
     def _finish(self, conductor: Conductor, files: TrialFiles, signals: Signals, screen: Screen) -> None:
         """Choose, measure, register; an error in one of these costs no other. Not after Ctrl-C, nor on a full disk: a
         study that was stopped before its disk was full has room for its best trial."""
-        ledger, study = conductor.ledger, conductor.ledger.settled.settings.study
+        ledger, study = conductor.ledger, conductor.ledger.current_plan.settings.study
         try:
             no_room = ledger.end is StudyEnd.DISK and checks.disk_problem(self.folder, checks.LEAST_FREE_TO_CHOOSE)
             if ledger.end is not StudyEnd.USER and not no_room:
@@ -288,11 +288,11 @@ class Study:
             files.abandon()  # figures still to be drawn: nobody who pressed Ctrl-C waits for them
 
     def _measure(self, conductor: Conductor, screen: Screen) -> None:
-        ledger, settings = conductor.ledger, conductor.ledger.settled.settings
+        ledger, settings = conductor.ledger, conductor.ledger.current_plan.settings
         best = choose(ledger, settings.study.select)
         screen.say("choosing the best trial, drawing the plots")
         with self._noted(conductor, "the plots could not be drawn"):
-            for page in plots.write_plots(optuna_study(ledger), ledger.settled, self.folder / "plots"):
+            for page in plots.write_plots(optuna_study(ledger), ledger.current_plan, self.folder / "plots"):
                 path = str(page.relative_to(self.folder))
                 conductor.record(events.FileWritten(number=None, path=path, folder="plots"))
         for trial in finalists(ledger, best, settings.study.finalists):

@@ -130,7 +130,7 @@ class MlflowMapping:
                 return []
 
     def _started(self, event: events.StudyStarted) -> list[Call]:
-        plan = self.ledger.settled
+        plan = self.ledger.current_plan
         tags = self._tags() | {"aae.run_kind": "study"}
         searched = {f"space.{key}": str(distribution) for key, distribution in plan.space.items()}
         shared = {key: value for key, value in flatten(plan.settings).items() if key not in plan.space}
@@ -146,7 +146,7 @@ class MlflowMapping:
         assert started is not None
         return {
             "aae.study_id": started.study_id,
-            "aae.seed": self.ledger.settled.settings.seed,
+            "aae.seed": self.ledger.current_plan.settings.seed,
             "aae.data_digest": started.data.digest,
             **started.provenance,
         }

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from aae_ray.search import events
-from aae_ray.search.conductor import Conductor, Continue, GiveUp, Nothing, Retry, Stop
+from aae_ray.search.conductor import Conductor, Continue, GiveUp, NoSuggestion, Retry, Stop
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.journal import JOURNAL, Journal
 from aae_ray.search.ledger import Ledger
@@ -96,7 +96,7 @@ def interval(suggestion: Suggestion, epoch: int, settings: Settings) -> Report:
 
 def run(conductor: Conductor, crash: Callable[[], None] = lambda: None) -> None:
     """An executor with one gang."""
-    settings = conductor.ledger.settled.settings
+    settings = conductor.ledger.current_plan.settings
     while isinstance(suggestion := conductor.suggest(), Suggestion):
         crash()
         conductor.started(suggestion.number)
@@ -106,7 +106,7 @@ def run(conductor: Conductor, crash: Callable[[], None] = lambda: None) -> None:
             crash()
             report = interval(suggestion, epoch, settings)
             answer, epoch = conductor.reported(report), report.epoch
-    assert suggestion is Nothing.DONE
+    assert suggestion is NoSuggestion.DONE
 
 
 def outcome(ledger: Ledger) -> list[tuple[object, ...]]:
@@ -226,7 +226,7 @@ def test_a_retry_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     suggestion = conductor.suggest()
     assert isinstance(suggestion, Suggestion)
     conductor.started(0)
-    conductor.reported(interval(suggestion, 0, conductor.ledger.settled.settings))
+    conductor.reported(interval(suggestion, 0, conductor.ledger.current_plan.settings))
     conductor.failed(Failure(0, FailureClass.LOST_WORKER, "away"))
     again = conductor.suggest()
     assert isinstance(again, Suggestion)
@@ -238,13 +238,13 @@ def test_a_trial_that_ran_out_of_memory_is_tried_again_alone(tmp_path: Path) -> 
     for number in (0, 1):
         conductor.suggest()
         conductor.started(number)
-    assert conductor.suggest() is Nothing.WAIT
+    assert conductor.suggest() is NoSuggestion.WAIT
     conductor.failed(Failure(0, FailureClass.OUT_OF_MEMORY, "CUDA out of memory"))
-    assert conductor.suggest() is Nothing.WAIT  # the other one is still there
+    assert conductor.suggest() is NoSuggestion.WAIT  # the other one is still there
     conductor.failed(Failure(1, FailureClass.DIVERGED, "nan"))
     alone = conductor.suggest()
     assert isinstance(alone, Suggestion) and alone.number == 0 and alone.alone
-    assert conductor.suggest() is Nothing.WAIT  # nobody joins it
+    assert conductor.suggest() is NoSuggestion.WAIT  # nobody joins it
     conductor.started(0)
     assert isinstance(conductor.failed(Failure(0, FailureClass.OUT_OF_MEMORY, "CUDA out of memory")), GiveUp)
     assert "batch_size" in (conductor.ledger.trials[0].message or "")
@@ -316,7 +316,7 @@ def test_the_same_bug_in_the_first_trials_stops_the_study(tmp_path: Path) -> Non
         conductor.suggest()
         conductor.started(number)
         conductor.failed(Failure(number, FailureClass.BUG, "ZeroDivisionError: division by zero"))
-    assert conductor.suggest() is Nothing.DONE
+    assert conductor.suggest() is NoSuggestion.DONE
     assert conductor.ledger.end is StudyEnd.FAILURES and "division by zero" in (conductor.ledger.end_message or "")
 
 
@@ -335,7 +335,7 @@ def test_different_bugs_do_not_stop_it_until_there_are_too_many_in_a_row(tmp_pat
         assert isinstance(conductor.suggest(), Suggestion)
         conductor.started(number)
         conductor.failed(Failure(number, FailureClass.BUG, f"error {number}"))
-    assert conductor.suggest() is Nothing.DONE and conductor.ledger.end is StudyEnd.FAILURES
+    assert conductor.suggest() is NoSuggestion.DONE and conductor.ledger.end is StudyEnd.FAILURES
 
 
 # ------------------------------------------------------------------------------------------------------- end and resume
@@ -346,12 +346,12 @@ def test_what_was_open_when_the_user_stopped_goes_on_after_a_resume(tmp_path: Pa
     suggestion = conductor.suggest()
     assert isinstance(suggestion, Suggestion)
     conductor.started(0)
-    conductor.reported(interval(suggestion, 0, conductor.ledger.settled.settings))
+    conductor.reported(interval(suggestion, 0, conductor.ledger.current_plan.settings))
     conductor.suggest()
     conductor.stop(StudyEnd.USER)
     assert [(t.state, t.reason) for t in conductor.ledger.trials] == [(State.STOPPED, Reason.USER)] * 2
-    assert not conductor.ledger.open and conductor.suggest() is Nothing.DONE
-    assert isinstance(conductor.reported(interval(suggestion, 3, conductor.ledger.settled.settings)), Stop)
+    assert not conductor.ledger.open and conductor.suggest() is NoSuggestion.DONE
+    assert isinstance(conductor.reported(interval(suggestion, 3, conductor.ledger.current_plan.settings)), Stop)
     conductor.journal.close()
     again = resume(tmp_path)
     first = again.suggest()
@@ -389,7 +389,7 @@ def test_a_wall_clock_counts_the_sessions_and_not_the_night_between(tmp_path: Pa
     assert again.time_left == pytest.approx(100 - used, abs=5)
     again.suggest()
     again.out_of_time()
-    assert ledger.trials[0].reason is Reason.BUDGET and again.suggest() is Nothing.DONE
+    assert ledger.trials[0].reason is Reason.BUDGET and again.suggest() is NoSuggestion.DONE
 
 
 def test_worker_hours_end_a_study_when_what_is_under_way_has_ended(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_time_after_the_process_has_died_is_nobodys(closed: bool) -> None:
     history.resume()
     history.now += 19
     of = now(history)
-    assert of.wall_clock.used == pytest.approx(101 + 20) and of.hours.waiting == pytest.approx(10)
+    assert of.wall_clock.used == pytest.approx(101 + 20) and of.worker_time.waiting == pytest.approx(10)
     assert of.worker_hours.used == pytest.approx(100 / 3600)
 
 
@@ -114,10 +114,10 @@ def test_where_the_hours_went() -> None:
     history.begin()
     history.now += 7
     of = now(history)
-    assert of.hours.training == 200 and of.hours.evaluation == 40
-    assert of.hours.waiting == pytest.approx(2 * (30 + 5 + 5 + 15 + 5 + 7))
+    assert of.worker_time.training == 200 and of.worker_time.evaluation == 40
+    assert of.worker_time.waiting == pytest.approx(2 * (30 + 5 + 5 + 15 + 5 + 7))
     assert of.stopped_early == 120 and of.failed == {"bug": 40}
-    assert of.worker_hours.used == pytest.approx((of.hours.busy + of.hours.waiting) / 3600)
+    assert of.worker_hours.used == pytest.approx((of.worker_time.busy + of.worker_time.waiting) / 3600)
     assert (of.trials.used, of.trials.limit) == (4, 24) and of.worker_hours.limit is None
 
 
@@ -132,7 +132,7 @@ def test_a_trial_that_ends_with_its_study_is_neither_stopped_early_nor_twice_in_
     history.report(number, 27, 0.1, 0.2, training=20, evaluation=5, wait=30)
     history.end(number)
     of = now(history)
-    assert of.stopped_early == 0 and of.hours.training == 40 and of.hours.waiting == pytest.approx(10)
+    assert of.stopped_early == 0 and of.worker_time.training == 40 and of.worker_time.waiting == pytest.approx(10)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -169,11 +169,11 @@ def test_properties(seed: int) -> None:
             assert 0 <= of.left.low <= of.left.high
             assert limit is None or of.left.high <= max(limit - of.elapsed, 0) + 1e-6
         trials = history.ledger.trials
-        total = sum(trial.hours.busy + trial.hours.waiting for trial in trials)
+        total = sum(trial.worker_time.busy + trial.worker_time.waiting for trial in trials)
         assert history.ledger.worker_seconds == pytest.approx(total)
-        assert of.hours.busy + of.hours.waiting >= history.ledger.worker_seconds - 1e-6
+        assert of.worker_time.busy + of.worker_time.waiting >= history.ledger.worker_seconds - 1e-6
         ended = of.stopped_early + sum(of.failed.values())
-        assert ended <= of.hours.busy + of.hours.waiting + 1e-6
+        assert ended <= of.worker_time.busy + of.worker_time.waiting + 1e-6
 
 
 def test_the_time_that_was_forecast_is_the_time_that_it_takes() -> None:

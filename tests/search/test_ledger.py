@@ -169,7 +169,9 @@ def test_trials_that_a_dead_process_left_open_wait_again(ledger: Ledger) -> None
     ledger.apply(events.StudyResumed(time=1000, host="h", pid=2))
     trial = ledger.trials[0]
     assert trial.state is State.WAITING and trial.checkpoint == "at 11"
-    assert trial.hours.waiting == 5  # from its start at 1 until it was last heard of at 11; not the night behind it
+    assert (
+        trial.worker_time.waiting == 5
+    )  # from its start at 1 until it was last heard of at 11; not the night behind it
 
 
 def test_a_study_that_stops_takes_its_open_trials_with_it(ledger: Ledger) -> None:
@@ -184,8 +186,8 @@ def test_hours_are_told_apart(ledger: Ledger) -> None:
     begin(ledger, time=10)
     report(ledger, epoch(1, 0.5, 0.5), time=20, seconds=(6, 2))
     end(ledger, Reason.COMPLETED, time=21)
-    hours = ledger.trials[0].hours
-    assert (hours.training, hours.evaluation, hours.waiting) == (6, 2, 3)
+    spent = ledger.trials[0].worker_time
+    assert (spent.training, spent.evaluation, spent.waiting) == (6, 2, 3)
     assert ledger.worker_seconds == 11 and ledger.ended_seconds == [1, 11, 121]
 
 

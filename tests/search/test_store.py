@@ -131,7 +131,7 @@ def exercise(store: Store, files: Path) -> None:
     assert fetched == store.local / "trials/t0000" and (fetched / "deep" / "b.bin").read_bytes() == b"two"
     store.write_bytes("trials/t0000/a.bin", b"new")
     assert (store.fetch("trials/t0000/a.bin")).read_bytes() == b"one"  # what is here is not fetched again
-    assert store.age_of("trials/t0000/a.bin") == pytest.approx(time.time(), abs=60)
+    assert store.modified_at("trials/t0000/a.bin") == pytest.approx(time.time(), abs=60)
     store.delete("trials/t0000")
     assert not store.exists("trials/t0000/a.bin") and not fetched.exists()
     store.delete("trials/t0000")  # which is gone

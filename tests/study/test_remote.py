@@ -57,7 +57,7 @@ def test_a_study_elsewhere_survives_its_machine(
     here = tmp_path / "runs" / folder.name
     assert "".join(segments(there)) == (here / "journal.jsonl").read_text()
     ledger = Ledger.replay(read_events(here))
-    assert len(ledger.complete()) == 3 and ledger.settled.settings.study.folder == f"file://{there}"
+    assert len(ledger.complete()) == 3 and ledger.current_plan.settings.study.folder == f"file://{there}"
     front = {trial.name for trial in ledger.front()}
     assert {path.name for path in (folder / "trials").iterdir() if list(path.rglob("*.*"))} == front
     assert not [path for path in tmp_path.iterdir() if ":" in path.name]
