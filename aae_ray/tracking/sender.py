@@ -181,6 +181,11 @@ class Tracker:
             self.news.notify_all()
 
     @property
+    def problem(self) -> str | None:
+        """Why sending is stuck at the moment: each lane knows it for itself, as the other may have nothing to send."""
+        return next((lane.problem for lane in self.lanes if lane.problem is not None), None)
+
+    @property
     def unsent(self) -> int:
         """Events of the journal that MLflow does not have yet."""
         return len(self.history) - min(self.cursor.done.values())

@@ -288,6 +288,18 @@ def test_an_outage_in_the_middle_loses_and_doubles_nothing(line: Line, tmp_path:
     assert steps_of(direct(line), runs_of(direct(line))["t0000-z3"], "m") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
+def test_a_server_that_is_down_is_told_as_long_as_it_is(tmp_path: Path) -> None:
+    """Files have nothing to send meanwhile, and are no reason to think that the server is back."""
+    study = LittleStudy(tmp_path, f"http://127.0.0.1:{free_port()}")
+    study.begin()
+    wait_until(lambda: study.tracker.problem)
+    for step in range(1, 20):
+        study.report({"epoch": float(step), "m": float(step)})
+        time.sleep(0.1)
+        assert study.tracker.problem is not None, step
+    study.tracker.close(0.1)
+
+
 def test_a_server_that_came_back_just_before_the_end_gets_the_rest(line: Line, tmp_path: Path) -> None:
     """However long the pause before the next attempt would have been."""
     study = LittleStudy(tmp_path, line.uri)
