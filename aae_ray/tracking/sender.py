@@ -191,11 +191,6 @@ class Tracker:
         return len(self.history) - min(self.cursor.done.values())
 
     @property
-    def problem(self) -> str | None:
-        """Why sending is stuck at the moment."""
-        return next((lane.problem for lane in self.lanes if lane.problem is not None), None)
-
-    @property
     def parked(self) -> list[str]:
         """What MLflow said of the records that it refused."""
         return [entry["why"] for entry in self.cursor.parked]
