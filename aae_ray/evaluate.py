@@ -46,14 +46,14 @@ def evaluate(
     console, uri = console_for(), server.tracking_uri(tracking_uri)
     found = measure(model, overrides or [], version=version, uri=uri, any_data=any_data)
     try:
-        out.write_bytes(found.assessment.nearest_sheet)
+        out.write_bytes(found.result.nearest_sheet)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
-    console.print(metrics_table(found.name, found.assessment.metrics), "")
-    if found.assessment.class_shares:
-        shares = ", ".join(f"{label}: {share:.1%}" for label, share in enumerate(found.assessment.class_shares))
+    console.print(metrics_table(found.name, found.result.metrics), "")
+    if found.result.class_shares:
+        shares = ", ".join(f"{label}: {share:.1%}" for label, share in enumerate(found.result.class_shares))
         console.print(bullet("classes", f"of the samples {shares}"), soft_wrap=True)
-    for remark in found.assessment.remarks:
+    for remark in found.result.remarks:
         console.print(bullet("note", remark), soft_wrap=True)
     console.print(bullet("sheet", str(out)))
     recorded = record(found, uri)

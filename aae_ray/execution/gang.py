@@ -138,7 +138,7 @@ class Agreement:
         limit = timedelta(seconds=timeout_s)
         self.group = dist.new_group(backend="gloo", timeout=limit) if workers > 1 else None
 
-    def reach(self, mine: Failed | None = None) -> Failed | None:
+    def agree(self, mine: Failed | None = None) -> Failed | None:
         """All ranks say whether they have failed. Returns the own failure; raises PeerFailed for that of another rank.
 
         A rank that has failed waits for a short time only, as the others may be stuck in a collective without it.
@@ -146,10 +146,10 @@ class Agreement:
         """
         if self.group is None:
             return mine
-        patience = self.timeout_s if mine is None else min(AGREEMENT_SECONDS, self.timeout_s)
+        limit = self.timeout_s if mine is None else min(AGREEMENT_SECONDS, self.timeout_s)
         flags = [torch.zeros(1) for _ in range(self.workers)]
         pending = dist.all_gather(flags, torch.tensor([float(mine is not None)]), group=self.group, async_op=True)
-        pending.wait(timedelta(seconds=patience))
+        pending.wait(timedelta(seconds=limit))
         if not any(flag.item() for flag in flags):
             return None
         failures: list[Any] = [None] * self.workers
@@ -199,7 +199,7 @@ class Worker:
         self.datasets: dict[Data, Dataset] = {}
         self.training: Training | None = None
         self.evaluation_seconds = 0.0
-        self.met = True  # whether the ranks have agreed on the trial that is being built
+        self.in_step = True  # whether the ranks have agreed on the trial that is being built
 
     def carry_out(self, order: Train) -> Trained | Failed | None:
         """Train; only the first worker has something to reply. Raises what the ranks could not agree on."""
@@ -207,17 +207,17 @@ class Worker:
             if order.begin:
                 self.training = None  # the last trial's memory is free before the next asks for its own
                 self.training = self._begin(order.begin)
-                self.agreement.reach()
+                self.agreement.agree()
             assert self.training is not None, "an order came before the start of a trial"
             trained = self._train(self.training, order)
-            self.agreement.reach()
+            self.agreement.agree()
             return trained
         except PeerFailed as error:
             failed: Failed | None = error.failed
         except Exception as error:
             failed = describe(error, self.rank, log_tail(os.getpid()))
             try:
-                failed = self.agreement.reach(failed)
+                failed = self.agreement.agree(failed)
             except Exception:  # the others are stuck without this rank: the gang ends, and this error says why
                 raise error from None
         self.training = None
@@ -238,7 +238,7 @@ class Worker:
 
     def _begin(self, trial: Begin) -> Training:
         settings = trial.settings
-        self.met = False
+        self.in_step = False
         if settings.data not in self.datasets:
             self.datasets[settings.data] = load(settings.data)
         device = torch.device("cpu") if settings.train.device == "cpu" else self.device
@@ -256,9 +256,9 @@ class Worker:
     def _wrap(self, network: nn.Module) -> nn.Module:
         if self.workers == 1:
             return network
-        if not self.met:  # the first wrapper is the first collective: no rank enters it without the others
-            self.agreement.reach()
-            self.met = True
+        if not self.in_step:  # the first wrapper is the first collective: no rank enters it without the others
+            self.agreement.agree()
+            self.in_step = True
         return DistributedDataParallel(network, forward_sync_buffers=False)
 
     def _timed(self, measure: Callable[..., Any]) -> Callable[..., Any]:
@@ -307,7 +307,7 @@ class Gang(Protocol):
         Raises GangError when the gang has ended, or is silent for longer than study.step_timeout.
         """
 
-    def close(self, patience: float = STOP_SECONDS) -> bool:
+    def close(self, timeout_s: float = STOP_SECONDS) -> bool:
         """End the gang, and wait about so many seconds for it. Whether it has ended."""
 
 
@@ -380,10 +380,10 @@ class LocalGang:
         assert isinstance(reply, Trained | Failed)
         return reply
 
-    def close(self, patience: float = STOP_SECONDS) -> bool:
+    def close(self, timeout_s: float = STOP_SECONDS) -> bool:
         if self.thread.is_alive():
             self.post(Quit())
-            self.thread.join(patience)
+            self.thread.join(timeout_s)
         self.ended = self.ended or Failed(FailureClass.LOST_WORKER, "the gang was closed")
         return not self.thread.is_alive()
 
@@ -487,18 +487,18 @@ class WorkerGang:
         assert isinstance(reply, Trained | Failed)
         return reply
 
-    def close(self, patience: float = STOP_SECONDS) -> bool:
+    def close(self, timeout_s: float = STOP_SECONDS) -> bool:
         """As Gang says. Workers that do not end in time are killed."""
         self.ended = True
         if self.thread.is_alive():
             self.post(Quit())
-            self.thread.join(patience)
+            self.thread.join(timeout_s)
         if self.thread.is_alive():
             for member in self._members().values():
                 if member.actor is not None:
                     ray.kill(member.actor)
             self.trainer.stop()
-            self.thread.join(patience)
+            self.thread.join(timeout_s)
         with contextlib.suppress(RayError):
             self.hub.close.remote(self.name)
         store_at(self.folder).delete(f"gangs/{self.name}")
@@ -506,8 +506,8 @@ class WorkerGang:
 
     def _trainer(self) -> GangTrainer:
         study, timeout = self.settings.study, start_timeout(self.settings)
-        patience = min(START_TRY_SECONDS, timeout)
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{patience:g}"  # Train's controller gets it from here
+        one_try = min(START_TRY_SECONDS, timeout)
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{one_try:g}"  # Train's controller gets it from here
         return GangTrainer(
             work,
             train_loop_config={"name": self.name, "hub": self.hub, "step_timeout": study.step_timeout},
@@ -525,7 +525,7 @@ class WorkerGang:
                 failure_config=ray.train.FailureConfig(
                     max_failures=0,
                     max_preemption_failures=0,
-                    controller_failure_limit=max(3, math.ceil(timeout / patience)),
+                    controller_failure_limit=max(3, math.ceil(timeout / one_try)),
                 ),
             ),
         )

@@ -6,10 +6,8 @@ import os
 import re
 import socket
 import sys
-import tempfile
 import threading
 import time
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -183,17 +181,6 @@ def check_temporary_folder() -> None:
         )
 
 
-def check_writable(folder: str) -> None:
-    """Raises UserError when nothing can be written below a folder, which is made if it is not there."""
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path, prefix=f".writable-{uuid.uuid4().hex[:8]}"):
-            pass
-    except OSError as error:
-        raise UserError(f"study.folder {folder} cannot be written to: {error.strerror}") from None
-
-
 def ray_is_ours() -> bool:
     """Whether this process has started the Ray that it uses, and not joined a cluster."""
     node = ray._private.worker._global_node
@@ -282,10 +269,12 @@ def possible_nodes(bootstrap: Path) -> list[Resources]:
     """The nodes that the cluster may grow to where an autoscaler has its file: as many of a kind as the kind allows,
     and no more than the cluster does; the head once."""
     config: dict[str, Any] = (yaml.safe_load(bootstrap.read_text()) or {}) if bootstrap.exists() else {}
-    nodes: list[Resources] = []
+    head: list[Resources] = []
+    workers: list[Resources] = []
     for name, node in (config.get("available_node_types") or {}).items():
-        most = min(node.get("max_workers", 0), config.get("max_workers", 0))
-        count = 1 if name == config.get("head_node_type") else most
         held = {resource: float(amount) for resource, amount in (node.get("resources") or {}).items()}
-        nodes += [held] * count
-    return nodes
+        if name == config.get("head_node_type"):
+            head = [held]
+        else:
+            workers += [held] * node.get("max_workers", 0)
+    return head + workers[: config.get("max_workers", 0)]

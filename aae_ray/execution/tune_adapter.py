@@ -95,7 +95,7 @@ class Executor:
         if trial_id in self.numbers:
             self._failed(trial_id, failure_of(self.numbers[trial_id], error))
 
-    def over(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether the search is to end. Raises SearchOver to end it at once."""
         with self.journaling():
             self.poll()
@@ -178,7 +178,7 @@ class ConductorStopper(tune.Stopper):  # type: ignore[misc]
         return self.executor is None or self.executor.result(trial_id, result)
 
     def stop_all(self) -> bool:
-        return self.executor is None or self.executor.over()
+        return self.executor is None or self.executor.should_stop()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"executor": None}

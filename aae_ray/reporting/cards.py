@@ -32,14 +32,14 @@ def best_config(settings: Settings, path: Path) -> Path:
 
 
 def model_card(
-    name: str, trial: TrialRecord, settings: Settings, classes: int, assessment: FinalEvaluation, study_id: str
+    name: str, trial: TrialRecord, settings: Settings, classes: int, result: FinalEvaluation, study_id: str
 ) -> str:
     """Markdown: what the decoder is, how good it is on images that no choice has seen, and how to use it."""
     model = settings.model
     codes = f"{classes} + {model.latent_dim}: a one-hot label, then a style" if classes else model.latent_dim
     rows = [
         f"| {metric} | {value:.4f} | {METRICS[metric].unit} |"
-        for metric, value in assessment.metrics.items()
+        for metric, value in result.metrics.items()
         if metric in METRICS
     ]
     return "\n".join(
@@ -54,8 +54,8 @@ def model_card(
             "|---|---:|---|",
             *rows,
             "",
-            *(f"* {remark}" for remark in assessment.remarks),
-            *([""] if assessment.remarks else []),
+            *(f"* {remark}" for remark in result.remarks),
+            *([""] if result.remarks else []),
             "```python",
             "import mlflow, torch",
             f'decoder = mlflow.pytorch.load_model("models:/{name}@champion")     # needs torch and mlflow alone',

@@ -4,6 +4,8 @@ import os
 import platform
 import re
 import shutil
+import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from itertools import combinations_with_replacement, product
@@ -252,6 +254,17 @@ def _text(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def check_writable(folder: str) -> None:
+    """Raises UserError when nothing can be written below a folder, which is made if it is not there."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path, prefix=f".writable-{uuid.uuid4().hex[:8]}"):
+            pass
+    except OSError as error:
+        raise UserError(f"study.folder {folder} cannot be written to: {error.strerror}") from None
 
 
 def disk_problem(folder: Path, needed: int = LEAST_FREE_BYTES) -> str | None:

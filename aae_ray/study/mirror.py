@@ -11,6 +11,7 @@ from typing import Any
 
 from aae_ray.errors import UserError
 from aae_ray.search.journal import HEARTBEAT_SECONDS, JOURNAL, LOCK, OWNER, Journal
+from aae_ray.search.sampler import COPY
 from aae_ray.search.store import (
     PARTIAL,
     SEGMENTS,
@@ -25,11 +26,11 @@ from aae_ray.search.store import (
 from aae_ray.secrets import redact
 from aae_ray.study.log import LOG
 
-SECONDS = 2.0
+SYNC_SECONDS = 2.0
 MOST_PIECES = 50  # of the journal, of about one size
-LATE = (LOG, "optuna_journal.log")  # they change all the time
-OWN = (JOURNAL, LOCK, OWNER)  # of this machine
-FOREIGN = ("trials", "tune", "gangs", SEGMENTS)  # folders that trials and Ray write, and the journal's pieces
+SENT_LAST = (LOG, COPY)  # they change all the time
+LOCAL_ONLY = (JOURNAL, LOCK, OWNER)  # of this machine
+NOT_MIRRORED = ("trials", "tune", "gangs", SEGMENTS)  # folders that trials and Ray write, and the journal's pieces
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Mirror:
         try:
             pull_journal(self.store)
             for name in self.store.files():
-                if name in OWN or name.partition("/")[0] in FOREIGN:
+                if name in LOCAL_ONLY or name.partition("/")[0] in NOT_MIRRORED:
                     continue
                 here = self.store.local / name
                 if not here.exists() or here.stat().st_mtime < (self.store.modified_at(name) or 0.0):
@@ -98,7 +99,7 @@ class Mirror:
             Store(self.store.local / "none", self.store.remote).delete(OWNER)  # the local one is the lock's
 
     def _run(self) -> None:
-        while not self.over.wait(SECONDS):
+        while not self.over.wait(SYNC_SECONDS):
             self._attempt()
 
     def _attempt(self, *, last: bool = False) -> None:
@@ -173,7 +174,7 @@ class Mirror:
 
     def _send_files(self, last: bool) -> None:
         root = self.store.local
-        skipped = OWN + FOREIGN + (() if last else LATE)
+        skipped = LOCAL_ONLY + NOT_MIRRORED + (() if last else SENT_LAST)
         tops = [top for top in root.iterdir() if top.name not in skipped]  # trials may have thousands of files
         for path in sorted(path for top in tops for path in (top, *top.rglob("*")) if path.is_file()):
             name = path.relative_to(root).as_posix()

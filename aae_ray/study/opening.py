@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aae_ray.errors import UserError
-from aae_ray.execution.ray_cluster import check_writable
 from aae_ray.search.journal import JOURNAL, Journal, Owner, StudyLock, first_event
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.space import Plan
@@ -24,7 +23,7 @@ def new_folder(plan: Plan) -> Path:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"study.folder {study.folder}: {folder} cannot be made: {error.strerror}") from None
-    check_writable(str(folder))
+    checks.check_writable(str(folder))
     if problem := checks.disk_problem(folder):
         folder.rmdir()
         raise UserError(f"study.folder {study.folder}: {problem}")

@@ -44,7 +44,7 @@ class StandaloneEvaluation:
     run: Settings
     dataset: Dataset
     judge: Judge | None
-    assessment: FinalEvaluation
+    result: FinalEvaluation
     params: Mapping[str, Any]  # the settings that are known: of a checkpoint all, of a decoder those of its data
 
     @property
@@ -88,8 +88,8 @@ def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> S
             f"{dataset.name} has {dataset.classes or 'none'}: its weights do not fit"
         ) from None
     judge = judge_if_any(dataset, cache_folder(run.data))
-    assessment = evaluate_model(training.evaluation, judge)
-    return StandaloneEvaluation(checkpoint_name(folder), run, dataset, judge, assessment, trial_params(run))
+    result = evaluate_model(training.evaluation, judge)
+    return StandaloneEvaluation(checkpoint_name(folder), run, dataset, judge, result, trial_params(run))
 
 
 def checkpoint_name(folder: Path) -> str:
@@ -108,9 +108,9 @@ def _registered(
     _same_data(what, decoder.data_digest, decoder.shape, dataset, any_data)
     _same_split(what, about, run, dataset, any_data)
     judge = judge_if_any(dataset, cache_folder(run.data))
-    assessment = evaluate_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
+    result = evaluate_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
     params = {key: value for key, value in trial_params(run).items() if key.startswith("data.")}
-    return StandaloneEvaluation(f"{name}-{decoder.version}", run, dataset, judge, assessment, params)
+    return StandaloneEvaluation(f"{name}-{decoder.version}", run, dataset, judge, result, params)
 
 
 def _settings(recorded: Mapping[str, Any], changes: Mapping[str, Entry], where: str) -> Settings:
@@ -162,13 +162,13 @@ def record(found: StandaloneEvaluation, uri: str) -> Recorded:
     folder = local_root(found.run.study.folder) / f"evaluation-{unique_timestamp()}"
     folder.mkdir(parents=True)
     sheet = folder / NEAREST_SHEET  # a copy of its own: it may be sent when the user's file is another one
-    sheet.write_bytes(found.assessment.nearest_sheet)
+    sheet.write_bytes(found.result.nearest_sheet)
     tags = {
         "aae.study_id": folder.name,
         "aae.run_kind": "evaluation",
         "aae.evaluated": found.name,
         "aae.data_digest": found.dataset.digest,
-        **final_evaluation_tags(found.assessment, found.judge),
+        **final_evaluation_tags(found.result, found.judge),
         **provenance(),
     }
     journal = Journal.create(folder)
@@ -177,7 +177,7 @@ def record(found: StandaloneEvaluation, uri: str) -> Recorded:
             run_name=found.run_name,
             experiment=f"aae/{found.dataset.name}",
             params=dict(found.params),
-            metrics=dict(found.assessment.metrics),
+            metrics=dict(found.result.metrics),
             tags={key: redact(str(value)) for key, value in tags.items() if value},
             data=events.DataRecord.of(found.dataset),
             sheet=sheet.name,

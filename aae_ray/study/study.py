@@ -194,8 +194,11 @@ class Study:
                         gangs = gangs_that_fit(plan.settings)
                         # Before the journal grows: it holds how far it has come against what there was.
                         tracker = Tracker(self.folder, journal.history, self.uri)
-                        for event in journal.append(self.begin):
-                            ledger.apply(event)
+                        try:
+                            for event in journal.append(self.begin):
+                                ledger.apply(event)
+                        except JournalError as error:
+                            raise UserError(f"{journal.path} cannot be written: {error.strerror}") from None
                         if self.mirror is not None:
                             self.mirror.start(journal)
                         copy = CopyForOptuna(self.folder)

@@ -183,7 +183,7 @@ class OneRankFails(Worker):
 
     def _begin(self, trial: Begin) -> Any:
         if self.rank == 1 and trial.settings.data.split_seed == 1:
-            self.met = False
+            self.in_step = False
             raise UserError("this node has no data")
         training = super()._begin(trial)
         if self.rank == 1 and trial.settings.data.split_seed == 2:
@@ -250,7 +250,7 @@ def test_a_gang_of_one_that_hangs_is_known_not_to_have_ended(
     with pytest.raises(GangError, match="study.step_timeout=1 s") as caught:
         gang.reply()
     assert caught.value.failed.kind is FailureClass.HUNG and "in wait" in caught.value.failed.traceback
-    assert not gang.close(patience=0.1) and not gang.alive
+    assert not gang.close(timeout_s=0.1) and not gang.alive
     release.set()
     gang.thread.join(10)
     assert not gang.thread.is_alive()

@@ -26,7 +26,6 @@ from aae_ray.execution.ray_cluster import (
     RayWatch,
     check_address,
     check_temporary_folder,
-    check_writable,
     gangs_that_fit,
     possible_nodes,
     workers_on,
@@ -255,21 +254,6 @@ def test_a_folder_for_temporary_files_may_be_too_long(monkeypatch: pytest.Monkey
         check_temporary_folder()
     monkeypatch.setenv("TMPDIR", "/tmp/short")
     check_temporary_folder()
-
-
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_writable(str(tmp_path / "new" / "runs"))
-    assert not list((tmp_path / "new" / "runs").iterdir())
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written to: Not a directory"):
-        check_writable(str(tmp_path / "file" / "runs"))
-
-    def read_only(*_: object, **__: object) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
-    with pytest.raises(UserError, match="Read-only file system"):
-        check_writable(str(tmp_path))
 
 
 LISTENING = """

@@ -54,7 +54,7 @@ class FakeGang:
         history = tuple({"epoch": float(number + 1)} for number in range(first, self.epoch))
         return Trained(Interval(self.epoch, history, self.stop_reason), b"state %d" % self.epoch, None, 2.0, 0.5)
 
-    def close(self, patience: float = 1) -> bool:
+    def close(self, timeout_s: float = 1) -> bool:
         self.closed += 1
         self.alive = False
         return self.closes

@@ -30,10 +30,10 @@ def make(tmp_path: Path) -> Make:
 def test_a_gang_that_never_comes_up_is_tried_again_in_its_place_and_then_is_a_trial_with_a_reason(make: Make) -> None:
     executor, conductor = make(gangs=2, start_timeout=-1.0)  # at once
     assert isinstance(executor.suggest("a"), dict)
-    assert not executor.over()
+    assert not executor.should_stop()
     (failure,) = conductor.ledger.trials[0].failures
     assert failure.failure is FailureClass.CANNOT_START and failure.retry and executor.numbers == {"a": 0}
-    assert not executor.over()
+    assert not executor.should_stop()
     assert conductor.ledger.trials[0].reason is Reason.CANNOT_START and not executor.numbers
     executor.started("a")  # the nodes have come after all
     assert executor.result("a", Report(0, 1, ({"epoch": 1.0},)).to_result()) and not executor.abandoned
@@ -42,9 +42,9 @@ def test_a_gang_that_never_comes_up_is_tried_again_in_its_place_and_then_is_a_tr
 def test_a_study_ends_when_no_gang_comes_up(make: Make) -> None:
     executor, conductor = make(gangs=1, start_timeout=-1.0)
     executor.suggest("a")
-    executor.over()
+    executor.should_stop()
     with pytest.raises(SearchOver):
-        executor.over()
+        executor.should_stop()
     assert conductor.ledger.end is StudyEnd.FAILURES and "no gang came up" in (conductor.ledger.end_message or "")
 
 

@@ -11,6 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from aae_ray.autoencoder.model import build_model, weight_bytes
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
+from aae_ray.errors import UserError
 from aae_ray.search.space import Plan, Space
 from aae_ray.settings import Settings, replace
 from aae_ray.study import checks
@@ -120,3 +121,18 @@ def test_commands_work_under_a_strict_umask_and_in_ascii(tmp_path: Path, environ
         assert (done.returncode, done.stderr) == (0, "") and done.stdout
     written = list((tmp_path / "cache").rglob("*"))
     assert written and not [path for path in written if path.stat().st_mode & 0o077]
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks.check_writable(str(tmp_path / "new" / "runs"))
+    assert not list((tmp_path / "new" / "runs").iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written to: Not a directory"):
+        checks.check_writable(str(tmp_path / "file" / "runs"))
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    with pytest.raises(UserError, match="Read-only file system"):
+        checks.check_writable(str(tmp_path))

@@ -35,11 +35,11 @@ def test_a_checkpoint_is_measured_on_the_test_images_and_recorded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found = evaluate(saved)
-    metrics = found.assessment.metrics
+    metrics = found.result.metrics
     assert {"test/classification_error", "test/jsd_nats", "quality/fid_local", "quality/reencoding_error"} <= set(
         metrics
     )
-    assert evaluate(saved).assessment.metrics == metrics  # one protocol, fixed seeds
+    assert evaluate(saved).result.metrics == metrics  # one protocol, fixed seeds
     recorded = record(found, database)
     assert (recorded.unsent, recorded.refused) == (0, []) and recorded.folder.parent == Path("runs")
 
@@ -72,7 +72,7 @@ def test_other_data_are_refused_unless_asked_for(saved: Path, tmp_path: Path, di
     data = ("data.name=own", f"data.path={own}", f"data.cache={cache}")
     with pytest.raises(UserError, match=re.escape("was trained on data with digest")):
         evaluate(saved, *data)
-    assert "quality/fid_local" in evaluate(saved, *data, any_data=True).assessment.metrics
+    assert "quality/fid_local" in evaluate(saved, *data, any_data=True).result.metrics
     small = write_idx(tmp_path / "small", digits.images_NCHW[:, 0, :6, :6], np.asarray(digits.labels_N))
     with pytest.raises(UserError, match="makes images of 1x8x8, and those of data.name small are 1x6x6"):
         evaluate(saved, "data.name=small", f"data.path={small}", f"data.cache={cache}", any_data=True)
@@ -81,7 +81,7 @@ def test_other_data_are_refused_unless_asked_for(saved: Path, tmp_path: Path, di
 def test_another_split_would_test_on_training_images(saved: Path) -> None:
     with pytest.raises(UserError, match=r"data.split_seed=1 instead of 0: .* was trained on \d+ of the 359"):
         evaluate(saved, "data.split_seed=1")
-    assert "quality/fid_local" in evaluate(saved, "data.split_seed=1", any_data=True).assessment.metrics
+    assert "quality/fid_local" in evaluate(saved, "data.split_seed=1", any_data=True).result.metrics
 
 
 def test_a_set_with_a_test_part_of_its_own_has_the_same_test_in_any_split(
@@ -94,7 +94,7 @@ def test_a_set_with_a_test_part_of_its_own_has_the_same_test_in_any_split(
     training = Training(run, load(run.data))
     training.train(1)
     checkpoint.save(training.state_dict(), tmp_path / "other")
-    assert evaluate(tmp_path / "other", "data.test_fraction=0.3").assessment.metrics
+    assert evaluate(tmp_path / "other", "data.test_fraction=0.3").result.metrics
 
 
 def test_a_model_is_evaluated_as_it_was_trained(saved: Path) -> None:
