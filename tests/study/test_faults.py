@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,12 @@ import pytest
 from aae_ray.search.contract import trial_name
 from aae_ray.search.journal import read_events
 from aae_ray.search.ledger import Ledger
-from aae_ray.search.outcomes import State, StudyEnd
+from aae_ray.search.outcomes import FailureClass, State, StudyEnd
 from tests.datasets.small_sets import some_images, write_idx
 from tests.study.commands import command, run
 from tests.study.test_resume import SMALL, check_whole, ledger_of, resume
 from tests.study.test_study import client_of, processes, start, trial_runs, wait_for
+from tests.tracking.test_outages import free_port
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
 
@@ -196,6 +198,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("left", [60_000_000, 0], ids=["nearly full", "full at a stroke"])
 def test_a_disk_that_fills_stops_the_study_in_order(
     tmp_path: Path, small_disk: Path, environment: dict[str, str], left: int
@@ -239,7 +242,119 @@ def fill(path: Path, left: int) -> None:
             file.write(b"0" * 512)
 
 
+# -------------------------------------------------------------------------------------------------------------- gangs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_gang_of_two_survives_the_loss_of_a_worker_and_then_of_its_driver(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    study = start(
+        tmp_path, environment, *SMALL, "study.budget.trials=2", "train.epochs=150", "study.workers_per_trial=2"
+    )
+    log = tmp_path / "out.txt"
+    wait_for(lambda: trains(tmp_path))
+    assert "complete" not in log.read_text(), "the trials are too short to be hit: give them more epochs"
+    workers = processes(tmp_path, "RayTrainWorker")
+    assert len(workers) == 2, log.read_text()
+    os.kill(workers[0], signal.SIGKILL)
+    wait_for(lambda: "attempt 2" in log.read_text())
+    before = ledger_of(tmp_path).trials[0].epoch
+    wait_for(lambda: ledger_of(tmp_path).trials[0].epoch > before)
+    assert "complete" not in log.read_text(), "the trials are too short to be hit: give them more epochs"
+    os.kill(study.pid, signal.SIGKILL)
+    study.wait()
+    resume(tmp_path, environment)
+    check_whole(tmp_path, trials=2, epochs=150)
+    failures = [failure.failure for trial in ledger_of(tmp_path).trials for failure in trial.failures]
+    assert failures == [FailureClass.LOST_WORKER]
+
+
 # ------------------------------------------------------------------------------------------------------------- MLflow
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A real `mlflow server` over the database of a folder, in a process group of its own."""
+    place = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
+    with (folder / "server.txt").open("a") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *place, *store],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            start_new_session=True,
+        )
+
+        def answers() -> bool:
+            assert server.poll() is None, (folder / "server.txt").read_text()
+            try:
+                there = HTTPConnection("127.0.0.1", port, timeout=5)
+                there.request("GET", "/health")
+                return there.getresponse().status == 200
+            except OSError:
+                return False
+
+        try:
+            wait_for(answers)
+            yield server
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_server_that_hangs_and_then_dies_costs_no_record(
+    tmp_path: Path, environment: dict[str, str], empty_database: Path
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    port = free_port()
+    log = tmp_path / "out.txt"
+    with mlflow_server(tmp_path, port) as server:
+        budget = ("study.budget.trials=99", "study.budget.wall_clock=60s")
+        study = start(tmp_path, environment, *SMALL, *budget, f"tracking.uri=http://127.0.0.1:{port}")
+        wait_for(lambda: trains(tmp_path))
+        os.killpg(server.pid, signal.SIGSTOP)
+        time.sleep(20)
+        assert study.poll() is None, log.read_text()
+        os.killpg(server.pid, signal.SIGKILL)
+        assert study.wait(timeout=120) == 0, log.read_text()
+    text = log.read_text()
+    waiting = re.search(r"MLflow +(\d+) records wait in (runs/\S+) \(.*\); send them with\n +(python .*)", text)
+    assert waiting is not None and int(waiting[1]) > 3, text
+    assert waiting[3] == f"python -m aae_ray.tune --sync {waiting[2]}" and "Traceback" not in text
+    assert "MLflow takes records again" not in text.partition("refuses connections")[2], text
+    ledger = ledger_of(tmp_path)
+    assert ledger.started is not None and ledger.last_time - ledger.started.time < 60 + 30
+    assert not ledger.failures and ledger.end is StudyEnd.PLANNED
+
+    refused = run(tmp_path, environment, "tune", "--sync", "digits", code=2)
+    assert "still does not take" in refused.stderr and "Traceback" not in refused.stderr
+    with mlflow_server(tmp_path, port):
+        done = run(tmp_path, environment, "tune", "--sync", "digits")
+        assert " 0 left" in done.stdout and "version 1" in done.stdout, done.stdout
+        again = run(tmp_path, environment, "tune", "--sync", "digits")
+        assert " 0 left" in again.stdout and "version 1 " in again.stdout
+    client = client_of(tmp_path)
+    parent, children = trial_runs(client, "aae/digits")
+    runs = {child.data.tags["aae.trial_id"]: child for child in children}
+    assert parent.info.status == "FINISHED" and len(runs) == len(children)
+    assert runs.keys() == {trial.name for trial in ledger.trials}
+    for trial in ledger.trials:
+        run_id = runs[trial.name].info.run_id
+        assert runs[trial.name].info.status == ("FINISHED" if trial.state is State.COMPLETE else "KILLED")
+        points = client.get_metric_history(run_id, "val/reconstruction_mse")
+        assert [point.step for point in points] == list(range(1, trial.epoch + 1))
+    wait_for(lambda: not processes(tmp_path), 20)
 
 
 @pytest.mark.slow
