@@ -51,7 +51,14 @@ class Screen:
         self.mentioned: dict[int, float] = {}  # when a line last spoke of an open trial
         self.owner = Owner(socket.gethostname(), os.getpid(), time.time(), time.time())
         self.live = (
-            Live(console=console, refresh_per_second=REFRESHES, get_renderable=self.render, transient=True)
+            Live(
+                console=console,
+                refresh_per_second=REFRESHES,
+                get_renderable=self.render,
+                transient=True,
+                redirect_stdout=False,  # what libraries print belongs to the study's log
+                redirect_stderr=False,
+            )
             if console.is_terminal
             else None
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aae_ray.errors import UserError
-from aae_ray.search.journal import JOURNAL, Journal, Owner, StudyLock, first_event
+from aae_ray.search.journal import JOURNAL, Journal, JournalError, Owner, StudyLock, first_event
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.space import Plan
 from aae_ray.search.store import Store, below, find_study, is_remote, local_root, read_ledger
@@ -95,4 +95,7 @@ def opened(name: str, root: Path, *, to_go_on: bool = False) -> Iterator[Opened]
         if mirror is not None:
             mirror.pull()
         with closing(Journal.open(folder)) as journal:
-            yield Opened(folder, journal, mirror, lock.taken_over)
+            try:
+                yield Opened(folder, journal, mirror, lock.taken_over)
+            except JournalError as error:
+                raise UserError(f"{journal.path} cannot be written: {error.strerror}") from None
