@@ -1,7 +1,7 @@
 """python -m aae_ray.evaluate: what a registered decoder, or a trial's checkpoint, is worth on the test images.
 
 python -m aae_ray.evaluate aae-digits-decoder                              the champion's samples
-python -m aae_ray.evaluate runs/STUDY/trials/TRIAL/checkpoint_000000       samples, codes and reconstructions
+python -m aae_ray.evaluate runs/STUDY/trials/TRIAL/epoch_00027       samples, codes and reconstructions
 """
 
 from pathlib import Path

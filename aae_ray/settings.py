@@ -4,6 +4,7 @@
 builds the optimizer. Files and command lines are read in `reading`.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -462,6 +463,7 @@ def broken_rules(settings: "Settings") -> tuple[Problem, ...]:
 # ------------------------------------------------------------------------------------------------------- dotted keys
 
 
+@functools.cache
 def dotted_fields(section: type[BaseModel] = Settings, prefix: str = "") -> dict[str, FieldInfo]:
     """Every leaf of the tree under its dotted key, in the order of the tree."""
     fields: dict[str, FieldInfo] = {}

@@ -71,7 +71,8 @@ class Discard(sender.MlflowWriter):
         self.cursor = tracker.cursor
 
     def do(self, calls: Sequence[Call]) -> None:
-        self.cursor.runs.update((call.run, f"{call.run:0>32}") for call in calls if isinstance(call, CreateRun))
+        with self.cursor.lock:
+            self.cursor.runs.update((call.run, f"{call.run:0>32}") for call in calls if isinstance(call, CreateRun))
 
 
 def measure(trials: int, sampler: str) -> dict[str, float]:

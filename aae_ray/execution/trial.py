@@ -70,7 +70,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     ready = False  # whether the gang has told that it has started
     unusable = False  # this process has a worker that is stuck, or a broken device
 
-    refused = False  # the trial that was handed to a unusable process
+    refused = False  # the trial that was handed to an unusable process
 
     def setup(self, config: dict[str, Any], settings: Settings, folder: str, mailbox: ActorHandle | None) -> None:
         self.base, self.folder, self.mailbox = settings, folder, mailbox

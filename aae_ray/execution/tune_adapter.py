@@ -1,7 +1,8 @@
 """Ray Tune as the executor of a study: it runs what the conductor suggests, and says what came of it.
 
-Tune's memory is not used. A resumed study is a new Tuner whose searcher first hands out the trials that were open; a
-retry is one more suggestion, and one more trial of Tune's.
+Tune's memory is not used. A resumed study is a new Tuner whose searcher first hands out the trials that were open; so
+is one whose gangs Ray has ended. A retry is one more suggestion, and one more trial of Tune's; where an attempt still
+waited for its resources, the next one waits in its place.
 """
 
 import logging
@@ -19,7 +20,7 @@ from ray.tune.search import Searcher
 
 from aae_ray.execution.failures import failure_of
 from aae_ray.execution.mailbox import start_mailbox_hub
-from aae_ray.execution.trial import trainable
+from aae_ray.execution.trial import BARRIER_SECONDS, trainable
 from aae_ray.search.conductor import Conductor, NoSuggestion, Retry, Stop
 from aae_ray.search.contract import Failure, from_result
 from aae_ray.search.journal import JournalError
@@ -29,9 +30,6 @@ from aae_ray.search.store import store_at
 TUNE = "tune"  # what Tune keeps in the study's folder while it runs
 
 logger = logging.getLogger(__name__)
-
-
-# Tune pickles what it calls back into its own snapshot: the executor stays behind, as that is never read.
 
 
 class SearchOver(BaseException):
@@ -111,7 +109,7 @@ class Executor:
 
     def _look_at_pending(self) -> None:
         """Attempts for which Ray finds no resources fail; the next ones wait in the same places of Tune's queue."""
-        text = f"its workers did not come up within study.start_timeout={self.start_timeout:g} s"
+        text = f"Ray found no resources for it within {self.start_timeout:g} s (study.start_timeout)"
         for trial_id, since in list(self.pending.items()):
             if time.monotonic() - since <= self.start_timeout:
                 continue
@@ -122,27 +120,37 @@ class Executor:
             else:
                 del self.numbers[trial_id], self.pending[trial_id]
                 self.abandoned.add(trial_id)
-        if len(self.abandoned) >= self.conductor.gangs and self.conductor.ledger.end is None:
+        none_trains = self.numbers.keys() <= self.pending.keys()
+        if len(self.abandoned) >= self.conductor.gangs and none_trains and self.conductor.ledger.end is None:
             self.conductor.stop(
                 StudyEnd.FAILURES, f"no gang came up within study.start_timeout={self.start_timeout:g} s"
             )
 
     def lost(self, error: RayError) -> bool:
-        """Ray has ended what ran, in a way that Tune does not expect. Whether an attempt was under way."""
-        numbers = [number for trial_id, number in self.numbers.items() if trial_id not in self.pending]
+        """Ray has ended what ran, in a way that Tune does not expect. Whether an attempt was under way.
+
+        Ray does not say who took too much memory: each of them has failed for it, and is tried again alone, where those
+        that need less come to their end.
+        """
+        begun = [number for trial_id, number in self.numbers.items() if trial_id not in self.pending]
+        failed = begun or list(self.numbers.values())
+        waiting = [number for number in self.numbers.values() if number not in failed]
         with suppress(SearchOver), self.journaling():
-            for number in numbers:
+            for number in failed:
                 if self.conductor.ledger.end is None:
                     self.conductor.failed(failure_of(number, error))
-        for trial_id in self.pending:
-            self.conductor.taken_back(self.numbers[trial_id])
-        return bool(numbers)
+        for number in waiting:
+            self.conductor.taken_back(number)
+        return bool(failed)
 
     def _failed(self, trial_id: str, failure: Failure) -> None:
         self.numbers.pop(trial_id, None)
         self.pending.pop(trial_id, None)
         with self.journaling():
             self.conductor.failed(failure)
+
+
+# Tune pickles what it calls back into its own snapshot: the executor stays behind, as that is never read.
 
 
 class ConductorSearcher(Searcher):  # type: ignore[misc]
@@ -220,7 +228,8 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(conductor.gangs)  # all gangs start at once
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshot is not used
     while conductor.ledger.end is None and (conductor.ledger.open or conductor.more_to_suggest):
-        executor = Executor(conductor, poll, settings.study.start_timeout)
+        # A gang's own timeout comes first, and says more; gangs that are up may still wait for each other.
+        executor = Executor(conductor, poll, settings.study.start_timeout + 2 * BARRIER_SECONDS)
         mailbox = start_mailbox_hub(conductor.gangs_needed)  # gangs wait there for each other
         try:
             with suppress(SearchOver):
@@ -233,6 +242,8 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
             cause = error.__cause__
             if not isinstance(cause, RayError) or not executor.lost(cause):
                 raise
+            if executor.problem is not None:
+                raise executor.problem from None
             logger.warning("Ray ended the gangs, which start anew: %s", cause)
         finally:
             store_at(folder).delete(TUNE)

@@ -165,7 +165,7 @@ class Conductor:
             return GiveUp(trial.reason or Reason.BUG)
         most = RETRIES[failure.kind].most
         if most is None:
-            most = trial.plan.settings.study.max_failures
+            most = self.ledger.current_plan.settings.study.max_failures
         retry = trial.failed(failure.kind) < most
         self.record(
             events.AttemptFailed(

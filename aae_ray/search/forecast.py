@@ -78,7 +78,7 @@ def _waiting(trial: TrialRecord, now: float) -> float:
     started = trial.attempt_started
     if started is None:
         return 0.0
-    held = max(now - started, 0.0) * trial.plan.settings.study.workers_per_trial
+    held = max(now - started, 0.0) * trial.workers
     return max(held - (trial.worker_time.busy - trial.busy_before), 0.0)
 
 

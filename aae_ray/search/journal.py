@@ -156,6 +156,7 @@ class Journal:
         except BaseException as error:
             with suppress(OSError):
                 os.ftruncate(self.file, self.size)
+            with suppress(OSError):  # the next line is written over what could not be taken away
                 os.lseek(self.file, self.size, os.SEEK_SET)
             if isinstance(error, OSError):
                 raise JournalError(error.errno, error.strerror, str(self.path)) from error

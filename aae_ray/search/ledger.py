@@ -42,6 +42,7 @@ class TrialRecord:
     params: dict[str, object]
     plan: Plan  # the study's when the trial was suggested
     suggested: float
+    workers: int  # of the attempt under way, or of the next one as far as is known
     sampler_state: dict[str, object] = field(default_factory=dict)
     state: State = State.WAITING
     epoch: int = 0
@@ -160,7 +161,10 @@ class Ledger:
                 self._resume(event, before)
             case events.Suggested():
                 assert self.plan is not None and event.number == len(self.trials), "trials are numbered in order"
-                trial = TrialRecord(event.number, dict(event.params), self.plan, event.time, dict(event.sampler_state))
+                workers = self.plan.settings.study.workers_per_trial
+                trial = TrialRecord(
+                    event.number, dict(event.params), self.plan, event.time, workers, dict(event.sampler_state)
+                )
                 self.trials.append(trial)
                 self.open[trial.number] = trial
                 self.counts[State.WAITING] += 1
@@ -168,6 +172,7 @@ class Ledger:
                 trial = self.trials[event.number]
                 self._move(trial, State.RUNNING)
                 trial.attempts = event.attempt
+                trial.workers = self.current_plan.settings.study.workers_per_trial  # a resume may have changed it
                 trial.started = trial.started or event.time
                 trial.attempt_started = trial.heard = event.time
                 trial.busy_before = trial.worker_time.busy
@@ -234,7 +239,7 @@ class Ledger:
                 self.recent.pop(trial.number, None)
 
     def _report(self, trial: TrialRecord, event: events.Reported) -> None:
-        workers = trial.plan.settings.study.workers_per_trial
+        workers = trial.workers
         trial.worker_time.training += event.training_seconds * workers
         trial.worker_time.evaluation += event.evaluation_seconds * workers
         self.worker_time.training += event.training_seconds * workers
@@ -292,7 +297,7 @@ class Ledger:
 
     def _close_attempt(self, trial: TrialRecord, time: float) -> None:
         if trial.attempt_started is not None:
-            held = max(time - trial.attempt_started, 0.0) * trial.plan.settings.study.workers_per_trial
+            held = max(time - trial.attempt_started, 0.0) * trial.workers
             waited = max(held - (trial.worker_time.busy - trial.busy_before), 0.0)
             trial.worker_time.waiting += waited
             self.worker_time.waiting += waited

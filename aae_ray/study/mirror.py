@@ -63,6 +63,7 @@ class Mirror:
                 )
             self._beat()
             self.claimed = True
+            self._begin()  # its heart beats while data are prepared and Ray starts
         except OSError as error:
             raise UserError(f"study.folder {where} cannot be written to: {redact(str(error))}") from None
 
@@ -85,9 +86,14 @@ class Mirror:
             raise UserError(f"study.folder {where} cannot be read: {redact(str(error))}") from None
 
     def start(self, journal: Journal) -> None:
+        """From now on, what happens here is copied."""
         self.journal = journal
-        self.thread = threading.Thread(target=self._run, name="mirror", daemon=True)
-        self.thread.start()
+        self._begin()
+
+    def _begin(self) -> None:
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+            self.thread.start()
 
     def close(self) -> None:
         """Send the rest, and let go of the study."""
@@ -105,7 +111,7 @@ class Mirror:
     def _attempt(self, *, last: bool = False) -> None:
         try:
             self._check_owner()
-            if not self.lost:
+            if not self.lost and self.journal is not None:
                 self._send_journal()
                 self._send_files(last)
         except Exception:  # a study goes on without its copy

@@ -1,5 +1,6 @@
 """A study's folder, here and elsewhere, while it belongs to this process."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -58,9 +59,7 @@ def removed_where_nothing_began(folder: Path) -> Iterator[None]:
     finally:
         journal = folder / JOURNAL
         if not journal.exists() or journal.stat().st_size == 0:
-            for file in folder.iterdir():
-                file.unlink()
-            folder.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> S
 
 
 def checkpoint_name(folder: Path) -> str:
-    """STUDY/TRIAL/CHECKPOINT where it lies in a study's folder, as each trial of each study has a checkpoint_000000."""
+    """STUDY/TRIAL/CHECKPOINT where it lies in a study's folder, as each trial of each study has a epoch_00027."""
     *_, study, trials, trial, name = ("", "", "", *folder.resolve().parts)
     return f"{study}/{trial}/{name}" if trials == "trials" else name
 

@@ -185,7 +185,6 @@ class Study:
             signals = Signals(screen.say, screen.leave)
             files = TrialFiles(self.store, study.keep)
             with signals.handled(), screen:
-                gangs = 1
                 tracker: Tracker | None = None
                 conductor: Conductor | None = None
                 try:
@@ -198,6 +197,7 @@ class Study:
                             for event in journal.append(self.begin):
                                 ledger.apply(event)
                         except JournalError as error:
+                            tracker.close(0)
                             raise UserError(f"{journal.path} cannot be written: {error.strerror}") from None
                         if self.mirror is not None:
                             self.mirror.start(journal)
@@ -218,7 +218,7 @@ class Study:
                         raise
                     self._stop(conductor, StudyEnd.USER)
                 assert conductor is not None and tracker is not None
-                self._finish(conductor, files, signals, screen)
+                self._finish(conductor, files, screen)
                 screen.say("sending the last records to MLflow")
                 unsent = self._close(tracker, interrupted=ledger.end is StudyEnd.USER)
                 if tracker.registration and ledger.promoted is None:
@@ -254,6 +254,8 @@ class Study:
             with signals.polling():
                 if conductor.ledger.open or conductor.more_to_suggest:
                     search(conductor, self.store.uri(), poll, verbose=self.verbose)
+            if signals.requested and conductor.ledger.end is None:  # Ctrl-C while Tune ended
+                self._stop(conductor, StudyEnd.USER)
         except JournalError as error:
             logger.exception("the search ended in an error")
             self._stop(conductor, StudyEnd.DISK, f"{error.strerror} (under {self.folder})")
@@ -268,7 +270,7 @@ class Study:
         except JournalError:  # the journal cannot take it: the next resume finds the study interrupted
             conductor.ledger.apply(events.StudyStopped(time=time.time(), end=end, message=message))
 
-    def _finish(self, conductor: Conductor, files: TrialFiles, signals: Signals, screen: Screen) -> None:
+    def _finish(self, conductor: Conductor, files: TrialFiles, screen: Screen) -> None:
         """Choose, measure, register; an error in one of these costs no other. Not after Ctrl-C, nor on a full disk: a
         study that was stopped before its disk was full has room for its best trial."""
         ledger, study = conductor.ledger, conductor.ledger.current_plan.settings.study

@@ -47,6 +47,7 @@ PARAM_CHARACTERS, TAG_CHARACTERS, BATCH = 6000, 8000, 100
 MOST_METRICS = 1000  # in one request, by MLflow's own limit
 RETRY_SECONDS = (0.5, 1, 2, 5, 10, 20)
 NOTE_SECONDS = 0.5  # between two notes of how far a lane has come
+NOTE_SHARE = 50  # ... or so many times what the last one took, where that is longer
 LOCK_SECONDS = 15.0
 MOST_TRIES = 5  # of a record that MLflow refuses
 PERMANENT = {
@@ -118,7 +119,8 @@ class Cursor:
     def __init__(self, folder: Path, address: str) -> None:
         self.path, self.address = folder / CURSOR, address
         self.lock = threading.RLock()
-        self.noted = 0.0
+        self.next_note = 0.0
+        self.noted: tuple[int, ...] = ()
         try:
             known = json.loads(self.path.read_text())
         except (OSError, ValueError):  # without it everything is sent once more, which does no harm
@@ -132,11 +134,13 @@ class Cursor:
         self.registration: dict[str, Any] | None = own.get("registration")  # what came of it, and of which trial it is
 
     def note(self, *, at_once: bool = False) -> None:
-        """Write it down, now and then."""
+        """Write it down, now and then: the more runs there are, the longer it takes, and the more seldom it is done."""
         with self.lock:
-            if not at_once and time.monotonic() - self.noted < NOTE_SECONDS:
+            began = time.monotonic()
+            state = (*self.done.values(), len(self.runs), len(self.parked))
+            if not at_once and (began < self.next_note or state == self.noted):
                 return
-            self.noted = time.monotonic()
+            self.noted = state
             self.all[self.address] = {
                 **self.done,
                 "runs": self.runs,
@@ -147,8 +151,9 @@ class Cursor:
             with contextlib.suppress(OSError):  # an older note only means that records are sent twice
                 descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
                 with os.fdopen(descriptor, "w") as file:
-                    json.dump(self.all, file)
+                    file.write(json.dumps(self.all))
                 partial.replace(self.path)
+            self.next_note = began + max(NOTE_SECONDS, NOTE_SHARE * (time.monotonic() - began))
 
 
 # ------------------------------------------------------------------------------------------------------------ tracker
@@ -245,7 +250,7 @@ class _Lane:
                 self.problem = reason_of(error)
                 return
             if not self.ready and not self.retry:
-                cursor.note(at_once=True)
+                cursor.note(at_once=last_chance)
                 if last_chance:
                     return
                 with self.tracker.news:
@@ -340,10 +345,14 @@ class _Lane:
         cursor.note()
 
     def _at_fault(self, error: BaseException) -> bool:
-        """Whether the first event has been answered with errors for long, and MLflow answers all else."""
-        self.stuck_since = self.stuck_since or time.monotonic()
+        """Whether the first file has been answered with errors for long, and MLflow answers all else."""
         answered = hasattr(error, "error_code") or getattr(error, "response", None) is not None
-        if not answered or self.client is None or time.monotonic() - self.stuck_since < STUCK_SECONDS:
+        # A database that takes no records still answers: of records, none is at fault for that.
+        if self.name != FILES_LANE or not answered or self.client is None:
+            self.stuck_since = None
+            return False
+        self.stuck_since = self.stuck_since or time.monotonic()
+        if time.monotonic() - self.stuck_since < STUCK_SECONDS:
             return False
         with contextlib.suppress(Exception):
             return self.client.answers()

@@ -65,6 +65,18 @@ def test_what_rays_memory_monitor_kills_has_failed_and_is_tried_again(make: Make
     assert isinstance(again.suggest("c"), dict) and again.numbers == {"c": 1}
 
 
+def test_a_study_goes_on_while_one_gang_trains_whatever_does_not_come_up(make: Make) -> None:
+    executor, conductor = make(gangs=2)
+    executor.suggest("a")
+    executor.started("a")
+    executor.start_timeout = -1.0
+    for name in ("b", "c"):
+        executor.suggest(name)
+        executor.should_stop()
+        executor.should_stop()
+    assert executor.abandoned == {"b", "c"} and conductor.ledger.end is None
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_journal_that_cannot_be_written_ends_the_search_as_what_it_is(make: Make) -> None:
     executor, conductor = make()
@@ -75,3 +87,5 @@ def test_a_journal_that_cannot_be_written_ends_the_search_as_what_it_is(make: Ma
     with pytest.raises(SearchOver):
         executor.result("a", result)
     assert isinstance(executor.problem, JournalError) and "No space left" in str(executor.problem)
+    executor.problem = None
+    assert executor.lost(OutOfMemoryError("running low on memory")) and isinstance(executor.problem, JournalError)

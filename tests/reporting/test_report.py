@@ -246,7 +246,7 @@ def test_the_card_says_what_the_decoder_is_and_how_good() -> None:
     run = replace(Settings(), {"model.prior": "mixture", "model.latent_dim": 4, "model.prior_scale": 2.5})
     card = model_card(
         "aae-digits-decoder",
-        TrialRecord(7, {}, Plan(run, {}), 0.0, epoch=27),
+        TrialRecord(7, {}, Plan(run, {}), 0.0, 1, epoch=27),
         run,
         0,
         FinalEvaluation(

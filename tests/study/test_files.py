@@ -129,7 +129,7 @@ def test_ctrl_c_waits_for_one_figure_at_most(tmp_path: Path, digits: Dataset) ->
     study = Study(
         tmp_path, "sqlite:///unused.db", digits, Console(file=io.StringIO()), False, events.StudyEnded(), None
     )
-    study._finish(cast(Any, SimpleNamespace(ledger=history.ledger)), files, cast(Any, None), cast(Any, None))
+    study._finish(cast(Any, SimpleNamespace(ledger=history.ledger)), files, cast(Any, None))
     GATE.set()
     files.close()
     assert {event.number for event in files.drain()} <= {0}
