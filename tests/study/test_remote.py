@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from aae_ray.search.journal import read_events
 from aae_ray.search.ledger import Ledger
 from tests.study.commands import command, run
@@ -22,6 +24,7 @@ FEW = (
 )
 
 
+@pytest.mark.slow  # test_mirror.py and test_close_and_sync.py have the parts, without Ray
 def test_a_study_elsewhere_survives_its_machine(
     tmp_path: Path, environment: dict[str, str], empty_database: Path
 ) -> None:

@@ -187,7 +187,7 @@ LONG = (
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
 @pytest.mark.parametrize("victim", ["Trainable", pytest.param("ray::MailboxHub", marks=pytest.mark.slow)])
 def test_a_killed_process_costs_no_trial(tmp_path: Path, environment: dict[str, str], victim: str) -> None:
-    study = start(tmp_path, environment, *LONG, "train.epochs=800", "study.finalists=best")
+    study = start(tmp_path, environment, *LONG, "train.epochs=500", "study.finalists=best")
     log = tmp_path / "out.txt"
     # A state is saved every few seconds, so both trials have begun, on either gang, and are far from their end.
     wait_for(lambda: len({saved.parent for saved in tmp_path.glob("runs/*/trials/*/epoch_*")}) == 2)
