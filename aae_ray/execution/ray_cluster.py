@@ -181,10 +181,13 @@ def check_temporary_folder() -> None:
         )
 
 
-def ray_is_ours() -> bool:
-    """Whether this process has started the Ray that it uses, and not joined a cluster."""
+def own_processes() -> dict[str, int]:
+    """By name, the processes without which the local Ray that this process started is no more; none where it joined a
+    cluster."""
     node = ray._private.worker._global_node
-    return node is not None and bool(node.all_processes.get(ray_constants.PROCESS_TYPE_RAYLET))
+    kinds = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
+    processes = node.all_processes if node is not None else {}
+    return {kind: started[0].process.pid for kind in kinds if (started := processes.get(kind))}
 
 
 class RayWatch:
@@ -194,10 +197,7 @@ class RayWatch:
     """
 
     def __init__(self) -> None:
-        node = ray._private.worker._global_node
-        kinds = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
-        processes = node.all_processes if node is not None else {}
-        self.pids = {kind: started[0].process.pid for kind in kinds if (started := processes.get(kind))}
+        self.pids = own_processes()
         self.address = "" if self.pids else ray.get_runtime_context().gcs_address
         self.misses, self.asked = 0, time.monotonic()
 

@@ -109,7 +109,7 @@ class Executor:
 
     def _look_at_pending(self) -> None:
         """Attempts for which Ray finds no resources fail; the next ones wait in the same places of Tune's queue."""
-        text = f"Ray found no resources for it within {self.start_timeout:g} s (study.start_timeout)"
+        text = f"Ray found no resources for it within {self.start_timeout:g} s"
         for trial_id, since in list(self.pending.items()):
             if time.monotonic() - since <= self.start_timeout:
                 continue
@@ -122,9 +122,7 @@ class Executor:
                 self.abandoned.add(trial_id)
         none_trains = self.numbers.keys() <= self.pending.keys()
         if len(self.abandoned) >= self.conductor.gangs and none_trains and self.conductor.ledger.end is None:
-            self.conductor.stop(
-                StudyEnd.FAILURES, f"no gang came up within study.start_timeout={self.start_timeout:g} s"
-            )
+            self.conductor.stop(StudyEnd.FAILURES, f"no gang came up within {self.start_timeout:g} s")
 
     def lost(self, error: RayError) -> bool:
         """Ray has ended what ran, in a way that Tune does not expect. Whether an attempt was under way.

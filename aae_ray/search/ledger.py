@@ -133,7 +133,6 @@ class Ledger:
         self.notes: list[str] = []
         self.chosen: events.Chosen | None = None
         self.promoted: events.Promoted | None = None
-        self.worker_seconds = 0.0  # that workers were held by trials, all workers together
         self.active_seconds = 0.0  # of earlier sessions
         self.session_started: float | None = None
         self.last_time = 0.0
@@ -244,7 +243,6 @@ class Ledger:
         trial.worker_time.evaluation += event.evaluation_seconds * workers
         self.worker_time.training += event.training_seconds * workers
         self.worker_time.evaluation += event.evaluation_seconds * workers
-        self.worker_seconds += (event.training_seconds + event.evaluation_seconds) * workers
         trial.heard, trial.last_report = event.time, event
         for metrics in self.fresh(event):
             for name, sign in zip(self.objectives, self.signs, strict=True):
@@ -301,7 +299,6 @@ class Ledger:
             waited = max(held - (trial.worker_time.busy - trial.busy_before), 0.0)
             trial.worker_time.waiting += waited
             self.worker_time.waiting += waited
-            self.worker_seconds += waited
             trial.attempt_started = None
 
     def _move(self, trial: TrialRecord, state: State) -> None:
@@ -323,6 +320,11 @@ class Ledger:
         if self.plan is None:
             raise UserError("it is the record of an evaluation, not of a study")
         return self.plan
+
+    @property
+    def worker_seconds(self) -> float:
+        """For how long workers were held by trials, all workers together."""
+        return self.worker_time.busy + self.worker_time.waiting
 
     @property
     def objectives(self) -> Sequence[str]:

@@ -69,7 +69,7 @@ class Opened:
     folder: Path
     journal: Journal
     mirror: Mirror | None
-    left_by: Owner | None  # a process that has ended without a word
+    left_by: Owner | None  # a process that has exited unexpectedly
 
     def ledger(self) -> Ledger:
         """What became of the study. Raises UserError for an evaluation."""

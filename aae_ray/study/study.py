@@ -17,7 +17,7 @@ from rich.console import Console
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import STOPPED, UserError
 from aae_ray.execution.gang import precision_advice
-from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, ray_cluster, ray_is_ours
+from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processes, ray_cluster
 from aae_ray.execution.tune_adapter import search
 from aae_ray.reporting import plots, text
 from aae_ray.reporting.cards import resolved
@@ -208,7 +208,7 @@ class Study:
                         for advice in (precision_advice(plan.settings), checks.labels_advice(plan)):
                             if advice:
                                 screen.note(advice)
-                        if ray_is_ours() and (advice := checks.memory_advice(plan, self.dataset, gangs)):
+                        if own_processes() and (advice := checks.memory_advice(plan, self.dataset, gangs)):
                             screen.note(advice)  # in a cluster trials run elsewhere
                         files.take_up(ledger)
                         with self._watched(journal, tracker, screen):
