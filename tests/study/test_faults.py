@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ from tests.datasets.small_sets import some_images, write_idx
 from tests.study.commands import command, run
 from tests.study.test_resume import SMALL, check_whole, ledger_of, resume
 from tests.study.test_study import client_of, processes, start, trial_runs, wait_for
-from tests.tracking.test_outages import free_port
+from tests.tracking.test_outages import free_port, mlflow_server
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
 
@@ -272,43 +271,6 @@ def test_a_gang_of_two_survives_the_loss_of_a_worker_and_then_of_its_driver(
 
 
 # ------------------------------------------------------------------------------------------------------------- MLflow
-
-
-@contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A real `mlflow server` over the database of a folder, in a process group of its own."""
-    place = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
-    with (folder / "server.txt").open("a") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *place, *store],
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            start_new_session=True,
-        )
-
-        def answers() -> bool:
-            assert server.poll() is None, (folder / "server.txt").read_text()
-            try:
-                there = HTTPConnection("127.0.0.1", port, timeout=5)
-                there.request("GET", "/health")
-                return there.getresponse().status == 200
-            except OSError:
-                return False
-
-        try:
-            wait_for(answers)
-            yield server
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """MLflow gets every record once, in order, whatever happens to the server or to us; a study never notices."""
 
+import contextlib
 import json
 import os
 import signal
@@ -181,32 +182,27 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture(scope="module")
-def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a real `mlflow server`."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
+@contextlib.contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A real `mlflow server` over the database of a folder, in a process group of its own."""
+    place = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = [
         "--backend-store-uri",
         f"sqlite:///{folder}/mlflow.db",
         "--artifacts-destination",
         str(folder / "artifacts"),
     ]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    with (folder / "server.txt").open("a") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *place, *store],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            start_new_session=True,
+        )
 
         def answers() -> bool:
-            assert process.poll() is None, (folder / "log").read_text()
+            assert server.poll() is None, (folder / "server.txt").read_text()
             try:
                 there = HTTPConnection("127.0.0.1", port, timeout=5)
                 there.request("GET", "/health")
@@ -216,10 +212,20 @@ def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
         try:
             wait_until(answers, 120)
-            yield port
+            yield server
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+@pytest.fixture(scope="module")
+def server(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a real `mlflow server`."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
+    with mlflow_server(folder, port):
+        yield port
 
 
 @pytest.fixture
