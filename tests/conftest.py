@@ -22,6 +22,7 @@ STARTS_RAY = (
     "tests/execution/test_gang.py",
     "tests/execution/test_ray_cluster.py::test_a_local_ray",
     "tests/study/test_faults.py",
+    "tests/study/test_joined_cluster.py",
     "tests/study/test_remote.py",
     "tests/study/test_resume.py",
     "tests/study/test_study.py",

@@ -225,6 +225,7 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
     settings = conductor.ledger.current_plan.settings
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(conductor.gangs)  # all gangs start at once
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshot is not used
+    os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"  # else Tune itself retries them, for ever and untold
     while conductor.ledger.end is None and (conductor.ledger.open or conductor.more_to_suggest):
         # A gang's own timeout comes first, and says more; gangs that are up may still wait for each other.
         executor = Executor(conductor, poll, settings.study.start_timeout + 2 * BARRIER_SECONDS)

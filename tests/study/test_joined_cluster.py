@@ -1,0 +1,98 @@
+"""Studies on a cluster that they have joined, and which loses a node or all of them."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import NodeID
+from ray.cluster_utils import Cluster
+
+from aae_ray.search.outcomes import FailureClass, StudyEnd
+from tests.study.test_faults import trains
+from tests.study.test_resume import SMALL, check_whole, ledger_of, resume
+from tests.study.test_study import client_of, processes, start, trial_runs, wait_for
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc"),
+]
+
+EPOCHS = 400
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without CPUs, on which no trial fits, and two nodes of one CPU."""
+    monkeypatch.setenv("AAE_TEST_MARK", str(tmp_path))  # for the processes of its nodes
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, node_id=NodeID.from_random().hex())
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def node_of(cluster: Cluster, pid: int) -> Any:
+    """The node that has started a process."""
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    (node,) = [
+        node
+        for node in cluster.worker_nodes
+        if any(each.process.pid == parent for each in node.all_processes["raylet"])
+    ]
+    return node
+
+
+def ray(*arguments: str) -> None:
+    subprocess.run([str(Path(sys.executable).with_name("ray")), *arguments], check=True, capture_output=True)
+
+
+def test_a_trial_of_a_drained_node_goes_on_elsewhere(
+    tmp_path: Path, environment: dict[str, str], cluster: Cluster
+) -> None:
+    joined = environment | {"RAY_ADDRESS": cluster.address}
+    study = start(tmp_path, joined, *SMALL, "study.budget.trials=1", f"train.epochs={EPOCHS}")
+    log = tmp_path / "out.txt"
+    wait_for(lambda: trains(tmp_path))
+    (pid,) = processes(tmp_path, "Trainable")
+    node = node_of(cluster, pid)
+    ray(
+        "drain-node", "--address", cluster.address, "--node-id", node.node_id,
+        "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the spot instance goes",
+        "--deadline-remaining-seconds", "5",
+    )  # fmt: skip
+    time.sleep(2)
+    cluster.remove_node(node, allow_graceful=False)
+    assert study.wait(timeout=250) == 0, log.read_text()
+    (trial,) = ledger_of(tmp_path).trials
+    assert [failure.failure for failure in trial.failures] == [FailureClass.PREEMPTED], log.read_text()
+    cluster.shutdown()
+    check_whole(tmp_path, trials=1, epochs=EPOCHS)
+
+
+def test_a_cluster_that_is_gone_ends_the_study_in_order(
+    tmp_path: Path, environment: dict[str, str], cluster: Cluster
+) -> None:
+    joined = environment | {"RAY_ADDRESS": cluster.address}
+    study = start(tmp_path, joined, *SMALL, "study.budget.trials=2", f"train.epochs={EPOCHS}")
+    log = tmp_path / "out.txt"
+    wait_for(lambda: trains(tmp_path))
+    cluster.head_node.kill_gcs_server(check_alive=False)
+    killed = time.monotonic()
+    assert study.wait(timeout=60) == 1, log.read_text()
+    assert time.monotonic() - killed < 30
+    text = log.read_text()
+    assert "Traceback" not in text and "Ray's gcs_server has ended" in text, text
+    assert "--resume runs/digits-" in text.splitlines()[-1], text
+    assert ledger_of(tmp_path).end is StudyEnd.RAY
+    parent, children = trial_runs(client_of(tmp_path), "aae/digits")
+    assert "RUNNING" not in {each.info.status for each in (parent, *children)}
+    cluster.shutdown()
+    resume(tmp_path, environment)  # on a Ray of its own
+    check_whole(tmp_path, trials=2, epochs=EPOCHS)
