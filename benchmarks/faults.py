@@ -143,7 +143,15 @@ class Study:
 # ------------------------------------------------------------------------------------------------------------- faults
 
 
-def _signal(number: signal.Signals, name: str | None, seconds: float = 0.0) -> Callable[[Study, random.Random], bool]:
+Inject = Callable[[Study, random.Random], bool]  # whether it hit something
+
+
+class Fault(NamedTuple):
+    inject: Inject
+    ends: bool = False  # the session
+
+
+def _signal(number: signal.Signals, name: str | None, seconds: float = 0.0) -> Inject:
     """Send a signal to a process of this name, the driver if there is none; continue it after some seconds."""
 
     def inject(study: Study, luck: random.Random) -> bool:
@@ -205,7 +213,7 @@ def _artifacts_away(study: Study, luck: random.Random) -> bool:
     return True
 
 
-def _full(left_mb: float) -> Callable[[Study, random.Random], bool]:
+def _full(left_mb: float) -> Inject:
     """The disk under the study has so little left, until the study has ended."""
 
     def inject(study: Study, luck: random.Random) -> bool:
@@ -226,27 +234,49 @@ def _full(left_mb: float) -> Callable[[Study, random.Random], bool]:
     return inject
 
 
-FAULTS: Mapping[str, Callable[[Study, random.Random], bool]] = {
-    "driver SIGKILL": _signal(signal.SIGKILL, None),
-    "driver SIGTERM": _signal(signal.SIGTERM, None),
-    "driver SIGHUP": _signal(signal.SIGHUP, None),
-    "driver SIGSTOP for 4 s": _signal(signal.SIGSTOP, None, 4),
-    "group SIGTERM": _group,
-    "trial SIGKILL": _signal(signal.SIGKILL, "Trainable"),
-    "trial SIGSTOP for 4 s": _signal(signal.SIGSTOP, "Trainable", 4),
-    "gang worker SIGKILL": _signal(signal.SIGKILL, "RayTrainWorker"),
-    "gang worker SIGSTOP for 4 s": _signal(signal.SIGSTOP, "RayTrainWorker", 4),
-    "mailbox SIGKILL": _signal(signal.SIGKILL, "ray::MailboxHub"),
-    "mailbox SIGSTOP for 4 s": _signal(signal.SIGSTOP, "ray::MailboxHub", 4),
-    "raylet SIGKILL": _signal(signal.SIGKILL, "raylet/raylet"),
-    "raylet SIGSTOP for 4 s": _signal(signal.SIGSTOP, "raylet/raylet", 4),
-    "GCS SIGKILL": _signal(signal.SIGKILL, "gcs_server"),
-    "GCS SIGSTOP for 4 s": _signal(signal.SIGSTOP, "gcs_server", 4),
-    "disk full": _full(0),
-    "50 MB left on the disk": _full(50),
-    "MLflow's database locked for 8 s": _locked,
-    "artifact root not writable for 1 s": _artifacts_away,
+def _signals(name: str, *, ends: bool = False) -> dict[str, Fault]:
+    """Kill a process of this name, or stop it for a while."""
+    return {
+        f"{name} SIGKILL": Fault(_signal(signal.SIGKILL, TITLES[name]), ends),
+        f"{name} SIGSTOP for 4 s": Fault(_signal(signal.SIGSTOP, TITLES[name], 4)),
+    }
+
+
+TITLES = {  # of processes, by which they are found
+    "trial": "Trainable",
+    "gang worker": "RayTrainWorker",
+    "mailbox": "ray::MailboxHub",
+    "raylet": "raylet/raylet",
+    "GCS": "gcs_server",
 }
+FAULTS: tuple[Mapping[str, Fault], ...] = (  # of one kind each; kinds are equally frequent
+    {
+        "driver SIGKILL": Fault(_signal(signal.SIGKILL, None), ends=True),
+        "driver SIGTERM": Fault(_signal(signal.SIGTERM, None), ends=True),
+        "driver SIGHUP": Fault(_signal(signal.SIGHUP, None), ends=True),
+        "driver SIGSTOP for 4 s": Fault(_signal(signal.SIGSTOP, None, 4)),
+        "group SIGTERM": Fault(_group, ends=True),
+    },
+    _signals("trial"),
+    _signals("gang worker"),
+    _signals("mailbox"),
+    _signals("raylet", ends=True),
+    _signals("GCS", ends=True),
+    {"disk full": Fault(_full(0)), "50 MB left on the disk": Fault(_full(50))},
+    {
+        "MLflow's database locked for 8 s": Fault(_locked),
+        "artifact root not writable for 1 s": Fault(_artifacts_away),
+    },
+)
+
+
+def inject_one(study: Study, luck: random.Random) -> tuple[str, Fault] | None:
+    """Hit a study with one fault, the first of a random order for which there is something to hit."""
+    for kind in luck.sample(FAULTS, len(FAULTS)):
+        name = luck.choice(sorted(kind))
+        if kind[name].inject(study, luck):
+            return name, kind[name]
+    return None
 
 
 # --------------------------------------------------------------------------------------------------------- invariants
@@ -325,9 +355,6 @@ def finish(study: Study, seconds: float = PATIENCE) -> None:
     study.process.wait(seconds)
 
 
-ENDS = ("driver SIGK", "driver SIGT", "driver SIGH", "group", "raylet SIGK", "GCS SIGK")  # a session ends of these
-
-
 def disturbed(folder: Path, shape: Shape, luck: random.Random, most: int, expected: Any) -> tuple[list[str], list[str]]:
     """One study with up to so many faults: those that hit it, and what is wrong afterwards."""
     study = Study(folder, shape)
@@ -335,13 +362,13 @@ def disturbed(folder: Path, shape: Shape, luck: random.Random, most: int, expect
     study.start()
     try:
         while True:
-            wanted = luck.choice(sorted(FAULTS))
             moment = time.monotonic() + luck.uniform(2, 14)
             while time.monotonic() < moment and study.process is not None and study.process.poll() is None:
                 time.sleep(0.1)
-            if len(injected) < most and FAULTS[wanted](study, luck):
-                injected.append(wanted)
-                if wanted.startswith(ENDS):
+            if len(injected) < most and (hit := inject_one(study, luck)) is not None:
+                name, fault = hit
+                injected.append(name)
+                if fault.ends:
                     finish(study)
             if len(injected) >= most:
                 finish(study)
