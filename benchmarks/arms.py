@@ -23,9 +23,10 @@ from ray.tune.search import Searcher
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.execution import gang, tune_adapter
 from aae_ray.execution.failures import Failed
-from aae_ray.execution.gang import Train, Trained, Worker
+from aae_ray.execution.orders import Train, Trained
 from aae_ray.execution.trial import Trial, trainable
 from aae_ray.execution.tune_adapter import Executor
+from aae_ray.execution.worker import Worker
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.contract import Report, from_result
@@ -95,7 +96,7 @@ class TimedTrial(Trial):
     """The platform's trial with clocks: on its worker, and on what its process does."""
 
     def setup(self, config: dict[str, Any], settings: Settings, folder: str, mailbox: ActorHandle | None) -> None:
-        gang.Worker = TimedWorker  # type: ignore[misc]
+        gang.Worker = TimedWorker  # type: ignore[attr-defined]
         self.seconds: dict[str, float] = {}
         super().setup(config, settings, folder, mailbox)
 

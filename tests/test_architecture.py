@@ -66,7 +66,7 @@ OWNERS = {
         "aae_ray.randomness",
         "aae_ray.execution.failures",
         "aae_ray.execution.process_group",
-        "aae_ray.execution.gang",
+        "aae_ray.execution.worker",
         "aae_ray.tracking.registry",
     ),
 }

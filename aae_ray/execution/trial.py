@@ -20,8 +20,9 @@ from aae_ray.errors import UserError
 from aae_ray.evaluation import figure_data
 from aae_ray.execution.durable import durable_folder
 from aae_ray.execution.failures import Failed, GangError, describe
-from aae_ray.execution.gang import Begin, Gang, LocalGang, Train, Trained, WorkerGang
+from aae_ray.execution.gang import Gang, LocalGang, WorkerGang
 from aae_ray.execution.mailbox import start_mailbox_hub
+from aae_ray.execution.orders import Begin, Train, Trained
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.outcomes import FailureClass, Reason
 from aae_ray.search.pruner import rungs

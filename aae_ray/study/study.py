@@ -16,9 +16,9 @@ from rich.console import Console
 
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import STOPPED, UserError
-from aae_ray.execution.gang import precision_advice
 from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processes, ray_cluster
 from aae_ray.execution.tune_adapter import search
+from aae_ray.execution.worker import precision_advice
 from aae_ray.reporting import plots, text
 from aae_ray.reporting.cards import resolved
 from aae_ray.reporting.closing import Closing, print_report

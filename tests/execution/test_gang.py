@@ -20,11 +20,14 @@ from ray.util.state import list_actors
 from aae_ray.errors import UserError
 from aae_ray.evaluation.figure_data import FIGURES, draw
 from aae_ray.execution import gang as gangs
+from aae_ray.execution import worker
 from aae_ray.execution.failures import Failed, GangError
-from aae_ray.execution.gang import Begin, Gang, LocalGang, Train, Trained, Worker, WorkerGang, precision_advice
+from aae_ray.execution.gang import Gang, LocalGang, WorkerGang
 from aae_ray.execution.mailbox import Mailbox, start_mailbox_hub
+from aae_ray.execution.orders import Begin, Train, Trained
 from aae_ray.execution.ray_cluster import ray_cluster
 from aae_ray.execution.trial import Trial
+from aae_ray.execution.worker import Worker, precision_advice
 from aae_ray.search.contract import Failure, Report, Suggestion, from_result
 from aae_ray.search.outcomes import FailureClass
 from aae_ray.settings import Settings, replace
@@ -197,9 +200,9 @@ class OneRankFails(Worker):
 
 
 def work_of_one_rank_fails(config: dict[str, Any]) -> None:
-    gangs.Worker = OneRankFails  # type: ignore[misc]
-    gangs.AGREEMENT_SECONDS = 2.0
-    gangs.work(config)
+    worker.Worker = OneRankFails  # type: ignore[misc]
+    worker.AGREEMENT_SECONDS = 2.0
+    worker.work(config)
 
 
 def test_a_failure_of_one_rank_leaves_the_ranks_in_step(

@@ -11,7 +11,7 @@ import pytest
 from aae_ray.execution import trial as trials
 from aae_ray.execution.durable import durable_folder
 from aae_ray.execution.failures import Failed, GangError, failure_of
-from aae_ray.execution.gang import Order, Train, Trained
+from aae_ray.execution.orders import Order, Train, Trained
 from aae_ray.execution.trial import Trial
 from aae_ray.search.contract import Failure, Report, Suggestion, from_result
 from aae_ray.search.outcomes import FailureClass, Reason
