@@ -36,8 +36,10 @@ from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan, read_plan, record_plan
 from aae_ray.settings import Settings, replace
 from aae_ray.study.study import start_study
-from aae_ray.tracking import sender
+from aae_ray.tracking.cursor import Cursor
+from aae_ray.tracking.sender import Tracker
 from aae_ray.tracking.sink import Call, CreateRun
+from aae_ray.tracking.writer import MlflowWriter
 
 SPACE = {
     "optim.reconstruction_lr": FloatDistribution(1e-4, 1e-2, log=True),
@@ -64,11 +66,11 @@ class Timed:
             self.seconds += time.thread_time() - began
 
 
-class Discard(sender.MlflowWriter):
+class Discard(MlflowWriter):
     """An MLflow that takes every call at once."""
 
-    def __init__(self, tracker: sender.Tracker) -> None:
-        self.cursor = tracker.cursor
+    def __init__(self, folder: Path, uri: str, experiment: str, cursor: Cursor) -> None:
+        self.cursor = cursor
 
     def do(self, calls: Sequence[Call]) -> None:
         with self.cursor.lock:
@@ -86,8 +88,7 @@ def measure(trials: int, sampler: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place, open(os.devnull, "w") as nowhere:
         folder, ledger = Path(place), Ledger()
         journal = Journal.create(folder)
-        sender.MlflowWriter = Discard  # type: ignore[misc]
-        tracker = sender.Tracker(folder, journal.history, "http://nowhere")
+        tracker = Tracker(folder, journal.history, "http://nowhere", Discard)
         for event in journal.append(started):
             ledger.apply(event)
         console = Console(file=nowhere, force_terminal=True, width=120)

@@ -6,13 +6,11 @@ is back, or later with `python -m aae_ray.tune --sync NAME`. Nothing here ever r
 """
 
 import contextlib
-import errno
 import json
 import logging
-import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,58 +19,19 @@ from aae_ray.search import events
 from aae_ray.search.contract import trial_name
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger
-from aae_ray.secrets import redact, without_userinfo
-from aae_ray.tracking.address import artifact_location, make_database, quiet_mlflow, tracking_uri
-from aae_ray.tracking.registry import register
-from aae_ray.tracking.sink import (
-    FILES,
-    STUDY,
-    Call,
-    CreateRun,
-    LogArtifact,
-    LogDataset,
-    LogMetrics,
-    LogParams,
-    LogText,
-    MlflowMapping,
-    Register,
-    SetStatus,
-    SetTags,
-)
+from aae_ray.secrets import without_userinfo
+from aae_ray.tracking.address import quiet_mlflow, tracking_uri
+from aae_ray.tracking.cursor import CURSOR, FILES_LANE, RECORDS_LANE, Cursor
+from aae_ray.tracking.sink import FILES, Call, LogMetrics, MlflowMapping
+from aae_ray.tracking.writer import MOST_METRICS, MlflowWriter, is_permanent, reason_of
 
 logger = logging.getLogger(__name__)
 
-CURSOR = "mlflow.json"
-PARAM_CHARACTERS, TAG_CHARACTERS, BATCH = 6000, 8000, 100
-MOST_METRICS = 1000  # in one request, by MLflow's own limit
+READY_EVENTS = 100  # that are mapped ahead of what was sent
 RETRY_SECONDS = (0.5, 1, 2, 5, 10, 20)
-NOTE_SECONDS = 0.5  # between two notes of how far a lane has come
-NOTE_SHARE = 50  # ... or so many times what the last one took, where that is longer
 LOCK_SECONDS = 15.0
 MOST_TRIES = 5  # of a record that MLflow refuses
-PERMANENT = {
-    "INVALID_PARAMETER_VALUE",
-    "RESOURCE_ALREADY_EXISTS",
-    "RESOURCE_DOES_NOT_EXIST",
-    "INVALID_STATE",
-    "PERMISSION_DENIED",
-}
-REFUSING = {403, 413}  # answers of an artifact store that stay the same
 STUCK_SECONDS = 120.0  # a record that fails for so long, while MLflow answers other requests, is at fault itself
-NOT_WRITABLE = {errno.EROFS, errno.EEXIST}  # of a folder of artifacts, besides what Python has exceptions for
-RECORDS_LANE, FILES_LANE = "records", "files"
-# What a database or a system says, and how it is told: the first that is found in an error.
-CAUSES = (
-    ("database or disk is full", "no space left for MLflow's database"),
-    ("No space left on device", "no space left on the device"),
-    ("attempt to write a readonly database", "MLflow's database is read-only"),
-    ("database is locked", "MLflow's database is locked by another process"),
-    ("unable to open database file", "MLflow's database file cannot be opened"),
-    ("Connection refused", "the MLflow server refuses connections"),
-    ("Read timed out", "the MLflow server does not answer in time"),
-    ("error responses", "the MLflow server answers with errors"),  # as urllib3 says when it has tried again in vain
-    ("Max retries exceeded", "the MLflow server is unreachable"),
-)
 
 
 def import_early() -> None:
@@ -86,87 +45,16 @@ def import_early() -> None:
     threading.Thread(target=imported, name="import mlflow", daemon=True).start()
 
 
-def reason_of(error: BaseException) -> str:
-    """The line of an error that says what is wrong, without secrets."""
-    whole = str(error)
-    for sign, sentence in CAUSES:
-        if sign in whole:
-            return sentence
-    lines = [line.strip() for line in whole.splitlines() if line.strip()]
-    return redact(lines[0][:300]) if lines else type(error).__name__
-
-
-def is_permanent(error: BaseException) -> bool:
-    """Whether MLflow would refuse the same record again, rather than being unreachable for now."""
-    code = getattr(error, "error_code", None)
-    if code == "BAD_REQUEST":  # of MLflow, and not of a proxy before it, whose answer is no JSON
-        return type(error).__name__ == "RestException"
-    if isinstance(error, json.JSONDecodeError):  # the answer of a proxy
-        return False
-    kinds = (KeyError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, TypeError, ValueError)
-    if getattr(getattr(error, "response", None), "status_code", None) in REFUSING and code is None:
-        return True
-    not_writable = isinstance(error, OSError) and error.errno in NOT_WRITABLE
-    return code in PERMANENT or not_writable or isinstance(error, kinds)
-
-
-# ------------------------------------------------------------------------------------------------------------- cursor
-
-
-class Cursor:
-    """How far each lane has come at one address, and the runs there; in a file of the study's folder."""
-
-    def __init__(self, folder: Path, address: str) -> None:
-        self.path, self.address = folder / CURSOR, address
-        self.lock = threading.RLock()
-        self.next_note = 0.0
-        self.noted: tuple[int, ...] = ()
-        try:
-            known = json.loads(self.path.read_text())
-        except (OSError, ValueError):  # without it everything is sent once more, which does no harm
-            known = {}
-        known = known if isinstance(known, dict) else {}
-        self.all: dict[str, dict[str, Any]] = {where: own for where, own in known.items() if isinstance(own, dict)}
-        own = self.all.setdefault(address, {})
-        self.done: dict[str, int] = {lane: own.get(lane, 0) for lane in (RECORDS_LANE, FILES_LANE)}
-        self.runs: dict[str, str] = own.get("runs", {})  # our key of a run -> MLflow's run id
-        self.parked: list[dict[str, Any]] = own.get("parked", [])  # event, call, and what MLflow said
-        self.registration: dict[str, Any] | None = own.get("registration")  # what came of it, and of which trial it is
-
-    def note(self, *, at_once: bool = False) -> None:
-        """Write it down, now and then: the more runs there are, the longer it takes, and the more seldom it is done."""
-        with self.lock:
-            began = time.monotonic()
-            state = (*self.done.values(), len(self.runs), len(self.parked))
-            if not at_once and (began < self.next_note or state == self.noted):
-                return
-            self.noted = state
-            self.all[self.address] = {
-                **self.done,
-                "runs": self.runs,
-                "parked": self.parked,
-                "registration": self.registration,
-            }
-            partial = self.path.with_suffix(".partial")
-            with contextlib.suppress(OSError):  # an older note only means that records are sent twice
-                descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                with os.fdopen(descriptor, "w") as file:
-                    file.write(json.dumps(self.all))
-                partial.replace(self.path)
-            self.next_note = began + max(NOTE_SECONDS, NOTE_SHARE * (time.monotonic() - began))
-
-
-# ------------------------------------------------------------------------------------------------------------ tracker
-
-
 class Tracker:
     """Follows a journal and sends what it says, without anybody waiting for it.
 
-    `history` is the journal's list of events, which grows while the study runs.
+    `history` is the journal's list of events, which grows while the study runs. `writer` carries out the calls.
     """
 
-    def __init__(self, folder: Path, history: Sequence[events.Event], uri: str) -> None:
-        self.folder, self.history, self.uri = folder, history, uri
+    def __init__(
+        self, folder: Path, history: Sequence[events.Event], uri: str, writer: type[MlflowWriter] = MlflowWriter
+    ) -> None:
+        self.folder, self.history, self.uri, self.writer = folder, history, uri, writer
         self.cursor = Cursor(folder, without_userinfo(uri))
         if max(self.cursor.done.values()) > len(history):  # the journal has lost its end: what is sent twice is once
             self.cursor.done = dict.fromkeys(self.cursor.done, 0)
@@ -278,7 +166,7 @@ class _Lane:
     def _map(self) -> None:
         """Fold the events that have come, and keep what they say for this lane."""
         done, history = self.tracker.cursor.done[self.name], self.tracker.history
-        while self.mapped < len(history) and len(self.ready) < BATCH:
+        while self.mapped < len(history) and len(self.ready) < READY_EVENTS:
             calls = self.mapping.calls(history[self.mapped])
             mine = [call for call in calls if isinstance(call, FILES) == (self.name == FILES_LANE)]
             if self.mapped >= done:
@@ -377,130 +265,17 @@ class _Lane:
                         self.tracker.cursor.parked.append(entry)
                     self.tracker.cursor.note(at_once=True)
 
-    def _writer(self) -> "MlflowWriter":
+    def _writer(self) -> MlflowWriter:
         if self.client is None:
-            with self.tracker.opening:  # MLflow may have to make its database, which two threads cannot
-                self.client = MlflowWriter(self.tracker)
+            tracker = self.tracker
+            experiment = _experiment_name(tracker.history[0])
+            with tracker.opening:  # MLflow may have to make its database, which two threads cannot
+                self.client = tracker.writer(tracker.folder, tracker.uri, experiment, tracker.cursor)
         return self.client
 
 
 class _Waiting(Exception):
     """The run of a file has not been made yet."""
-
-
-# ------------------------------------------------------------------------------------------------------------- MLflow
-
-
-class MlflowWriter:
-    """Carries out calls at MLflow. Doing one twice does no harm."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        quiet_mlflow()
-        from mlflow import MlflowClient
-
-        self.folder, self.cursor = tracker.folder, tracker.cursor
-        make_database(tracker.uri)
-        self.client = MlflowClient(tracking_uri=tracker.uri, registry_uri=tracker.uri)
-        self.experiment_id = self._experiment(tracker.uri, _experiment_name(tracker.history[0]))
-
-    def answers(self) -> bool:
-        """Whether MLflow answers a request that has nothing to do with any record."""
-        return self.client.get_experiment(self.experiment_id) is not None
-
-    def _experiment(self, uri: str, name: str) -> str:
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment is None:
-            # Without the kind the user interface opens in its mode for chat models.
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            try:
-                return str(self.client.create_experiment(name, artifact_location(uri, name), tags=kind))
-            except Exception as error:  # another lane, or study, has just made it
-                if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                experiment = self.client.get_experiment_by_name(name)
-        if experiment.lifecycle_stage == "deleted":
-            self.client.restore_experiment(experiment.experiment_id)
-        return str(experiment.experiment_id)
-
-    def do(self, calls: Sequence[Call]) -> None:
-        """Carry out calls in their order; metrics of one run in one request."""
-        metrics = [call for call in calls if isinstance(call, LogMetrics)]
-        if len(metrics) == len(calls):
-            self._metrics(metrics)
-            return
-        for call in calls:
-            self._do(call)
-
-    def _do(self, call: Call) -> None:
-        from mlflow.entities import Param, RunTag
-
-        match call:
-            case CreateRun():
-                self._create(call)
-            case LogParams():
-                params = [Param(key, value) for key, value in _texts(call.params, PARAM_CHARACTERS).items()]
-                for start in range(0, len(params), BATCH):
-                    self.client.log_batch(self._id(call), params=params[start : start + BATCH])
-            case LogMetrics():
-                self._metrics([call])
-            case SetTags():
-                tags = [RunTag(key, value) for key, value in _texts(call.tags, TAG_CHARACTERS).items()]
-                self.client.log_batch(self._id(call), tags=tags)
-            case LogDataset():
-                self._dataset(call)
-            case SetStatus():
-                if call.status == "RUNNING":
-                    self.client.update_run(self._id(call), status="RUNNING")
-                else:
-                    self.client.set_terminated(self._id(call), call.status, int(call.time * 1000))
-            case LogArtifact():
-                path = self.folder / call.path
-                send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-                send(self._id(call), str(path), call.folder)
-            case LogText():
-                self.client.log_text(self._id(call), redact(call.text), call.file)
-            case Register():
-                request = call.request | {"folder": str(self.folder / call.request["folder"])}
-                made = register(self.client, self._id(call), request)
-                with self.cursor.lock:
-                    self.cursor.registration = made | {"trial": call.run}  # an extended study may choose another
-
-    def _create(self, call: CreateRun) -> None:
-        if call.run in self.cursor.runs:
-            return
-        tags = _texts(call.tags, TAG_CHARACTERS) | {"mlflow.runName": call.name}
-        if call.run != STUDY:
-            tags["mlflow.parentRunId"] = self.cursor.runs[STUDY]
-        keys = [key for key in ("aae.study_id", "aae.trial_id", "aae.run_kind") if key in tags]
-        query = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in keys)
-        known = self.client.search_runs([self.experiment_id], query, max_results=1)
-        start = int(call.time * 1000)
-        run = known[0] if known else self.client.create_run(self.experiment_id, start, tags, run_name=call.name)
-        with self.cursor.lock:
-            self.cursor.runs[call.run] = run.info.run_id
-
-    def _metrics(self, calls: Sequence[LogMetrics]) -> None:
-        from mlflow.entities import Metric
-
-        metrics = [
-            Metric(key, value, int(call.time * 1000), call.step)
-            for call in calls
-            for key, value in call.metrics.items()
-        ]
-        for start in range(0, len(metrics), MOST_METRICS):
-            self.client.log_batch(self._id(calls[0]), metrics=metrics[start : start + MOST_METRICS])
-
-    def _dataset(self, call: LogDataset) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        data = call.data
-        profile = {"train": data.train, "val": data.val, "test": data.test, "shape": list(data.shape)}
-        source = json.dumps({"name": data.name})
-        entity = Dataset(data.name, data.digest, "local", source, profile=json.dumps(profile))
-        self.client.log_inputs(self._id(call), [DatasetInput(entity, [InputTag("mlflow.data.context", "train")])])
-
-    def _id(self, call: Call) -> str:
-        return self.cursor.runs[call.run]
 
 
 def _experiment_name(first: events.Event) -> str:
@@ -509,10 +284,6 @@ def _experiment_name(first: events.Event) -> str:
     assert isinstance(first, events.StudyStarted)
     settings = first.plan.settings
     return str(settings["tracking.experiment"] or f"aae/{settings['data.name']}")
-
-
-def _texts(values: Mapping[str, Any], limit: int) -> dict[str, str]:
-    return {key: redact(str(value))[:limit] for key, value in values.items() if value is not None}
 
 
 # --------------------------------------------------------------------------------------------------------------- sync

@@ -41,7 +41,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         assert (Path(request["folder"]) / "MLmodel").exists()
         return {"name": "decoder", "version": 1, "champion": True, "reason": "the first"}
 
-    monkeypatch.setattr("aae_ray.tracking.sender.register", register)
+    monkeypatch.setattr("aae_ray.tracking.writer.register", register)
     monkeypatch.chdir(tmp_path)
     history = History(study_id=NAME, study__folder=f"file://{tmp_path}/there")
     history.finish(0.5, 0.5)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from aae_ray.search import events
 from aae_ray.search.outcomes import Reason
-from aae_ray.tracking.sender import CURSOR, Tracker
+from aae_ray.tracking.cursor import CURSOR
+from aae_ray.tracking.sender import Tracker
 from tests.tracking.little_study import PATIENCE, LittleStudy, runs_of, steps_of
 
 

@@ -20,7 +20,7 @@ import pytest
 from aae_ray.errors import UserError
 from aae_ray.search import events
 from aae_ray.search.journal import JOURNAL
-from aae_ray.tracking.sender import CURSOR
+from aae_ray.tracking.cursor import CURSOR
 from tests.tracking.little_study import (
     EXPERIMENT,
     PATIENCE,

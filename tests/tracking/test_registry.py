@@ -26,7 +26,7 @@ from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
 from aae_ray.tracking import registry
 from aae_ray.tracking.address import tracking_uri
-from aae_ray.tracking.sender import CURSOR
+from aae_ray.tracking.cursor import CURSOR
 from tests.tracking.little_study import LittleStudy, sync
 
 NAME = "aae-digits-decoder"

@@ -18,8 +18,10 @@ from aae_ray.search.journal import JOURNAL, read_events
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
 from aae_ray.tracking.address import artifact_location, make_database, tracking_uri
-from aae_ray.tracking.sender import CURSOR, MlflowWriter, Tracker, is_permanent, reason_of
+from aae_ray.tracking.cursor import CURSOR
+from aae_ray.tracking.sender import Tracker
 from aae_ray.tracking.sink import STUDY, Call, CreateRun, LogArtifact
+from aae_ray.tracking.writer import MlflowWriter, is_permanent, reason_of
 from tests.tracking.little_study import (
     EXPERIMENT,
     PATIENCE,
@@ -549,7 +551,7 @@ def test_a_registration_belongs_to_the_trial_that_was_chosen(
         study.add(events.Ended(number=number, reason=Reason.COMPLETED))
         study.add(events.Chosen(number=number, registration={"folder": "decoder", "version": number + 1}))
 
-    monkeypatch.setattr("aae_ray.tracking.sender.register", register)
+    monkeypatch.setattr("aae_ray.tracking.writer.register", register)
     monkeypatch.setattr("aae_ray.tracking.sender.LOCK_SECONDS", 0.5)
     down = False
     study = LittleStudy(tmp_path, database)

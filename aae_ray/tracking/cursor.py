@@ -1,0 +1,57 @@
+"""How far a study's records have come, in a file of its folder, so that nothing is sent twice or forgotten."""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+CURSOR = "mlflow.json"
+RECORDS_LANE, FILES_LANE = "records", "files"
+NOTE_SECONDS = 0.5  # between two notes of how far a lane has come
+NOTE_SHARE = 50  # ... or so many times what the last one took, where that is longer
+
+
+class Cursor:
+    """How far each lane has come at one address, and the runs there; in a file of the study's folder."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.path, self.address = folder / CURSOR, address
+        self.lock = threading.RLock()
+        self.next_note = 0.0
+        self.noted: tuple[int, ...] = ()
+        try:
+            known = json.loads(self.path.read_text())
+        except (OSError, ValueError):  # without it everything is sent once more, which does no harm
+            known = {}
+        known = known if isinstance(known, dict) else {}
+        self.all: dict[str, dict[str, Any]] = {where: own for where, own in known.items() if isinstance(own, dict)}
+        own = self.all.setdefault(address, {})
+        self.done: dict[str, int] = {lane: own.get(lane, 0) for lane in (RECORDS_LANE, FILES_LANE)}
+        self.runs: dict[str, str] = own.get("runs", {})  # our key of a run -> MLflow's run id
+        self.parked: list[dict[str, Any]] = own.get("parked", [])  # event, call, and what MLflow said
+        self.registration: dict[str, Any] | None = own.get("registration")  # what came of it, and of which trial it is
+
+    def note(self, *, at_once: bool = False) -> None:
+        """Write it down, now and then: the more runs there are, the longer it takes, and the more seldom it is done."""
+        with self.lock:
+            began = time.monotonic()
+            state = (*self.done.values(), len(self.runs), len(self.parked))
+            if not at_once and (began < self.next_note or state == self.noted):
+                return
+            self.noted = state
+            self.all[self.address] = {
+                **self.done,
+                "runs": self.runs,
+                "parked": self.parked,
+                "registration": self.registration,
+            }
+            partial = self.path.with_suffix(".partial")
+            with contextlib.suppress(OSError):  # an older note only means that records are sent twice
+                descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                with os.fdopen(descriptor, "w") as file:
+                    file.write(json.dumps(self.all))
+                partial.replace(self.path)
+            self.next_note = began + max(NOTE_SECONDS, NOTE_SHARE * (time.monotonic() - began))
