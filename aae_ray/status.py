@@ -27,7 +27,7 @@ def status(
 ) -> None:
     """Say where a study stands: trials, best values, pace and failures. Reads its folder; the study need not run."""
     from aae_ray.reporting.console import console_for, is_ascii
-    from aae_ray.reporting.status import listing
+    from aae_ray.reporting.status_view import listing, render
     from aae_ray.search.store import find_study, is_remote, studies
 
     console, root = console_for(), folder.expanduser()
@@ -36,7 +36,7 @@ def status(
         if as_json:
             console.print(json.dumps(study.to_json(), indent=2), soft_wrap=True, markup=False)
         else:
-            console.print(study.render(console.width, is_ascii(console)))
+            console.print(render(study, console.width, is_ascii(console)))
         return
     known: list[StudyStatus] = []
     unreadable: dict[str, str] = {}

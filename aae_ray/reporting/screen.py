@@ -14,6 +14,7 @@ from rich.text import Text
 
 from aae_ray.reporting.console import is_ascii
 from aae_ray.reporting.status import FRONT_ROWS, StudyStatus
+from aae_ray.reporting.status_view import body
 from aae_ray.reporting.text import ASCII, UNICODE, describe, first_line, heading
 from aae_ray.search import events
 from aae_ray.search.journal import Owner
@@ -207,7 +208,7 @@ class Screen:
             owner = Owner(self.owner.host, self.owner.pid, self.owner.began, now)
             status = StudyStatus.of(self.folder, self.ledger, owner, now, front=FRONT_ROWS)
             rows = max(self.console.height - FRAME, LEAST_ROWS)
-            parts += status.body(self.console.width, is_ascii(self.console), rows)
+            parts += body(status, self.console.width, is_ascii(self.console), rows)
         if status_line:
             parts.append(Text(status_line, style="cyan"))
         parts += [Text(f"note: {note}", style="yellow") for note in self.notes[-NOTES:]]

@@ -1,33 +1,14 @@
-"""Where a study stands: what `python -m aae_ray.status` prints, and what the live screen shows.
-
-Made from the journal's ledger and the owner of the study's lock, and nothing else.
-"""
+"""Where a study stands. Made from the journal's ledger and the owner of the study's lock, and nothing else."""
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
-
-from aae_ray.reporting.text import (
-    ASCII,
-    UNICODE,
-    Symbols,
-    describe,
-    duration,
-    first_line,
-    heading,
-    interval,
-    short_duration,
-)
+from aae_ray.reporting.text import first_line
 from aae_ray.search.forecast import Forecast, forecast
 from aae_ray.search.journal import Owner
 from aae_ray.search.ledger import Ledger, TrialRecord
@@ -36,18 +17,6 @@ from aae_ray.search.outcomes import RETRIES, FailureClass, State, StudyEnd
 ROWS = 12  # trials in the table that have ended; those that run come before them
 OPEN_ROWS = 16  # and of these so many
 FRONT_ROWS = 5  # trials of the front
-BAR = 24  # characters
-NARROW = 110  # characters of a line; where there are fewer, heads break and bars are half as long
-LEAST_SETTINGS = 8  # letters that are worth a column
-BRIEF = 3  # notes and kinds of failures on the live screen
-STYLES: dict[str, str] = {
-    State.RUNNING: "cyan",
-    State.WAITING: "blue",
-    State.COMPLETE: "green",
-    State.STOPPED: "yellow",
-    State.FAILED: "red",
-}
-STUDY_STYLES = {"running": "cyan", "ended": "green", "stopped": "yellow", "dead": "red"}
 
 
 @dataclass(frozen=True)
@@ -238,165 +207,6 @@ class StudyStatus:
             "notes": list(self.notes),
         }
 
-    # ------------------------------------------------------------------------------------------------- for the console
-
-    def render(self, width: int, ascii: bool = False) -> RenderableType:
-        """All of it for people, on a console of this width."""
-        title = Text.assemble((self.study_id, "bold"), "  ", (self.folder, "dim"))
-        return Group(title, self.standing(), *self.body(width, ascii))
-
-    def body(self, width: int, ascii: bool = False, rows: int | None = None) -> list[RenderableType]:
-        """What stands below the title: progress, best trials, the table, hours and failures.
-
-        With a limit of rows it is for a live screen, where long lines are cut.
-        """
-        symbols = ASCII if ascii else UNICODE
-        lines = [self._progress(symbols, BAR if width >= NARROW else BAR // 2), self._pace(symbols)]
-        lines += self._best(symbols)
-        tail = [self._hours()] if self.forecast.worker_time.busy + self.forecast.worker_time.waiting > 0 else []
-        tail += self._failures()[: None if rows is None else BRIEF]
-        tail += [Text.assemble(("note  ", "yellow"), note) for note in self.notes[-BRIEF:]]
-        for line in [*lines, *tail] if rows is not None else []:
-            line.no_wrap, line.overflow = True, symbols.overflow
-        if not self.trials:
-            return [*lines, *tail]
-        return [*lines, "", self._table(symbols, width, self.trials[:rows]), "", *tail]
-
-    def standing(self) -> Text:
-        """Whether it runs, where, and why not."""
-        where = f"process {self.pid} on {self.host}"
-        match self.state:
-            case "running":
-                beat = f", last heartbeat {short_duration(self.heartbeat_age or 0)} ago"
-                detail = where + (beat if (self.heartbeat_age or 0) > 20 else "")
-            case "dead":
-                seen = f", last seen {short_duration(self.heartbeat_age)} ago" if self.heartbeat_age else ""
-                detail = f"{where} exited unexpectedly{seen}; its trials wait for a resume"
-            case "stopped":
-                detail = ": ".join(part for part in (self.why, self.message) if part)
-            case _:
-                detail = self.message or "as planned"
-        line = Text.assemble((self.state, f"bold {STUDY_STYLES[self.state]}"), "  ", detail)
-        if self.registered is not None:
-            made, champion = self.registered, "champion" if self.registered["champion"] else "not the champion"
-            line.append(f"  registered as {made['name']} version {made['version']}, {champion}")
-        return line
-
-    def counts_text(self) -> str:
-        """The states of the trials, without those that say nothing."""
-        shown = (State.RUNNING, State.COMPLETE, State.STOPPED, State.FAILED, State.WAITING)
-        counts = [(state, self.counts.get(state, 0)) for state in shown]
-        return "  ".join(f"{count} {state}" for state, count in counts if count or state is not State.WAITING)
-
-    def _progress(self, symbols: Symbols, size: int) -> Text:
-        done, budget = int(self.forecast.trials.used), int(self.forecast.trials.limit or 0)
-        filled = min(size, round(size * done / max(budget, 1)))
-        bar = ((symbols.filled * filled, "green"), (symbols.empty * (size - filled), "dim"))
-        return Text.assemble(*bar, f"  {done}/{budget}  {self.counts_text()}")
-
-    def _pace(self, symbols: Symbols) -> Text:
-        of = self.forecast
-        clock = duration(of.elapsed)
-        if of.wall_clock.limit is not None:
-            clock += f" of {duration(of.wall_clock.limit)}"
-        parts = [clock]
-        if of.trials_per_hour is not None:
-            parts.append(f"{of.trials_per_hour:.3g} trials/h")
-        if of.left is not None and self.state == "running":
-            parts.append(f"about {interval(of.left.low, of.left.high)} left")
-        if of.worker_hours.limit is not None:
-            parts.append(f"{of.worker_hours.used:.2g} of {of.worker_hours.limit:g} worker-hours")
-        return Text(f" {symbols.dot} ".join(parts))
-
-    def _best(self, symbols: Symbols) -> list[Text]:
-        if not self.front_size:
-            return []
-        lines = [Text(f"front: {self.front_size} {'trial' if self.front_size == 1 else 'trials'}")]
-        if self.chosen:
-            lines[0].append(f", the best one is {self.chosen}", "bold green")
-        longest = max(len(heading(name, symbols)) for name in self.objectives)
-        for name, trial in zip(self.objectives, self.best, strict=False):
-            head = heading(name, symbols).ljust(longest)
-            lines.append(Text.assemble("best ", (head, "bold"), f"  {trial.values[name]:.4f}  {trial.name}"))
-        return lines
-
-    def _table(self, symbols: Symbols, width: int, trials: Sequence[TrialStatus]) -> Table:
-        heads = ["trial", "state", "epoch", *(heading(name, symbols) for name in self.objectives)]
-        if width < NARROW:
-            heads = [head.replace("/", "/\n") for head in heads]
-        cells = [
-            [
-                trial.name,
-                trial.state_text,
-                f"{trial.epoch}/{trial.epochs}",
-                *(f"{trial.values[name]:.4f}" if name in trial.values else "" for name in self.objectives),
-            ]
-            for trial in trials
-        ]
-        sizes = [
-            max(max(map(len, head.split("\n"))), *(len(row[index]) for row in cells))
-            for index, head in enumerate(heads)
-        ]
-        room = width - sum(size + 2 for size in sizes)
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for head, size in zip(heads, sizes, strict=True):
-            short = head in ("trial", "epoch")  # the last to be cut
-            justify: Literal["left", "right"] = "left" if head in ("trial", "state") else "right"
-            table.add_column(
-                head, no_wrap=True, overflow=symbols.overflow, justify=justify, min_width=size if short else None
-            )
-        if room >= LEAST_SETTINGS:
-            table.add_column("settings", no_wrap=True, overflow=symbols.overflow, max_width=room)
-        on_front = {trial.number for trial in self.front}
-        for trial, (name, state, *rest) in zip(trials, cells, strict=True):
-            settings = [escape(describe(trial.params))] if room >= LEAST_SETTINGS else []
-            style = "bold" if trial.number in on_front else ""
-            table.add_row(name, Text(state, style=STYLES[trial.state]), *rest, *settings, style=style)
-        return table
-
-    def _hours(self) -> Text:
-        hours, of = self.forecast.worker_time, self.forecast
-        total = hours.busy + hours.waiting
-        parts = {"training": hours.training, "evaluation": hours.evaluation, "waiting": hours.waiting}
-        shares = ", ".join(f"{name} {_share(seconds, total)}" for name, seconds in parts.items())
-        lost = {"stopped early": of.stopped_early} | {f"failed ({kind})": value for kind, value in of.failed.items()}
-        ends = "".join(f"; {name} {_share(seconds, total)}" for name, seconds in lost.items() if seconds > 0)
-        return Text.assemble(("hours ", "bold"), f"{_hours_text(total)} of workers: {shares}{ends}")
-
-    def _failures(self) -> list[Text]:
-        return [
-            Text.assemble(
-                (f"{failure.count} {failure.kind}", "red"),
-                f"  {failure.trial}: {failure.message}" + (f" ({failure.advice})" if failure.advice else ""),
-            )
-            for failure in self.failures
-        ]
-
-
-def listing(studies: Sequence[StudyStatus], unreadable: Mapping[str, str], ascii: bool = False) -> RenderableType:
-    """All studies, a line each, in the order given; then those that cannot be read, and why not."""
-    symbols = ASCII if ascii else UNICODE
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("study", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("trials", no_wrap=True, justify="right")
-    table.add_column("started", no_wrap=True)
-    table.add_column("best", overflow="fold")
-    for study in studies:
-        best = "  ".join(
-            f"{heading(name, symbols)} {trial.values[name]:.4f}"
-            for name, trial in zip(study.objectives, study.best, strict=False)
-        )
-        table.add_row(
-            study.study_id,
-            Text(study.state + (f": {study.why}" if study.why else ""), style=STUDY_STYLES[study.state]),
-            f"{study.forecast.trials.used:.0f}/{study.forecast.trials.limit or 0:.0f}",
-            f"{datetime.fromtimestamp(study.started):%Y-%m-%d %H:%M}",
-            best,
-        )
-    broken = [Text.assemble((f"{name}  ", "red"), reason) for name, reason in unreadable.items()]
-    return Group(*([table] if studies else []), *broken)
-
 
 def current(folder: Path, ledger: Ledger, owner: Owner | None) -> StudyStatus:
     """The status now, with the whole front."""
@@ -431,14 +241,6 @@ def _failures(ledger: Ledger) -> tuple[FailureStatus, ...]:
         for kind, failures in ranked
         if failures.last is not None
     )
-
-
-def _share(seconds: float, total: float) -> str:
-    return f"{seconds / total:.0%}" if total else "0%"
-
-
-def _hours_text(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else duration(seconds)
 
 
 def _finite(value: Any) -> Any:

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from aae_ray.reporting.status import StudyStatus
+from aae_ray.reporting.status_view import render
 from aae_ray.search import events
 from aae_ray.search.journal import OWNER, Owner
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
@@ -51,7 +52,7 @@ def of(history: History, owner: Owner | None = None, **options: Any) -> StudySta
 
 def printed(status: StudyStatus, width: int = 120, ascii: bool = False) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(status.render(width, ascii))
+    Console(file=out, width=width).print(render(status, width, ascii))
     return out.getvalue()
 
 

@@ -1,0 +1,201 @@
+"""The status of a study as people read it: on the live screen, and from `python -m aae_ray.status`."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Literal
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from aae_ray.reporting.status import StudyStatus, TrialStatus
+from aae_ray.reporting.text import ASCII, UNICODE, Symbols, describe, duration, heading, interval, short_duration
+from aae_ray.search.outcomes import State
+
+BAR = 24  # characters
+NARROW = 110  # characters of a line; where there are fewer, heads break and bars are half as long
+LEAST_SETTINGS = 8  # letters that are worth a column
+BRIEF = 3  # notes and kinds of failures on the live screen
+STYLES: dict[str, str] = {
+    State.RUNNING: "cyan",
+    State.WAITING: "blue",
+    State.COMPLETE: "green",
+    State.STOPPED: "yellow",
+    State.FAILED: "red",
+}
+STUDY_STYLES = {"running": "cyan", "ended": "green", "stopped": "yellow", "dead": "red"}
+
+
+def render(status: StudyStatus, width: int, ascii: bool = False) -> RenderableType:
+    """All of it for people, on a console of this width."""
+    title = Text.assemble((status.study_id, "bold"), "  ", (status.folder, "dim"))
+    return Group(title, _standing(status), *body(status, width, ascii))
+
+
+def body(status: StudyStatus, width: int, ascii: bool = False, rows: int | None = None) -> list[RenderableType]:
+    """What stands below the title: progress, best trials, the table, hours and failures.
+
+    With a limit of rows it is for a live screen, where long lines are cut.
+    """
+    symbols = ASCII if ascii else UNICODE
+    lines = [_progress(status, symbols, BAR if width >= NARROW else BAR // 2), _pace(status, symbols)]
+    lines += _best(status, symbols)
+    tail = [_hours(status)] if status.forecast.worker_time.busy + status.forecast.worker_time.waiting > 0 else []
+    tail += _failures(status)[: None if rows is None else BRIEF]
+    tail += [Text.assemble(("note  ", "yellow"), note) for note in status.notes[-BRIEF:]]
+    for line in [*lines, *tail] if rows is not None else []:
+        line.no_wrap, line.overflow = True, symbols.overflow
+    if not status.trials:
+        return [*lines, *tail]
+    return [*lines, "", _table(status, symbols, width, status.trials[:rows]), "", *tail]
+
+
+def _standing(status: StudyStatus) -> Text:
+    """Whether it runs, where, and why not."""
+    where = f"process {status.pid} on {status.host}"
+    match status.state:
+        case "running":
+            beat = f", last heartbeat {short_duration(status.heartbeat_age or 0)} ago"
+            detail = where + (beat if (status.heartbeat_age or 0) > 20 else "")
+        case "dead":
+            seen = f", last seen {short_duration(status.heartbeat_age)} ago" if status.heartbeat_age else ""
+            detail = f"{where} exited unexpectedly{seen}; its trials wait for a resume"
+        case "stopped":
+            detail = ": ".join(part for part in (status.why, status.message) if part)
+        case _:
+            detail = status.message or "as planned"
+    line = Text.assemble((status.state, f"bold {STUDY_STYLES[status.state]}"), "  ", detail)
+    if status.registered is not None:
+        made, champion = status.registered, "champion" if status.registered["champion"] else "not the champion"
+        line.append(f"  registered as {made['name']} version {made['version']}, {champion}")
+    return line
+
+
+def _counts_text(status: StudyStatus) -> str:
+    """The states of the trials, without those that say nothing."""
+    shown = (State.RUNNING, State.COMPLETE, State.STOPPED, State.FAILED, State.WAITING)
+    counts = [(state, status.counts.get(state, 0)) for state in shown]
+    return "  ".join(f"{count} {state}" for state, count in counts if count or state is not State.WAITING)
+
+
+def _progress(status: StudyStatus, symbols: Symbols, size: int) -> Text:
+    done, budget = int(status.forecast.trials.used), int(status.forecast.trials.limit or 0)
+    filled = min(size, round(size * done / max(budget, 1)))
+    bar = ((symbols.filled * filled, "green"), (symbols.empty * (size - filled), "dim"))
+    return Text.assemble(*bar, f"  {done}/{budget}  {_counts_text(status)}")
+
+
+def _pace(status: StudyStatus, symbols: Symbols) -> Text:
+    of = status.forecast
+    clock = duration(of.elapsed)
+    if of.wall_clock.limit is not None:
+        clock += f" of {duration(of.wall_clock.limit)}"
+    parts = [clock]
+    if of.trials_per_hour is not None:
+        parts.append(f"{of.trials_per_hour:.3g} trials/h")
+    if of.left is not None and status.state == "running":
+        parts.append(f"about {interval(of.left.low, of.left.high)} left")
+    if of.worker_hours.limit is not None:
+        parts.append(f"{of.worker_hours.used:.2g} of {of.worker_hours.limit:g} worker-hours")
+    return Text(f" {symbols.dot} ".join(parts))
+
+
+def _best(status: StudyStatus, symbols: Symbols) -> list[Text]:
+    if not status.front_size:
+        return []
+    lines = [Text(f"front: {status.front_size} {'trial' if status.front_size == 1 else 'trials'}")]
+    if status.chosen:
+        lines[0].append(f", the best one is {status.chosen}", "bold green")
+    longest = max(len(heading(name, symbols)) for name in status.objectives)
+    for name, trial in zip(status.objectives, status.best, strict=False):
+        head = heading(name, symbols).ljust(longest)
+        lines.append(Text.assemble("best ", (head, "bold"), f"  {trial.values[name]:.4f}  {trial.name}"))
+    return lines
+
+
+def _table(status: StudyStatus, symbols: Symbols, width: int, trials: Sequence[TrialStatus]) -> Table:
+    heads = ["trial", "state", "epoch", *(heading(name, symbols) for name in status.objectives)]
+    if width < NARROW:
+        heads = [head.replace("/", "/\n") for head in heads]
+    cells = [
+        [
+            trial.name,
+            trial.state_text,
+            f"{trial.epoch}/{trial.epochs}",
+            *(f"{trial.values[name]:.4f}" if name in trial.values else "" for name in status.objectives),
+        ]
+        for trial in trials
+    ]
+    sizes = [
+        max(max(map(len, head.split("\n"))), *(len(row[index]) for row in cells)) for index, head in enumerate(heads)
+    ]
+    room = width - sum(size + 2 for size in sizes)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head, size in zip(heads, sizes, strict=True):
+        short = head in ("trial", "epoch")  # the last to be cut
+        justify: Literal["left", "right"] = "left" if head in ("trial", "state") else "right"
+        table.add_column(
+            head, no_wrap=True, overflow=symbols.overflow, justify=justify, min_width=size if short else None
+        )
+    if room >= LEAST_SETTINGS:
+        table.add_column("settings", no_wrap=True, overflow=symbols.overflow, max_width=room)
+    on_front = {trial.number for trial in status.front}
+    for trial, (name, state, *rest) in zip(trials, cells, strict=True):
+        settings = [escape(describe(trial.params))] if room >= LEAST_SETTINGS else []
+        style = "bold" if trial.number in on_front else ""
+        table.add_row(name, Text(state, style=STYLES[trial.state]), *rest, *settings, style=style)
+    return table
+
+
+def _hours(status: StudyStatus) -> Text:
+    hours, of = status.forecast.worker_time, status.forecast
+    total = hours.busy + hours.waiting
+    parts = {"training": hours.training, "evaluation": hours.evaluation, "waiting": hours.waiting}
+    shares = ", ".join(f"{name} {_share(seconds, total)}" for name, seconds in parts.items())
+    lost = {"stopped early": of.stopped_early} | {f"failed ({kind})": value for kind, value in of.failed.items()}
+    ends = "".join(f"; {name} {_share(seconds, total)}" for name, seconds in lost.items() if seconds > 0)
+    return Text.assemble(("hours ", "bold"), f"{_hours_text(total)} of workers: {shares}{ends}")
+
+
+def _failures(status: StudyStatus) -> list[Text]:
+    return [
+        Text.assemble(
+            (f"{failure.count} {failure.kind}", "red"),
+            f"  {failure.trial}: {failure.message}" + (f" ({failure.advice})" if failure.advice else ""),
+        )
+        for failure in status.failures
+    ]
+
+
+def listing(studies: Sequence[StudyStatus], unreadable: Mapping[str, str], ascii: bool = False) -> RenderableType:
+    """All studies, a line each, in the order given; then those that cannot be read, and why not."""
+    symbols = ASCII if ascii else UNICODE
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("study", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("trials", no_wrap=True, justify="right")
+    table.add_column("started", no_wrap=True)
+    table.add_column("best", overflow="fold")
+    for study in studies:
+        best = "  ".join(
+            f"{heading(name, symbols)} {trial.values[name]:.4f}"
+            for name, trial in zip(study.objectives, study.best, strict=False)
+        )
+        table.add_row(
+            study.study_id,
+            Text(study.state + (f": {study.why}" if study.why else ""), style=STUDY_STYLES[study.state]),
+            f"{study.forecast.trials.used:.0f}/{study.forecast.trials.limit or 0:.0f}",
+            f"{datetime.fromtimestamp(study.started):%Y-%m-%d %H:%M}",
+            best,
+        )
+    broken = [Text.assemble((f"{name}  ", "red"), reason) for name, reason in unreadable.items()]
+    return Group(*([table] if studies else []), *broken)
+
+
+def _share(seconds: float, total: float) -> str:
+    return f"{seconds / total:.0%}" if total else "0%"
+
+
+def _hours_text(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else duration(seconds)
