@@ -133,3 +133,34 @@ def test_a_running_study_refuses_a_second_driver_and_a_killed_one_is_closed(
     assert ledger_of(tmp_path).end is StudyEnd.INTERRUPTED
     parent, children = trial_runs(client_of(tmp_path), "aae/digits")
     assert {each.info.status for each in (parent, *children)} == {"KILLED"}
+
+
+@pytest.mark.slow
+def test_an_extension_has_another_space_and_longer_trials_and_a_warm_start_knows_both(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    study = start(tmp_path, environment, *SMALL, "study.budget.trials=2")
+    wait_for(lambda: "t0000 complete" in (tmp_path / "out.txt").read_text())
+    wait_for(lambda: "t0001 begins" in (tmp_path / "out.txt").read_text())
+    os.kill(study.pid, signal.SIGTERM)  # t0001 is stopped by the user
+    assert study.wait(timeout=60) == 130
+    before = ledger_of(tmp_path)
+    assert [trial.state for trial in before.trials] == [State.COMPLETE, State.WAITING]
+    changes = ("study.budget.trials=4", "train.epochs=90", "model.latent_dim=3", "optim.beta2=0.99")
+    resume(tmp_path, environment, "--extend", "digits", *changes)
+    ledger = ledger_of(tmp_path)
+    assert ledger.end is StudyEnd.PLANNED and {trial.state for trial in ledger.trials} == {State.COMPLETE}
+    assert [trial.epoch for trial in ledger.trials] == [60, 60, 90, 90]  # an open trial keeps its budget
+    assert [trial.params for trial in ledger.trials[:2]] == [trial.params for trial in before.trials]
+    client = client_of(tmp_path)
+    _, children = trial_runs(client, "aae/digits")
+    runs = {child.data.tags["aae.trial_id"]: child for child in children}
+    for trial in ledger.trials:
+        points = client.get_metric_history(runs[trial.name].info.run_id, "val/reconstruction_mse")
+        assert [point.step for point in points] == list(range(1, trial.epoch + 1))
+        logged = runs[trial.name].data.params
+        assert (logged["model.latent_dim"], logged["optim.beta2"]) == (("3", "0.99") if trial.number > 1 else ("8", "0.999"))
+
+    warm = ("--warm-start", "digits", *SMALL, "study.name=again", "study.budget.trials=1")
+    done = run(tmp_path, environment, "tune", *warm)
+    assert re.search(r"of 4 trials", done.stdout + done.stderr), done.stdout
