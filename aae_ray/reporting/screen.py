@@ -1,9 +1,9 @@
 """The live screen of a study on a terminal, and plain lines elsewhere."""
 
 import os
-import socket
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -50,7 +50,7 @@ class Screen:
         self.unsent = 0
         self.began = time.monotonic()
         self.mentioned: dict[int, float] = {}  # when a line last spoke of an open trial
-        self.owner = Owner(socket.gethostname(), os.getpid(), time.time(), time.time())
+        self.owner = Owner.this_process()
         self.live = (
             Live(
                 console=console,
@@ -205,7 +205,7 @@ class Screen:
         parts: list[object] = [Text(self.title, style="bold")]
         if self.ledger is not None and self.ledger.started is not None:
             now = time.time()
-            owner = Owner(self.owner.host, self.owner.pid, self.owner.began, now)
+            owner = replace(self.owner, heartbeat=now)
             status = StudyStatus.of(self.folder, self.ledger, owner, now, front=FRONT_ROWS)
             rows = max(self.console.height - FRAME, LEAST_ROWS)
             parts += body(status, self.console.width, is_ascii(self.console), rows)

@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import json
 import re
 import shutil
 import tempfile
@@ -175,9 +174,8 @@ def store_at(folder: str) -> Store:
 def remote_owner(store: Store) -> Owner | None:
     """The owner by the file that is elsewhere, whose age is its heartbeat; None as of `read_owner`. Raises OSError."""
     try:
-        values = json.loads(store.read_bytes(OWNER))
-        return Owner(values["host"], values["pid"], values["began"], store.modified_at(OWNER) or 0.0)
-    except (FileNotFoundError, ValueError, KeyError):
+        return Owner.from_json(store.read_bytes(OWNER), store.modified_at(OWNER) or 0.0)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -1,16 +1,12 @@
 """A study whose folder is elsewhere: what this machine writes goes there as well, and one process at a time owns it."""
 
 import hashlib
-import json
 import logging
-import os
-import socket
 import threading
 import time
-from typing import Any
 
 from aae_ray.errors import UserError
-from aae_ray.search.journal import HEARTBEAT_SECONDS, JOURNAL, LOCK, OWNER, Journal
+from aae_ray.search.journal import HEARTBEAT_SECONDS, JOURNAL, LOCK, OWNER, Journal, Owner
 from aae_ray.search.sampler import COPY
 from aae_ray.search.store import (
     PARTIAL,
@@ -40,7 +36,7 @@ class Mirror:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.values: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "began": time.time()}
+        self.owner = Owner.this_process()
         self.journal: Journal | None = None
         self.taken_up = False  # what there was when the first piece was sent
         self.sent, self.hashed = 0, hashlib.sha256()  # of the journal: bytes, and the digest of them
@@ -57,7 +53,7 @@ class Mirror:
         where = redact(self.store.uri())
         try:
             owner = remote_owner(self.store)
-            if owner is not None and owner.alive and (owner.host, owner.pid) != (self.values["host"], os.getpid()):
+            if owner is not None and owner.alive and not owner.is_process_of(self.owner):
                 raise UserError(
                     f"{where} is in use by process {owner.pid} on {owner.host}; wait for it to end, or stop it first"
                 )
@@ -121,14 +117,14 @@ class Mirror:
         if self.lost or time.monotonic() - self.beaten < HEARTBEAT_SECONDS:
             return
         owner = remote_owner(self.store)
-        if owner is not None and (owner.host, owner.pid) != (self.values["host"], self.values["pid"]):
+        if owner is not None and not owner.is_process_of(self.owner):
             self.lost = True
             logger.error("process %s on %s has taken the study over; no more is copied", owner.pid, owner.host)
             return
         self._beat()
 
     def _beat(self) -> None:
-        self.store.write_bytes(OWNER, json.dumps(self.values).encode())
+        self.store.write_bytes(OWNER, self.owner.to_json().encode())
         self.beaten = time.monotonic()
 
     def _send_journal(self) -> None:

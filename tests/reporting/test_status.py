@@ -24,11 +24,11 @@ from tests.search.histories import JSD, MSE, START, History, write_evaluation
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path("runs/digits-20270115-080000-abcd")
-DEAD = Owner(socket.gethostname(), 2**22 + 1, START, START)  # above the largest process id
+DEAD = Owner(socket.gethostname(), 2**22 + 1, None, START)  # above the largest process id
 
 
 def alive(now: float) -> Owner:
-    return Owner(socket.gethostname(), os.getpid(), START, now - 3)
+    return Owner(socket.gethostname(), os.getpid(), None, now - 3)
 
 
 def history_of_all_states() -> History:
@@ -217,7 +217,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
 def studies(tmp_path: Path) -> Path:
     """A folder with runs/: one study of digits that is dead, and one of mnist that has ended."""
     folder = history_of_all_states().write(tmp_path / FOLDER)
-    (folder / OWNER).write_text(json.dumps({"host": DEAD.host, "pid": DEAD.pid, "began": START}))
+    (folder / OWNER).write_text(json.dumps({"host": DEAD.host, "pid": DEAD.pid}))
     ended = History(time=START + 50, study_id="mnist-20270116-080000-beef", study__name="mnist")
     ended.finish(0.1, 0.2)
     ended.add(events.StudyEnded())

@@ -1,5 +1,6 @@
 """A study's journal: torn, foreign, newer, empty, locked; and what is never written to it."""
 
+import json
 import os
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from aae_ray.errors import UserError
 from aae_ray.search import events
-from aae_ray.search.journal import JOURNAL, OWNER, Journal, StudyLock, read_events, read_owner
+from aae_ray.search.journal import JOURNAL, OWNER, Journal, Owner, StudyLock, read_events, read_owner, start_ticks
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.space import Plan, plan_from, record_plan
 from aae_ray.secrets import redact, without_userinfo
@@ -167,13 +168,21 @@ def test_a_second_process_is_refused_with_host_and_pid_and_takes_over_when_the_f
 
 
 def test_an_owner_on_another_host_counts_as_alive_as_long_as_its_heart_beats(study: Path) -> None:
-    (study / OWNER).write_text('{"host": "elsewhere", "pid": 1, "began": 1.0}')
+    (study / OWNER).write_text('{"host": "elsewhere", "pid": 1}')
     with pytest.raises(UserError, match="in use by process 1 on elsewhere"):
         StudyLock(study).acquire()
     os.utime(study / OWNER, (time.time() - 3600,) * 2)
     lock = StudyLock(study)
     lock.acquire()
     lock.release()
+
+
+def test_another_process_with_the_number_of_the_owner_is_not_taken_for_it(study: Path) -> None:
+    """As after a restart of the machine, or of a container, where the same few numbers come again."""
+    (study / OWNER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "ticks": 1}))
+    owner = read_owner(study)
+    assert owner is not None and owner.alive == (start_ticks(os.getpid()) is None)
+    assert Owner.this_process().alive and not owner.is_process_of(Owner.this_process())
 
 
 # ------------------------------------------------------------------------------------------------------------ secrets

@@ -109,7 +109,7 @@ def test_a_study_elsewhere_that_another_machine_owns_is_left_alone(
 ) -> None:
     before = {path: path.read_bytes() for path in (tmp_path / "there").rglob("*") if path.is_file()}
     owner = tmp_path / "there" / NAME / "owner.json"
-    owner.write_text('{"host": "another", "pid": 7, "began": 0}')
+    owner.write_text('{"host": "another", "pid": 7}')
     for command in (sync, close_study):
         with pytest.raises(UserError, match="in use by process 7 on another"):
             command(elsewhere, console, uri=database)

@@ -214,7 +214,7 @@ def test_the_files_of_trials_are_not_even_looked_at(
 
 
 def test_the_owner_keeps_others_away_while_its_heart_beats(mirror: Mirror, tmp_path: Path) -> None:
-    owner = {"host": "another", "pid": 7, "began": time.time()}
+    owner = {"host": "another", "pid": 7}
     mirror.store.write_bytes("owner.json", json.dumps(owner).encode())
     with pytest.raises(UserError, match="in use by process 7 on another"):
         mirror.claim()
@@ -227,7 +227,7 @@ def test_a_process_that_has_lost_the_study_sends_no_more(mirror: Mirror, tmp_pat
     History(study_id="here").write(tmp_path / "here")
     mirror.claim()
     mirror.journal = Journal.open(tmp_path / "here")
-    mirror.store.write_bytes("owner.json", json.dumps({"host": "another", "pid": 7, "began": 0.0}).encode())
+    mirror.store.write_bytes("owner.json", json.dumps({"host": "another", "pid": 7}).encode())
     mirror.beaten = -1e9
     mirror._attempt()
     assert mirror.lost and not (tmp_path / "there" / "journal").exists()
