@@ -122,6 +122,11 @@ class Study:
         return journals[0].parent if journals else None
 
     @property
+    def reports(self) -> int:
+        """How often its trials have reported."""
+        return 0 if self.study is None else (self.study / "journal.jsonl").read_bytes().count(b'"event":"reported"')
+
+    @property
     def ended(self) -> bool:
         """Whether the study has ended as planned, by its journal."""
         return self.study is not None and Ledger.replay(read_events(self.study)).end is StudyEnd.PLANNED
@@ -355,6 +360,18 @@ def finish(study: Study, seconds: float = PATIENCE) -> None:
     study.process.wait(seconds)
 
 
+def wait_for_a_moment(study: Study, luck: random.Random) -> None:
+    """Half of the moments count from the start of the session, half from when a trial of it has trained."""
+    assert study.process is not None
+    reported, trained, moment = study.reports, luck.random() < 0.5, time.monotonic()
+    while trained and study.reports == reported and study.process.poll() is None:
+        time.sleep(0.1)
+        moment = time.monotonic()
+    moment += luck.uniform(0, 8) if trained else luck.uniform(2, 14)
+    while time.monotonic() < moment and study.process.poll() is None:
+        time.sleep(0.1)
+
+
 def disturbed(folder: Path, shape: Shape, luck: random.Random, most: int, expected: Any) -> tuple[list[str], list[str]]:
     """One study with up to so many faults: those that hit it, and what is wrong afterwards."""
     study = Study(folder, shape)
@@ -362,9 +379,7 @@ def disturbed(folder: Path, shape: Shape, luck: random.Random, most: int, expect
     study.start()
     try:
         while True:
-            moment = time.monotonic() + luck.uniform(2, 14)
-            while time.monotonic() < moment and study.process is not None and study.process.poll() is None:
-                time.sleep(0.1)
+            wait_for_a_moment(study, luck)
             if len(injected) < most and (hit := inject_one(study, luck)) is not None:
                 name, fault = hit
                 injected.append(name)
