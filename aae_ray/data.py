@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from aae_ray import reading, settings
-from aae_ray.console import main
+from aae_ray.cli import main
 from aae_ray.datasets.dataset import Dataset, load, prepared_folder
 from aae_ray.errors import UserError
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.console import main
+from aae_ray.cli import main
 from aae_ray.errors import UserError
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.console import main
+from aae_ray.cli import main
 from aae_ray.errors import UserError
 
 MOST = 100_000

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aae_ray.console import main
+from aae_ray.cli import main
 from aae_ray.errors import UserError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.console import OVERRIDES_HELP, file_and_overrides, leave_study, main
+from aae_ray.cli import OVERRIDES_HELP, file_and_overrides, leave_study, main
 from aae_ray.errors import UserError
 
 
@@ -34,8 +34,8 @@ def train(
             f"{path} searches {keys}; train takes one configuration: give each a value, "
             f"or use python -m aae_ray.tune {path}"
         )
-    closing = start_study(Plan(plan.settings, {}), console_for(), verbose=verbose)
-    leave_study(closing.interrupted, closing.as_planned and closing.best is not None)
+    report = start_study(Plan(plan.settings, {}), console_for(), verbose=verbose)
+    leave_study(report.interrupted, report.as_planned and report.best is not None)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.console import OVERRIDES_HELP, file_and_overrides, leave_study, main
+from aae_ray.cli import OVERRIDES_HELP, file_and_overrides, leave_study, main
 from aae_ray.errors import UserError
 
 
@@ -78,7 +78,7 @@ def tune(
     name = resume or extend
     if name is not None:
         own = [change for change in overrides if not change.startswith("study.folder=")]
-        closing = study.resume_study(
+        report = study.resume_study(
             name,
             own,
             console,
@@ -115,8 +115,8 @@ def tune(
                 console.print(f"# {note}", highlight=False, soft_wrap=True)
             console.print(resolved(plan), highlight=False, soft_wrap=True)
             return
-        closing = study.start_study(plan, console, warm_start=warm_start or (), verbose=verbose)
-    leave_study(closing.interrupted, closing.as_planned and closing.best is not None)
+        report = study.start_study(plan, console, warm_start=warm_start or (), verbose=verbose)
+    leave_study(report.interrupted, report.as_planned and report.best is not None)
 
 
 def _root(overrides: list[str]) -> Path:

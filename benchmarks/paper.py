@@ -22,8 +22,8 @@ from optuna.distributions import CategoricalDistribution
 from PIL import Image
 
 from aae_ray.errors import MISTAKE, UserError
-from aae_ray.reporting.closing import Closing
 from aae_ray.reporting.console import console_for
+from aae_ray.reporting.report import StudyReport
 from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, flatten, replace
@@ -105,7 +105,7 @@ def compare(overrides: Sequence[str], seeds: Sequence[int], command: str) -> dic
     }
 
 
-def result(table: Table, plan: Plan, outcome: Closing, seconds: float, command: str) -> dict[str, Any]:
+def result(table: Table, plan: Plan, outcome: StudyReport, seconds: float, command: str) -> dict[str, Any]:
     """What is kept of the runs: every seed's metrics on the test images, and all that shaped them."""
     _require_all(outcome)
     tests = {
@@ -162,7 +162,7 @@ def main() -> None:
     (DOCS / "paper.md").write_text(page(results, kept.get(COMPARISON)), encoding="utf-8")
 
 
-def _require_all(outcome: Closing) -> None:
+def _require_all(outcome: StudyReport) -> None:
     """A row is of all its seeds: raises UserError where the study was interrupted, or a trial did not come to its end
     and was not measured."""
     missing = [record.name for record in outcome.ledger.trials if record.test is None]

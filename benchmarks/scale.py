@@ -37,8 +37,8 @@ from aae_ray.search.space import Plan, read_plan, record_plan
 from aae_ray.settings import Settings, replace
 from aae_ray.study.study import start_study
 from aae_ray.tracking.cursor import Cursor
+from aae_ray.tracking.mapping import Call, CreateRun
 from aae_ray.tracking.sender import Tracker
-from aae_ray.tracking.sink import Call, CreateRun
 from aae_ray.tracking.writer import MlflowWriter
 
 SPACE = {
@@ -156,9 +156,9 @@ def drive(trials: int) -> None:
         *REAL, f"study.budget.trials={trials}", "study.budget.wall_clock=2h",
     ])  # fmt: skip
     with open(os.devnull, "w") as nowhere:
-        closing = start_study(plan, Console(file=nowhere, force_terminal=True, width=120))
-    hours = closing.ledger.worker_time
-    assert closing.ledger.ended == trials, closing.ledger.reasons
+        report = start_study(plan, Console(file=nowhere, force_terminal=True, width=120))
+    hours = report.ledger.worker_time
+    assert report.ledger.ended == trials, report.ledger.reasons
     print(json.dumps({
         "trials": trials, "cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter() - began,
         "training_seconds_per_trial": hours.training / trials,

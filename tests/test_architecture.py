@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "randomness": set(),
     "secrets": set(),
-    "console": {"errors"},
+    "cli": {"errors"},
     "settings": {"errors"},
     "reading": {"errors", "settings"},
     "autoencoder": PLAIN,
@@ -50,7 +50,7 @@ OWNERS = {
     "pooch": ("aae_ray.datasets.download",),
     "matplotlib": ("aae_ray.evaluation.drawing",),
     "typer": (
-        "aae_ray.console",
+        "aae_ray.cli",
         "aae_ray.tune",
         "aae_ray.train",
         "aae_ray.generate",

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aae_ray.console import run_command
+from aae_ray.cli import run_command
 from aae_ray.data import prepare
 from aae_ray.datasets import parquet
 

@@ -10,7 +10,7 @@ import pytest
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.errors import UserError
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.reporting.closing import Closing
+from aae_ray.reporting.report import StudyReport
 from aae_ray.search import events
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
@@ -179,7 +179,7 @@ def test_a_row_is_of_all_its_seeds(tmp_path: Path, interrupted: bool, measured: 
         if str(seed) in measured:
             ledger.apply(events.Measured(number=seed, metrics={paper_page.ERROR: 0.2}, remarks=(), tags={}))
     ledger.apply(events.StudyStopped(end=StudyEnd.USER) if interrupted else events.StudyEnded())
-    outcome = Closing(tmp_path, ledger, "sqlite:///mlflow.db", None, 0, [], None)
+    outcome = StudyReport(tmp_path, ledger, "sqlite:///mlflow.db", None, 0, [], None)
     if told is None:
         assert list(paper.result(table, plan, outcome, 1, "")["tests"]) == ["0", "1"]
         return

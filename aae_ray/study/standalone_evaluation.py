@@ -25,9 +25,9 @@ from aae_ray.search.store import local_root
 from aae_ray.secrets import redact
 from aae_ray.settings import Settings, dotted_fields, replace, setting
 from aae_ray.tracking import registry
+from aae_ray.tracking.mapping import trial_params
 from aae_ray.tracking.provenance import provenance, unique_timestamp
 from aae_ray.tracking.sender import Tracker
-from aae_ray.tracking.sink import trial_params
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Training
 

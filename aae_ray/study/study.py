@@ -21,7 +21,7 @@ from aae_ray.execution.tune_adapter import search
 from aae_ray.execution.worker import precision_advice
 from aae_ray.reporting import plots, text
 from aae_ray.reporting.cards import resolved
-from aae_ray.reporting.closing import Closing, print_report
+from aae_ray.reporting.report import StudyReport, print_report
 from aae_ray.reporting.screen import Screen
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
@@ -55,7 +55,7 @@ DISK_SECONDS = 2.0
 # ------------------------------------------------------------------------------------------------------- how it begins
 
 
-def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (), verbose: bool = False) -> Closing:
+def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (), verbose: bool = False) -> StudyReport:
     """Run a new study to its end, its budget or Ctrl-C, and report. Raises UserError for mistakes of the user."""
     plan, uri, dataset = checks.checked(plan)
     prior = prior_trials(
@@ -91,7 +91,7 @@ def resume_study(
     uri: str | None = None,
     root: Path = Path("runs"),
     verbose: bool = False,
-) -> Closing:
+) -> StudyReport:
     """Go on with a study: trials that have ended stay so, open ones go on from their checkpoints.
 
     With `extend`, new trials may have another space and longer budgets. Raises UserError when it cannot go on so.
@@ -176,7 +176,7 @@ class Study:
     def store(self) -> Store:
         return Store(self.folder) if self.mirror is None else self.mirror.store
 
-    def run(self, journal: Journal, ledger: Ledger, plan: Plan) -> Closing:
+    def run(self, journal: Journal, ledger: Ledger, plan: Plan) -> StudyReport:
         """This session of the study, from the start of Ray to the report."""
         import_early()  # while Ray's processes start
         study = plan.settings.study
@@ -224,7 +224,7 @@ class Study:
                 if tracker.registration and ledger.promoted is None:
                     with suppress(OSError):
                         conductor.record(events.Promoted(**tracker.registration))
-            report = Closing(
+            report = StudyReport(
                 self.folder, ledger, self.uri, tracker.registration, unsent, list(tracker.parked), tracker.problem
             )
             print_report(self.console, report)

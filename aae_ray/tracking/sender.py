@@ -22,7 +22,7 @@ from aae_ray.search.ledger import Ledger
 from aae_ray.secrets import without_userinfo
 from aae_ray.tracking.address import quiet_mlflow, tracking_uri
 from aae_ray.tracking.cursor import CURSOR, FILES_LANE, RECORDS_LANE, Cursor
-from aae_ray.tracking.sink import FILES, Call, LogMetrics, MlflowMapping
+from aae_ray.tracking.mapping import FILES, Call, LogMetrics, MlflowMapping
 from aae_ray.tracking.writer import MOST_METRICS, MlflowWriter, is_permanent, reason_of
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,7 @@ from typing import Any
 from aae_ray.secrets import redact
 from aae_ray.tracking.address import artifact_location, make_database, quiet_mlflow
 from aae_ray.tracking.cursor import Cursor
-from aae_ray.tracking.registry import register
-from aae_ray.tracking.sink import (
+from aae_ray.tracking.mapping import (
     STUDY,
     Call,
     CreateRun,
@@ -23,6 +22,7 @@ from aae_ray.tracking.sink import (
     SetStatus,
     SetTags,
 )
+from aae_ray.tracking.registry import register
 
 PARAM_CHARACTERS, TAG_CHARACTERS, BATCH = 6000, 8000, 100
 MOST_METRICS = 1000  # in one request, by MLflow's own limit

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from aae_ray.console import main
+from aae_ray.cli import main
 from aae_ray.reporting.console import console_for
 
 def command() -> None:

@@ -19,7 +19,7 @@ from aae_ray.reporting.status_view import render
 from aae_ray.search import events
 from aae_ray.search.journal import OWNER, Owner
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
-from aae_ray.tracking.sink import MlflowMapping, SetTags
+from aae_ray.tracking.mapping import MlflowMapping, SetTags
 from tests.search.histories import JSD, MSE, START, History, write_evaluation
 
 ROOT = Path(__file__).parents[2]

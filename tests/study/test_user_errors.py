@@ -8,7 +8,7 @@ import pytest
 import ray
 from optuna.distributions import CategoricalDistribution
 
-from aae_ray.console import run_command
+from aae_ray.cli import run_command
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
 from aae_ray.study.checks import labels_advice

@@ -19,8 +19,8 @@ from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
 from aae_ray.tracking.address import artifact_location, make_database, tracking_uri
 from aae_ray.tracking.cursor import CURSOR
+from aae_ray.tracking.mapping import STUDY, Call, CreateRun, LogArtifact
 from aae_ray.tracking.sender import Tracker
-from aae_ray.tracking.sink import STUDY, Call, CreateRun, LogArtifact
 from aae_ray.tracking.writer import MlflowWriter, is_permanent, reason_of
 from tests.tracking.little_study import (
     EXPERIMENT,

@@ -12,7 +12,7 @@ import pytest
 COMMAND = """
 import atexit, sys, threading, time
 import typer
-from aae_ray.console import main
+from aae_ray.cli import main
 from aae_ray.errors import UserError
 
 class Heavy:
@@ -56,7 +56,7 @@ def test_a_command_without_a_place_to_write_ends_with_its_code(tmp_path: Path, h
 
 WAITING = """
 import threading, time
-from aae_ray.console import main
+from aae_ray.cli import main
 
 def command() -> None:
     threading.Thread(target=time.sleep, args=(60,)).start()
@@ -78,7 +78,7 @@ def test_ctrl_c_while_a_thread_ends_its_work_is_no_traceback(tmp_path: Path) -> 
 
 
 def test_a_closed_pipe_is_no_success(tmp_path: Path) -> None:
-    (tmp_path / "command.py").write_text("from aae_ray.console import main\nmain(lambda: print('lost'), 'command')\n")
+    (tmp_path / "command.py").write_text("from aae_ray.cli import main\nmain(lambda: print('lost'), 'command')\n")
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "command.py")],
         stdout=subprocess.PIPE,

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
-from aae_ray.reporting.closing import Closing, next_commands, print_report
 from aae_ray.reporting.console import console_for
+from aae_ray.reporting.report import StudyReport, next_commands, print_report
 from aae_ray.search import events
 from aae_ray.search.outcomes import FailureClass, StudyEnd
 from tests.search.histories import History
 
 
-def closing(folder: Path, history: History, made: Mapping[str, Any] | None = None, uri: str = "http://host") -> Closing:
-    return Closing(
+def closing(
+    folder: Path, history: History, made: Mapping[str, Any] | None = None, uri: str = "http://host"
+) -> StudyReport:
+    return StudyReport(
         folder=folder,
         ledger=history.ledger,
         uri=uri,

@@ -23,7 +23,7 @@ PASSWORD = (
 
 
 @dataclass(frozen=True)
-class Closing:
+class StudyReport:
     """What a session of a study leaves behind."""
 
     folder: Path
@@ -48,8 +48,8 @@ class Closing:
         return self.ledger.end is StudyEnd.PLANNED
 
 
-def print_report(console: Console, closing: Closing) -> None:
-    ledger, best, path = closing.ledger, closing.best, text.shell_path(closing.folder)
+def print_report(console: Console, report: StudyReport) -> None:
+    ledger, best, path = report.ledger, report.best, text.shell_path(report.folder)
     lines = [text.bullet("study", tables.outcome_line(ledger))]
     if ledger.front():
         console.print(tables.front_table(ledger, best, console), "")
@@ -66,19 +66,19 @@ def print_report(console: Console, closing: Closing) -> None:
     lines += [text.bullet("note", note) for note in ledger.notes]
     if warning := tables.noise_warning(ledger):
         lines.append(text.bullet("note", warning))
-    lines.append(text.bullet("registered", registration_line(closing)))
+    lines.append(text.bullet("registered", registration_line(report)))
     lines.append(text.bullet("kept in", path))
-    lines += [text.bullet("MLflow", f"refused a record: {sentence}") for sentence in closing.parked]
-    if closing.unsent:
-        why = closing.problem or "the server is slow"
-        lines.append(text.bullet("MLflow", f"{closing.unsent} records pending in {path} ({why}); send them with"))
+    lines += [text.bullet("MLflow", f"refused a record: {sentence}") for sentence in report.parked]
+    if report.unsent:
+        why = report.problem or "the server is slow"
+        lines.append(text.bullet("MLflow", f"{report.unsent} records pending in {path} ({why}); send them with"))
         lines.append(text.bullet("", f"  python -m aae_ray.tune --sync {path}"))
-    if without_userinfo(closing.uri) != closing.uri and (closing.unsent or not closing.as_planned):
+    if without_userinfo(report.uri) != report.uri and (report.unsent or not report.as_planned):
         lines.append(text.bullet("note", PASSWORD))
     for line in lines:
         console.print(line, soft_wrap=True)
     console.print("")
-    for label, command in next_commands(closing):
+    for label, command in next_commands(report):
         console.print(text.bullet(label, command), soft_wrap=True)
 
 
@@ -91,34 +91,34 @@ def _test_lines(ledger: Ledger, test: Mapping[str, float], remarks: tuple[str, .
     return lines + [text.bullet("", remark) for remark in remarks]
 
 
-def registration_line(closing: Closing) -> str:
-    made = closing.registration
+def registration_line(report: StudyReport) -> str:
+    made = report.registration
     if made:
         champion = "champion" if made["champion"] else "not the champion"
         return f"{made['name']} version {made['version']}, {champion} ({made['reason']})"
-    if closing.ledger.chosen is None:
-        if closing.ledger.front():
+    if report.ledger.chosen is None:
+        if report.ledger.front():
             return "nothing: the study was stopped before its best trial was measured"
         return "nothing: no trial was trained to its end"
-    if closing.ledger.chosen.registration is None:
+    if report.ledger.chosen.registration is None:
         return "nothing: tracking.register_model is false"
-    return "nothing: not yet sent to MLflow" if closing.unsent else "nothing: MLflow refused it, see below"
+    return "nothing: not yet sent to MLflow" if report.unsent else "nothing: MLflow refused it, see below"
 
 
-def next_commands(closing: Closing) -> list[tuple[str, str]]:
+def next_commands(report: StudyReport) -> list[tuple[str, str]]:
     """What to type next, each with what it does. No password of an address is printed."""
     commands = []
-    if not closing.as_planned:
-        commands.append(("resume", text.resume_command(closing.folder)))
-    uri = without_userinfo(closing.uri)
+    if not report.as_planned:
+        commands.append(("resume", text.resume_command(report.folder)))
+    uri = without_userinfo(report.uri)
     default = uri == f"sqlite:///{Path(DEFAULT_DATABASE).absolute()}"
     option = "" if default else f" --tracking-uri {shlex.quote(uri)}"
-    if made := closing.registration:
+    if made := report.registration:
         version = "" if made["champion"] else f" --version {made['version']}"
         name = shlex.quote(made["name"])
         commands.append(("images", f"python -m aae_ray.generate {name} --count 64 --out samples.png{version}{option}"))
-    if closing.best and (closing.folder / "best_config.yaml").exists():
-        path = text.shell_path(closing.folder / "best_config.yaml")
+    if report.best and (report.folder / "best_config.yaml").exists():
+        path = text.shell_path(report.folder / "best_config.yaml")
         commands.append(("train again", f"python -m aae_ray.train {path}"))
     if uri.startswith("http"):
         commands.append(("compare", uri))
