@@ -119,7 +119,7 @@ class Data(Section):
     labels: Float | None = Field(
         None,
         gt=0,
-        description="labels that training knows, evenly over the classes, which ones decides `seed`: a number, or a "
+        description="labels that training knows, evenly over the classes, drawn by `seed`: a number, or a "
         "fraction of the training images below 1; all when not given",
     )
 
@@ -170,7 +170,7 @@ class Model(Section):
 class Optim(Section):
     algorithm: Literal["adam", "sgd"] = Field("adam", description="sgd has momentum, as in the paper")
     reconstruction_lr: Rate = Field(
-        1e-3, description="learning rate of the phase reconstruct, and of the VAE's phase evidence"
+        1e-3, description="learning rate of the phase reconstruct, and of the VAE's phase negative_elbo"
     )
     discrimination_lr: Rate = Field(2e-4, description="learning rate of the phase discriminate")
     regularization_lr: Rate = Field(2e-4, description="learning rate of the phase regularize")

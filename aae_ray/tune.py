@@ -121,9 +121,11 @@ def tune(
 
 def _root(overrides: list[str]) -> Path:
     """Where studies are looked for by name."""
+    from aae_ray.search.store import local_root
+
     given = [change.partition("=")[2] for change in overrides if change.startswith("study.folder=")]
     folder = given[-1] if given else "runs"
-    return Path("runs") if "://" in folder else Path(folder).expanduser()  # elsewhere: by its URI
+    return local_root(folder)
 
 
 if __name__ == "__main__":

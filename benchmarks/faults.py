@@ -361,13 +361,13 @@ def finish(study: Study, seconds: float = PATIENCE) -> None:
 
 
 def wait_for_a_moment(study: Study, luck: random.Random) -> None:
-    """Half of the moments count from the start of the session, half from when a trial of it has trained."""
+    """Wait 2 to 14 s or, half of the time, for the next report of a trial and up to 8 s more; or for the end."""
     assert study.process is not None
-    reported, trained, moment = study.reports, luck.random() < 0.5, time.monotonic()
-    while trained and study.reports == reported and study.process.poll() is None:
+    reported, after_report, moment = study.reports, luck.random() < 0.5, time.monotonic()
+    while after_report and study.reports == reported and study.process.poll() is None:
         time.sleep(0.1)
         moment = time.monotonic()
-    moment += luck.uniform(0, 8) if trained else luck.uniform(2, 14)
+    moment += luck.uniform(0, 8) if after_report else luck.uniform(2, 14)
     while time.monotonic() < moment and study.process.poll() is None:
         time.sleep(0.1)
 
@@ -396,7 +396,7 @@ def disturbed(folder: Path, shape: Shape, luck: random.Random, most: int, expect
     except subprocess.TimeoutExpired:
         return injected, [f"a session did not end within {PATIENCE:g} s after {injected[-1:]}: {study.log[-500:]}"]
     except Exception as error:
-        return injected, [f"the invariants could not be checked: {type(error).__name__}: {error}"]
+        return injected, [f"the benchmark itself failed: {type(error).__name__}: {error}"]
     finally:
         for pid in study.processes():
             with suppress(ProcessLookupError):
@@ -404,6 +404,7 @@ def disturbed(folder: Path, shape: Shape, luck: random.Random, most: int, expect
 
 
 def undisturbed(folder: Path, shape: Shape) -> dict[int, Any]:
+    """The results of a study without faults. Raises AssertionError where it breaks an invariant by itself."""
     folder.mkdir(parents=True)
     study = Study(folder, shape)
     study.start()
@@ -431,7 +432,7 @@ def main() -> None:
     began, studies = time.monotonic(), 0
     lock = threading.Lock()
 
-    def take_turns() -> None:
+    def run_studies() -> None:
         nonlocal studies
         while True:
             with lock:
@@ -458,7 +459,7 @@ def main() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for future in [pool.submit(take_turns) for _ in range(arguments.jobs)]:
+        for future in [pool.submit(run_studies) for _ in range(arguments.jobs)]:
             future.result()
     print(f"{sum(hits.values())} faults in {studies} studies, {len(lost)} studies with a loss")
     sys.exit(bool(lost))

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aae_ray.datasets.dataset import load
-from aae_ray.execution.ray_cluster import ENVIRONMENT, gangs_that_fit, send_log_to
+from aae_ray.execution.ray_cluster import ENVIRONMENT, gangs_that_fit
 from aae_ray.settings import Settings, replace
 from benchmarks import arms
 from benchmarks.arms import CLOCK, Ends, Point
@@ -104,7 +104,8 @@ def own_ray(folder: Path, environment: Mapping[str, str], **options: Any) -> Ite
     warnings.filterwarnings("ignore", module=r"ray\..*")
     start = time.monotonic()
     ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, **options)
-    send_log_to(folder / "ray.log")
+    logger = logging.getLogger("ray")
+    logger.handlers, logger.propagate = [logging.FileHandler(folder / "ray.log", delay=True)], False
     try:
         yield time.monotonic() - start
     finally:

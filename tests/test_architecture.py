@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "aae_ray"
 
-# What each room may import, besides itself. A file that stands alone in the package is a room of its own; a command is
+# What each package may import, besides itself. A module that stands alone counts as one; a command is
 # any file of the package that is not named here.
 PLAIN = {"errors", "settings", "randomness"}
 MATHEMATICS = PLAIN | {"autoencoder"}
 TRAINED = MATHEMATICS | {"datasets", "evaluation", "training"}
 SEARCHED = TRAINED | {"reading", "search", "secrets"}
-ROOMS: dict[str, set[str]] = {
+ALLOWED_IMPORTS: dict[str, set[str]] = {
     "errors": set(),
     "randomness": set(),
     "secrets": set(),
@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "tracking": SEARCHED | {"reporting"},
     "study": SEARCHED | {"execution", "tracking", "reporting"},
 }
-COMMANDS = set(ROOMS)
+COMMANDS = set(ALLOWED_IMPORTS)
 PRINTING = ("aae_ray.reporting.", "aae_ray.study.study", "aae_ray.study.log", "aae_ray.data", "aae_ray.status")
 
 # Who may import a foreign library, as prefixes of dotted module names.
@@ -90,13 +90,13 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     part = (module.split(".") + [""])[1]
-    return part if part in ROOMS else "a command"
+    return part if part in ALLOWED_IMPORTS else "a command"
 
 
 def allowed(name: str) -> set[str]:
-    return ROOMS.get(name, COMMANDS)
+    return ALLOWED_IMPORTS.get(name, COMMANDS)
 
 
 def own_imports(module: str, path: Path, known: dict[str, Path]) -> set[str]:
@@ -107,11 +107,11 @@ def own_imports(module: str, path: Path, known: dict[str, Path]) -> set[str]:
 
 
 @pytest.mark.parametrize("module", modules())
-def test_a_room_imports_what_its_row_allows(module: str) -> None:
+def test_a_package_imports_what_its_row_allows(module: str) -> None:
     known = modules()
-    mine = room(module)
+    mine = package_of(module)
     for other in own_imports(module, known[module], known):
-        assert room(other) in {mine, *allowed(mine)}, (
+        assert package_of(other) in {mine, *allowed(mine)}, (
             f"{module} imports {other}, which the row of {mine} does not allow"
         )
 
@@ -153,7 +153,7 @@ def test_every_foreign_library_has_its_owners(library: str) -> None:
         ("aae_ray.status", ("ray", "torch", "mlflow")),
     ],
 )
-def test_importing_a_room_does_not_drag_in_the_ones_above(module: str, never: tuple[str, ...]) -> None:
+def test_importing_a_package_does_not_drag_in_the_ones_above(module: str, never: tuple[str, ...]) -> None:
     code = f"import {module}, sys; print(*sorted(set(sys.modules) & {set(never)!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

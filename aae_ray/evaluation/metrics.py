@@ -1,4 +1,4 @@
-"""What is measured: one table of metrics, and the moments of codes that are too small for a room of their own.
+"""What is measured: the table of metrics, and three small measures of codes and labels.
 
 Shapes: `N` examples, `M` draws of noise per example, `Z` code, `K` classes or clusters.
 """
@@ -23,6 +23,11 @@ class Metric:
     unit: str
     direction: Literal["min", "max"] | None
     meaning: str
+
+    @property
+    def sign(self) -> float:
+        """What a value is multiplied by so that smaller is better."""
+        return 1.0 if self.direction == "min" else -1.0
 
 
 def _with_test_twins(metrics: Iterable[Metric]) -> dict[str, Metric]:
@@ -198,7 +203,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
     ]
 )
 
-# ------------------------------------------------------------------------------------------- images and moments
+# ----------------------------------------------------------------------------------------------------- measures
 
 
 def code_std(codes_NZ: Tensor, prior_std_Z: Tensor) -> float:

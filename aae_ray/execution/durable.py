@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from aae_ray.search.store import PARTIAL
+
 
 @contextmanager
 def durable_folder(target: Path) -> Iterator[Path]:
@@ -15,7 +17,7 @@ def durable_folder(target: Path) -> Iterator[Path]:
     In a folder that has the name already each file is replaced by its new one. At any time there is a whole folder,
     then: of files that are old or new, which are worth the same where both come from the same epoch.
     """
-    partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial = target.with_name(f"{target.name}{PARTIAL}{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True)
     try:
         yield partial

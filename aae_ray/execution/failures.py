@@ -96,13 +96,9 @@ class GangError(RuntimeError):
         self.failed = failed
 
 
-def classify(error: BaseException, rank: int | None = None) -> FailureClass:
-    """The class of an error of a trial, of one rank's where the workers of a group failed."""
-    return _decisive(error, rank)[0]
-
-
 def describe(error: BaseException, rank: int | None = None, log_tail: str = "") -> Failed:
-    """An error as its class, the line that says what is wrong, and everything else."""
+    """An error as its class, the line that says what is wrong, and everything else; of one rank's, where the workers of
+    a group failed."""
     kind, cause, failed_rank = _decisive(error, rank)
     return Failed(kind, _first_line(cause), "".join(traceback.format_exception(error)).strip(), log_tail, failed_rank)
 

@@ -48,7 +48,7 @@ from aae_ray.execution.orders import (
 from aae_ray.execution.process_group import GroupConfig
 from aae_ray.execution.worker import IDLE_SECONDS, NICE_LEVEL, Agreement, Worker, work
 from aae_ray.search.outcomes import FailureClass
-from aae_ray.search.store import store_at
+from aae_ray.search.store import GANGS, store_at
 from aae_ray.settings import Settings
 
 START_TRY_SECONDS = 30.0  # Train asks anew for the resources of a gang
@@ -136,7 +136,7 @@ class LocalGang:
         return self.awaited is not None
 
     def wait_until_ready(self) -> None:
-        self._reply_to(READY, start_timeout(self.settings), "the worker did not start", FailureClass.CANNOT_START)
+        self._reply_to(READY, self.settings.study.start_timeout, "the worker did not start", FailureClass.CANNOT_START)
 
     def post(self, order: Order) -> None:
         self.awaited = self.posted
@@ -222,7 +222,7 @@ class WorkerGang:
         return self.pending is not None
 
     def wait_until_ready(self) -> None:
-        study, timeout = self.settings.study, start_timeout(self.settings)
+        study, timeout = self.settings.study, self.settings.study.start_timeout
         needed = f"{study.workers_per_trial} workers of {dict(study.resources_per_worker)}"
         try:
             reply = unpack(self.hub.reply_to.remote(self.name, READY), timeout)
@@ -272,11 +272,11 @@ class WorkerGang:
             self.thread.join(timeout_s)
         with contextlib.suppress(RayError):
             self.hub.close.remote(self.name)
-        store_at(self.folder).delete(f"gangs/{self.name}")
+        store_at(self.folder).delete(f"{GANGS}/{self.name}")
         return not self.thread.is_alive()
 
     def _trainer(self) -> GangTrainer:
-        study, timeout = self.settings.study, start_timeout(self.settings)
+        study, timeout = self.settings.study, self.settings.study.start_timeout
         one_try = min(START_TRY_SECONDS, timeout)
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{one_try:g}"  # Train's controller gets it from here
         return GangTrainer(
@@ -290,7 +290,7 @@ class WorkerGang:
             ),
             run_config=ray.train.RunConfig(
                 name=self.name,
-                storage_path=f"{self.folder}/gangs",
+                storage_path=f"{self.folder}/{GANGS}",
                 # A restart by Train would begin at order 0 and replay the past: there is a new gang instead. Train may
                 # ask anew for resources that have yet to come, for as long as the trial waits for them.
                 failure_config=ray.train.FailureConfig(
@@ -326,10 +326,6 @@ class WorkerGang:
         member = self._members().get(rank)
         here = ray.get_runtime_context().get_node_id()
         return log_tail(member.pid) if member is not None and member.node_id == here else ""
-
-
-def start_timeout(settings: Settings) -> float:
-    return float(getattr(settings.study, "start_timeout", 600.0))
 
 
 def free_resources() -> str:

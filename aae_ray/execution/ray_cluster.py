@@ -21,7 +21,7 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray._private.utils import read_ray_address
 
 from aae_ray.errors import UserError
-from aae_ray.search.journal import runs
+from aae_ray.search.journal import is_running
 from aae_ray.settings import Settings
 
 # Read by Ray when it is started or used; a value that the user has set wins.
@@ -204,7 +204,7 @@ class RayWatch:
     def lost(self) -> str | None:
         """The part of Ray that has ended. Asked often. A cluster's GCS is lost when it does not answer thrice."""
         if self.pids:
-            return next((kind for kind, pid in self.pids.items() if not runs(pid)), None)
+            return next((kind for kind, pid in self.pids.items() if not is_running(pid)), None)
         if not self.address or time.monotonic() - self.asked < PROBE_SECONDS:
             return None
         host, _, port = self.address.rpartition(":")
@@ -215,13 +215,6 @@ class RayWatch:
             self.misses += 1
         self.asked = time.monotonic()
         return ray_constants.PROCESS_TYPE_GCS_SERVER if self.misses >= MISSES else None
-
-
-def send_log_to(path: Path) -> None:
-    """What Ray's libraries log in this process goes to a file."""
-    logger = logging.getLogger("ray")
-    logger.handlers = [logging.FileHandler(path, delay=True)]
-    logger.propagate = False
 
 
 # ------------------------------------------------------------------------------------------------------- what fits

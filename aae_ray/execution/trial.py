@@ -26,19 +26,19 @@ from aae_ray.execution.orders import Begin, Train, Trained
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.outcomes import FailureClass, Reason
 from aae_ray.search.pruner import rungs
-from aae_ray.search.store import store_at
+from aae_ray.search.store import TRIALS, store_at
 from aae_ray.secrets import redact
 from aae_ray.settings import Settings, replace
 from aae_ray.training import checkpoint
 
 REPORT_SECONDS = 5.0  # a long interval reports in between, at the end of an epoch
 BARRIER_SECONDS = 60.0  # gangs wait for each other; not for ever, a cluster may take minutes to start its nodes
-TRIALS = "trials"  # folder, within the study's, of the trials' checkpoints
+NEXT_TO_NOTHING = {"CPU": 0, "memory": 2**20}  # Ray refuses a request for nothing at all
 
 logger = logging.getLogger(__name__)
 
 
-def trainable(settings: Settings, folder: str, mailbox: ActorHandle | None, kind: type["Trial"] | None = None) -> Any:
+def trainable(settings: Settings, folder: str, hub: ActorHandle | None, kind: type["Trial"] | None = None) -> Any:
     """What Tune runs. A gang of one runs in the trial's own process, which asks for its resources; a gang of several
     asks for its own, and the trial's process for no CPU.
 
@@ -47,8 +47,8 @@ def trainable(settings: Settings, folder: str, mailbox: ActorHandle | None, kind
     """
     own = dict(settings.study.resources_per_worker) if settings.study.workers_per_trial == 1 else None
     return tune.with_resources(
-        tune.with_parameters(kind or Trial, settings=settings, folder=folder, mailbox=mailbox),
-        tune.PlacementGroupFactory([own or {"CPU": 0, "memory": 1048576}]),
+        tune.with_parameters(kind or Trial, settings=settings, folder=folder, hub=hub),
+        tune.PlacementGroupFactory([own or NEXT_TO_NOTHING]),
     )
 
 
@@ -65,25 +65,24 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     base: Settings
     folder: str
-    mailbox: ActorHandle | None
+    hub: ActorHandle | None
     gang: Gang | None = None  # None when the last one has ended
     failed: Failed | None = None  # why the suggestion could not be begun
     ready = False  # whether the gang has told that it has started
     unusable = False  # this process has a worker that is stuck, or a broken device
-
     refused = False  # the trial that was handed to an unusable process
 
-    def setup(self, config: dict[str, Any], settings: Settings, folder: str, mailbox: ActorHandle | None) -> None:
-        self.base, self.folder, self.mailbox = settings, folder, mailbox
+    def setup(self, config: dict[str, Any], settings: Settings, folder: str, hub: ActorHandle | None) -> None:
+        self.base, self.folder, self.hub = settings, folder, hub
         try:
             self.gang = self.new_gang()
             self.gang.wait_until_ready()
         except Exception as error:
             self._drop_gang()
             self.failed = self._failed(error)
-        if mailbox is not None:
-            with contextlib.suppress(RayError):  # without the mailbox there is nobody to wait for
-                ray.get(mailbox.wait_for_all.remote(BARRIER_SECONDS), timeout=2 * BARRIER_SECONDS)
+        if hub is not None:
+            with contextlib.suppress(RayError):  # without it there is nobody to wait for
+                ray.get(hub.wait_for_all.remote(BARRIER_SECONDS), timeout=2 * BARRIER_SECONDS)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -135,13 +134,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         name = f"gang-{self.trial_id}-{uuid.uuid4().hex[:8]}"
         if self.base.study.workers_per_trial == 1:
             return LocalGang(name, self.base)
-        if self.mailbox is None:
-            self.mailbox = start_mailbox_hub(1)
+        if self.hub is None:
+            self.hub = start_mailbox_hub(1)
         try:
-            return WorkerGang(name, self.base, self.folder, self.mailbox)
-        except RayActorError:  # the study's mailbox is gone: this process starts one of its own
-            self.mailbox = start_mailbox_hub(1)
-            return WorkerGang(name, self.base, self.folder, self.mailbox)
+            return WorkerGang(name, self.base, self.folder, self.hub)
+        except RayActorError:  # the study's is gone: this process starts one of its own
+            self.hub = start_mailbox_hub(1)
+            return WorkerGang(name, self.base, self.folder, self.hub)
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         """Begin a suggestion. The gang starts to train at once: by the time that Tune asks, there may be a result."""

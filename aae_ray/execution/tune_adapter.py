@@ -25,9 +25,7 @@ from aae_ray.search.conductor import Conductor, NoSuggestion, Retry, Stop
 from aae_ray.search.contract import Failure, from_result
 from aae_ray.search.journal import JournalError
 from aae_ray.search.outcomes import FailureClass, StudyEnd
-from aae_ray.search.store import store_at
-
-TUNE = "tune"  # what Tune keeps in the study's folder while it runs
+from aae_ray.search.store import TUNE, store_at
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +37,10 @@ class SearchOver(BaseException):
 class Executor:
     """What Tune calls back: all in the driver's main thread."""
 
-    def __init__(self, conductor: Conductor, poll: Callable[[], None], start_timeout: float) -> None:
-        """`poll` is called several times a second; it may stop the conductor."""
-        self.conductor, self.poll, self.start_timeout = conductor, poll, start_timeout
+    def __init__(self, conductor: Conductor, poll: Callable[[], None], pending_timeout: float) -> None:
+        """`poll` is called several times a second; it may stop the conductor. An attempt may wait for its resources for
+        `pending_timeout` seconds."""
+        self.conductor, self.poll, self.pending_timeout = conductor, poll, pending_timeout
         self.numbers: dict[str, int] = {}  # Tune's trial id -> ours, of attempts under way
         self.pending: dict[str, float] = {}  # attempts without a gang, since when
         self.abandoned: set[str] = set()  # Tune still waits for their resources, and we no longer
@@ -109,9 +108,9 @@ class Executor:
 
     def _look_at_pending(self) -> None:
         """Attempts for which Ray finds no resources fail; the next ones wait in the same places of Tune's queue."""
-        text = f"Ray found no resources for it within {self.start_timeout:g} s"
+        text = f"Ray found no resources for it within {self.pending_timeout:g} s"
         for trial_id, since in list(self.pending.items()):
-            if time.monotonic() - since <= self.start_timeout:
+            if time.monotonic() - since <= self.pending_timeout:
                 continue
             number = self.numbers[trial_id]
             if isinstance(self.conductor.failed(Failure(number, FailureClass.CANNOT_START, text)), Retry):
@@ -122,7 +121,7 @@ class Executor:
                 self.abandoned.add(trial_id)
         none_trains = self.numbers.keys() <= self.pending.keys()
         if len(self.abandoned) >= self.conductor.gangs and none_trains and self.conductor.ledger.end is None:
-            self.conductor.stop(StudyEnd.FAILURES, f"no gang came up within {self.start_timeout:g} s")
+            self.conductor.stop(StudyEnd.FAILURES, f"no gang came up within {self.pending_timeout:g} s")
 
     def lost(self, error: RayError) -> bool:
         """Ray has ended what ran, in a way that Tune does not expect. Whether an attempt was under way.
@@ -229,10 +228,10 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
     while conductor.ledger.end is None and (conductor.ledger.open or conductor.more_to_suggest):
         # A gang's own timeout comes first, and says more; gangs that are up may still wait for each other.
         executor = Executor(conductor, poll, settings.study.start_timeout + 2 * BARRIER_SECONDS)
-        mailbox = start_mailbox_hub(conductor.gangs_needed)  # gangs wait there for each other
+        hub = start_mailbox_hub(conductor.gangs_needed)  # gangs wait there for each other
         try:
             with suppress(SearchOver):
-                _tuner(executor, trainable(settings, folder, mailbox), folder, verbose=verbose).fit()
+                _tuner(executor, trainable(settings, folder, hub), folder, verbose=verbose).fit()
             if executor.problem is not None:
                 raise executor.problem
             return

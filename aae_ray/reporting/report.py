@@ -17,7 +17,7 @@ LABELLED = ("test/classification_error", "test/part_error")  # what a user of a 
 SAMPLES = ("quality/fid_local", "quality/coverage", "quality/parzen_nats")  # what images of the prior are worth
 DEFAULT_DATABASE = "mlflow.db"
 PASSWORD = (
-    "nothing keeps the user and password of MLflow's address: give --tracking-uri with them again, or set "
+    "the user and password of MLflow's address are not kept: give them again in --tracking-uri, or set "
     "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 )
 

@@ -120,7 +120,7 @@ class Conductor:
             number = len(self.ledger.trials)
             drawn = self.sampler.suggest(number)
             if drawn is None:
-                return self._finish(StudyEnd.PLANNED, "every point of the space that the sampler draws was tried")
+                return self._finish(StudyEnd.PLANNED, "the space has no untried point left")
             self.record(events.Suggested(number=number, params=drawn[0], sampler_state=drawn[1]))
             trial = self.ledger.trials[number]
         else:

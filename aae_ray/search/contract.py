@@ -17,7 +17,7 @@ class Suggestion:
     number: int
     attempt: int
     params: Mapping[str, Any]  # what the sampler drew
-    settings: Mapping[str, Any]  # every other key of the trial, and those of the pruner
+    settings: Mapping[str, Any]  # all keys of the trial, over which `params` go, and those of the pruner
     epoch: int = 0  # of the checkpoint
     checkpoint: str | None = None  # relative to the study's folder
     alone: bool = False  # wants its device for itself

@@ -4,6 +4,7 @@ Every event has the time at which it was written, in seconds since 1970. Paths a
 may move. Numbers that are not finite are written as strings, as JSON has none.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -65,6 +66,15 @@ class PriorTrial(BaseModel):
     values: tuple[float, ...]  # of the objectives, as they are measured
     source: str  # study and trial
     same_settings: bool = False  # all that is not searched was as in this study: to train it again says nothing new
+
+
+def experiment_name(settings: Mapping[str, Any]) -> str:
+    """The experiment of MLflow that a study with these settings, by dotted key, is recorded under."""
+    return str(settings["tracking.experiment"] or default_experiment(settings["data.name"]))
+
+
+def default_experiment(data: str) -> str:
+    return f"aae/{data}"
 
 
 class StudyStarted(_Event):

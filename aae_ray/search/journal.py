@@ -67,7 +67,7 @@ def _read(folder: Path) -> tuple[list[Event], int]:
             left = f"the {number - 1} events before it are whole" if number > 1 else "nothing before it is left"
             raise UserError(
                 f"{path}, line {number}: is not an event of a study ({reason}); {left}. Nothing was changed: "
-                f"fix or move that line; where it moves to another file, those behind it go with it"
+                f"correct that line, or move it and all lines after it to another file"
             ) from None
     if lines:
         _check_schema(path, lines[0])
@@ -195,18 +195,18 @@ class Owner:
         """All but the heartbeat, which is the age of the file."""
         return json.dumps({"host": self.host, "pid": self.pid, "ticks": self.ticks})
 
-    def is_process_of(self, other: "Owner") -> bool:
+    def same_process_as(self, other: "Owner") -> bool:
         return (self.host, self.pid, self.ticks) == (other.host, other.pid, other.ticks)
 
     @property
     def alive(self) -> bool:
         """Whether it still runs: on this host by its process, elsewhere by its heartbeat."""
         if self.host == socket.gethostname():
-            return runs(self.pid, self.ticks)
+            return is_running(self.pid, self.ticks)
         return time.time() - self.heartbeat < STALE_SECONDS
 
 
-def runs(pid: int, ticks: int | None = None) -> bool:
+def is_running(pid: int, ticks: int | None = None) -> bool:
     """Whether a process of this host still runs; with `ticks`, whether it is the one that started then.
 
     After a restart of the machine, or of a container, its number soon belongs to another process.

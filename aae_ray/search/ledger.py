@@ -333,7 +333,7 @@ class Ledger:
     @property
     def signs(self) -> list[float]:
         """1 for each objective that is minimised, -1 for each that is maximised."""
-        return [1.0 if METRICS[name].direction == "min" else -1.0 for name in self.objectives]
+        return [METRICS[name].sign for name in self.objectives]
 
     def count(self, state: State) -> int:
         return self.counts[state]

@@ -21,7 +21,7 @@ class Front:
 
     def __init__(self) -> None:
         self.points: dict[int, tuple[float, ...]] = {}
-        self.sorted: tuple[object, list[int]] = (None, [])  # their numbers, and the points that these are of
+        self.sorted: tuple[object, list[int]] = (None, [])  # the points that were sorted, and their numbers
 
     def insert(self, number: int, point: Point) -> None:
         """Take a point; those that it dominates leave."""

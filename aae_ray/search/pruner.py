@@ -29,7 +29,7 @@ def rungs(pruner: settings.Pruner, epochs: int) -> list[int]:
 def judged_values(study: settings.StudySettings, metrics: Mapping[str, float]) -> tuple[float, ...]:
     """What a trial is compared by, smaller the better; infinite where it is missing or not finite."""
     names = study.objectives if study.pruner.metric == "front" else (study.pruner.metric,)
-    values = [(1.0 if METRICS[name].direction == "min" else -1.0) * metrics.get(name, math.nan) for name in names]
+    values = [METRICS[name].sign * metrics.get(name, math.nan) for name in names]
     return tuple(value if math.isfinite(value) else math.inf for value in values)
 
 

@@ -55,7 +55,7 @@ class Sampler:
 
     def __init__(self, ledger: Ledger) -> None:
         assert ledger.started is not None
-        self.plan, self.ledger = ledger.current_plan, ledger
+        self.plan = ledger.current_plan
         self.study = new_study(self.plan, ledger.started.study_id)
         self.numbers: dict[int, int] = {}  # our number of a trial -> Optuna's
         self.added = 0

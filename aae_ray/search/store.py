@@ -1,4 +1,4 @@
-"""Where studies live: a folder each below one root, found by name, by id, or by path."""
+"""Where studies live: their files, here or at a URI, the pieces of a journal that is elsewhere, and studies by name."""
 
 import difflib
 import hashlib
@@ -21,6 +21,8 @@ from aae_ray.secrets import redact
 
 STAMP = re.compile(r"-\d{8}-\d{6}(-\w+)?$")  # what a study's folder has behind the name of the study
 CACHE = Path("runs")  # where this machine keeps its copy of a study whose folder is elsewhere
+TRIALS = "trials"  # folder, in a study's, of its trials' checkpoints
+TUNE, GANGS = "tune", "gangs"  # and those of what Ray Tune and Ray Train keep while they run
 PARTIAL = ".partial-"  # in the name of what is not written to its end yet
 SEGMENTS = "journal"  # folder, in a study that is elsewhere, of the pieces of its journal
 PIECE = re.compile(rf"{SEGMENTS}/(\d+)-(\d+)-([0-9a-f]+)\.jsonl")
@@ -118,12 +120,6 @@ class Store:
                     system.delete_dir(path)
                 elif kind == "File":
                     system.delete_file(path)
-
-    def exists(self, relative: str) -> bool:
-        if self.remote is None:
-            return (self.local / relative).exists()
-        with self._at(relative) as (system, path):
-            return str(system.get_file_info(path).type.name) != "NotFound"
 
     def files(self, relative: str = "") -> list[str]:
         """All files below a folder, by name; not those that a killed process has left half written."""

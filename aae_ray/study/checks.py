@@ -1,4 +1,4 @@
-"""Checks before a study starts."""
+"""Checks before a study starts or goes on, and estimates of the disk and memory that it needs."""
 
 import os
 import platform
@@ -113,20 +113,21 @@ def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
 
 
 def check_resume(name: str, ledger: Ledger, plan: Plan, dataset: Dataset, *, extend: bool, any_version: bool) -> None:
-    """Raises UserError when a study cannot go on so: changed settings or data, other versions, or nothing to do."""
+    """Raises UserError when a study cannot go on so: changed settings or data, or other versions."""
     assert ledger.started is not None
     changes = changed_settings(ledger.current_plan, plan)
-    allowed = FIXED if extend else ()
-    wrong = {key: change for key, change in changes.items() if not key.startswith(FREE) and not extend} | {
-        key: change for key, change in changes.items() if allowed and key.startswith(allowed)
+    wrong = {
+        key: change
+        for key, change in changes.items()
+        if (key.startswith(FIXED) if extend else not key.startswith(FREE))
     }
     if wrong:
         lines = [f"  {key}: {old} -> {new}" for key, (old, new) in wrong.items()]
         how = (
-            "an extended study keeps its data, objectives and folder; start a new one with --warm-start " + name
+            "an extended study keeps its name, folder, objectives and data; start a new one with --warm-start " + name
             if extend
-            else "a resumed study keeps its settings, but for budget, executor and tracking; to change them for new "
-            f"trials, use --extend {name}"
+            else "a resumed study keeps its settings, except for budget, resources, timeouts and tracking; to "
+            f"change them for new trials, use --extend {name}"
         )
         raise UserError("\n".join([f"{name}: these settings differ from those that it was started with", *lines, how]))
     if dataset.digest != ledger.started.data.digest:

@@ -6,11 +6,10 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 from aae_ray.evaluation import figure_data
-from aae_ray.execution.trial import TRIALS
 from aae_ray.search import events
 from aae_ray.search.contract import trial_name
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.store import Store
+from aae_ray.search.store import TRIALS, Store
 
 FIGURES = "figures"
 
@@ -18,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrialFiles:
-    """A sink of the conductor: draws in a thread of its own, deletes at once."""
+    """A sink of the conductor: draws figures and deletes checkpoints, nearly all of it in a thread of its own."""
 
     def __init__(self, store: Store, keep: str) -> None:
         self.store, self.folder, self.keep = store, store.local, keep

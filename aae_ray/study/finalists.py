@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from aae_ray.datasets.dataset import Dataset, cache_folder
+from aae_ray.errors import UserError
 from aae_ray.evaluation.final_evaluation import NEAREST_SHEET, FinalEvaluation, evaluate_model, final_evaluation_tags
 from aae_ray.evaluation.judge import judge_if_any
 from aae_ray.reporting.cards import best_config, model_card
@@ -40,7 +41,13 @@ def rebuild(dataset: Dataset, trial: TrialRecord, store: Store) -> Training:
     """A trial's training from its checkpoint, on the CPU. Raises UserError when there is none that can be read."""
     settings = replace(trial.plan.settings, {**trial.params, "train.device": "cpu"})
     training = Training(settings, dataset)
-    training.load_state_dict(checkpoint.load(store.fetch(trial.checkpoint or "trials/none")))
+    if trial.checkpoint is None:
+        raise UserError(f"{trial.name} has no checkpoint")
+    try:
+        folder = store.fetch(trial.checkpoint)
+    except OSError as error:
+        raise UserError(f"the checkpoint of {trial.name} cannot be read: {error}") from None
+    training.load_state_dict(checkpoint.load(folder))
     return training
 
 

@@ -9,8 +9,11 @@ from aae_ray.errors import UserError
 from aae_ray.search.journal import HEARTBEAT_SECONDS, JOURNAL, LOCK, OWNER, Journal, Owner
 from aae_ray.search.sampler import COPY
 from aae_ray.search.store import (
+    GANGS,
     PARTIAL,
     SEGMENTS,
+    TRIALS,
+    TUNE,
     Piece,
     Store,
     digest_of,
@@ -26,7 +29,7 @@ SYNC_SECONDS = 2.0
 MOST_PIECES = 50  # of the journal, of about one size
 SENT_LAST = (LOG, COPY)  # they change all the time
 LOCAL_ONLY = (JOURNAL, LOCK, OWNER)  # of this machine
-NOT_MIRRORED = ("trials", "tune", "gangs", SEGMENTS)  # folders that trials and Ray write, and the journal's pieces
+NOT_MIRRORED = (TRIALS, TUNE, GANGS, SEGMENTS)  # folders that trials and Ray write, and the journal's pieces
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class Mirror:
         where = redact(self.store.uri())
         try:
             owner = remote_owner(self.store)
-            if owner is not None and owner.alive and not owner.is_process_of(self.owner):
+            if owner is not None and owner.alive and not owner.same_process_as(self.owner):
                 raise UserError(
                     f"{where} is in use by process {owner.pid} on {owner.host}; wait for it to end, or stop it first"
                 )
@@ -117,7 +120,7 @@ class Mirror:
         if self.lost or time.monotonic() - self.beaten < HEARTBEAT_SECONDS:
             return
         owner = remote_owner(self.store)
-        if owner is not None and not owner.is_process_of(self.owner):
+        if owner is not None and not owner.same_process_as(self.owner):
             self.lost = True
             logger.error("process %s on %s has taken the study over; no more is copied", owner.pid, owner.host)
             return

@@ -93,7 +93,7 @@ def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> S
 
 
 def checkpoint_name(folder: Path) -> str:
-    """STUDY/TRIAL/CHECKPOINT where it lies in a study's folder, as each trial of each study has a epoch_00027."""
+    """STUDY/TRIAL/CHECKPOINT where it lies in a study's folder, as each trial of each study has an epoch_00027."""
     *_, study, trials, trial, name = ("", "", "", *folder.resolve().parts)
     return f"{study}/{trial}/{name}" if trials == "trials" else name
 
@@ -145,7 +145,7 @@ def _same_split(what: str, recorded: Mapping[str, Any], run: Settings, dataset: 
         told = ", ".join(f"{key}={setting(run, key):g} instead of {value:g}" for key, value in other.items())
         raise UserError(
             f"{told}: {what} was trained on {len(shared)} of the {len(dataset.test)} images that would test it; "
-            "take it away, or give --any-data"
+            "leave that setting out, or give --any-data"
         )
 
 
@@ -175,7 +175,7 @@ def record(found: StandaloneEvaluation, uri: str) -> Recorded:
     journal.append(
         events.Evaluated(
             run_name=found.run_name,
-            experiment=f"aae/{found.dataset.name}",
+            experiment=events.default_experiment(found.dataset.name),
             params=dict(found.params),
             metrics=dict(found.result.metrics),
             tags={key: redact(str(value)) for key, value in tags.items() if value},

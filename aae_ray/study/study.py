@@ -42,8 +42,7 @@ from aae_ray.study.opening import mirror_of, new_folder, opened, owned, removed_
 from aae_ray.study.signals import Signals
 from aae_ray.study.warm_start import prior_trials
 from aae_ray.tracking.provenance import provenance
-from aae_ray.tracking.sender import Tracker, import_early
-from aae_ray.tracking.sender import sync as send
+from aae_ray.tracking.sender import Tracker, import_early, send_pending
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +129,7 @@ def close_study(name: str, console: Console, *, uri: str | None = None, root: Pa
         if here.ledger().end is None:
             here.journal.append(events.StudyStopped(end=StudyEnd.INTERRUPTED, message="closed by --close"))
         here.copy()
-        result = send(here.journal, uri)
+        result = send_pending(here.journal, uri)
     state = f"{here.folder.name} is closed; {result.sent} records sent to MLflow, {result.left} left"
     console.print(state, soft_wrap=True)
 
@@ -139,7 +138,7 @@ def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Pa
     """Send to MLflow what it has not taken yet; whether all of it is there. Raises UserError."""
     with opened(name, root) as here:
         here.copy()
-        result = send(here.journal, uri)
+        result = send_pending(here.journal, uri)
     console.print(f"{result.sent} records sent to MLflow, {result.left} left", soft_wrap=True)
     for sentence in result.parked:
         console.print(text.bullet("MLflow", f"refused a record: {sentence}"), soft_wrap=True)

@@ -70,6 +70,5 @@ def _of_experiment(name: str, root: Path) -> list[Path]:
 def _experiment(started: Mapping[str, Any]) -> str | None:
     """The experiment of a study by its first event, as far as its version has told it."""
     with suppress(KeyError, TypeError):
-        settings = started["plan"]["settings"]
-        return str(settings["tracking.experiment"] or f"aae/{settings['data.name']}")
+        return events.experiment_name(started["plan"]["settings"])
     return None

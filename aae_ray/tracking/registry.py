@@ -57,7 +57,7 @@ def draw_codes(prior: Prior, classes: int, count: int, generator: torch.Generato
     return z_NZ if y_NK is None else torch.cat([y_NK, z_NZ], dim=1)
 
 
-def export(model: Model, folder: Path, about: Mapping[str, Any], example_seed: int = 0) -> Path:
+def export(model: Model, folder: Path, about: Mapping[str, Any]) -> Path:
     """Write the decoder as an MLflow model (torch.export, any batch size); `about` is kept in its metadata.
 
     Whoever loads it needs torch and mlflow, and not this package.
@@ -70,7 +70,7 @@ def export(model: Model, folder: Path, about: Mapping[str, Any], example_seed: i
     decoder = copy.deepcopy(Decoder(model)).to(device="cpu", dtype=torch.float32).eval()
     for parameter in decoder.parameters():
         parameter.requires_grad_(False)
-    example_BZ = draw_codes(model.prior, model.classes, 2, torch.Generator().manual_seed(example_seed))
+    example_BZ = draw_codes(model.prior, model.classes, 2, torch.Generator().manual_seed(0))
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("float32"), (-1, example_BZ.shape[1]))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, *model.shape))]),

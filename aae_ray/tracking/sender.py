@@ -48,15 +48,17 @@ def import_early() -> None:
 class Tracker:
     """Follows a journal and sends what it says, without anybody waiting for it.
 
-    `history` is the journal's list of events, which grows while the study runs. `writer` carries out the calls.
+    `history` is the journal's list of events, which grows while the study runs. a `writer_type` carries out the calls.
     """
 
     def __init__(
-        self, folder: Path, history: Sequence[events.Event], uri: str, writer: type[MlflowWriter] = MlflowWriter
+        self, folder: Path, history: Sequence[events.Event], uri: str, writer_type: type[MlflowWriter] = MlflowWriter
     ) -> None:
-        self.folder, self.history, self.uri, self.writer = folder, history, uri, writer
+        self.folder, self.history, self.uri, self.writer_type = folder, history, uri, writer_type
         self.cursor = Cursor(folder, without_userinfo(uri))
-        if max(self.cursor.done.values()) > len(history):  # the journal has lost its end: what is sent twice is once
+        if max(self.cursor.done.values()) > len(
+            history
+        ):  # the journal has lost its end: all is sent again, which does no harm
             self.cursor.done = dict.fromkeys(self.cursor.done, 0)
             self.cursor.parked.clear()
         self.news = threading.Condition()
@@ -95,9 +97,6 @@ class Tracker:
         made = dict(self.cursor.registration or {})
         return made if chosen is not None and made.pop("trial", None) == trial_name(chosen.number) else None
 
-    def run_id(self, run: str) -> str | None:
-        return self.cursor.runs.get(run)
-
     def close(self, seconds: float) -> int:
         """Send what is left, for at most so long, and not to a server that is down; returns how much was not sent."""
         deadline = time.monotonic() + seconds
@@ -121,7 +120,7 @@ class _Lane:
         self.mapping = MlflowMapping()
         self.ready: list[tuple[int, list[Call]]] = []  # events that were mapped and not sent: index, calls
         self.mapped = 0
-        self.client: MlflowWriter | None = None
+        self.writer: MlflowWriter | None = None
         self.problem: str | None = None  # why it is stuck; the other lane may go on meanwhile
         self.stuck_since: float | None = None
         self.retry = [entry for entry in tracker.cursor.parked if entry["lane"] == name]  # refused before
@@ -187,7 +186,7 @@ class _Lane:
                     cursor.parked.remove(entry)
                 continue
             try:
-                self._writer().do([calls[entry["call"]]])
+                self._opened().do([calls[entry["call"]]])
             except Exception as error:
                 entry["why"] = f"{type(calls[entry['call']]).__name__}: {reason_of(error)}"
             else:
@@ -218,10 +217,10 @@ class _Lane:
                     raise _Waiting  # where the other lane is past it, MLflow has refused the run
         try:
             if batch:
-                self._writer().do(batch)
+                self._opened().do(batch)
         except Exception as error:
             at_fault = self._at_fault(error)
-            if self.client is None or not (is_permanent(error) or at_fault):  # nor is any before there is a server
+            if self.writer is None or not (is_permanent(error) or at_fault):  # nor is any before there is a server
                 raise
             count = 0
             self._one_by_one(*self.ready[0], park=at_fault)
@@ -236,14 +235,14 @@ class _Lane:
         """Whether the first file has been answered with errors for long, and MLflow answers all else."""
         answered = hasattr(error, "error_code") or getattr(error, "response", None) is not None
         # A database that takes no records still answers: of records, none is at fault for that.
-        if self.name != FILES_LANE or not answered or self.client is None:
+        if self.name != FILES_LANE or not answered or self.writer is None:
             self.stuck_since = None
             return False
         self.stuck_since = self.stuck_since or time.monotonic()
         if time.monotonic() - self.stuck_since < STUCK_SECONDS:
             return False
         with contextlib.suppress(Exception):
-            return self.client.answers()
+            return self.writer.answers()
         return False
 
     def _one_by_one(self, index: int, calls: Sequence[Call], *, park: bool = False) -> None:
@@ -251,7 +250,7 @@ class _Lane:
         for number, call in enumerate(calls):
             for attempt in range(MOST_TRIES):
                 try:
-                    self._writer().do([call])
+                    self._opened().do([call])
                     break
                 except Exception as error:
                     if not (park or is_permanent(error)):
@@ -265,13 +264,13 @@ class _Lane:
                         self.tracker.cursor.parked.append(entry)
                     self.tracker.cursor.note(at_once=True)
 
-    def _writer(self) -> MlflowWriter:
-        if self.client is None:
+    def _opened(self) -> MlflowWriter:
+        if self.writer is None:
             tracker = self.tracker
             experiment = _experiment_name(tracker.history[0])
             with tracker.opening:  # MLflow may have to make its database, which two threads cannot
-                self.client = tracker.writer(tracker.folder, tracker.uri, experiment, tracker.cursor)
-        return self.client
+                self.writer = tracker.writer_type(tracker.folder, tracker.uri, experiment, tracker.cursor)
+        return self.writer
 
 
 class _Waiting(Exception):
@@ -282,8 +281,7 @@ def _experiment_name(first: events.Event) -> str:
     if isinstance(first, events.Evaluated):
         return first.experiment
     assert isinstance(first, events.StudyStarted)
-    settings = first.plan.settings
-    return str(settings["tracking.experiment"] or f"aae/{settings['data.name']}")
+    return events.experiment_name(first.plan.settings)
 
 
 # --------------------------------------------------------------------------------------------------------------- sync
@@ -298,7 +296,7 @@ class Synced(NamedTuple):
     registration: dict[str, Any] | None
 
 
-def sync(journal: Journal, uri: str | None = None, seconds: float = 600) -> Synced:
+def send_pending(journal: Journal, uri: str | None = None, seconds: float = 600) -> Synced:
     """Send what MLflow does not have yet of a study that has ended, or of an evaluation; to `uri`, or to where it was
     recorded.
 

@@ -16,7 +16,7 @@ from ray.train.v2._internal.exceptions import (
 
 from aae_ray.errors import UserError
 from aae_ray.execution import failures
-from aae_ray.execution.failures import classify, describe, log_tail
+from aae_ray.execution.failures import describe, log_tail
 from aae_ray.search.outcomes import FailureClass
 
 CPU_FULL = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
@@ -59,18 +59,18 @@ def died(text: str = "The actor died unexpectedly before finishing this task.", 
     ],
 )
 def test_an_error_has_its_class(error: Exception, kind: FailureClass) -> None:
-    assert classify(error) is kind
+    assert describe(error).kind is kind
     group = WorkerGroupError("...", {0: UserExceptionWithTraceback(error, "Traceback ...")})
-    assert classify(group) is kind  # as Ray Train hands it on
+    assert describe(group).kind is kind  # as Ray Train hands it on
 
 
 def test_real_allocation_failures_are_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert classify(caught.value) is FailureClass.OUT_OF_MEMORY
+    assert describe(caught.value).kind is FailureClass.OUT_OF_MEMORY
     with pytest.raises(MemoryError) as python:
         bytearray(1 << 62)
-    assert classify(python.value) is FailureClass.OUT_OF_MEMORY
+    assert describe(python.value).kind is FailureClass.OUT_OF_MEMORY
 
 
 def test_the_rank_that_failed_says_more_than_those_that_lost_it() -> None:
@@ -78,9 +78,9 @@ def test_the_rank_that_failed_says_more_than_those_that_lost_it() -> None:
     group = WorkerGroupError("...", {0: lost, 1: UserExceptionWithTraceback(KeyError("weights"), "Traceback ...")})
     failed = describe(group)
     assert (failed.kind, failed.rank) == (FailureClass.BUG, 1) and failed.message == "KeyError: 'weights'"
-    assert classify(group, rank=0) is FailureClass.LOST_WORKER
-    assert classify(WorkerGroupError("...", {0: lost, 1: died()})) is FailureClass.LOST_WORKER
-    assert classify(WorkerGroupError("...", {0: KeyError("x"), 1: died(preempted=True)})) is FailureClass.PREEMPTED
+    assert describe(group, rank=0).kind is FailureClass.LOST_WORKER
+    assert describe(WorkerGroupError("...", {0: lost, 1: died()})).kind is FailureClass.LOST_WORKER
+    assert describe(WorkerGroupError("...", {0: KeyError("x"), 1: died(preempted=True)})).kind is FailureClass.PREEMPTED
 
 
 def test_the_message_is_the_line_that_says_what_is_wrong() -> None:
@@ -99,7 +99,7 @@ def test_the_cause_of_an_error_decides_where_the_error_says_nothing() -> None:
         except UserError as error:
             raise RuntimeError("loading failed") from error
     except RuntimeError as error:
-        assert classify(error) is FailureClass.BAD_DATA
+        assert describe(error).kind is FailureClass.BAD_DATA
 
 
 def test_the_end_of_a_log_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -230,8 +230,7 @@ def test_a_failure_of_one_rank_leaves_the_ranks_in_step(
 def test_a_gang_whose_resources_never_come_fails_in_time(
     ray_session: None, small_run: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gangs, "start_timeout", lambda settings: 8.0)
-    base = two_workers(small_run, **{"study.resources_per_worker": {"CPU": 64}})
+    base = two_workers(small_run, **{"study.resources_per_worker": {"CPU": 64}, "study.start_timeout": 8.0})
     start = time.monotonic()
     gang = WorkerGang("too-large", base, str(tmp_path), start_mailbox_hub(1))
     with pytest.raises(GangError) as caught:

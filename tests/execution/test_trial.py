@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from aae_ray.execution import trial as trials
 from aae_ray.execution.durable import durable_folder
 from aae_ray.execution.failures import Failed, GangError, failure_of
 from aae_ray.execution.orders import Order, Train, Trained
 from aae_ray.execution.trial import Trial
 from aae_ray.search.contract import Failure, Report, Suggestion, from_result
 from aae_ray.search.outcomes import FailureClass, Reason
+from aae_ray.search.store import TRIALS
 from aae_ray.settings import Settings, replace, run_values
 from aae_ray.training.loop import Interval
 
@@ -247,7 +247,7 @@ def test_a_trial_trains_with_the_settings_of_its_own_plan(make: Make) -> None:
 def test_an_attempt_that_comes_by_again_replaces_what_it_wrote(make: Make, tmp_path: Path) -> None:
     for _ in range(2):
         report(make(FakeGang()))
-    assert [path.name for path in (tmp_path / trials.TRIALS / "t0003").iterdir()] == ["epoch_00003"]
+    assert [path.name for path in (tmp_path / TRIALS / "t0003").iterdir()] == ["epoch_00003"]
 
 
 def test_no_checkpoint_of_another_name_appears_before_it_is_whole(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_study_goes_on_while_one_gang_trains_whatever_does_not_come_up(make: M
     executor, conductor = make(gangs=2)
     executor.suggest("a")
     executor.started("a")
-    executor.start_timeout = -1.0
+    executor.pending_timeout = -1.0
     for name in ("b", "c"):
         executor.suggest(name)
         executor.should_stop()

@@ -182,7 +182,7 @@ def test_another_process_with_the_number_of_the_owner_is_not_taken_for_it(study:
     (study / OWNER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "ticks": 1}))
     owner = read_owner(study)
     assert owner is not None and owner.alive == (start_ticks(os.getpid()) is None)
-    assert Owner.this_process().alive and not owner.is_process_of(Owner.this_process())
+    assert Owner.this_process().alive and not owner.same_process_as(Owner.this_process())
 
 
 # ------------------------------------------------------------------------------------------------------------ secrets

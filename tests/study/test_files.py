@@ -46,10 +46,6 @@ class Counted(Store):
         self.asked += 1
         return super().files(relative)
 
-    def exists(self, relative: str) -> bool:
-        self.asked += 1
-        return super().exists(relative)
-
 
 def ended(folder: Path, trials: int) -> History:
     """A study with trials that are complete, equally good, and have their checkpoints."""

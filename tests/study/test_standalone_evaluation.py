@@ -58,11 +58,11 @@ def test_a_checkpoint_is_measured_on_the_test_images_and_recorded(
 
 
 def test_a_checkpoint_is_named_after_its_study_and_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "digits-1" / "trials" / "t0003-small" / "checkpoint_000001"
+    folder = tmp_path / "digits-1" / "trials" / "t0003" / "epoch_00027"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     for place in (folder, Path(".")):
-        assert checkpoint_name(place) == "digits-1/t0003-small/checkpoint_000001"
+        assert checkpoint_name(place) == "digits-1/t0003/epoch_00027"
     assert checkpoint_name(tmp_path) == tmp_path.name
 
 

@@ -49,7 +49,7 @@ def steps_of(uri: str, run: Any, metric: str) -> list[tuple[int, float]]:
 def sync(folder: Path, uri: str | None = None, seconds: float = PATIENCE) -> Synced:
     """What is left, as another process sends it."""
     with closing(Journal.open(folder)) as journal:
-        return sender.sync(journal, uri, seconds)
+        return sender.send_pending(journal, uri, seconds)
 
 
 DATA = events.DataRecord(name="digits", digest="d" * 32, shape=(1, 8, 8), classes=10, train=10, val=5, test=5)

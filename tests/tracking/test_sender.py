@@ -221,7 +221,7 @@ def test_a_study_is_a_parent_with_a_child_for_every_trial(database: str, tmp_pat
     runs = runs_of(database)
     assert runs.keys() == {"study-s1", "t0000-z3", "t0001-z4", "t0002-z5"}
     parent = runs["study-s1"]
-    assert parent.info.run_id == study.tracker.run_id(STUDY) and parent.info.status == "FINISHED"
+    assert parent.info.run_id == study.tracker.cursor.runs[STUDY] and parent.info.status == "FINISHED"
     assert parent.data.tags["aae.study_id"] == "s1" and parent.data.tags["aae.run_kind"] == "study"
     assert parent.data.tags["aae.data_digest"] == "d" * 32 and parent.data.tags["aae.best_trial"] == "t0000"
     assert parent.data.params["space.model.latent_dim"].startswith("IntDistribution(")
@@ -526,9 +526,9 @@ def test_files_that_cannot_be_stored_are_told_of_while_metrics_go_through(
 def test_a_run_that_somebody_deleted_does_not_hold_up_the_others(database: str, tmp_path: Path) -> None:
     study = LittleStudy(tmp_path, database)
     study.begin()
-    wait_until(lambda: study.tracker.run_id("t0000"))
+    wait_until(lambda: "t0000" in study.tracker.cursor.runs)
     wait_until(lambda: study.tracker.unsent == 0)
-    client_of(database).delete_run(study.tracker.run_id("t0000"))
+    client_of(database).delete_run(study.tracker.cursor.runs["t0000"])
     study.report(shown(1, 0.5, 0.5))
     study.add(events.Ended(number=0, reason=Reason.COMPLETED), events.StudyEnded())
     assert study.tracker.close(PATIENCE) == 0 and study.tracker.parked
