@@ -30,7 +30,6 @@ TYPES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Failur
     (
         (
             train_errors.WorkerGroupStartupTimeoutError,
-            train_errors.WorkerGroupStartupFailedError,
             train_errors.InsufficientClusterResourcesError,
             ray_errors.ActorUnschedulableError,
             ray_errors.TaskUnschedulableError,
@@ -47,6 +46,7 @@ TYPES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Failur
             ray_errors.LocalRayletDiedError,
             ray_errors.ObjectLostError,
             ray_errors.ActorPlacementGroupRemoved,
+            train_errors.WorkerGroupStartupFailedError,  # a worker died while it started
         ),
         FailureClass.LOST_WORKER,
     ),
@@ -95,6 +95,10 @@ class GangError(RuntimeError):
         super().__init__(failed.message)
         self.failed = failed
 
+    def __reduce__(self) -> tuple[type["GangError"], tuple[Failed]]:
+        """From one process to another: an exception is made anew from its arguments, and the message is not enough."""
+        return type(self), (self.failed,)
+
 
 def describe(error: BaseException, rank: int | None = None, log_tail: str = "") -> Failed:
     """An error as its class, the line that says what is wrong, and everything else; of one rank's, where the workers of
@@ -118,7 +122,7 @@ def _decisive(error: BaseException, rank: int | None) -> tuple[FailureClass, Bas
 
 def _class_of(error: BaseException) -> FailureClass | None:
     text = str(error)
-    if isinstance(error, ray_errors.RayError):
+    if isinstance(error, ray_errors.RayError | train_errors.WorkerGroupStartupFailedError):
         if getattr(error, "preempted", False) or PREEMPTED.search(text):
             return FailureClass.PREEMPTED
         if LOW_MEMORY.search(text):

@@ -30,6 +30,8 @@ import ray.train
 import ray.train.torch
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 
 from aae_ray.execution.failures import Failed, GangError, describe, log_tail
 from aae_ray.execution.orders import (
@@ -82,6 +84,20 @@ class Gang(Protocol):
         """End the gang, and wait about so many seconds for it. Whether it has ended."""
 
 
+class StartOnce(FailurePolicy):  # type: ignore[misc]
+    """Ray Train's policy, but for workers that die while they start: it would start others, up to as often as it asks
+    for resources that have yet to come, and nobody would hear why."""
+
+    def __init__(self, policy: FailurePolicy) -> None:
+        super().__init__(policy.failure_config)
+        self.policy = policy
+
+    def make_decision(self, training_failed_error: Exception) -> FailureDecision:
+        if isinstance(getattr(training_failed_error, "controller_failure", None), WorkerGroupStartupFailedError):
+            return FailureDecision.RAISE
+        return self.policy.make_decision(training_failed_error)
+
+
 class GangTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
     """A TorchTrainer without the process that deals Ray Data's data sets out to workers (a gang has none of those, and
     the process would cost seconds at its start and a hundredth of a core for as long as it lives), whose controller can
@@ -98,6 +114,7 @@ class GangTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
 
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         options = {"num_cpus": 0, "label_selector": here, "runtime_env": {"env_vars": get_env_vars_to_propagate()}}
+        given["failure_policy"] = StartOnce(given["failure_policy"])
         self.controller = ray.remote(**options)(TrainController).remote(**given)
         ray.get(self.controller.run.remote())
         return ray.get(self.controller.get_result.remote())
@@ -290,7 +307,7 @@ class WorkerGang:
             ),
             run_config=ray.train.RunConfig(
                 name=self.name,
-                storage_path=f"{self.folder}/{GANGS}",
+                storage_path=store_at(self.folder).uri(GANGS),
                 # A restart by Train would begin at order 0 and replay the past: there is a new gang instead. Train may
                 # ask anew for resources that have yet to come, for as long as the trial waits for them.
                 failure_config=ray.train.FailureConfig(

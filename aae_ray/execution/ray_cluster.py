@@ -144,7 +144,12 @@ def _where(address: str | None) -> str:
 
 def check_address(address: str | None) -> None:
     """Raises UserError when no Ray answers at a cluster's address: Ray itself would try for minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if (address or "").startswith("ray://"):
+        raise UserError(
+            f"RAY_ADDRESS={address}: a study needs Ray's processes beside it and does not run through Ray Client; run "
+            "this command on a node of the cluster, with RAY_ADDRESS=auto or unset"
+        )
+    host, _, port = (address or "").rpartition(":")
     if not host or not port.isdigit():
         return  # `auto` and `local` are Ray's to understand
     try:
@@ -193,28 +198,40 @@ def own_processes() -> dict[str, int]:
 class RayWatch:
     """Whether Ray still lives: Ray's own code ends this process some time after its raylet or GCS has died.
 
-    Of a Ray that this process started it looks at the processes, of a cluster that it joined at the GCS's address.
+    Of a Ray that this process started it looks at the processes, of a cluster that it joined at the addresses of the
+    GCS and of this node's raylet.
     """
 
     def __init__(self) -> None:
         self.pids = own_processes()
-        self.address = "" if self.pids else ray.get_runtime_context().gcs_address
-        self.misses, self.asked = 0, time.monotonic()
+        self.addresses = {} if self.pids else _addresses()
+        self.misses, self.asked = dict.fromkeys(self.addresses, 0), time.monotonic()
 
     def lost(self) -> str | None:
-        """The part of Ray that has ended. Asked often. A cluster's GCS is lost when it does not answer thrice."""
+        """The part of Ray that has ended. Asked often. A part of a cluster is lost when it does not answer thrice."""
         if self.pids:
             return next((kind for kind, pid in self.pids.items() if not is_running(pid)), None)
-        if not self.address or time.monotonic() - self.asked < PROBE_SECONDS:
+        if time.monotonic() - self.asked < PROBE_SECONDS:
             return None
-        host, _, port = self.address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS).close()
-            self.misses = 0
-        except OSError:
-            self.misses += 1
+        for kind, (host, port) in self.addresses.items():
+            try:
+                socket.create_connection((host, port), PROBE_SECONDS).close()
+                self.misses[kind] = 0
+            except OSError:
+                self.misses[kind] += 1
         self.asked = time.monotonic()
-        return ray_constants.PROCESS_TYPE_GCS_SERVER if self.misses >= MISSES else None
+        return next((kind for kind, misses in self.misses.items() if misses >= MISSES), None)
+
+
+def _addresses() -> dict[str, tuple[str, int]]:
+    """Where the parts of a cluster listen without which this process is cut off from it."""
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    found = {ray_constants.PROCESS_TYPE_GCS_SERVER: (host.strip("[]"), int(port))}
+    for node in ray.nodes():
+        if node["NodeID"] == context.get_node_id():
+            found[ray_constants.PROCESS_TYPE_RAYLET] = (node["NodeManagerAddress"], node["NodeManagerPort"])
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------- what fits

@@ -70,7 +70,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     failed: Failed | None = None  # why the suggestion could not be begun
     ready = False  # whether the gang has told that it has started
     unusable = False  # this process has a worker that is stuck, or a broken device
-    refused = False  # the trial that was handed to an unusable process
 
     def setup(self, config: dict[str, Any], settings: Settings, folder: str, hub: ActorHandle | None) -> None:
         self.base, self.folder, self.hub = settings, folder, hub
@@ -86,16 +85,15 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.refused = self.unusable
-        if not self.refused:  # else its step raises: Tune starts a running trial anew, not one that is being reset
-            self.failed = None
-            self._begin(new_config)
+        self.failed = None
+        self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """A Report, or a Failure, as a result of Tune's."""
-        if self.refused:
-            raise GangError(Failed(FailureClass.LOST_WORKER, "an earlier trial's worker is stuck in this process"))
+        """A Report, or a Failure, as a result of Tune's.
+
+        Raises GangError for a failure after which this process is of no use: Tune hands it no other trial then.
+        """
         if self.failed is not None:
             return self._failure(self.failed)
         assert self.gang is not None
@@ -155,6 +153,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             state = self._state(suggestion.checkpoint)
             if self.gang is None or not self.gang.alive:
                 self._drop_gang()
+                if self.unusable:
+                    raise GangError(Failed(FailureClass.LOST_WORKER, "an earlier worker is stuck in this process"))
                 self.gang, self.ready = self.new_gang(), False
             self.gang.post(self._order(Begin(self.settings, state)))
         except Exception as error:
@@ -229,6 +229,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             store.write_folder(relative, Path(temporary))
 
     def _failure(self, failed: Failed) -> dict[str, Any]:
+        if self.unusable:
+            raise GangError(failed)
         number = self.suggestion.number
         return Failure(number, failed.kind, failed.message, failed.traceback, failed.log_tail).to_result()
 

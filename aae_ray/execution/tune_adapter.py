@@ -6,10 +6,12 @@ waited for its resources, the next one waits in its place.
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from aae_ray.search.journal import JournalError
 from aae_ray.search.outcomes import FailureClass, StudyEnd
 from aae_ray.search.store import TUNE, store_at
 
+STALL_SECONDS = 10.0  # between two looks at trials, which are some tenths of a second apart
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,12 +41,18 @@ class SearchOver(BaseException):
 class Executor:
     """What Tune calls back: all in the driver's main thread."""
 
-    def __init__(self, conductor: Conductor, poll: Callable[[], None], pending_timeout: float) -> None:
+    def __init__(
+        self, conductor: Conductor, poll: Callable[[], None], pending_timeout: float, answer_timeout: float = math.inf
+    ) -> None:
         """`poll` is called several times a second; it may stop the conductor. An attempt may wait for its resources for
-        `pending_timeout` seconds."""
+        `pending_timeout` seconds, and be silent for `answer_timeout`."""
         self.conductor, self.poll, self.pending_timeout = conductor, poll, pending_timeout
+        self.answer_timeout = answer_timeout
+        self.looked = time.monotonic()
         self.numbers: dict[str, int] = {}  # Tune's trial id -> ours, of attempts under way
         self.pending: dict[str, float] = {}  # attempts without a gang, since when
+        self.heard: dict[str, float] = {}  # attempts that have begun, and when they last said something
+        self.kills: dict[str, Callable[[], None]] = {}  # and how to end their processes
         self.abandoned: set[str] = set()  # Tune still waits for their resources, and we no longer
         self.problem: JournalError | None = None  # what ended the search, as Tune hands on no exception as it is
 
@@ -66,10 +76,12 @@ class Executor:
         self.pending[trial_id] = time.monotonic()
         return suggestion.to_config()
 
-    def started(self, trial_id: str) -> None:
+    def started(self, trial_id: str, kill: Callable[[], None] = lambda: None) -> None:
+        """An attempt has a process, which `kill` ends."""
         self.abandoned.discard(trial_id)
         if trial_id in self.numbers:
             self.pending.pop(trial_id, None)
+            self.heard[trial_id], self.kills[trial_id] = time.monotonic(), kill
             with self.journaling():
                 self.conductor.started(self.numbers[trial_id])
 
@@ -77,6 +89,7 @@ class Executor:
         """Take what a trial said; whether its attempt is over."""
         if trial_id not in self.numbers:  # given up before it came
             return True
+        self.heard[trial_id] = time.monotonic()
         said = from_result(result)
         if isinstance(said, Failure):
             self._failed(trial_id, said)
@@ -84,7 +97,7 @@ class Executor:
         with self.journaling():
             over = isinstance(self.conductor.reported(said), Stop)
         if over:
-            self.numbers.pop(trial_id, None)
+            self._forget(trial_id)
         return over
 
     def error(self, trial_id: str, error: BaseException | None) -> None:
@@ -98,6 +111,7 @@ class Executor:
             self.poll()
             if self.conductor.ledger.end is None:
                 self._look_at_pending()
+                self._look_at_silent()
             if self.conductor.ledger.end is not None:
                 raise SearchOver
             left = self.conductor.time_left
@@ -123,6 +137,19 @@ class Executor:
         if len(self.abandoned) >= self.conductor.gangs and none_trains and self.conductor.ledger.end is None:
             self.conductor.stop(StudyEnd.FAILURES, f"no gang came up within {self.pending_timeout:g} s")
 
+    def _look_at_silent(self) -> None:
+        """A process that is stopped, or hangs in the file system, cannot tell of its own timeout."""
+        now, before = time.monotonic(), self.looked
+        self.looked = now
+        if now - before > STALL_SECONDS:  # this process was stopped itself, and has yet to hear what was said meanwhile
+            self.heard = {trial_id: since + now - before for trial_id, since in self.heard.items()}
+        for trial_id, since in list(self.heard.items()):
+            if now - since > self.answer_timeout:
+                kill, number = self.kills[trial_id], self.numbers[trial_id]
+                text = f"its process has said nothing for {self.answer_timeout:g} s"
+                self._failed(trial_id, Failure(number, FailureClass.HUNG, text))
+                kill()
+
     def lost(self, error: RayError) -> bool:
         """Ray has ended what ran, in a way that Tune does not expect. Whether an attempt was under way.
 
@@ -134,15 +161,21 @@ class Executor:
         waiting = [number for number in self.numbers.values() if number not in failed]
         with suppress(SearchOver), self.journaling():
             for number in failed:
+                failure = failure_of(number, error)
+                if failure.kind is FailureClass.BUG:  # of one of them at most: the others must not be given up for it
+                    failure = replace(failure, kind=FailureClass.LOST_WORKER)
                 if self.conductor.ledger.end is None:
-                    self.conductor.failed(failure_of(number, error))
+                    self.conductor.failed(failure)
         for number in waiting:
             self.conductor.taken_back(number)
         return bool(failed)
 
+    def _forget(self, trial_id: str) -> None:
+        for known in (self.numbers, self.pending, self.heard, self.kills):
+            known.pop(trial_id, None)
+
     def _failed(self, trial_id: str, failure: Failure) -> None:
-        self.numbers.pop(trial_id, None)
-        self.pending.pop(trial_id, None)
+        self._forget(trial_id)
         with self.journaling():
             self.conductor.failed(failure)
 
@@ -197,7 +230,7 @@ class ConductorCallback(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self.executor is not None:
-            self.executor.started(trial.trial_id)
+            self.executor.started(trial.trial_id, lambda: _kill(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self.executor is not None:
@@ -205,6 +238,13 @@ class ConductorCallback(tune.Callback):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"executor": None}
+
+
+def _kill(trial: Any) -> None:
+    """End the process of Tune's trial, which hears of it as of any other death."""
+    actor = trial.temporary_state.ray_actor
+    if actor is not None:
+        ray.kill(actor)
 
 
 def _error_of(trial: Any) -> BaseException | None:
@@ -222,18 +262,22 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
     """Run the conductor's trials on Ray until it has no more, or is stopped. `folder` is the study's, as every node
     sees it. Raises JournalError when the journal cannot be written."""
     settings = conductor.ledger.current_plan.settings
+    study = settings.study
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(conductor.gangs)  # all gangs start at once
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshot is not used
     os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"  # else Tune itself retries them, for ever and untold
     while conductor.ledger.end is None and (conductor.ledger.open or conductor.more_to_suggest):
         # A gang's own timeout comes first, and says more; gangs that are up may still wait for each other.
-        executor = Executor(conductor, poll, settings.study.start_timeout + 2 * BARRIER_SECONDS)
+        starting = study.start_timeout + 2 * BARRIER_SECONDS
+        executor = Executor(conductor, poll, starting, starting + study.step_timeout)
         hub = start_mailbox_hub(conductor.gangs_needed)  # gangs wait there for each other
         try:
             with suppress(SearchOver):
                 _tuner(executor, trainable(settings, folder, hub), folder, verbose=verbose).fit()
             if executor.problem is not None:
                 raise executor.problem
+            if conductor.ledger.end is None and (conductor.ledger.open or conductor.more_to_suggest):
+                conductor.stop(StudyEnd.USER, "Ray Tune was told to stop")  # by SIGUSR1, which it takes for itself
             return
         except RuntimeError as error:
             # Ray's memory monitor, or the loss of a node: Tune knows only actors that die by themselves.

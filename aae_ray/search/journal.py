@@ -254,7 +254,9 @@ class StudyLock:
         self.folder = folder
         self.lock = FileLock(folder / LOCK, timeout=0, mode=0o600)
         self.ended = threading.Event()
+        self.owner = Owner.this_process()
         self.taken_over: Owner | None = None  # a dead owner, whose lock this was
+        self.lost_to: Owner | None = None  # who has taken it over in turn, while this process was stopped
 
     def acquire(self) -> None:
         """Raises UserError when a live process owns the study."""
@@ -270,7 +272,7 @@ class StudyLock:
             raise UserError(self._refusal(owner))
         self.taken_over = owner
         try:
-            (self.folder / OWNER).write_text(Owner.this_process().to_json())
+            (self.folder / OWNER).write_text(self.owner.to_json())
         except OSError as error:
             self.lock.release()
             raise UserError(f"{self.folder / OWNER} cannot be written: {error.strerror}") from None
@@ -279,11 +281,16 @@ class StudyLock:
     def release(self) -> None:
         self.ended.set()
         with suppress(OSError):
-            (self.folder / OWNER).unlink()
+            if self.lost_to is None:
+                (self.folder / OWNER).unlink()
         self.lock.release()
 
     def _beat(self) -> None:
         while not self.ended.wait(HEARTBEAT_SECONDS):
+            owner = read_owner(self.folder)
+            if owner is not None and not owner.same_process_as(self.owner):
+                self.lost_to = owner
+                return
             with suppress(OSError):
                 os.utime(self.folder / OWNER)
 

@@ -171,6 +171,17 @@ def _distributions(params: Mapping[str, Any], *spaces: Space) -> Space:
 # ------------------------------------------------------------------------------------------------ Optuna's own tools
 
 
+class NoLock:
+    """The owner of a study is the only one that writes its copy. Optuna's own lock outlives a process that is killed,
+    and who waits for it waits half a minute, or for ever where the folder has moved."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        """Nothing was taken."""
+
+
 class OptunaCopy:
     """The ended trials in Optuna's own journal format, for optuna-dashboard. A copy: nothing reads from it here."""
 
@@ -179,9 +190,8 @@ class OptunaCopy:
         assert ledger.started is not None
         path = folder / COPY
         path.unlink(missing_ok=True)
-        self.study = new_study(
-            ledger.current_plan, ledger.started.study_id, JournalStorage(JournalFileBackend(str(path)))
-        )
+        storage = JournalStorage(JournalFileBackend(str(path), NoLock()))
+        self.study = new_study(ledger.current_plan, ledger.started.study_id, storage)
         self.written: set[int] = set()
         self.add(ledger, [trial for trial in ledger.trials if not trial.open])
 

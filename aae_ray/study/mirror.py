@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import threading
-import time
+from collections.abc import Callable
 
 from aae_ray.errors import UserError
 from aae_ray.search.journal import HEARTBEAT_SECONDS, JOURNAL, LOCK, OWNER, Journal, Owner
@@ -45,11 +45,10 @@ class Mirror:
         self.sent, self.hashed = 0, hashlib.sha256()  # of the journal: bytes, and the digest of them
         self.pieces: list[list[Piece]] = []  # that were not merged yet: small ones, larger ones, and so on
         self.files: dict[str, tuple[int, int]] = {}  # as they were when they were sent
-        self.beaten = 0.0
         self.claimed = False
-        self.lost = False  # another process has taken the study over
+        self.lost_to: Owner | None = None  # another process has taken the study over
         self.over = threading.Event()
-        self.thread: threading.Thread | None = None
+        self.threads: list[threading.Thread] = []
 
     def claim(self) -> None:
         """Make this process the owner. Raises UserError when another one is, or when nothing can be written there."""
@@ -62,7 +61,7 @@ class Mirror:
                 )
             self._beat()
             self.claimed = True
-            self._begin()  # its heart beats while data are prepared and Ray starts
+            self._begin(self._keep, "heartbeat elsewhere")  # while data are prepared, and large files sent
         except OSError as error:
             raise UserError(f"study.folder {where} cannot be written to: {redact(str(error))}") from None
 
@@ -87,20 +86,20 @@ class Mirror:
     def start(self, journal: Journal) -> None:
         """From now on, what happens here is copied."""
         self.journal = journal
-        self._begin()
+        self._begin(self._run, "mirror")
 
-    def _begin(self) -> None:
-        if self.thread is None:
-            self.thread = threading.Thread(target=self._run, name="mirror", daemon=True)
-            self.thread.start()
+    def _begin(self, work: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        self.threads.append(thread)
+        thread.start()
 
     def close(self) -> None:
         """Send the rest, and let go of the study."""
         self.over.set()
-        if self.thread is not None:
-            self.thread.join()
-            self._attempt(last=True)
-        if not self.lost:
+        for thread in self.threads:
+            thread.join()
+        self._attempt(last=True)
+        if self.lost_to is None:
             Store(self.store.local / "none", self.store.remote).delete(OWNER)  # the local one is the lock's
 
     def _run(self) -> None:
@@ -109,26 +108,32 @@ class Mirror:
 
     def _attempt(self, *, last: bool = False) -> None:
         try:
-            self._check_owner()
-            if not self.lost and self.journal is not None:
+            if self.lost_to is None and self.journal is not None:
                 self._send_journal()
                 self._send_files(last)
         except Exception:  # a study goes on without its copy
             logger.exception("the study could not be copied to %s; that is tried again", redact(self.store.uri()))
 
+    def _keep(self) -> None:
+        """Stay the owner. In a thread of its own: a file may take longer to send than a heart may stand still."""
+        while not self.over.wait(HEARTBEAT_SECONDS):
+            try:
+                self._check_owner()
+            except Exception:
+                logger.exception("the heartbeat could not be written to %s", redact(self.store.uri()))
+            if self.lost_to is not None:
+                return
+
     def _check_owner(self) -> None:
-        if self.lost or time.monotonic() - self.beaten < HEARTBEAT_SECONDS:
-            return
         owner = remote_owner(self.store)
         if owner is not None and not owner.same_process_as(self.owner):
-            self.lost = True
+            self.lost_to = owner
             logger.error("process %s on %s has taken the study over; no more is copied", owner.pid, owner.host)
-            return
-        self._beat()
+        else:
+            self._beat()
 
     def _beat(self) -> None:
         self.store.write_bytes(OWNER, self.owner.to_json().encode())
-        self.beaten = time.monotonic()
 
     def _send_journal(self) -> None:
         assert self.journal is not None

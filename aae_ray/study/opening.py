@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aae_ray.errors import UserError
-from aae_ray.search.journal import JOURNAL, Journal, JournalError, Owner, StudyLock, first_event
+from aae_ray.search.journal import JOURNAL, Journal, JournalError, StudyLock, first_event
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.space import Plan
 from aae_ray.search.store import Store, below, find_study, is_remote, local_root, read_ledger
@@ -69,7 +69,7 @@ class Opened:
     folder: Path
     journal: Journal
     mirror: Mirror | None
-    left_by: Owner | None  # a process that has exited unexpectedly
+    lock: StudyLock
 
     def ledger(self) -> Ledger:
         """What became of the study. Raises UserError for an evaluation."""
@@ -95,6 +95,6 @@ def opened(name: str, root: Path, *, to_go_on: bool = False) -> Iterator[Opened]
             mirror.pull()
         with closing(Journal.open(folder)) as journal:
             try:
-                yield Opened(folder, journal, mirror, lock.taken_over)
+                yield Opened(folder, journal, mirror, lock)
             except JournalError as error:
                 raise UserError(f"{journal.path} cannot be written: {error.strerror}") from None

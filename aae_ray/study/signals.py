@@ -25,6 +25,7 @@ class Signals:
         self.requested = False
         self.polled = False
         self.deferrals = 0
+        self.ours: list[signal.Signals] = []  # not those that are ignored from the start, as `nohup` has it
 
     @contextmanager
     def polling(self) -> Iterator[None]:
@@ -51,16 +52,17 @@ class Signals:
     def handled(self) -> Iterator[None]:
         """Signals are ours as long as this lasts."""
         before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.ours = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
         self.take()
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number in self.ours:
+                signal.signal(number, before[number])
 
     def take(self) -> None:
         """Take the signals, also from Ray, which has a handler of its own from its start on."""
-        for number in SIGNALS:
+        for number in self.ours:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

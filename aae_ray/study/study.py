@@ -25,7 +25,7 @@ from aae_ray.reporting.report import StudyReport, print_report
 from aae_ray.reporting.screen import Screen
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
-from aae_ray.search.journal import Journal, JournalError
+from aae_ray.search.journal import Journal, JournalError, Owner, StudyLock
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.sampler import OptunaCopy, optuna_study
@@ -65,7 +65,7 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
         console.print(text.bullet("warm start", f"{fitting} finished trials fit the space, of {len(prior)} read"))
     folder = new_folder(plan)
     mirror = mirror_of(folder, plan.settings.study.folder)
-    with removed_where_nothing_began(folder), owned(folder, mirror), closing(Journal.create(folder)) as journal:
+    with removed_where_nothing_began(folder), owned(folder, mirror) as lock, closing(Journal.create(folder)) as journal:
         started = events.StudyStarted(
             study_id=folder.name,
             plan=record_plan(plan),
@@ -76,7 +76,7 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
             pid=os.getpid(),
             warm_start=tuple(prior),
         )
-        study = Study(folder, uri, dataset, console, verbose, begin=started, mirror=mirror)
+        study = Study(folder, uri, dataset, console, verbose, begin=started, lock=lock, mirror=mirror)
         return study.run(journal, Ledger(), plan)
 
 
@@ -112,14 +112,14 @@ def resume_study(
             raise UserError(
                 f"--extend {name} changes nothing; give a larger study.budget.trials, a space, or more epochs"
             )
-        if (owner := here.left_by) is not None:
+        if (owner := here.lock.taken_over) is not None:
             note = f"taking over from process {owner.pid} on {owner.host}, which is no longer running"
             console.print(text.bullet("note", note))
         record = record_plan(plan)
         begin = events.StudyResumed(
             plan=record if record != record_plan(old) else None, host=socket.gethostname(), pid=os.getpid()
         )
-        study = Study(here.folder, address, dataset, console, verbose, begin=begin, mirror=here.mirror)
+        study = Study(here.folder, address, dataset, console, verbose, begin=begin, lock=here.lock, mirror=here.mirror)
         return study.run(here.journal, ledger, plan)
 
 
@@ -169,11 +169,17 @@ class Study:
     console: Console
     verbose: bool
     begin: events.Event  # what the journal says of this session's start
+    lock: StudyLock
     mirror: Mirror | None  # where the study's folder is elsewhere
 
     @property
     def store(self) -> Store:
         return Store(self.folder) if self.mirror is None else self.mirror.store
+
+    @property
+    def lost_to(self) -> Owner | None:
+        """The process that has taken the study over, as this one was stopped or cut off for long."""
+        return self.lock.lost_to or (None if self.mirror is None else self.mirror.lost_to)
 
     def run(self, journal: Journal, ledger: Ledger, plan: Plan) -> StudyReport:
         """This session of the study, from the start of Ray to the report."""
@@ -327,11 +333,18 @@ class Study:
 
     @contextmanager
     def _watched(self, journal: Journal, tracker: Tracker, screen: Screen) -> Iterator[None]:
-        """Ray ends this process when its raylet or GCS dies: before that the study is closed, in order."""
+        """Ray ends this process when its raylet or GCS dies: before that the study is closed, in order. A study that
+        has another owner by now is left alone."""
         ray, over = RayWatch(), threading.Event()
 
         def watch() -> None:
             while not over.wait(WATCH_SECONDS):
+                if (owner := self.lost_to) is not None:
+                    screen.end(
+                        f"process {owner.pid} on {owner.host} has taken this study over, as this process was stopped "
+                        "or could not reach the study's folder for a minute; this session ends"
+                    )
+                    os._exit(STOPPED)
                 lost = ray.lost()
                 if lost is not None and not over.is_set():
                     self._ray_lost(lost, journal, tracker, screen)

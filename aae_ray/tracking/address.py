@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from aae_ray.errors import UserError
@@ -72,7 +73,7 @@ def quiet_mlflow() -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # a server waits 20 s itself where its database is locked
         "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
         "MLFLOW_CONFIGURE_LOGGING": "false",
@@ -85,6 +86,19 @@ def quiet_mlflow() -> None:
         own.handlers, own.propagate = [logging.NullHandler()], True
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def mlflow_client(uri: str) -> Any:
+    """MLflow's client for an address. It tries a database that does not answer once, and not ten times for 100 s: who
+    calls it tries again, and can say meanwhile why."""
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    if not uri.startswith("http"):
+        import mlflow.store.db.utils
+
+        mlflow.store.db.utils.MAX_RETRY_COUNT = 1
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def artifact_location(uri: str, experiment: str) -> str | None:
@@ -101,11 +115,9 @@ def make_database(uri: str) -> None:
     path = Path(uri.partition(":///")[2].partition("?")[0])
     if not uri.startswith("sqlite:///") or path.exists():
         return
-    from mlflow import MlflowClient
-
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        MlflowClient(tracking_uri=f"sqlite:///{partial}", registry_uri=f"sqlite:///{partial}").search_experiments()
+        mlflow_client(f"sqlite:///{partial}").search_experiments()
         with contextlib.suppress(FileExistsError):  # another study has just made it
             os.link(partial, path)
     finally:

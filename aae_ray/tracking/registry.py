@@ -21,7 +21,7 @@ from aae_ray.errors import UserError
 from aae_ray.search.promotion import Verdict, promote
 from aae_ray.secrets import redact, without_userinfo
 from aae_ray.settings import dotted_fields
-from aae_ray.tracking.address import quiet_mlflow
+from aae_ray.tracking.address import mlflow_client, quiet_mlflow
 
 CHAMPION = "champion"
 ALIAS_TRIES = 3
@@ -162,7 +162,6 @@ def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder
     quiet_mlflow()
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")  # our models need no pickle
     import mlflow
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
@@ -171,7 +170,7 @@ def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder
             "run a study here first, or give --tracking-uri"
         )
     try:
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = mlflow_client(uri)
         client.get_registered_model(name)
     except Exception as error:
         if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aae_ray.secrets import redact
-from aae_ray.tracking.address import artifact_location, make_database, quiet_mlflow
+from aae_ray.tracking.address import artifact_location, make_database, mlflow_client
 from aae_ray.tracking.cursor import Cursor
 from aae_ray.tracking.mapping import (
     STUDY,
@@ -78,12 +78,9 @@ class MlflowWriter:
 
     def __init__(self, folder: Path, uri: str, experiment: str, cursor: Cursor) -> None:
         """`experiment` is made where there is none; the runs of `cursor` are known. Raises what MLflow raises."""
-        quiet_mlflow()
-        from mlflow import MlflowClient
-
         self.folder, self.cursor = folder, cursor
         make_database(uri)
-        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self.client = mlflow_client(uri)
         self.experiment_id = self._experiment(uri, experiment)
 
     def answers(self) -> bool:

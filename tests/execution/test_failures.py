@@ -11,6 +11,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     InsufficientClusterResourcesError,
     UserExceptionWithTraceback,
+    WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
 )
 
@@ -52,6 +53,12 @@ def died(text: str = "The actor died unexpectedly before finishing this task.", 
         (errors.GetTimeoutError("Get timed out"), FailureClass.HUNG),
         (RuntimeError("[gloo] Timed out waiting 1800000ms for recv operation to complete"), FailureClass.HUNG),
         (WorkerGroupStartupTimeoutError(2), FailureClass.CANNOT_START),
+        (ControllerError(WorkerGroupStartupFailedError("One of the worker actors died")), FailureClass.LOST_WORKER),
+        (ControllerError(WorkerGroupStartupFailedError("the node was preempted")), FailureClass.PREEMPTED),
+        (
+            ControllerError(WorkerGroupStartupFailedError("the node runs low on memory")),
+            FailureClass.OUT_OF_MEMORY,
+        ),
         (ControllerError(InsufficientClusterResourcesError("1 GPU is needed")), FailureClass.CANNOT_START),
         (ZeroDivisionError("division by zero"), FailureClass.BUG),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FailureClass.BUG),

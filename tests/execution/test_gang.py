@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 import ray
+import ray.train
 import torch
 from ray import cloudpickle, tune
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, create_failure_policy
+from ray.train.v2.api.exceptions import ControllerError
 from ray.util.state import list_actors
 
 from aae_ray.errors import UserError
@@ -22,7 +26,7 @@ from aae_ray.evaluation.figure_data import FIGURES, draw
 from aae_ray.execution import gang as gangs
 from aae_ray.execution import worker
 from aae_ray.execution.failures import Failed, GangError
-from aae_ray.execution.gang import Gang, LocalGang, WorkerGang
+from aae_ray.execution.gang import Gang, LocalGang, StartOnce, WorkerGang
 from aae_ray.execution.mailbox import Mailbox, start_mailbox_hub
 from aae_ray.execution.orders import Begin, Train, Trained
 from aae_ray.execution.ray_cluster import ray_cluster
@@ -371,3 +375,13 @@ def test_bfloat16_on_a_cpu_without_it_is_told(
     advice = precision_advice(replace(Settings(), values))
     assert (advice is not None) == told
     assert not advice or f"({kind}) works without AVX512" in advice
+
+
+def test_workers_that_die_at_their_start_are_no_reason_to_start_others_untold() -> None:
+    """Those who wait for resources are: Train asks again, as often as it is told to."""
+    policy = StartOnce(create_failure_policy(ray.train.FailureConfig(max_failures=0, controller_failure_limit=3)))
+    died = ControllerError(WorkerGroupStartupFailedError("One of the worker actors failed to initialize"))
+    assert policy.make_decision(died) is FailureDecision.RAISE
+    waits = ControllerError(WorkerGroupStartupTimeoutError(2))
+    decisions = [policy.make_decision(waits) for _ in range(4)]
+    assert decisions == [FailureDecision.RETRY] * 3 + [FailureDecision.RAISE]

@@ -232,11 +232,12 @@ def test_an_address_that_answers_and_those_that_are_rays_own_pass() -> None:
     server.start()
     try:
         check_address(f"127.0.0.1:{port}")
-        check_address(f"ray://127.0.0.1:{port}")
     finally:
         server.stop(None)
     check_address("auto")
     check_address(None)
+    with pytest.raises(UserError, match="^RAY_ADDRESS=ray://host:10001: a study .* node of the cluster"):
+        check_address("ray://host:10001")
 
 
 def test_an_address_at_which_something_else_listens_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,26 +302,34 @@ def test_a_local_ray_listens_on_the_loopback_interface_alone() -> None:
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RayWatch, socket.socket]]:
-    """A watch over a cluster that was joined, and its GCS."""
-    gcs = socket.create_server(("127.0.0.1", 0))
-    context = SimpleNamespace(gcs_address=f"127.0.0.1:{gcs.getsockname()[1]}")
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RayWatch, dict[str, socket.socket]]]:
+    """A watch over a cluster that was joined, its GCS, and the raylet of this node."""
+    parts = {part: socket.create_server(("127.0.0.1", 0)) for part in ("gcs_server", "raylet")}
+    ports = {part: server.getsockname()[1] for part, server in parts.items()}
+    context = SimpleNamespace(gcs_address=f"127.0.0.1:{ports['gcs_server']}", get_node_id=lambda: "here")
+    nodes = [
+        {"NodeID": "elsewhere", "NodeManagerAddress": "192.0.2.1", "NodeManagerPort": 1},
+        {"NodeID": "here", "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": ports["raylet"]},
+    ]
     monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
     monkeypatch.setattr("aae_ray.execution.ray_cluster.PROBE_SECONDS", 0.05)
-    yield RayWatch(), gcs
-    gcs.close()
+    yield RayWatch(), parts
+    for server in parts.values():
+        server.close()
 
 
-def test_the_gcs_of_a_cluster_that_was_joined_is_lost_when_it_does_not_answer_for_long(
-    watched: tuple[RayWatch, socket.socket],
+@pytest.mark.parametrize("part", ["gcs_server", "raylet"])
+def test_a_part_of_a_cluster_that_was_joined_is_lost_when_it_does_not_answer_for_long(
+    watched: tuple[RayWatch, dict[str, socket.socket]], part: str
 ) -> None:
-    watch, gcs = watched
+    watch, parts = watched
     for _ in range(4):
         time.sleep(0.06)
         assert watch.lost() is None
-    gcs.close()
+    parts[part].close()
     heard = []
     for _ in range(3):
         time.sleep(0.06)
         heard.append(watch.lost())
-    assert heard == [None, None, "gcs_server"]
+    assert heard == [None, None, part]

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,9 +181,12 @@ def test_a_process_with_a_stuck_worker_refuses_the_next_trial(make: Make, monkey
     gang = FakeGang(closes=False)
     trial = make(gang)
     gang.answer = GangError(Failed(FailureClass.HUNG, "no answer"))
-    assert failure(trial).kind is FailureClass.HUNG
+    with pytest.raises(GangError, match="no answer") as raised:  # so Tune hands no other trial to this process
+        trial.step()
+    crossed = pickle.loads(pickle.dumps(raised.value))
+    assert failure_of(3, crossed) == failure_of(3, raised.value) and failure_of(3, crossed).kind is FailureClass.HUNG
     assert trial.reset_config(Suggestion(4, 1, {}, {"train.epochs": 27}).to_config())
-    with pytest.raises(GangError, match="stuck") as refused:  # so Tune starts the trial in another process
+    with pytest.raises(GangError, match="stuck") as refused:
         trial.step()
     assert failure_of(4, refused.value).kind is FailureClass.LOST_WORKER  # and it is tried again
     ended: list[Any] = []

@@ -1,13 +1,15 @@
 """What Ray Tune calls back, on a real conductor and without Ray."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, UnserializableException
 
+from aae_ray.execution import tune_adapter
 from aae_ray.execution.tune_adapter import Executor, SearchOver
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.contract import Report
@@ -89,3 +91,52 @@ def test_a_journal_that_cannot_be_written_ends_the_search_as_what_it_is(make: Ma
     assert isinstance(executor.problem, JournalError) and "No space left" in str(executor.problem)
     executor.problem = None
     assert executor.lost(OutOfMemoryError("running low on memory")) and isinstance(executor.problem, JournalError)
+
+
+def test_what_ray_cannot_tell_of_gives_up_no_trial(make: Make) -> None:
+    """An exception that cannot be read in this process, for instance: Ray then ends everything that ran."""
+    executor, conductor = make()
+    for name in ("a", "b"):
+        executor.suggest(name)
+        executor.started(name)
+    assert executor.lost(UnserializableException(b"of another version"))
+    for trial in conductor.ledger.trials:
+        assert [each.failure for each in trial.failures] == [FailureClass.LOST_WORKER]
+        assert trial.state is State.WAITING
+
+
+def test_a_process_that_says_nothing_is_ended_and_its_trial_is_tried_again(make: Make) -> None:
+    executor, conductor = make()
+    killed: list[str] = []
+    for name in ("a", "b"):
+        executor.suggest(name)
+        executor.started(name, lambda name=name: killed.append(name))  # type: ignore[misc]
+    executor.answer_timeout = 0.1
+    executor.looked = time.monotonic() - 3600  # this process was stopped itself: nobody is to blame
+    executor.heard = {name: time.monotonic() - 3600 for name in executor.heard}
+    assert not executor.should_stop() and not killed
+    time.sleep(0.2)
+    assert not executor.result("b", Report(1, 1, ({"epoch": 1.0},)).to_result())
+    assert not executor.should_stop() and killed == ["a"]
+    (failure,) = conductor.ledger.trials[0].failures
+    assert failure.failure is FailureClass.HUNG and "said nothing for 0.1 s" in failure.message
+    assert not conductor.ledger.trials[1].failures
+    executor.error("a", None)  # as Tune then tells
+    assert len(conductor.ledger.trials[0].failures) == 1
+
+
+def test_a_search_that_tune_ends_by_itself_has_not_ended_as_planned(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SIGUSR1, which Tune takes for itself."""
+    _, conductor = make()
+    monkeypatch.setattr(tune_adapter, "start_mailbox_hub", lambda gangs: None)
+    monkeypatch.setattr(tune_adapter, "trainable", lambda *arguments: None)
+
+    class Tuner:
+        def fit(self) -> None:
+            conductor.suggest()
+
+    monkeypatch.setattr(tune_adapter, "_tuner", lambda *arguments, **given: Tuner())
+    tune_adapter.search(conductor, str(tmp_path), lambda: None)
+    assert conductor.ledger.end is StudyEnd.USER and not conductor.ledger.open

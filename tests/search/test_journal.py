@@ -177,6 +177,22 @@ def test_an_owner_on_another_host_counts_as_alive_as_long_as_its_heart_beats(stu
     lock.release()
 
 
+def test_a_process_that_was_stopped_for_long_notices_that_another_has_the_study(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aae_ray.search.journal.HEARTBEAT_SECONDS", 0.05)
+    lock = StudyLock(study)
+    lock.acquire()
+    other = json.dumps({"host": "elsewhere", "pid": 7, "ticks": None})
+    (study / OWNER).write_text(other)
+    deadline = time.monotonic() + 5
+    while lock.lost_to is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    lock.release()
+    assert lock.lost_to is not None and (lock.lost_to.host, lock.lost_to.pid) == ("elsewhere", 7)
+    assert (study / OWNER).read_text() == other
+
+
 def test_another_process_with_the_number_of_the_owner_is_not_taken_for_it(study: Path) -> None:
     """As after a restart of the machine, or of a container, where the same few numbers come again."""
     (study / OWNER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "ticks": 1}))

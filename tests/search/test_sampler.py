@@ -1,6 +1,7 @@
 """Optuna as a sampler over the ledger, and the copy of a study for Optuna's own tools."""
 
 import math
+import time
 from pathlib import Path
 
 import optuna
@@ -170,6 +171,15 @@ def test_optunas_own_tools_can_read_the_copy_in_which_nothing_runs(tmp_path: Pat
     study = optuna.load_study(study_name=summary.study_name, storage=storage)
     assert [trial.state for trial in study.trials] == [TrialState.PRUNED] * 2
     assert study.metric_names == [MSE, JSD] and study.trials[0].user_attrs == {"trial": "t0000"}
+
+
+def test_a_lock_that_a_killed_process_has_left_holds_up_no_copy(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__budget__trials=4), gangs=2)
+    ended(conductor, Reason.PRUNED, {MSE: 0.5, JSD: 0.1})
+    (tmp_path / f"{COPY}.lock").symlink_to(tmp_path / "moved" / COPY)  # Optuna's own lock waits for ever here
+    began = time.monotonic()
+    OptunaCopy(tmp_path, conductor.ledger)
+    assert time.monotonic() - began < 5 and (tmp_path / COPY).stat().st_size
 
 
 def test_the_private_parts_of_optuna_that_are_used_are_those_of_this_version() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.evaluation import figure_data
 from aae_ray.search import events
+from aae_ray.search.journal import StudyLock
 from aae_ray.search.outcomes import Reason, StudyEnd
 from aae_ray.search.store import Store
 from aae_ray.study.files import TrialFiles
@@ -123,8 +124,9 @@ def test_ctrl_c_waits_for_one_figure_at_most(tmp_path: Path, digits: Dataset) ->
     files.take_up(history.ledger)
     history.stop(StudyEnd.USER)
     study = Study(
-        tmp_path, "sqlite:///unused.db", digits, Console(file=io.StringIO()), False, events.StudyEnded(), None
-    )
+        tmp_path, "sqlite:///unused.db", digits, Console(file=io.StringIO()), False, events.StudyEnded(),
+        StudyLock(tmp_path), None,
+    )  # fmt: skip
     study._finish(cast(Any, SimpleNamespace(ledger=history.ledger)), files, cast(Any, None))
     GATE.set()
     files.close()

@@ -31,8 +31,8 @@ FEW = (
 class Place:
     """Where studies are, looked at without the platform's own store."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, workers: int) -> None:
+        self.uri, self.workers = uri, workers
         self.system, self.root = FileSystem.from_uri(uri)
 
     def below(self, name: str) -> str:
@@ -55,13 +55,14 @@ class Place:
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A folder, or a bucket of a mock of AWS."""
     if request.param == "file":
-        return Place(f"file://{tmp_path / 'there'}")
+        return Place(f"file://{tmp_path / 'there'}", workers=1)
     address: str = request.getfixturevalue("endpoint")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     region: Any = {"LocationConstraint": "us-west-2"}
     aws_client("s3", address).create_bucket(Bucket="whole", CreateBucketConfiguration=region)
-    return Place(f"s3://whole/all?scheme=http&endpoint_override={address.removeprefix('http://')}&region=us-west-2")
+    options = f"region=us-west-2&endpoint_override={address.removeprefix('http://')}&scheme=http"
+    return Place(f"s3://whole/all?{options}", workers=2)
 
 
 @pytest.mark.slow  # test_mirror.py and test_close_and_sync.py have the parts, without Ray
@@ -73,10 +74,10 @@ def test_a_study_elsewhere_survives_its_machine(
     clean = {key: value for key, value in environment.items() if value}
     log = (tmp_path / "out.txt").open("w")
     study = subprocess.Popen(
-        command("tune", *FEW, f"study.folder={place.uri}"),
+        command("tune", *FEW, f"study.folder={place.uri}", f"study.workers_per_trial={place.workers}"),
         cwd=tmp_path, env=clean, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not any('"ended"' in text for text in place.segments()):
         assert study.poll() is None and time.monotonic() < deadline, (tmp_path / "out.txt").read_text()
         time.sleep(0.1)

@@ -109,6 +109,7 @@ class Line:
         self.status: int | None = None  # answer everything so, without asking the server
         self.refuse: tuple[str, int] | None = None  # answer a request whose path has this in it so
         self.silent = False
+        self.slow: tuple[str, float] | None = None  # answer a request whose path ends so after so many seconds
         self.lose: tuple[str, bytes] | None = None  # lose one answer to a request whose path ends so, with this in it
         self.lost = 0
         self.requests: list[tuple[str, bytes]] = []  # paths and bodies
@@ -146,6 +147,8 @@ class Line:
                         response.getheader("Content-Type") or "application/json",
                     )
                     there.close()
+                    if line.slow and self.path.endswith(line.slow[0]):
+                        time.sleep(line.slow[1])
                     if line.lose and self.path.endswith(line.lose[0]) and line.lose[1] in body:
                         line.lose, line.lost = None, line.lost + 1
                         self.connection.shutdown(socket.SHUT_RDWR)
@@ -369,6 +372,17 @@ def test_a_silent_server_does_not_hold_up_the_end(line: Line, tmp_path: Path, mo
     for lane in study.tracker.lanes:
         lane.thread.join(PATIENCE)
     assert sync(tmp_path, line.uri).left == 0
+    check_study(direct(line))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/runs/create", "/runs/log-batch"])
+def test_a_server_that_takes_ten_seconds_gets_everything_once(line: Line, tmp_path: Path, path: str) -> None:
+    line.open()
+    line.slow = path, 11
+    study = LittleStudy(tmp_path, line.uri)
+    study.write()
+    assert study.tracker.close(4 * PATIENCE) == 0 and study.tracker.parked == []
     check_study(direct(line))
 
 

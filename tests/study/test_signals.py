@@ -1,0 +1,31 @@
+"""Signals, in a process of their own: what is taken, and what is left as it was."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+ASK = """
+import os, signal, sys, time
+from aae_ray.study.signals import Signals
+
+signals = Signals(lambda text: None, lambda: None)
+with signals.handled(), signals.polling():
+    os.kill(os.getpid(), int(sys.argv[1]))
+    time.sleep(0.05)
+    print(signals.requested)
+print(signal.getsignal(int(sys.argv[1])) in (signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored, as by nohup"])
+def test_a_signal_stops_a_study_unless_it_is_ignored_from_the_start(number: signal.Signals, ignored: bool) -> None:
+    def prepare() -> None:
+        signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, str(int(number))], capture_output=True, text=True, preexec_fn=prepare, check=True
+    )
+    assert done.stdout.split() == [str(not ignored), "True"]
