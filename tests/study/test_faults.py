@@ -270,6 +270,42 @@ def test_a_gang_of_two_survives_the_loss_of_a_worker_and_then_of_its_driver(
     assert failures == [FailureClass.LOST_WORKER]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_trial_whose_process_is_stopped_for_good_is_tried_again(tmp_path: Path, environment: dict[str, str]) -> None:
+    """It can tell nobody of its own timeout. The driver waits for all timeouts of the process together."""
+    timeouts = ("study.start_timeout=15", "study.step_timeout=30")
+    study = start(tmp_path, environment, *SMALL, *timeouts, "study.budget.trials=1", "train.epochs=600")
+    wait_for(lambda: trains(tmp_path))
+    (pid,) = processes(tmp_path, "Trainable")
+    os.kill(pid, signal.SIGSTOP)
+    assert study.wait(timeout=400) == 0, (tmp_path / "out.txt").read_text()
+    (failure,) = ledger_of(tmp_path).trials[0].failures
+    assert failure.failure is FailureClass.HUNG and "said nothing" in failure.message
+    check_whole(tmp_path, trials=1, epochs=600)
+
+
+# ------------------------------------------------------------------------------------------------------- other owners
+
+
+@pytest.mark.slow
+def test_a_study_that_another_process_has_taken_over_is_left_alone(
+    tmp_path: Path, environment: dict[str, str], empty_database: Path
+) -> None:
+    """As on a laptop that was closed for an hour: on a network file system no lock tells the two of each other."""
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    study = start(tmp_path, environment, *SMALL, "train.epochs=100000")
+    wait_for(lambda: trains(tmp_path))
+    (owner,) = tmp_path.glob("runs/*/owner.json")
+    other = '{"host": "elsewhere", "pid": 7, "ticks": null}'
+    owner.write_text(other)
+    assert study.wait(timeout=20) == 1, (tmp_path / "out.txt").read_text()
+    text = (tmp_path / "out.txt").read_text()
+    assert "process 7 on elsewhere has taken this study over" in text and "Traceback" not in text
+    assert ledger_of(tmp_path).end is None and owner.read_text() == other
+    wait_for(lambda: not processes(tmp_path), 120)
+
+
 # ------------------------------------------------------------------------------------------------------------- MLflow
 
 
