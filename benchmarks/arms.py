@@ -95,10 +95,10 @@ class TimedWorker(Worker):
 class TimedTrial(Trial):
     """The platform's trial with clocks: on its worker, and on what its process does."""
 
-    def setup(self, config: dict[str, Any], settings: Settings, folder: str, mailbox: ActorHandle | None) -> None:
+    def setup(self, config: dict[str, Any], settings: Settings, folder: str, hub: ActorHandle | None) -> None:
         gang.Worker = TimedWorker  # type: ignore[attr-defined]
         self.seconds: dict[str, float] = {}
-        super().setup(config, settings, folder, mailbox)
+        super().setup(config, settings, folder, hub)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         start = time.monotonic()

@@ -85,6 +85,12 @@ def own_disk(folder: Path) -> Iterator[None]:
             shutil.rmtree(kept)
 
 
+def heed_signals() -> None:
+    """In a new process: what is ignored here, as by nohup, is not ignored there."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Study:
     """A study in a folder of its own, driven by the real commands."""
 
@@ -110,6 +116,7 @@ class Study:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", f"aae_ray.{name}", *arguments],
                 cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                preexec_fn=heed_signals,
             )  # fmt: skip
 
     @property
@@ -120,6 +127,10 @@ class Study:
     def study(self) -> Path | None:
         journals = [path for path in self.folder.glob("runs/*/journal.jsonl") if path.stat().st_size]
         return journals[0].parent if journals else None
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     @property
     def reports(self) -> int:
@@ -188,7 +199,7 @@ def _group(study: Study, luck: random.Random) -> bool:
 def _locked(study: Study, luck: random.Random) -> bool:
     """Another process holds MLflow's database."""
     path = study.folder / "mlflow.db"
-    if not path.exists():
+    if not path.exists() or not study.runs:
         return False
 
     def hold() -> None:
@@ -207,7 +218,7 @@ def _locked(study: Study, luck: random.Random) -> bool:
 def _artifacts_away(study: Study, luck: random.Random) -> bool:
     """The artifact root cannot be written for a while."""
     path = study.folder / "mlartifacts"
-    if not path.is_dir():
+    if not path.is_dir() or not study.runs:
         return False
     hidden = path.with_name("mlartifacts.away")
     path.rename(hidden)

@@ -172,6 +172,8 @@ def _first_line(error: BaseException) -> str:
         return str(error)
     if not lines:
         return type(error).__name__
+    if isinstance(error, train_errors.WorkerGroupStartupFailedError):  # with a worker's traceback, as text
+        return GUESSES.sub("", lines[-1])
     if isinstance(error, ray_errors.RayActorError):
         return GUESSES.sub("", f"{lines[0]} {lines[-1]}" if len(lines) > 1 else lines[0])
     return NODE.sub("", lines[0]) if isinstance(error, ray_errors.RayError) else f"{type(error).__name__}: {lines[0]}"

@@ -42,8 +42,8 @@ def trainable(settings: Settings, folder: str, hub: ActorHandle | None, kind: ty
     """What Tune runs. A gang of one runs in the trial's own process, which asks for its resources; a gang of several
     asks for its own, and the trial's process for no CPU.
 
-    Tune needs `reuse_actors=True`. A process in which a worker is stuck refuses its next trial, which then gets a new
-    process at the cost of an attempt.
+    Tune needs `reuse_actors=True`. A process in which a worker is stuck ends with its trial, as an error and not as a
+    result, so that Tune hands it no other one.
     """
     own = dict(settings.study.resources_per_worker) if settings.study.workers_per_trial == 1 else None
     return tune.with_resources(

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,7 @@ class Executor:
         self.numbers: dict[str, int] = {}  # Tune's trial id -> ours, of attempts under way
         self.pending: dict[str, float] = {}  # attempts without a gang, since when
         self.heard: dict[str, float] = {}  # attempts that have begun, and when they last said something
-        self.kills: dict[str, Callable[[], None]] = {}  # and how to end their processes
+        self.trials: Sequence[Any] = ()  # Tune's
         self.abandoned: set[str] = set()  # Tune still waits for their resources, and we no longer
         self.problem: JournalError | None = None  # what ended the search, as Tune hands on no exception as it is
 
@@ -76,12 +76,11 @@ class Executor:
         self.pending[trial_id] = time.monotonic()
         return suggestion.to_config()
 
-    def started(self, trial_id: str, kill: Callable[[], None] = lambda: None) -> None:
-        """An attempt has a process, which `kill` ends."""
+    def started(self, trial_id: str) -> None:
         self.abandoned.discard(trial_id)
         if trial_id in self.numbers:
             self.pending.pop(trial_id, None)
-            self.heard[trial_id], self.kills[trial_id] = time.monotonic(), kill
+            self.heard[trial_id] = time.monotonic()
             with self.journaling():
                 self.conductor.started(self.numbers[trial_id])
 
@@ -110,6 +109,7 @@ class Executor:
         with self.journaling():
             self.poll()
             if self.conductor.ledger.end is None:
+                self._forgive_a_stall()
                 self._look_at_pending()
                 self._look_at_silent()
             if self.conductor.ledger.end is not None:
@@ -120,14 +120,24 @@ class Executor:
                 return True
         return False
 
+    def _forgive_a_stall(self) -> None:
+        """Where this process was stopped itself, it has yet to hear what was said meanwhile."""
+        now, before = time.monotonic(), self.looked
+        self.looked = now
+        if now - before > STALL_SECONDS:
+            for times in (self.pending, self.heard):
+                times.update({trial_id: since + now - before for trial_id, since in times.items()})
+
     def _look_at_pending(self) -> None:
         """Attempts for which Ray finds no resources fail; the next ones wait in the same places of Tune's queue."""
-        text = f"Ray found no resources for it within {self.pending_timeout:g} s"
+        text = f"Ray found no resources for it, or could not start its process, within {self.pending_timeout:g} s"
         for trial_id, since in list(self.pending.items()):
             if time.monotonic() - since <= self.pending_timeout:
                 continue
             number = self.numbers[trial_id]
-            if isinstance(self.conductor.failed(Failure(number, FailureClass.CANNOT_START, text)), Retry):
+            if self._kill(trial_id):  # the process of an earlier trial, which does not begin this one
+                self._failed(trial_id, self._hung(number, self.pending_timeout))
+            elif isinstance(self.conductor.failed(Failure(number, FailureClass.CANNOT_START, text)), Retry):
                 self.conductor.retry_in_place(number)
                 self.pending[trial_id] = time.monotonic()
             else:
@@ -139,16 +149,21 @@ class Executor:
 
     def _look_at_silent(self) -> None:
         """A process that is stopped, or hangs in the file system, cannot tell of its own timeout."""
-        now, before = time.monotonic(), self.looked
-        self.looked = now
-        if now - before > STALL_SECONDS:  # this process was stopped itself, and has yet to hear what was said meanwhile
-            self.heard = {trial_id: since + now - before for trial_id, since in self.heard.items()}
         for trial_id, since in list(self.heard.items()):
-            if now - since > self.answer_timeout:
-                kill, number = self.kills[trial_id], self.numbers[trial_id]
-                text = f"its process has said nothing for {self.answer_timeout:g} s"
-                self._failed(trial_id, Failure(number, FailureClass.HUNG, text))
-                kill()
+            if time.monotonic() - since > self.answer_timeout:
+                self._kill(trial_id)
+                self._failed(trial_id, self._hung(self.numbers[trial_id], self.answer_timeout))
+
+    def _hung(self, number: int, seconds: float) -> Failure:
+        return Failure(number, FailureClass.HUNG, f"its process has said nothing for {seconds:g} s")
+
+    def _kill(self, trial_id: str) -> bool:
+        """End the process of an attempt, which Tune hears of as of any other death. Whether it has one."""
+        trial = next((trial for trial in reversed(self.trials) if trial.trial_id == trial_id), None)
+        actor = None if trial is None else trial.temporary_state.ray_actor
+        if actor is not None:
+            ray.kill(actor)
+        return actor is not None
 
     def lost(self, error: RayError) -> bool:
         """Ray has ended what ran, in a way that Tune does not expect. Whether an attempt was under way.
@@ -171,7 +186,7 @@ class Executor:
         return bool(failed)
 
     def _forget(self, trial_id: str) -> None:
-        for known in (self.numbers, self.pending, self.heard, self.kills):
+        for known in (self.numbers, self.pending, self.heard):
             known.pop(trial_id, None)
 
     def _failed(self, trial_id: str, failure: Failure) -> None:
@@ -228,9 +243,13 @@ class ConductorCallback(tune.Callback):  # type: ignore[misc]
     def __init__(self, executor: Executor) -> None:
         self.executor: Executor | None = executor
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.executor is not None:
+            self.executor.trials = trials
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self.executor is not None:
-            self.executor.started(trial.trial_id, lambda: _kill(trial))
+            self.executor.started(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self.executor is not None:
@@ -238,13 +257,6 @@ class ConductorCallback(tune.Callback):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"executor": None}
-
-
-def _kill(trial: Any) -> None:
-    """End the process of Tune's trial, which hears of it as of any other death."""
-    actor = trial.temporary_state.ray_actor
-    if actor is not None:
-        ray.kill(actor)
 
 
 def _error_of(trial: Any) -> BaseException | None:

@@ -3,6 +3,7 @@
 A line is on the disk before anything follows from it. A crash may cut off the last line, and loses no other.
 """
 
+import errno
 import json
 import os
 import socket
@@ -105,10 +106,20 @@ class JournalError(OSError):
 
 
 class Journal:
-    """The journal of a study that this process owns. Appending is safe from several threads."""
+    """The journal of a study that this process owns. Appending is safe from several threads.
 
-    def __init__(self, folder: Path, events: list[Event], size: int, clock: Callable[[], float] = time.time) -> None:
-        self.folder, self.path, self.clock = folder, folder / JOURNAL, clock
+    `ensure` is called before anything is written, and raises JournalError when another process owns the study by now.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        events: list[Event],
+        size: int,
+        clock: Callable[[], float] = time.time,
+        ensure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder, self.path, self.clock, self.ensure = folder, folder / JOURNAL, clock, ensure
         self.history = events  # all events so far
         self.size = size
         self.guard = threading.Lock()
@@ -118,13 +129,17 @@ class Journal:
         os.lseek(self.file, size, os.SEEK_SET)
 
     @classmethod
-    def create(cls, folder: Path, clock: Callable[[], float] = time.time) -> "Journal":
-        return cls(folder, [], 0, clock)
+    def create(
+        cls, folder: Path, clock: Callable[[], float] = time.time, ensure: Callable[[], None] = lambda: None
+    ) -> "Journal":
+        return cls(folder, [], 0, clock, ensure)
 
     @classmethod
-    def open(cls, folder: Path, clock: Callable[[], float] = time.time) -> "Journal":
+    def open(
+        cls, folder: Path, clock: Callable[[], float] = time.time, ensure: Callable[[], None] = lambda: None
+    ) -> "Journal":
         """Go on with a journal; a last line that was cut off is taken away. Raises UserError as `read_events` does."""
-        return cls(folder, *_read(folder), clock)
+        return cls(folder, *_read(folder), clock, ensure)
 
     def append(self, *events: Event) -> list[Event]:
         """Write events, on the disk when this returns; returns them with their time.
@@ -144,6 +159,7 @@ class Journal:
                 self._write([event])
 
     def _write(self, events: Sequence[Event]) -> list[Event]:
+        self.ensure()
         now = self.clock()
         stamped = [event.model_copy(update={"time": now}) for event in events]
         data = b"".join(event.model_dump_json(exclude_defaults=False).encode() + b"\n" for event in stamped)
@@ -257,6 +273,7 @@ class StudyLock:
         self.owner = Owner.this_process()
         self.taken_over: Owner | None = None  # a dead owner, whose lock this was
         self.lost_to: Owner | None = None  # who has taken it over in turn, while this process was stopped
+        self.beaten_at = 0.0  # by the clock on the wall: that of this process stands still while the machine sleeps
 
     def acquire(self) -> None:
         """Raises UserError when a live process owns the study."""
@@ -276,23 +293,36 @@ class StudyLock:
         except OSError as error:
             self.lock.release()
             raise UserError(f"{self.folder / OWNER} cannot be written: {error.strerror}") from None
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        self.beaten_at = time.time()
+        threading.Thread(target=self._keep, name="heartbeat", daemon=True).start()
 
     def release(self) -> None:
         self.ended.set()
+        self._beat()
         with suppress(OSError):
             if self.lost_to is None:
                 (self.folder / OWNER).unlink()
         self.lock.release()
 
+    def ensure(self) -> None:
+        """Raises JournalError when the study is another process's, as it may be after a minute without a heartbeat."""
+        if time.time() - self.beaten_at > STALE_SECONDS / 2:
+            self._beat()
+        if (owner := self.lost_to) is not None:
+            raise JournalError(errno.EPERM, f"process {owner.pid} on {owner.host} has taken the study over")
+
+    def _keep(self) -> None:
+        while self.lost_to is None and not self.ended.wait(HEARTBEAT_SECONDS):
+            self._beat()
+
     def _beat(self) -> None:
-        while not self.ended.wait(HEARTBEAT_SECONDS):
-            owner = read_owner(self.folder)
-            if owner is not None and not owner.same_process_as(self.owner):
-                self.lost_to = owner
-                return
-            with suppress(OSError):
-                os.utime(self.folder / OWNER)
+        owner = read_owner(self.folder)
+        if owner is not None and not owner.same_process_as(self.owner):
+            self.lost_to = owner
+            return
+        with suppress(OSError):
+            os.utime(self.folder / OWNER)
+            self.beaten_at = time.time()
 
     def _refusal(self, owner: Owner | None) -> str:
         who = f"process {owner.pid} on {owner.host}" if owner else "another process"

@@ -3,10 +3,12 @@
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from aae_ray.errors import UserError
-from aae_ray.search.journal import HEARTBEAT_SECONDS, JOURNAL, LOCK, OWNER, Journal, Owner
+from aae_ray.search.journal import HEARTBEAT_SECONDS, JOURNAL, LOCK, OWNER, STALE_SECONDS, Journal, Owner
 from aae_ray.search.sampler import COPY
 from aae_ray.search.store import (
     GANGS,
@@ -47,6 +49,8 @@ class Mirror:
         self.files: dict[str, tuple[int, int]] = {}  # as they were when they were sent
         self.claimed = False
         self.lost_to: Owner | None = None  # another process has taken the study over
+        self.checked_at = 0.0  # by the clock on the wall: that of this process stands still while it sleeps
+        self.checking = threading.Lock()
         self.over = threading.Event()
         self.threads: list[threading.Thread] = []
 
@@ -99,6 +103,8 @@ class Mirror:
         for thread in self.threads:
             thread.join()
         self._attempt(last=True)
+        with suppress(OSError):
+            self._check_owner()
         if self.lost_to is None:
             Store(self.store.local / "none", self.store.remote).delete(OWNER)  # the local one is the lock's
 
@@ -108,6 +114,8 @@ class Mirror:
 
     def _attempt(self, *, last: bool = False) -> None:
         try:
+            if time.time() - self.checked_at > STALE_SECONDS / 2:
+                self._check_owner()
             if self.lost_to is None and self.journal is not None:
                 self._send_journal()
                 self._send_files(last)
@@ -125,15 +133,17 @@ class Mirror:
                 return
 
     def _check_owner(self) -> None:
-        owner = remote_owner(self.store)
-        if owner is not None and not owner.same_process_as(self.owner):
-            self.lost_to = owner
-            logger.error("process %s on %s has taken the study over; no more is copied", owner.pid, owner.host)
-        else:
-            self._beat()
+        with self.checking:
+            owner = remote_owner(self.store)
+            if owner is not None and not owner.same_process_as(self.owner):
+                self.lost_to = owner
+                logger.error("process %s on %s has taken the study over; no more is copied", owner.pid, owner.host)
+            else:
+                self._beat()
 
     def _beat(self) -> None:
         self.store.write_bytes(OWNER, self.owner.to_json().encode())
+        self.checked_at = time.time()
 
     def _send_journal(self) -> None:
         assert self.journal is not None

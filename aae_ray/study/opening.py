@@ -93,7 +93,7 @@ def opened(name: str, root: Path, *, to_go_on: bool = False) -> Iterator[Opened]
     with owned(folder, mirror) as lock:
         if mirror is not None:
             mirror.pull()
-        with closing(Journal.open(folder)) as journal:
+        with closing(Journal.open(folder, ensure=lock.ensure)) as journal:
             try:
                 yield Opened(folder, journal, mirror, lock)
             except JournalError as error:

@@ -57,13 +57,13 @@ class Signals:
         try:
             yield
         finally:
-            for number in self.ours:
-                signal.signal(number, before[number])
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def take(self) -> None:
         """Take the signals, also from Ray, which has a handler of its own from its start on."""
-        for number in self.ours:
-            signal.signal(number, self._handle)
+        for number in SIGNALS:
+            signal.signal(number, self._handle if number in self.ours else signal.SIG_IGN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:  # the second one: what stays open is closed by the next --resume or --close

@@ -65,7 +65,11 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
         console.print(text.bullet("warm start", f"{fitting} finished trials fit the space, of {len(prior)} read"))
     folder = new_folder(plan)
     mirror = mirror_of(folder, plan.settings.study.folder)
-    with removed_where_nothing_began(folder), owned(folder, mirror) as lock, closing(Journal.create(folder)) as journal:
+    with (
+        removed_where_nothing_began(folder),
+        owned(folder, mirror) as lock,
+        closing(Journal.create(folder, ensure=lock.ensure)) as journal,
+    ):
         started = events.StudyStarted(
             study_id=folder.name,
             plan=record_plan(plan),
@@ -189,7 +193,7 @@ class Study:
             screen = Screen(self.console, self.folder, plan, self.dataset)
             signals = Signals(screen.say, screen.leave)
             files = TrialFiles(self.store, study.keep)
-            with signals.handled(), screen:
+            with signals.handled(), screen, self._owner_watched(screen):
                 tracker: Tracker | None = None
                 conductor: Conductor | None = None
                 try:
@@ -332,19 +336,32 @@ class Study:
             return tracker.unsent
 
     @contextmanager
-    def _watched(self, journal: Journal, tracker: Tracker, screen: Screen) -> Iterator[None]:
-        """Ray ends this process when its raylet or GCS dies: before that the study is closed, in order. A study that
-        has another owner by now is left alone."""
-        ray, over = RayWatch(), threading.Event()
+    def _owner_watched(self, screen: Screen) -> Iterator[None]:
+        """A study that another process has taken over is left alone: this process ends at once."""
+        over = threading.Event()
 
         def watch() -> None:
             while not over.wait(WATCH_SECONDS):
-                if (owner := self.lost_to) is not None:
+                if (owner := self.lost_to) is not None and not over.is_set():
                     screen.end(
                         f"process {owner.pid} on {owner.host} has taken this study over, as this process was stopped "
                         "or could not reach the study's folder for a minute; this session ends"
                     )
                     os._exit(STOPPED)
+
+        threading.Thread(target=watch, name="watch the owner", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    @contextmanager
+    def _watched(self, journal: Journal, tracker: Tracker, screen: Screen) -> Iterator[None]:
+        """Ray ends this process when its raylet or GCS dies: before that the study is closed, in order."""
+        ray, over = RayWatch(), threading.Event()
+
+        def watch() -> None:
+            while not over.wait(WATCH_SECONDS):
                 lost = ray.lost()
                 if lost is not None and not over.is_set():
                     self._ray_lost(lost, journal, tracker, screen)

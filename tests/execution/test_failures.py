@@ -1,6 +1,7 @@
 """Every error that ends an attempt has its class: what a retry may do about it depends on that."""
 
 import os
+import traceback
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,16 @@ def test_the_message_is_the_line_that_says_what_is_wrong() -> None:
         failed = describe(error)
     assert failed.message.startswith("RuntimeError: mat1 and mat2 shapes cannot be multiplied")
     assert "torch.zeros(2, 3) @" in failed.traceback and failed.traceback.startswith("Traceback")
+
+
+def test_of_a_worker_that_died_at_its_start_the_reason_is_told() -> None:
+    """In Ray's words, which have the cause as the text of a traceback."""
+    try:
+        raise died("The actor died because its node ran out of file descriptors.")
+    except errors.RayActorError:
+        text = f"One of the worker actors failed to initialize due to error:\n{traceback.format_exc()}"
+    failed = describe(ControllerError(WorkerGroupStartupFailedError(text)))
+    assert failed.kind is FailureClass.LOST_WORKER and failed.message.endswith("ran out of file descriptors."), failed
 
 
 def test_the_cause_of_an_error_decides_where_the_error_says_nothing() -> None:

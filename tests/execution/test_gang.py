@@ -278,7 +278,7 @@ def test_workers_that_hang_are_killed(ray_session: None, small_run: Settings, tm
 def test_a_trial_goes_on_bit_for_bit_in_another_process_and_leaves_nothing_behind(
     ray_session: None, small_run: Settings, tmp_path: Path
 ) -> None:
-    kind = tune.with_parameters(Trial, settings=small_run, folder=str(tmp_path), mailbox=None)
+    kind = tune.with_parameters(Trial, settings=small_run, folder=str(tmp_path), hub=None)
     remote = ray.remote(num_cpus=1)(kind)
 
     def one_step(actor: Any) -> tuple[Report | Failure, int]:

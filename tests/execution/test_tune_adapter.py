@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,19 +106,38 @@ def test_what_ray_cannot_tell_of_gives_up_no_trial(make: Make) -> None:
         assert trial.state is State.WAITING
 
 
-def test_a_process_that_says_nothing_is_ended_and_its_trial_is_tried_again(make: Make) -> None:
+def tunes_trial(name: str, process: str | None) -> Any:
+    return SimpleNamespace(trial_id=name, temporary_state=SimpleNamespace(ray_actor=process))
+
+
+def test_a_process_that_does_not_begin_its_next_trial_is_ended(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, conductor = make(gangs=1, start_timeout=-1.0)  # at once
+    killed: list[str] = []
+    monkeypatch.setattr("ray.kill", killed.append)
+    executor.suggest("a")
+    executor.trials = [tunes_trial("a", "process a")]  # that it shall go on with
+    assert not executor.should_stop() and killed == ["process a"]
+    assert [each.failure for each in conductor.ledger.trials[0].failures] == [FailureClass.HUNG]
+    assert not executor.numbers and not executor.abandoned and executor.suggest("b")
+
+
+def test_a_process_that_says_nothing_is_ended_and_its_trial_is_tried_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     executor, conductor = make()
     killed: list[str] = []
+    monkeypatch.setattr("ray.kill", killed.append)
+    executor.trials = [tunes_trial("a", "process a"), tunes_trial("b", "process b")]
     for name in ("a", "b"):
         executor.suggest(name)
-        executor.started(name, lambda name=name: killed.append(name))  # type: ignore[misc]
+        executor.started(name)
     executor.answer_timeout = 0.1
     executor.looked = time.monotonic() - 3600  # this process was stopped itself: nobody is to blame
     executor.heard = {name: time.monotonic() - 3600 for name in executor.heard}
     assert not executor.should_stop() and not killed
     time.sleep(0.2)
     assert not executor.result("b", Report(1, 1, ({"epoch": 1.0},)).to_result())
-    assert not executor.should_stop() and killed == ["a"]
+    assert not executor.should_stop() and killed == ["process a"]
     (failure,) = conductor.ledger.trials[0].failures
     assert failure.failure is FailureClass.HUNG and "said nothing for 0.1 s" in failure.message
     assert not conductor.ledger.trials[1].failures

@@ -150,6 +150,12 @@ def processes(folder: Path, name: str = "") -> list[int]:
     return found
 
 
+def heed_signals() -> None:
+    """In a new process: what is ignored here, as in the background of a shell, is not ignored there."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
     clean = {key: value for key, value in environment.items() if value} | {"AAE_TEST_MARK": str(folder)}
     return subprocess.Popen(
@@ -160,6 +166,7 @@ def start(folder: Path, environment: dict[str, str], *arguments: str) -> subproc
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_signals,
     )
 
 
