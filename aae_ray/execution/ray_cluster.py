@@ -1,5 +1,6 @@
 """Ray: joined where a cluster runs on this machine, started here otherwise, without its chatter."""
 
+import gc
 import logging
 import math
 import os
@@ -93,7 +94,19 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
             token.chmod(0o600)  # Ray writes it readable for everyone
         yield
     finally:
+        _shut_down()
+
+
+def _shut_down() -> None:
+    """Shut Ray down while nothing is collected. Garbage holds references of Ray's, any thread that allocates may
+    collect it, and Ray's own code ends the process without a word where one is let go of in mid-shutdown."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
         ray.shutdown()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _start(options: dict[str, Any]) -> None:

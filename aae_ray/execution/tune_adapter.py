@@ -27,7 +27,7 @@ from aae_ray.search.conductor import Conductor, NoSuggestion, Retry, Stop
 from aae_ray.search.contract import Failure, from_result
 from aae_ray.search.journal import JournalError
 from aae_ray.search.outcomes import FailureClass, StudyEnd
-from aae_ray.search.store import TUNE, store_at
+from aae_ray.search.store import GANGS, TUNE, store_at
 
 STALL_SECONDS = 10.0  # between two looks at trials, which are some tenths of a second apart
 
@@ -278,6 +278,8 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(conductor.gangs)  # all gangs start at once
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshot is not used
     os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"  # else Tune itself retries them, for ever and untold
+    for name in (TUNE, GANGS):  # of a session that was killed
+        store_at(folder).delete(name)
     while conductor.ledger.end is None and (conductor.ledger.open or conductor.more_to_suggest):
         # A gang's own timeout comes first, and says more; gangs that are up may still wait for each other.
         starting = study.start_timeout + 2 * BARRIER_SECONDS

@@ -3,6 +3,7 @@
 A cluster of another version is not started here, as one environment holds one Ray: its own check raises the error.
 """
 
+import gc
 import os
 import platform
 import socket
@@ -64,6 +65,15 @@ def test_the_cluster_that_runs_on_this_machine_is_joined(joined: dict[str, objec
     assert "address" not in joined and "num_cpus" not in joined  # Ray finds it, and nothing of it is set anew
     runtime = joined["runtime_env"]
     assert isinstance(runtime, dict) and runtime["env_vars"].keys() == cluster.ENVIRONMENT.keys()
+
+
+def test_nothing_is_collected_while_ray_shuts_down(joined: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reference of Ray's that another thread lets go of meanwhile would end this process, with exit code 1."""
+    collects: list[bool] = []
+    monkeypatch.setattr(ray, "shutdown", lambda: collects.append(gc.isenabled()))
+    with cluster.ray_cluster(verbose=False):
+        pass
+    assert collects == [False] and gc.isenabled()
 
 
 def test_a_cluster_that_does_not_answer_is_a_sentence(

@@ -192,12 +192,21 @@ LONG = (
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
-@pytest.mark.parametrize("victim", ["Trainable", pytest.param("ray::MailboxHub", marks=pytest.mark.slow)])
-def test_a_killed_process_costs_no_trial(tmp_path: Path, environment: dict[str, str], victim: str) -> None:
-    study = start(tmp_path, environment, *LONG, "train.epochs=500", "study.finalists=best")
+@pytest.mark.parametrize(
+    ("victim", "workers", "gangs"),
+    [
+        ("Trainable", 1, 2),
+        pytest.param("ray::MailboxHub", 2, 1, marks=pytest.mark.slow),
+    ],  # a gang of one needs no mailbox
+)
+def test_a_killed_process_costs_no_trial(
+    tmp_path: Path, environment: dict[str, str], victim: str, workers: int, gangs: int
+) -> None:
+    gang = (f"study.workers_per_trial={workers}", f"study.concurrent_trials={gangs}")
+    study = start(tmp_path, environment, *LONG, *gang, "train.epochs=500", "study.finalists=best")
     log = tmp_path / "out.txt"
-    # A state is saved every few seconds, so both trials have begun, on either gang, and are far from their end.
-    wait_for(lambda: len({saved.parent for saved in tmp_path.glob("runs/*/trials/*/epoch_*")}) == 2)
+    # A state is saved every few seconds, so a trial has begun on each gang, and is far from its end.
+    wait_for(lambda: len({saved.parent for saved in tmp_path.glob("runs/*/trials/*/epoch_*")}) == gangs)
     assert "complete" not in log.read_text(), "the trials are too short to be hit: give them more epochs"
     wait_for(lambda: bool(processes(tmp_path, victim)))
     os.kill(processes(tmp_path, victim)[0], signal.SIGKILL)
