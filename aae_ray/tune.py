@@ -103,15 +103,17 @@ def tune(
             from aae_ray.study import checks
 
             plan, _, dataset = checks.checked(plan)
+            notes = study.warm_start_notes(warm_start or (), plan, dataset)
             trials = checks.trials_at_a_time(plan.settings)
             disk, memory = checks.disk_needed(plan, dataset) / 1e6, checks.memory_needed(plan, dataset) / 1e6
-            notes = [
+            notes += [
                 f"checkpoints will take about {disk:,.1f} MB at a time (study.keep)",
                 f"training will take at least {memory:,.1f} MB of memory a trial, {trials * memory:,.1f} MB "
                 f"for {trials} at a time (study.concurrent_trials)",
-                checks.memory_advice(plan, dataset, trials),
             ]
-            for note in filter(None, notes):
+            if advice := checks.memory_advice(plan, dataset, trials):
+                notes.append(advice)
+            for note in notes:
                 console.print(f"# {note}", highlight=False, soft_wrap=True)
             console.print(resolved(plan), highlight=False, soft_wrap=True)
             return

@@ -92,12 +92,13 @@ def publish(
         name = settings.tracking.model_name or f"aae-{settings.data.name}-decoder"
         card = model_card(name, trial, settings, training.model.classes, result, ledger.started.study_id)
         tags = version_tags(trial, training, ledger, result)
-        registry.export(training.model, folder, {key: tags[key] for key in ABOUT})
+        exported = f"{registry.FOLDER}/{trial.name}_epoch_{trial.epoch:05d}"  # an extended study may choose another
+        registry.export(training.model, folder / exported, {key: tags[key] for key in ABOUT})
         (folder / "model_card.md").write_text(card, encoding="utf-8")
         conductor.record(events.FileWritten(number=trial.number, path="model_card.md", folder=None))
         request = {
             "name": name,
-            "folder": registry.FOLDER,
+            "folder": exported,
             "tags": tags,
             "card": card,
             "description": f"Decoders of autoencoders of {settings.data.name}: codes in, images out.",

@@ -42,7 +42,7 @@ from aae_ray.study.opening import mirror_of, new_folder, opened, owned, removed_
 from aae_ray.study.signals import Signals
 from aae_ray.study.warm_start import prior_trials
 from aae_ray.tracking.provenance import provenance
-from aae_ray.tracking.sender import Tracker, import_early, send_pending
+from aae_ray.tracking.sender import Tracker, import_early, recorded_address, send_pending
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,14 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
         return study.run(journal, Ledger(), plan)
 
 
+def warm_start_notes(names: Sequence[str], plan: Plan, dataset: Dataset) -> list[str]:
+    """What a warm start would begin with. Raises UserError as it does itself."""
+    notes: list[str] = []
+    prior = prior_trials(names, plan, dataset, notes.append)
+    fitting = sum(fits(trial.params, plan.space) for trial in prior)
+    return [*notes, f"{fitting} finished trials fit the space, of {len(prior)} read"] if names else []
+
+
 def resume_study(
     name: str,
     overrides: Sequence[str],
@@ -106,11 +114,21 @@ def resume_study(
         if uri is not None:
             plan = Plan(replace(plan.settings, {"tracking.uri": uri}), plan.space, plan.start)
         plan, address, dataset = checks.checked(plan)
+        if plan.settings.tracking.uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+            address = recorded_address(here.folder) or address  # the default is of the folder where a command is typed
         checks.check_resume(name, ledger, plan, dataset, extend=extend, any_version=any_version)
         if ledger.end is StudyEnd.PLANNED and not extend:
             raise UserError(
                 f"{name} has ended as planned, with {ledger.ended} trials; "
                 f"add to it with --extend {name} study.budget.trials={ledger.ended + 10}"
+            )
+        more = plan.settings.study.budget.trials > len(ledger.trials) or any(
+            trial.reason is not None and trial.reason.resumable for trial in ledger.trials
+        )
+        if extend and ledger.end is StudyEnd.PLANNED and checks.changed_settings(old, plan) and not more:
+            raise UserError(
+                f"{name} has {len(ledger.trials)} trials already, and study.budget.trials="
+                f"{plan.settings.study.budget.trials} asks for no more; give a larger one"
             )
         if extend and not checks.changed_settings(old, plan) and ledger.end is StudyEnd.PLANNED:
             raise UserError(
@@ -314,8 +332,9 @@ class Study:
             with self._noted(conductor, f"{trial.name} could not be measured on the test images"):
                 training, result = measure(conductor, self.dataset, trial, self.store)
                 if trial is best:
-                    register = settings.tracking.register_model
-                    publish(conductor, trial, training, result, self.folder, register=register)
+                    with self._noted(conductor, f"{trial.name}, the best trial, could not be published"):
+                        register = settings.tracking.register_model
+                        publish(conductor, trial, training, result, self.folder, register=register)
 
     @contextmanager
     def _noted(self, conductor: Conductor, what: str) -> Iterator[None]:

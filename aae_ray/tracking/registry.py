@@ -5,6 +5,7 @@ Shapes: B batch, Z code, K classes or clusters, C channels, H height, W width.
 
 import copy
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +58,20 @@ def draw_codes(prior: Prior, classes: int, count: int, generator: torch.Generato
     return z_NZ if y_NK is None else torch.cat([y_NK, z_NZ], dim=1)
 
 
-def export(model: Model, folder: Path, about: Mapping[str, Any]) -> Path:
+def export(model: Model, target: Path, about: Mapping[str, Any]) -> Path:
     """Write the decoder as an MLflow model (torch.export, any batch size); `about` is kept in its metadata.
 
-    Whoever loads it needs torch and mlflow, and not this package.
+    Whoever loads it needs torch and mlflow, and not this package. A folder that is there already is taken for the same
+    export: its name is to say of what.
     """
+    if target.exists():
+        return target
     quiet_mlflow()
     import mlflow.pytorch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
+
+    from aae_ray.search.store import PARTIAL  # with Optuna behind it, which who loads a decoder does not need
 
     decoder = copy.deepcopy(Decoder(model)).to(device="cpu", dtype=torch.float32).eval()
     for parameter in decoder.parameters():
@@ -75,16 +81,18 @@ def export(model: Model, folder: Path, about: Mapping[str, Any]) -> Path:
         Schema([TensorSpec(np.dtype("float32"), (-1, example_BZ.shape[1]))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, *model.shape))]),
     )
-    target = folder / FOLDER
+    partial = target.with_name(f"{target.name}{PARTIAL}{uuid.uuid4().hex[:8]}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
     mlflow.pytorch.save_model(
         decoder,
-        str(target),
+        str(partial),
         serialization_format="pt2",
         signature=signature,
         input_example=example_BZ.numpy(),
         metadata=dict(about),
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"mlflow=={mlflow.__version__}"],
     )
+    partial.rename(target)
     return target
 
 

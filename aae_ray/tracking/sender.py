@@ -303,7 +303,9 @@ def send_pending(journal: Journal, uri: str | None = None, seconds: float = 600)
     Raises UserError when MLflow does not answer.
     """
     folder = journal.folder
-    tracker = Tracker(folder, journal.history, tracking_uri(uri or _address(journal.history) or _only_address(folder)))
+    tracker = Tracker(
+        folder, journal.history, tracking_uri(uri or _address(journal.history) or recorded_address(folder))
+    )
     left = tracker.close(seconds)
     if left and tracker.problem:
         raise UserError(
@@ -322,10 +324,13 @@ def _address(history: Sequence[events.Event]) -> str | None:
     return next((plan.settings["tracking.uri"] for plan in plans if plan is not None), None)
 
 
-def _only_address(folder: Path) -> str | None:
-    """Where the study was recorded, if it was in one place."""
+def recorded_address(folder: Path) -> str | None:
+    """Where a study was recorded, if it was in one place and that can still be there."""
     try:
         addresses = list(json.loads((folder / CURSOR).read_text()))
     except (OSError, ValueError):
         return None
-    return str(addresses[0]) if len(addresses) == 1 else None
+    if len(addresses) != 1:
+        return None
+    path = str(addresses[0]).removeprefix("sqlite:///")
+    return None if str(addresses[0]).startswith("sqlite:///") and not Path(path).exists() else str(addresses[0])

@@ -145,18 +145,26 @@ def test_a_running_study_refuses_a_second_driver_and_a_killed_one_is_closed(
 def test_an_extension_has_another_space_and_longer_trials_and_a_warm_start_knows_both(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    study = start(tmp_path, environment, *SMALL, "study.budget.trials=2")
+    study = start(tmp_path, environment, *SMALL, "study.budget.trials=2", "study.select=first_objective")
     wait_for(lambda: "t0000 complete" in (tmp_path / "out.txt").read_text())
     wait_for(lambda: "t0001 begins" in (tmp_path / "out.txt").read_text())
     os.kill(study.pid, signal.SIGTERM)  # t0001 is stopped by the user
     assert study.wait(timeout=60) == 130
     before = ledger_of(tmp_path)
     assert [trial.state for trial in before.trials] == [State.COMPLETE, State.STOPPED]
-    changes = ("study.budget.trials=4", "train.epochs=90", "model.latent_dim=3", "optim.beta2=0.99")
-    resume(tmp_path, environment, "--extend", "digits", *changes)
+    better = ("model.latent_dim=16", "model.hidden=256-128", "model.posterior=deterministic", "model.prior=gaussian")
+    changes = (
+        "study.budget.trials=4",
+        "train.epochs=120",
+        *better,
+        "optim.beta2=0.99",
+        "optim.reconstruction_lr=0.003",
+    )
+    shown = resume(tmp_path, environment, "--extend", "digits", *changes)
+    assert "could not be" not in shown and "aae-digits-decoder version 1, champion" in shown  # one that is new
     ledger = ledger_of(tmp_path)
     assert ledger.end is StudyEnd.PLANNED and {trial.state for trial in ledger.trials} == {State.COMPLETE}
-    assert [trial.epoch for trial in ledger.trials] == [60, 60, 90, 90]  # an open trial keeps its budget
+    assert [trial.epoch for trial in ledger.trials] == [60, 60, 120, 120]  # an open trial keeps its budget
     assert [trial.params for trial in ledger.trials[:2]] == [trial.params for trial in before.trials]
     client = client_of(tmp_path)
     _, children = trial_runs(client, "aae/digits")
@@ -165,9 +173,18 @@ def test_an_extension_has_another_space_and_longer_trials_and_a_warm_start_knows
         points = client.get_metric_history(runs[trial.name].info.run_id, "val/reconstruction_mse")
         assert [point.step for point in points] == list(range(1, trial.epoch + 1))
         logged = runs[trial.name].data.params
-        expected = ("3", "0.99") if trial.number > 1 else (str(trial.params["model.latent_dim"]), "0.999")
+        expected = ("16", "0.99") if trial.number > 1 else (str(trial.params["model.latent_dim"]), "0.999")
         assert (logged["model.latent_dim"], logged["optim.beta2"]) == expected
+
+    again = resume(tmp_path, environment, "--extend", "digits", "study.budget.trials=3", code=2)
+    assert "has 4 trials already" in again
+    shown = resume(tmp_path, environment, "--extend", "digits", "study.budget.trials=5", "train.epochs=300")
+    assert "could not be" not in shown and "aae-digits-decoder version 2, champion" in shown
+    (folder,) = (path.parent for path in tmp_path.glob("runs/*/journal.jsonl"))
+    (tmp_path / "other").mkdir()  # from where another database of MLflow is the default
+    run(tmp_path / "other", environment, "tune", "--extend", str(folder), "study.budget.trials=6", "train.epochs=9")
+    assert not (tmp_path / "other" / "mlflow.db").exists() and len(trial_runs(client, "aae/digits")[1]) == 6
 
     warm = ("--warm-start", "digits", *SMALL, "study.name=again", "study.budget.trials=1")
     done = run(tmp_path, environment, "tune", *warm)
-    assert "2 finished trials fit the space, of 4 read" in done.stdout, done.stdout
+    assert "2 finished trials fit the space, of 6 read" in done.stdout, done.stdout

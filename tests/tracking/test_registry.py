@@ -70,7 +70,7 @@ def models() -> dict[str, Model]:
 @pytest.fixture(scope="module")
 def exported(models: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
-        network: registry.export(model, tmp_path_factory.mktemp(network), about_of(settings_of(network)))
+        network: registry.export(model, tmp_path_factory.mktemp(network) / "decoder", about_of(settings_of(network)))
         for network, model in models.items()
     }
 
@@ -209,7 +209,7 @@ def test_export_changes_nothing_of_the_model(tmp_path: Path) -> None:
     model = build_model(settings_of("dense", train__dtype="float64"), SHAPES["dense"])
     codes_BZ = model.prior.sample(4, torch.Generator().manual_seed(0), torch.float64)
     before_BD = model.decode(codes_BZ)
-    registry.export(model, tmp_path, {})
+    registry.export(model, tmp_path / "decoder", {})
     assert {parameter.dtype for parameter in model.networks["decoder"].parameters()} == {torch.float64}
     assert all(parameter.requires_grad for parameter in model.networks["decoder"].parameters())
     assert torch.equal(model.decode(codes_BZ), before_BD)
