@@ -101,9 +101,13 @@ def tune(
         if dry_run:
             from aae_ray.reporting.cards import resolved
             from aae_ray.study import checks
+            from aae_ray.study.warm_start import how_many_fit, prior_trials
 
             plan, _, dataset = checks.checked(plan)
-            notes = study.warm_start_notes(warm_start or (), plan, dataset)
+            notes: list[str] = []
+            prior = prior_trials(warm_start or (), plan, dataset, notes.append)
+            if warm_start:
+                notes.append(how_many_fit(prior, plan))
             trials = checks.trials_at_a_time(plan.settings)
             disk, memory = checks.disk_needed(plan, dataset) / 1e6, checks.memory_needed(plan, dataset) / 1e6
             notes += [

@@ -5,7 +5,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from aae_ray.errors import UserError
 from aae_ray.search.journal import HEARTBEAT_SECONDS, JOURNAL, LOCK, OWNER, STALE_SECONDS, Journal, Owner
@@ -103,8 +102,10 @@ class Mirror:
         for thread in self.threads:
             thread.join()
         self._attempt(last=True)
-        with suppress(OSError):
+        try:
             self._check_owner()
+        except OSError:  # whoever owns it now, the file is not ours to delete unseen
+            return
         if self.lost_to is None:
             Store(self.store.local / "none", self.store.remote).delete(OWNER)  # the local one is the lock's
 

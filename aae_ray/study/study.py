@@ -29,7 +29,7 @@ from aae_ray.search.journal import Journal, JournalError, Owner, StudyLock
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.sampler import OptunaCopy, optuna_study
-from aae_ray.search.space import Plan, fits, read_plan, record_plan
+from aae_ray.search.space import Plan, read_plan, record_plan
 from aae_ray.search.store import Store
 from aae_ray.secrets import redact
 from aae_ray.settings import replace
@@ -40,7 +40,7 @@ from aae_ray.study.log import LOG, logged
 from aae_ray.study.mirror import Mirror
 from aae_ray.study.opening import mirror_of, new_folder, opened, owned, removed_where_nothing_began
 from aae_ray.study.signals import Signals
-from aae_ray.study.warm_start import prior_trials
+from aae_ray.study.warm_start import how_many_fit, prior_trials
 from aae_ray.tracking.provenance import provenance
 from aae_ray.tracking.sender import Tracker, import_early, recorded_address, send_pending
 
@@ -61,8 +61,7 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
         warm_start, plan, dataset, lambda note: console.print(text.bullet("note", note), soft_wrap=True)
     )
     if warm_start:
-        fitting = sum(fits(trial.params, plan.space) for trial in prior)
-        console.print(text.bullet("warm start", f"{fitting} finished trials fit the space, of {len(prior)} read"))
+        console.print(text.bullet("warm start", how_many_fit(prior, plan)))
     folder = new_folder(plan)
     mirror = mirror_of(folder, plan.settings.study.folder)
     with (
@@ -82,14 +81,6 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
         )
         study = Study(folder, uri, dataset, console, verbose, begin=started, lock=lock, mirror=mirror)
         return study.run(journal, Ledger(), plan)
-
-
-def warm_start_notes(names: Sequence[str], plan: Plan, dataset: Dataset) -> list[str]:
-    """What a warm start would begin with. Raises UserError as it does itself."""
-    notes: list[str] = []
-    prior = prior_trials(names, plan, dataset, notes.append)
-    fitting = sum(fits(trial.params, plan.space) for trial in prior)
-    return [*notes, f"{fitting} finished trials fit the space, of {len(prior)} read"] if names else []
 
 
 def resume_study(

@@ -9,7 +9,7 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
 from aae_ray.search import events
 from aae_ray.search.journal import first_event
-from aae_ray.search.space import Plan
+from aae_ray.search.space import Plan, fits
 from aae_ray.search.store import find_study, local_root, read_ledger, studies
 from aae_ray.settings import RunSettings, dotted_fields, flatten
 
@@ -52,6 +52,12 @@ def prior_trials(
                 for trial in ledger.complete()
             ]
     return trials
+
+
+def how_many_fit(prior: Sequence[events.PriorTrial], plan: Plan) -> str:
+    """How many of these trials the sampler can learn from, as a sentence."""
+    fitting = sum(fits(trial.params, plan.space) for trial in prior)
+    return f"{fitting} finished trials fit the space, of {len(prior)} read"
 
 
 def _same_settings(earlier: Plan, plan: Plan) -> bool:
