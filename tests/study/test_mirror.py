@@ -235,6 +235,19 @@ def test_a_process_that_has_lost_the_study_sends_no_more(mirror: Mirror, tmp_pat
     assert (tmp_path / "there" / "owner.json").exists()
 
 
+def test_an_owner_that_cannot_be_asked_for_at_the_end_is_left_as_it_is(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror.claim()
+
+    def unreachable(store: Store) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("aae_ray.study.mirror.remote_owner", unreachable)
+    mirror.close()
+    assert (tmp_path / "there" / "owner.json").exists()
+
+
 def test_what_cannot_be_sent_is_tried_again(mirror: Mirror, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     History(study_id="here").write(tmp_path / "here")
     mirror.claim()

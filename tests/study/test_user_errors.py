@@ -47,6 +47,7 @@ SEARCHED_NETWORK = (
         ("train", ("model.network=convolutional", "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
         ("tune", ("study.objectives=[val/nmi]", "--dry-run"), "val/nmi is not measured by task unsupervised"),
         ("tune", ("data.name=mnits", "--dry-run"), "mnits"),
+        ("tune", ("--warm-start", "digit", "--dry-run"), "no study is called digit"),
         ("tune", ("tracking.uri=file:///tmp/x", "--dry-run"), "not a server or database of MLflow"),
         ("tune", ("/dev/null",), "/dev/null has no `space:` block, so its 24 trials would all be the same"),
         ("generate", ("x", "--out", "nowhere/x.png"), "there is no folder"),
