@@ -243,7 +243,7 @@ class Conductor:
         if report.finished:
             return self._end(trial, Reason.COMPLETED if self.ledger.measured(trial) else Reason.DIVERGED)
         study = trial.plan.settings.study
-        if report.epoch not in rungs(study.pruner, trial.epochs):
+        if study.pruner.type == "none" or report.epoch not in rungs(study.pruner, trial.epochs):
             return None
         others = self.ledger.rungs.get(report.epoch)
         verdict = others.verdicts.get(trial.number) if others else None

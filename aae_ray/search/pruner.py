@@ -16,9 +16,7 @@ from aae_ray.search.objectives import Ranks
 
 
 def rungs(pruner: settings.Pruner, epochs: int) -> list[int]:
-    """The epochs at which trials are compared, below the full budget."""
-    if pruner.type == "none":
-        return []
+    """The epochs at which trials are measured in full, and compared, below the full budget."""
     levels, rung = [], pruner.grace_period
     while rung < epochs:
         levels.append(rung)

@@ -105,8 +105,8 @@ def test_rungs_lie_below_the_budget(grace: int, factor: int, epochs: int, expect
     assert rungs(settings.Pruner(grace_period=grace, reduction_factor=factor), epochs) == expected
 
 
-def test_no_pruner_has_no_rungs() -> None:
-    assert rungs(settings.Pruner(type="none"), 100) == []
+def test_without_a_pruner_trials_are_measured_at_the_rungs_all_the_same() -> None:
+    assert rungs(settings.Pruner(type="none"), 100) == [3, 9, 27, 81]
 
 
 # ----------------------------------------------------------------------------------------------------------- the rule
