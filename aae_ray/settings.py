@@ -271,7 +271,11 @@ class Sampler(Section):
 
 
 class Pruner(Section):
-    type: Literal["asha", "none"] = Field("asha", description="asha stops trials that are behind at the rungs")
+    type: Literal["asha", "median", "none"] = Field(
+        "asha",
+        description="what becomes of trials that are behind at a rung: asha pauses them until later results put them "
+        "ahead; median stops those that are behind half of the others",
+    )
     grace_period: Positive = Field(3, description="first rung, in epochs")
     reduction_factor: Int = Field(
         3, ge=2, description="each rung is this many times the one before and keeps one in as many trials"
@@ -319,8 +323,10 @@ class StudySettings(Section):
     finalists: Literal["best", "front", "all"] = Field(
         "front", description="trials that are measured on the test images when the study ends"
     )
-    select: Literal["nearest_to_ideal", "first_objective"] = Field(
-        "nearest_to_ideal", description="rule that picks the best trial from the front"
+    select: str = Field(
+        "nearest_to_ideal",
+        description="rule that picks the best trial of the front: nearest_to_ideal, each objective scaled by its best "
+        "and worst; first_objective; hypervolume, what a trial adds to the front; or the name of a metric",
     )
 
 

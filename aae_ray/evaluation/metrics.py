@@ -5,7 +5,8 @@ Shapes: `N` examples, `M` draws of noise per example, `Z` code, `K` classes or c
 
 from __future__ import annotations  # the table is read without PyTorch, whose import takes seconds
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -16,13 +17,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """What a metric can be at its best or its worst: as another metric says of the same trial, else a number."""
+
+    value: float
+    measured: str | None = None
+
+    def of(self, metrics: Mapping[str, float]) -> float:
+        return self.value if self.measured is None else metrics.get(self.measured, self.value)
+
+
+@dataclass(frozen=True)
 class Metric:
-    """One thing that is measured; a study can optimise it where it has a direction and is of held-out images."""
+    """One thing that is measured; a study can optimise it where it has a direction and is of held-out images.
+
+    `best` and `worst` are the references between which trials are compared on several metrics at once.
+    """
 
     name: str
     unit: str
     direction: Literal["min", "max"] | None
     meaning: str
+    best: Limit = Limit(0.0)
+    worst: Limit | None = None
 
     @property
     def sign(self) -> float:
@@ -43,7 +60,13 @@ def _with_test_twins(metrics: Iterable[Metric]) -> dict[str, Metric]:
 
 METRICS: dict[str, Metric] = _with_test_twins(
     [
-        Metric("val/reconstruction_mse", "squared pixel", "min", "mean squared error per pixel, pixels in [0, 1]"),
+        Metric(
+            "val/reconstruction_mse",
+            "squared pixel",
+            "min",
+            "mean squared error per pixel, pixels in [0, 1]",
+            worst=Limit(1.0, "val/mean_image_mse"),
+        ),
         Metric(
             "val/mean_image_mse",
             "squared pixel",
@@ -55,6 +78,8 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "nats",
             "min",
             "lower bound on the Jensen-Shannon divergence of codes z (not of y) and prior, by a fresh discriminator",
+            best=Limit(0.0, "val/jsd_nats_floor"),
+            worst=Limit(math.log(2)),
         ),
         Metric("val/jsd_nats_se", "nats", None, "standard error of that bound over held-out examples"),
         Metric(
@@ -68,6 +93,8 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "prior std",
             "min",
             "sliced Wasserstein-2 distance of codes z (not of y) and prior, in standard deviations of the prior",
+            best=Limit(0.0, "val/sliced_wasserstein_floor"),
+            worst=Limit(1.0),
         ),
         Metric(
             "val/sliced_wasserstein_floor",
@@ -92,15 +119,32 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "ratio",
             "min",
             "share of images whose label q(y|x) gets wrong; clusters have the labels of other, validation images",
+            worst=Limit(1.0),
         ),
         Metric(
             "val/hungarian_accuracy",
             "ratio",
             "max",
             "share of images in the cluster of their class, at most one cluster for each, the best such pairing",
+            best=Limit(1.0),
+            worst=Limit(0.0),
         ),
-        Metric("val/nmi", "ratio", "max", "normalized mutual information of clusters and classes"),
-        Metric("val/ari", "ratio", "max", "adjusted Rand index of clusters and classes; 0: random"),
+        Metric(
+            "val/nmi",
+            "ratio",
+            "max",
+            "normalized mutual information of clusters and classes",
+            best=Limit(1.0),
+            worst=Limit(0.0),
+        ),
+        Metric(
+            "val/ari",
+            "ratio",
+            "max",
+            "adjusted Rand index of clusters and classes; 0: random",
+            best=Limit(1.0),
+            worst=Limit(0.0),
+        ),
         Metric(
             "val/label_entropy_nats",
             "nats",
@@ -114,6 +158,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "ratio",
             "min",
             "share of codes that lie in a part of the prior which belongs to another label",
+            worst=Limit(1.0),
         ),
         *(
             Metric(

@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 from aae_ray.execution.failures import failure_of
 from aae_ray.execution.mailbox import start_mailbox_hub
 from aae_ray.execution.trial import BARRIER_SECONDS, trainable
-from aae_ray.search.conductor import Conductor, NoSuggestion, Retry, Stop
+from aae_ray.search.conductor import Conductor, Continue, NoSuggestion, Retry
 from aae_ray.search.contract import Failure, from_result
 from aae_ray.search.journal import JournalError
 from aae_ray.search.outcomes import FailureClass, StudyEnd
@@ -94,7 +94,7 @@ class Executor:
             self._failed(trial_id, said)
             return True
         with self.journaling():
-            over = isinstance(self.conductor.reported(said), Stop)
+            over = not isinstance(self.conductor.reported(said), Continue)
         if over:
             self._forget(trial_id)
         return over
@@ -280,7 +280,7 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
     os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"  # else Tune itself retries them, for ever and untold
     for name in (TUNE, GANGS):  # of a session that was killed
         store_at(folder).delete(name)
-    while conductor.ledger.end is None and (conductor.ledger.open or conductor.more_to_suggest):
+    while conductor.ledger.end is None and conductor.more_to_suggest:
         # A gang's own timeout comes first, and says more; gangs that are up may still wait for each other.
         starting = study.start_timeout + 2 * BARRIER_SECONDS
         executor = Executor(conductor, poll, starting, starting + study.step_timeout)
@@ -290,7 +290,7 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
                 _tuner(executor, trainable(settings, folder, hub), folder, verbose=verbose).fit()
             if executor.problem is not None:
                 raise executor.problem
-            if conductor.ledger.end is None and (conductor.ledger.open or conductor.more_to_suggest):
+            if conductor.ledger.end is None and conductor.more_to_suggest:
                 conductor.stop(StudyEnd.USER, "Ray Tune was told to stop")  # by SIGUSR1, which it takes for itself
             return
         except RuntimeError as error:

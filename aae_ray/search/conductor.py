@@ -16,8 +16,8 @@ from aae_ray.search import events
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.outcomes import RETRIES, Reason, State, StudyEnd
-from aae_ray.search.pruner import decide, judged_values, rungs
+from aae_ray.search.outcomes import RETRIES, Reason, RungVerdict, State, StudyEnd
+from aae_ray.search.pruner import rungs
 from aae_ray.search.sampler import Sampler
 from aae_ray.secrets import redact
 
@@ -45,6 +45,11 @@ class Stop:
     """The trial has ended."""
 
     reason: Reason
+
+
+@dataclass(frozen=True)
+class Pause:
+    """The attempt is over: the trial waits at its rung, and is suggested again if later results put it ahead."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,10 @@ class Conductor:
     # ------------------------------------------------------------------------------------------- what an executor says
 
     def suggest(self) -> Suggestion | NoSuggestion:
-        """The next attempt: a trial that waits, else a new one. The trial counts as under way from now on."""
+        """The next attempt: a trial that waits, else one that is paused at a rung and may go on, else a new one.
+
+        The trial counts as under way from now on.
+        """
         if self.no_more is not None:
             return NoSuggestion.DONE
         if len(self.suggested) >= self.gangs:
@@ -116,6 +124,8 @@ class Conductor:
             self.waiting.popleft()
         elif any(self.ledger.trials[number].alone for number in self.suggested):
             return NoSuggestion.WAIT
+        elif (promoted := self._promote()) is not None:
+            trial = promoted
         elif len(self.ledger.trials) < budget.trials:
             number = len(self.ledger.trials)
             drawn = self.sampler.suggest(number)
@@ -124,7 +134,7 @@ class Conductor:
             self.record(events.Suggested(number=number, params=drawn[0], sampler_state=drawn[1]))
             trial = self.ledger.trials[number]
         else:
-            return NoSuggestion.WAIT if self.suggested else NoSuggestion.DONE
+            return self._finish(StudyEnd.PLANNED, None)
         self.suggested.add(trial.number)
         return self.ledger.suggestion(trial)
 
@@ -138,9 +148,11 @@ class Conductor:
             )
         )
 
-    def reported(self, report: Report) -> Continue | Stop:
+    def reported(self, report: Report) -> Continue | Pause | Stop:
         """Take a report; whether the trial goes on."""
         trial = self.ledger.trials[report.number]
+        if trial.state is State.PAUSED:
+            return Pause()
         if not trial.open:
             return Stop(trial.reason or Reason.PRUNED)
         self.record(
@@ -209,13 +221,16 @@ class Conductor:
     def out_of_time(self) -> None:
         """The budget's time is up: trials under way end with it."""
         self.no_more, self.message = StudyEnd.PLANNED, "study.budget.wall_clock is used up"
-        for trial in list(self.ledger.open.values()):
-            self._end(trial, Reason.BUDGET)
+        self._end_all()
 
     @property
     def more_to_suggest(self) -> bool:
-        """Whether the budget has room for another trial."""
-        return self.no_more is None and len(self.ledger.trials) < self.ledger.current_plan.settings.study.budget.trials
+        """Whether there is something to do: a trial that is open or may go on, or room for another one."""
+        if self.no_more is not None:
+            return False
+        if self.ledger.open or len(self.ledger.trials) < self.ledger.current_plan.settings.study.budget.trials:
+            return True
+        return any(self.ledger.pruner.promote(epoch, rung) is not None for epoch, rung in self.ledger.rungs.items())
 
     @property
     def gangs_needed(self) -> int:
@@ -233,8 +248,8 @@ class Conductor:
         used = self.ledger.active_seconds + (max(self.clock() - started, 0.0) if started is not None else 0.0)
         return max(wall_clock - used, 0.0)
 
-    def _after_report(self, trial: TrialRecord) -> Stop | None:
-        """Whether a trial has ended with its last report, or is stopped at the rung that it has reached."""
+    def _after_report(self, trial: TrialRecord) -> Pause | Stop | None:
+        """Whether a trial has ended with its last report, or does not go on at the rung that it has reached."""
         report = trial.last_report
         if report is None:
             return None
@@ -245,16 +260,27 @@ class Conductor:
         study = trial.plan.settings.study
         if study.pruner.type == "none" or report.epoch not in rungs(study.pruner, trial.epochs):
             return None
-        others = self.ledger.rungs.get(report.epoch)
-        verdict = others.verdicts.get(trial.number) if others else None
+        rung = self.ledger.rungs.get(report.epoch)
+        verdict = rung.verdicts.get(trial.number) if rung else None
         if verdict is None:
-            values = judged_values(study, trial.metrics)
-            decision = decide(
-                trial.number, report.epoch, values, others.ranks if others else None, study.pruner.reduction_factor
-            )
-            self.record(decision)
-            verdict = decision.stop
-        return self._end(trial, Reason.PRUNED) if verdict else None
+            decided = self.ledger.pruner.decide(trial.number, report.epoch, trial.metrics, rung)
+            self.record(decided)
+            verdict = decided.verdict
+        if verdict is RungVerdict.STOP:
+            return self._end(trial, Reason.PRUNED)
+        if verdict is RungVerdict.PAUSE:
+            self.suggested.discard(trial.number)
+            return Pause()
+        return None
+
+    def _promote(self) -> TrialRecord | None:
+        """The best paused trial that later results have put ahead, of the highest rung first. It waits from now on."""
+        for epoch in sorted(self.ledger.rungs, reverse=True):
+            decided = self.ledger.pruner.promote(epoch, self.ledger.rungs[epoch])
+            if decided is not None:
+                self.record(decided)
+                return self.ledger.trials[decided.number]
+        return None
 
     def _settle(self, trial: TrialRecord) -> None:
         """Draw the conclusion that a crash came between: what was decided or reported last, and not followed."""
@@ -270,14 +296,21 @@ class Conductor:
         self.sampler.ended(trial)
         return Stop(reason)
 
-    def _finish(self, end: StudyEnd, message: str) -> NoSuggestion:
+    def _finish(self, end: StudyEnd, message: str | None) -> NoSuggestion:
         """Nothing new is begun; what is under way goes on to its end."""
         if self.suggested:
             return NoSuggestion.WAIT
         self.no_more, self.message = end, message
+        self._end_all()
+        return NoSuggestion.DONE
+
+    def _end_all(self) -> None:
+        """The budget is used up: what is open ends with it, and what is paused, of which an extension may want some."""
         for trial in list(self.ledger.open.values()):
             self._end(trial, Reason.BUDGET)
-        return NoSuggestion.DONE
+        keep = self.ledger.current_plan.settings.study.keep != "best"
+        for trial in list(self.ledger.paused.values()):
+            self._end(trial, Reason.PAUSED if keep else Reason.PRUNED)
 
     def _consider_giving_up(self, failed: TrialRecord) -> None:
         """Stop a study in which all goes wrong."""

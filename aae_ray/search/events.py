@@ -7,12 +7,12 @@ may move. Numbers that are not finite are written as strings, as JSON has none.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from aae_ray.datasets.dataset import Dataset
-from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
+from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
 
-SCHEMA = 1  # raised when an older program could misread a journal
+SCHEMA = 2  # raised when an older program could misread a journal
 
 
 class _Event(BaseModel):
@@ -128,13 +128,25 @@ class Reported(_Event):
 
 
 class Decided(_Event):
+    """A trial has reached a rung; or one that was paused there goes on, as later results have put it ahead."""
+
     event: Literal["decided"] = "decided"
     number: int
     rung: int
     values: tuple[float, ...]  # smaller is better
-    better: int  # trials at this rung on better fronts
+    ahead: int  # trials at this rung that come before it
     reached: int  # trials that had reached the rung
-    stop: bool
+    verdict: RungVerdict
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_first_schema(cls, values: Any) -> Any:
+        """Trials were stopped, not paused, and what was counted were those on better fronts."""
+        if not isinstance(values, dict) or "stop" not in values:
+            return values
+        kept = {key: value for key, value in values.items() if key not in ("stop", "better")}
+        verdict = RungVerdict.STOP if values["stop"] else RungVerdict.CONTINUE
+        return kept | {"ahead": values["better"], "verdict": verdict}
 
 
 class AttemptFailed(_Event):

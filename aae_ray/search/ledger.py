@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from aae_ray.errors import UserError
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search import events
+from aae_ray.search.choice import reference_point
 from aae_ray.search.contract import Suggestion, trial_name
-from aae_ray.search.objectives import Front, Ranks
-from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
+from aae_ray.search.objectives import Front
+from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, State, StudyEnd
+from aae_ray.search.pruner import Pruner, Rung
 from aae_ray.search.space import Plan, plan_from
 from aae_ray.settings import run_values
 
@@ -33,6 +35,10 @@ class WorkerTime:
     def busy(self) -> float:
         return self.training + self.evaluation
 
+    @property
+    def held(self) -> float:
+        return self.busy + self.waiting
+
 
 @dataclass
 class TrialRecord:
@@ -46,6 +52,7 @@ class TrialRecord:
     sampler_state: dict[str, object] = field(default_factory=dict)
     state: State = State.WAITING
     epoch: int = 0
+    rung: int = 0  # the last one that was decided on
     metrics: dict[str, float] = field(default_factory=dict)
     intermediate_values: dict[int, float] = field(default_factory=dict)  # epoch -> first objective, where reported
     best: dict[str, tuple[float, int]] = field(default_factory=dict)  # metric -> best value so far, its epoch
@@ -73,8 +80,8 @@ class TrialRecord:
 
     @property
     def open(self) -> bool:
-        """Whether there is something left to do."""
-        return self.state in (State.WAITING, State.RUNNING)
+        """Whether there may be something left to do."""
+        return self.state in (State.WAITING, State.RUNNING, State.PAUSED)
 
     @property
     def attempt(self) -> int:
@@ -92,14 +99,6 @@ class TrialRecord:
 
 
 @dataclass
-class Rung:
-    """The trials that have reached a rung, and whether each was stopped there."""
-
-    ranks: Ranks = field(default_factory=Ranks)
-    verdicts: dict[int, bool] = field(default_factory=dict)
-
-
-@dataclass
 class Failures:
     """How often attempts failed in one way, and how the last of them did."""
 
@@ -114,9 +113,11 @@ class Ledger:
         self.started: events.StudyStarted | None = None
         self.resumed: events.StudyResumed | None = None  # the last one
         self.trials: list[TrialRecord] = []
-        self.open: dict[int, TrialRecord] = {}
+        self.open: dict[int, TrialRecord] = {}  # wait for a gang, or have one
+        self.paused: dict[int, TrialRecord] = {}  # at a rung
         self.front_points = Front()
         self.rungs: dict[int, Rung] = {}
+        self.reference: tuple[float, ...] | None = None  # the worst of the objectives, once a trial has measured it
         self.counts: dict[State, int] = dict.fromkeys(State, 0)
         self.reasons: dict[Reason, int] = {}
         self.failures_in_a_row = 0
@@ -179,9 +180,7 @@ class Ledger:
             case events.Reported():
                 self._report(self.trials[event.number], event)
             case events.Decided():
-                rung = self.rungs.setdefault(event.rung, Rung())
-                rung.ranks.insert(event.number, event.values)
-                rung.verdicts[event.number] = event.stop
+                self._decide(self.trials[event.number], event)
             case events.AttemptFailed():
                 trial = self.trials[event.number]
                 trial.failures.append(event)
@@ -206,10 +205,10 @@ class Ledger:
             case events.StudyStopped():
                 reason = Reason.USER if event.end is StudyEnd.USER else Reason.INTERRUPTED
                 lost = event.end is StudyEnd.INTERRUPTED  # its process ended some time ago: nobody worked since
-                for trial in list(self.open.values()):
+                for trial in [*self.open.values(), *self.paused.values()]:
                     if lost and trial.heard is not None:
                         self._close_attempt(trial, trial.heard)
-                    self._end(trial, event.time, reason, None)
+                    self._end(trial, event.time, Reason.PAUSED if trial.state is State.PAUSED else reason, None)
                 self._close_session(event.end, event.message, before if lost else event.time)
             case events.StudyEnded():
                 self._close_session(StudyEnd.PLANNED, event.message, event.time)
@@ -227,15 +226,29 @@ class Ledger:
         if event.plan is not None:
             self.plan = plan_from(event.plan)
         for trial in self.trials:
-            if trial.open:  # its process exited unexpectedly
+            if trial.number in self.open:  # its process exited unexpectedly
                 self._close_attempt(trial, trial.heard or event.time)
                 self._move(trial, State.WAITING)
             elif trial.reason is not None and trial.reason.resumable:
                 self.reasons[trial.reason] -= 1
+                paused = trial.reason is Reason.PAUSED
                 trial.reason, trial.ended = None, None
-                self._move(trial, State.WAITING)
-                self.open[trial.number] = trial
+                self._move(trial, State.PAUSED if paused else State.WAITING)
+                (self.paused if paused else self.open)[trial.number] = trial
                 self.recent.pop(trial.number, None)
+
+    def _decide(self, trial: TrialRecord, event: events.Decided) -> None:
+        self.rungs.setdefault(event.rung, Rung()).apply(event)
+        trial.rung = event.rung
+        if event.verdict is RungVerdict.PAUSE:
+            self._close_attempt(trial, event.time)
+            self._move(trial, State.PAUSED)
+            self.paused[trial.number] = self.open.pop(trial.number)
+            self._count_seconds(trial, 1)
+        elif trial.state is State.PAUSED:
+            self._count_seconds(trial, -1)
+            self._move(trial, State.WAITING)
+            self.open[trial.number] = self.paused.pop(trial.number)
 
     def _report(self, trial: TrialRecord, event: events.Reported) -> None:
         workers = trial.workers
@@ -253,6 +266,8 @@ class Ledger:
         first = trial.metrics.get(self.objectives[0], math.nan)
         if math.isfinite(first):
             trial.intermediate_values[trial.epoch] = first
+        if self.reference is None:
+            self.reference = reference_point(self.objectives, trial.metrics)
         if event.checkpoint is not None:
             trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, event.epoch
             trial.checkpoint_bytes = event.checkpoint_bytes
@@ -266,19 +281,21 @@ class Ledger:
         if trial.message is not None and reason.state is not State.FAILED:
             trial.message = ""  # of an attempt that was repeated; empty, as MLflow keeps a tag until it gets another
         trial.ended, trial.reason, trial.message = time, reason, message or trial.message
+        if trial.state is State.PAUSED and reason is not Reason.PAUSED:
+            self._count_seconds(trial, -1)
+            self.rungs[trial.rung].paused.remove(trial.number)
+        self.open.pop(trial.number, None)
+        self.paused.pop(trial.number, None)
         self._move(trial, reason.state)
-        del self.open[trial.number]
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
         self.recent[trial.number] = trial
         if len(self.recent) > RECENT:
             del self.recent[next(iter(self.recent))]
         if reason.resumable:
             return
-        seconds = trial.worker_time.busy + trial.worker_time.waiting
+        seconds = trial.worker_time.held
         self.seconds_by_reason[reason] = self.seconds_by_reason.get(reason, 0.0) + seconds
-        self.ended_seconds = [
-            total + more for total, more in zip(self.ended_seconds, (1, seconds, seconds**2), strict=True)
-        ]
+        self._count_seconds(trial, 1)
         if trial.state is State.FAILED:
             self.failures_in_a_row += 1
             if reason is Reason.BUG and self.counts[State.COMPLETE] + self.counts[State.STOPPED] == 0:
@@ -292,6 +309,13 @@ class Ledger:
                 best = self.best_trials.get(index)
                 if best is None or value < self.values(best)[index]:
                     self.best_trials[index] = trial
+
+    def _count_seconds(self, trial: TrialRecord, sign: int) -> None:
+        """What a trial that has ended, or waits at a rung, says of how long trials take; taken back with -1."""
+        seconds = trial.worker_time.held
+        self.ended_seconds = [
+            total + sign * more for total, more in zip(self.ended_seconds, (1, seconds, seconds**2), strict=True)
+        ]
 
     def _close_attempt(self, trial: TrialRecord, time: float) -> None:
         if trial.attempt_started is not None:
@@ -324,7 +348,12 @@ class Ledger:
     @property
     def worker_seconds(self) -> float:
         """For how long workers were held by trials, all workers together."""
-        return self.worker_time.busy + self.worker_time.waiting
+        return self.worker_time.held
+
+    @property
+    def pruner(self) -> Pruner:
+        """The rule at the rungs."""
+        return Pruner(self.current_plan.settings.study, self.reference)
 
     @property
     def objectives(self) -> Sequence[str]:
@@ -340,7 +369,7 @@ class Ledger:
 
     @property
     def ended(self) -> int:
-        """Trials that need no more work."""
+        """Trials that need no more work, unless later results put one that is paused ahead."""
         return len(self.trials) - len(self.open)
 
     def values(self, trial: TrialRecord) -> list[float]:

@@ -3,10 +3,12 @@
 `Front` and `Ranks` are kept as trials come: what is asked of them costs little however many there are.
 """
 
+import heapq
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 Point = Sequence[float]
 
@@ -39,35 +41,88 @@ class Front:
         return members
 
 
+Member = tuple[tuple[float, ...], int]  # values, and whose they are
+
+
+def _key(member: Member) -> Any:
+    return member[0]
+
+
+def exclusive_hypervolumes(front: Sequence[Point], reference: Point) -> list[float]:
+    """What each point of a front of two objectives dominates alone, up to the reference point.
+
+    A point that is not better than the reference in both dominates nothing, and neither does one of two equal ones.
+    """
+    x, y = reference
+    clipped = [(min(point[0], x), min(point[1], y)) for point in front]
+    order = sorted(range(len(front)), key=lambda index: clipped[index])
+    volumes = [0.0] * len(front)
+    for place, index in enumerate(order):
+        right = clipped[order[place + 1]][0] if place + 1 < len(order) else x
+        above = clipped[order[place - 1]][1] if place else y
+        volumes[index] = max(right - clipped[index][0], 0.0) * max(above - clipped[index][1], 0.0)
+    return volumes
+
+
+def crowding_distances(front: Sequence[Point]) -> list[float]:
+    """How far each point of a front is from its neighbours, objective by objective, scaled over the front; infinite at
+    the ends (Deb et al. 2002). Values that are not finite are at an end."""
+    distances = [0.0] * len(front)
+    for values in zip(*front, strict=True):
+        order = sorted(range(len(values)), key=lambda index: values[index])
+        finite = [value for value in values if math.isfinite(value)]
+        span = max(finite) - min(finite) if finite else 0.0
+        for place, index in enumerate(order):
+            if place in (0, len(order) - 1) or not math.isfinite(values[order[place + 1]]):
+                distances[index] = math.inf
+            elif span > 0:
+                distances[index] += (values[order[place + 1]] - values[order[place - 1]]) / span
+    return distances
+
+
+def by_contribution(front: Sequence[Member], reference: Point | None) -> list[Member]:
+    """The members of one front, those first that add most to it; of equal ones the earlier first.
+
+    With two objectives and a finite reference point by exclusive hypervolume, else by crowding distance.
+    """
+    points = [values for values, _ in front]
+    if reference is not None and len(reference) == 2 and all(map(math.isfinite, reference)):
+        worth = exclusive_hypervolumes(points, reference)
+    else:
+        worth = crowding_distances(points)
+    order = sorted(range(len(front)), key=lambda index: (-worth[index], front[index][1]))
+    return [front[index] for index in order]
+
+
 @dataclass
 class _Level:
-    """Points of one non-dominated front, sorted by their values."""
+    """Members of one non-dominated front, sorted by their values."""
 
-    points: list[tuple[float, ...]] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
 
     def dominates(self, point: tuple[float, ...]) -> bool:
         if len(point) == 2:  # a staircase: of those not to the right of the point, the last one is the lowest
-            index = bisect_right(self.points, (point[0], math.inf))
-            return index > 0 and dominates(self.points[index - 1], point)
-        return any(dominates(other, point) for other in self.points)
+            index = bisect_right(self.members, (point[0], math.inf), key=_key)
+            return index > 0 and dominates(self.members[index - 1][0], point)
+        return any(dominates(other, point) for other, _ in self.members)
 
-    def take(self, block: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
-        """Take points that no point here dominates; returns those here that they dominate, which leave."""
-        if len(block[0]) == 2:
-            start = bisect_left(self.points, block[0])
+    def take(self, block: list[Member]) -> list[Member]:
+        """Take members that nobody here dominates; returns those here that they dominate, which leave."""
+        if len(block[0][0]) == 2:
+            start = bisect_left(self.members, block[0][0], key=_key)
             stop = start  # down the staircase, until a point lies below the whole block
-            while stop < len(self.points) and self.points[stop][1] >= block[-1][1]:
+            while stop < len(self.members) and self.members[stop][0][1] >= block[-1][0][1]:
                 stop += 1
-            equal = set(block)
-            inside = self.points[start:stop]
-            leaving = [point for point in inside if point not in equal]
-            self.points[start:stop] = sorted(block + [point for point in inside if point in equal])
+            equal = {values for values, _ in block}
+            inside = self.members[start:stop]
+            leaving = [member for member in inside if member[0] not in equal]
+            self.members[start:stop] = sorted(block + [member for member in inside if member[0] in equal])
             return leaving
-        leaving = [point for point in self.points if any(dominates(new, point) for new in block)]
+        leaving = [member for member in self.members if any(dominates(new, member[0]) for new, _ in block)]
         gone = set(leaving)
-        self.points = [point for point in self.points if point not in gone]
-        for point in block:
-            insort(self.points, point)
+        self.members = [member for member in self.members if member not in gone]
+        for member in block:
+            insort(self.members, member)
         return leaving
 
 
@@ -98,36 +153,67 @@ class Ranks:
                 high = middle
         return low
 
-    def better(self, point: Point) -> int:
-        """How many points lie on better fronts than this one."""
-        return sum(len(level.points) for level in self.levels[: self.rank(point)])
+    def ahead(self, number: int, point: Point, reference: Point | None) -> int:
+        """How many points come before this one: those on better fronts, and those that add more to its own.
+
+        The point may be among those here, by its number, or be a new one.
+        """
+        values = tuple(point)
+        rank = self.rank(values)
+        front = [member for member in self.levels[rank].members if member[1] != number] if self.levels[rank:] else []
+        front = [member for member in front if not dominates(values, member[0])]
+        own = by_contribution([*front, (values, number)], reference)
+        return sum(len(level.members) for level in self.levels[:rank]) + own.index((values, number))
 
     def insert(self, number: int, point: Point) -> None:
         """Take a point. One that is known by its number keeps its first values."""
         if number in self.values:
             return
         self.values[number] = tuple(point)
-        block, index = [tuple(point)], self.rank(point)
+        block, index = [(tuple(point), number)], self.rank(point)
         while block:
             if index == len(self.levels):
                 self.levels.append(_Level())
-            block = self.levels[index].take(block)
+            block = self.levels[index].take(sorted(block))
             index += 1
 
 
-def nearest_to_ideal(points: Sequence[Point]) -> int:
-    """Index of the point nearest to the best value of every objective at once, each scaled over these points.
+class Queue:
+    """Some of the points of `Ranks`, the best first.
 
-    With one point, or with equal values of an objective, that objective decides nothing.
+    A point's rank only grows as others come, so the one at the top is looked up again, and goes back where it has
+    fallen: what is asked costs little however many wait.
     """
-    columns = list(zip(*points, strict=True))
-    low, span = [min(column) for column in columns], [max(column) - min(column) or 1.0 for column in columns]
-    distances = [math.hypot(*((v - a) / s for v, a, s in zip(point, low, span, strict=True))) for point in points]
-    return distances.index(min(distances))
 
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.heap: list[tuple[int, int]] = []  # rank, as it was, and number
+        self.numbers: set[int] = set()
 
-def select(points: Sequence[Point], rule: str) -> int:
-    """Index of the best of these points of a front by the rule of `study.select`."""
-    if rule == "first_objective":
-        return min(range(len(points)), key=lambda index: tuple(points[index]))
-    return nearest_to_ideal(points)
+    def add(self, number: int) -> None:
+        self.numbers.add(number)
+        heapq.heappush(self.heap, (self.ranks.rank(self.ranks.values[number]), number))
+
+    def remove(self, number: int) -> None:
+        self.numbers.discard(number)
+
+    def best(self, reference: Point | None) -> int | None:
+        """The number of the best point, None without any: of the best front, the one that adds most to it."""
+        front: list[int] = []
+        rank: int | None = None
+        while self.heap and (rank is None or self.heap[0][0] <= rank):
+            before, number = heapq.heappop(self.heap)
+            if number not in self.numbers:
+                continue
+            now = self.ranks.rank(self.ranks.values[number])
+            if now > before:  # it has fallen, and comes again in its turn
+                heapq.heappush(self.heap, (now, number))
+            else:
+                rank = now
+                front.append(number)
+        if rank is None:
+            return None
+        for number in front:
+            heapq.heappush(self.heap, (rank, number))
+        order = by_contribution(self.ranks.levels[rank].members, reference)
+        return next(number for _, number in order if number in front)

@@ -11,9 +11,18 @@ class State(StrEnum):
 
     WAITING = "waiting"  # suggested, or interrupted and taken up again; has no gang
     RUNNING = "running"
+    PAUSED = "paused"  # behind others at a rung: goes on when that changes
     COMPLETE = "complete"
     STOPPED = "stopped"
     FAILED = "failed"
+
+
+class RungVerdict(StrEnum):
+    """What becomes of a trial at a rung."""
+
+    CONTINUE = "continue"
+    PAUSE = "pause"
+    STOP = "stop"
 
 
 class FailureClass(StrEnum):
@@ -58,6 +67,7 @@ class Reason(StrEnum):
 
     COMPLETED = "completed"
     PRUNED = "pruned"
+    PAUSED = "paused"  # at a rung, when the study ended
     BUDGET = "budget"  # the study's time or worker-hours were used up
     USER = "user"  # Ctrl-C, SIGTERM or SIGHUP
     INTERRUPTED = "interrupted"  # the study's process, or Ray under it, exited unexpectedly
@@ -86,7 +96,7 @@ class Reason(StrEnum):
     @property
     def resumable(self) -> bool:
         """Whether a resumed study takes such a trial up again: it was the study that ended, not the trial."""
-        return self in (Reason.BUDGET, Reason.USER, Reason.INTERRUPTED)
+        return self in (Reason.PAUSED, Reason.BUDGET, Reason.USER, Reason.INTERRUPTED)
 
 
 class StudyEnd(StrEnum):

@@ -1,18 +1,119 @@
-"""Asynchronous successive halving on several objectives: which trials go on at a rung.
+"""Which trials go on at a rung.
 
-The rule: at each rung (`grace_period` epochs, then `reduction_factor` times the rung before) a trial is ranked among
-all trials that have reached the rung, by non-dominated front. It is stopped when as many trials as one in
-`reduction_factor` of them lie on better fronts. So a trial on the first front is never stopped; nor is anyone before
-`reduction_factor` trials have been there. With one metric instead of the front this is ordinary ASHA (Li et al. 2020).
+At each rung (`grace_period` epochs, then `reduction_factor` times the rung before) a trial is put in order among all
+trials that have reached the rung: by non-dominated front, and within a front by what it adds to it, its exclusive
+hypervolume up to the worst of the objectives (`choice.reference_point`), or its crowding distance where there are not
+two objectives. Then, by `study.pruner.type`:
+
+asha      Of n trials at the rung the first ceil(n / reduction_factor) go on. The others are paused with their
+          checkpoints, and the best paused trial goes on as soon as it is among the first ceil(n / reduction_factor):
+          before any new trial begins, those of the highest rung first.
+median    Whoever is behind half of the trials at the rung is stopped.
+none      Everybody goes on.
+
+A trial whose reconstructions are worse than the mean image is stopped at a rung, whatever else it is good at: codes of
+an encoder that has learned nothing match their prior by themselves.
+
+The first trial at a rung goes on at once: it has nobody to wait for. With one metric in place of the fronts this is
+promotion-type ASHA (Li et al. 2020, algorithm 2) with ceil in place of floor. MO-ASHA (Schmucker et al. 2021; Syne
+Tune's MOASHA) has the same fronts, fills the last one by an epsilon-net in place of the hypervolume, and stops for good
+whom it does not let go on.
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from aae_ray import settings
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search.events import Decided
-from aae_ray.search.objectives import Ranks
+from aae_ray.search.objectives import Point, Queue, Ranks
+from aae_ray.search.outcomes import RungVerdict
+
+
+class Rule(NamedTuple):
+    """A type of pruner: a trial goes on while fewer than the share `kept` of the trials at its rung come before it."""
+
+    kept: float  # of the trials at a rung; 0 stands for one in reduction_factor
+    otherwise: RungVerdict
+
+
+PRUNERS = {
+    "asha": Rule(0.0, RungVerdict.PAUSE),
+    "median": Rule(0.5, RungVerdict.STOP),
+    "none": Rule(1.0, RungVerdict.STOP),
+}
+
+
+class Rung:
+    """The trials that have reached a rung, and what was decided on each."""
+
+    def __init__(self) -> None:
+        self.ranks = Ranks()
+        self.verdicts: dict[int, RungVerdict] = {}
+        self.paused = Queue(self.ranks)
+
+    def apply(self, decided: Decided) -> None:
+        self.ranks.insert(decided.number, decided.values)
+        self.verdicts[decided.number] = decided.verdict
+        if decided.verdict is RungVerdict.PAUSE:
+            self.paused.add(decided.number)
+        else:
+            self.paused.remove(decided.number)
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """The rule of a study. `worst` is the worst point of its objectives, where they have one."""
+
+    study: settings.StudySettings
+    worst: Point | None
+
+    def decide(self, number: int, epoch: int, metrics: Mapping[str, float], rung: Rung | None) -> Decided:
+        """The decision on a trial that has reached a rung, where others may have been before."""
+        values = self._values(metrics)
+        ranks = rung.ranks if rung else Ranks()
+        ahead, reached = ranks.ahead(number, values, self._reference), len(ranks) + 1
+        if _worse_than_the_mean_image(metrics) and self.study.pruner.type != "none":
+            verdict = RungVerdict.STOP
+        else:
+            verdict = RungVerdict.CONTINUE if ahead < self._places(reached) else self._rule.otherwise
+        return Decided(number=number, rung=epoch, values=values, ahead=ahead, reached=reached, verdict=verdict)
+
+    def promote(self, epoch: int, rung: Rung) -> Decided | None:
+        """The decision that the best trial paused at a rung goes on, if later results have put it ahead."""
+        number, reached = rung.paused.best(self._reference), len(rung.ranks)
+        if number is None:
+            return None
+        values = rung.ranks.values[number]
+        ahead = rung.ranks.ahead(number, values, self._reference)
+        if ahead >= self._places(reached):
+            return None
+        return Decided(
+            number=number, rung=epoch, values=values, ahead=ahead, reached=reached, verdict=RungVerdict.CONTINUE
+        )
+
+    @property
+    def _reference(self) -> Point | None:
+        return self.worst if self.study.pruner.metric == "front" else None
+
+    @property
+    def _rule(self) -> Rule:
+        return PRUNERS[self.study.pruner.type]
+
+    def _places(self, reached: int) -> int:
+        """How many of the trials at a rung go on."""
+        kept = self._rule.kept
+        return math.ceil(reached * kept) if kept else math.ceil(reached / self.study.pruner.reduction_factor)
+
+    def _values(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
+        """What a trial is compared by, smaller the better; infinite where it is missing, not finite, or of no worth."""
+        names = self.study.objectives if self.study.pruner.metric == "front" else (self.study.pruner.metric,)
+        if _worse_than_the_mean_image(metrics):
+            return (math.inf,) * len(names)
+        values = [METRICS[name].sign * metrics.get(name, math.nan) for name in names]
+        return tuple(value if math.isfinite(value) else math.inf for value in values)
 
 
 def rungs(pruner: settings.Pruner, epochs: int) -> list[int]:
@@ -24,16 +125,5 @@ def rungs(pruner: settings.Pruner, epochs: int) -> list[int]:
     return levels
 
 
-def judged_values(study: settings.StudySettings, metrics: Mapping[str, float]) -> tuple[float, ...]:
-    """What a trial is compared by, smaller the better; infinite where it is missing or not finite."""
-    names = study.objectives if study.pruner.metric == "front" else (study.pruner.metric,)
-    values = [METRICS[name].sign * metrics.get(name, math.nan) for name in names]
-    return tuple(value if math.isfinite(value) else math.inf for value in values)
-
-
-def decide(number: int, rung: int, values: tuple[float, ...], others: Ranks | None, factor: int) -> Decided:
-    """The decision on a trial that has reached a rung, where `others` have been before."""
-    reached = 1 + (len(others) if others else 0)
-    better = others.better(values) if others else 0
-    stop = reached >= factor and better >= math.ceil(reached / factor)
-    return Decided(number=number, rung=rung, values=values, better=better, reached=reached, stop=stop)
+def _worse_than_the_mean_image(metrics: Mapping[str, float]) -> bool:
+    return metrics.get("val/reconstruction_mse", 0.0) > metrics.get("val/mean_image_mse", math.inf)

@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from aae_ray.errors import Kind, Problem, SettingsError, UserError, did_you_mean, unknown_key
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reading import Entry, build, key_problems, nest, read_overrides, read_yaml, rule_problems, unclear
+from aae_ray.search.choice import RULES as RULES_OF_CHOICE
 from aae_ray.search.events import PlanRecord
 from aae_ray.secrets import without_userinfo
 from aae_ray.settings import RULES, Settings, dotted_fields, flatten, setting
@@ -277,12 +278,15 @@ def _metric_problems(shared: Mapping[str, Entry]) -> list[Problem]:
     problems = []
     goals = [name for name, metric in METRICS.items() if metric.direction and name.startswith("val/")]
     objectives, pruner = shared.get("study.objectives"), shared.get("study.pruner.metric")
+    select = shared.get("study.select")
     given = objectives.value if objectives else []
     names = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else []
     names = [name.strip() if isinstance(name, str) else name for name in names]
     wanted = [("study.objectives", objectives, name) for name in names]
     if pruner and pruner.value != "front":
         wanted.append(("study.pruner.metric", pruner, pruner.value))
+    if select and select.value not in RULES_OF_CHOICE:
+        wanted.append(("study.select", select, select.value))
     for key, entry, name in wanted:
         if entry is None or not isinstance(name, str) or name in goals:
             continue  # what is no text is reported as a wrong type

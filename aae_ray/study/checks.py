@@ -19,6 +19,7 @@ from aae_ray.datasets.labels import check
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import measured
+from aae_ray.search.choice import RULES
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.space import Plan, options
 from aae_ray.settings import Settings, flatten, replace, setting
@@ -96,6 +97,7 @@ def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
     metrics, pruner = measured(settings, dataset), settings.study.pruner.metric
     asked = [("study.objectives", name) for name in settings.study.objectives]
     asked += [("study.pruner.metric", pruner)] if pruner != "front" else []
+    asked += [("study.select", settings.study.select)] if settings.study.select not in RULES else []
     return [
         Problem(
             (key,),

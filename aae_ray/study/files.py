@@ -9,6 +9,7 @@ from aae_ray.evaluation import figure_data
 from aae_ray.search import events
 from aae_ray.search.contract import trial_name
 from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.outcomes import Reason
 from aae_ray.search.store import TRIALS, Store
 
 FIGURES = "figures"
@@ -49,6 +50,9 @@ class TrialFiles:
                 self._delete_others(ledger.trials[event.number])
             else:
                 self.executor.submit(self._delete_older, event.checkpoint)
+        elif isinstance(event, events.AttemptStarted):  # one that had ended paused, with figures, goes on
+            self.drawn.discard(event.number)
+            self.kept.discard(event.number)
         elif isinstance(event, events.Ended):
             self._ended(ledger.trials[event.number], ledger)
 
@@ -68,7 +72,7 @@ class TrialFiles:
         self.executor.shutdown(wait=False, cancel_futures=True)
 
     def _ended(self, trial: TrialRecord, ledger: Ledger) -> None:
-        if trial.reason is not None and trial.reason.resumable:
+        if trial.reason is not None and trial.reason.resumable and trial.reason is not Reason.PAUSED:
             return  # a resume goes on from its checkpoint
         self._keep(trial)
         self.release(ledger)
@@ -86,7 +90,8 @@ class TrialFiles:
         if self.keep == "all":
             return
         stay = {trial.number for trial in ledger.front()}
-        for number in self.kept - stay:
+        paused = {number for number in self.kept if ledger.trials[number].reason is Reason.PAUSED}
+        for number in self.kept - stay - paused:
             self.kept.discard(number)
             self.executor.submit(self._delete, number)  # behind its figures
 

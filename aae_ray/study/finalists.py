@@ -1,6 +1,5 @@
 """The end of a study: what is complete is chosen from, measured on the test images, exported, registered."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ from aae_ray.evaluation.final_evaluation import NEAREST_SHEET, FinalEvaluation, 
 from aae_ray.evaluation.judge import judge_if_any
 from aae_ray.reporting.cards import best_config, model_card
 from aae_ray.search import events
+from aae_ray.search.choice import judged_by, select
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.objectives import select
+from aae_ray.search.promotion import choice_tags
 from aae_ray.search.store import Store
 from aae_ray.settings import flatten, replace
 from aae_ray.study.files import FIGURES
@@ -26,7 +26,7 @@ ABOUT = ("task", "prior", "prior_scale", "prior_components", "latent_dim", "clas
 def choose(ledger: Ledger, rule: str) -> TrialRecord | None:
     """The best trial of the front by the rule of `study.select`."""
     front = ledger.front()
-    return front[select([ledger.values(trial) for trial in front], rule)] if front else None
+    return front[select([trial.metrics for trial in front], ledger.objectives, rule)] if front else None
 
 
 def finalists(ledger: Ledger, best: TrialRecord | None, which: str) -> list[TrialRecord]:
@@ -102,10 +102,16 @@ def publish(
             "tags": tags,
             "card": card,
             "description": f"Decoders of autoencoders of {settings.data.name}: codes in, images out.",
-            "front": [ledger.values(member) for member in ledger.front()],
+            "front": [_judged(member, ledger) for member in ledger.front()],
             "rule": settings.study.select,
         }
     conductor.record(events.Chosen(number=trial.number, registration=request))
+
+
+def _judged(trial: TrialRecord, ledger: Ledger) -> dict[str, float]:
+    """The metrics of a trial that the choice of the best one looks at."""
+    names = judged_by(ledger.objectives, ledger.current_plan.settings.study.select)
+    return {name: value for name, value in trial.metrics.items() if name in names}
 
 
 def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result: FinalEvaluation) -> dict[str, str]:
@@ -127,8 +133,7 @@ def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result:
         "prior_components": settings.model.prior_components,
         "classes": training.model.classes,
         "latent_dim": settings.model.latent_dim,
-        "objectives": ",".join(ledger.objectives),
-        "objective_values": json.dumps(ledger.values(trial)),
+        **choice_tags(trial.metrics, ledger.objectives, ledger.current_plan.settings.study.select),
         **{name: trial.metrics[name] for name in ledger.objectives},
         **{name: value for name, value in result.metrics.items() if name in test},
     }

@@ -27,7 +27,7 @@ from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.journal import Journal, JournalError, Owner, StudyLock
 from aae_ray.search.ledger import Ledger
-from aae_ray.search.outcomes import StudyEnd
+from aae_ray.search.outcomes import Reason, StudyEnd
 from aae_ray.search.sampler import OptunaCopy, optuna_study
 from aae_ray.search.space import Plan, read_plan, record_plan
 from aae_ray.search.store import Store
@@ -114,7 +114,8 @@ def resume_study(
                 f"add to it with --extend {name} study.budget.trials={ledger.ended + 10}"
             )
         more = plan.settings.study.budget.trials > len(ledger.trials) or any(
-            trial.reason is not None and trial.reason.resumable for trial in ledger.trials
+            trial.reason is not None and trial.reason.resumable and trial.reason is not Reason.PAUSED
+            for trial in ledger.trials
         )
         if extend and ledger.end is StudyEnd.PLANNED and checks.changed_settings(old, plan) and not more:
             raise UserError(
@@ -270,7 +271,7 @@ class Study:
 
         try:
             with signals.polling():
-                if conductor.ledger.open or conductor.more_to_suggest:
+                if conductor.more_to_suggest:
                     search(conductor, self.store.uri(), poll, verbose=self.verbose)
             if signals.requested and conductor.ledger.end is None:  # Ctrl-C while Tune ended
                 self._stop(conductor, StudyEnd.USER)

@@ -94,7 +94,8 @@ class MlflowMapping:
     def calls(self, event: events.Event) -> list[Call]:
         """What to do about the next event."""
         fresh = self.ledger.fresh(event) if isinstance(event, events.Reported) else []
-        was_open = list(self.ledger.open.values()) if isinstance(event, events.StudyStopped) else []
+        unended = [*self.ledger.open.values(), *self.ledger.paused.values()]
+        was_open = unended if isinstance(event, events.StudyStopped) else []
         self.ledger.apply(event)
         ledger = self.ledger
         match event:

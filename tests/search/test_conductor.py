@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from aae_ray.search import events
-from aae_ray.search.conductor import Conductor, Continue, GiveUp, NoSuggestion, Retry, Stop
+from aae_ray.search.conductor import Conductor, Continue, GiveUp, NoSuggestion, Pause, Retry, Stop
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.journal import JOURNAL, Journal
 from aae_ray.search.ledger import Ledger
@@ -101,7 +101,7 @@ def run(conductor: Conductor, crash: Callable[[], None] = lambda: None) -> None:
         crash()
         conductor.started(suggestion.number)
         epoch = suggestion.epoch
-        answer: Continue | Stop = Continue()
+        answer: Continue | Pause | Stop = Continue()
         while isinstance(answer, Continue):
             crash()
             report = interval(suggestion, epoch, settings)
@@ -123,7 +123,7 @@ def test_a_study_ends_with_its_budget_of_trials(tmp_path: Path) -> None:
     assert len(ledger.trials) == 8 and not ledger.open and ledger.ended == 8
     assert {trial.state for trial in ledger.trials} <= {State.COMPLETE, State.STOPPED}
     assert all(trial.epoch == 27 for trial in ledger.complete())
-    assert ledger.count(State.STOPPED) == sum(trial.reason is Reason.PRUNED for trial in ledger.trials) > 0
+    assert ledger.count(State.STOPPED) == sum(trial.reason is Reason.PAUSED for trial in ledger.trials) > 0
     for trial in ledger.complete():
         assert (
             not any(
@@ -292,7 +292,7 @@ def test_what_comes_after_the_end_of_a_study_changes_nothing(tmp_path: Path) -> 
     )
     again = resume(tmp_path)
     run(again)
-    assert again.ledger.trials[0].state is State.COMPLETE or again.ledger.trials[0].reason is Reason.PRUNED
+    assert again.ledger.trials[0].state is State.COMPLETE or again.ledger.trials[0].reason is Reason.PAUSED
 
 
 def test_an_interrupt_comes_before_or_after_an_event_and_never_within(tmp_path: Path) -> None:

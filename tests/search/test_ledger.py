@@ -153,8 +153,11 @@ def test_every_reason_has_its_state_and_those_of_the_study_are_taken_up_again(le
     assert (trial.state, trial.reason, trial.message, trial.ended) == (reason.state, reason, "why", 3.0)
     assert not ledger.open and ledger.ended == 1 and ledger.reasons == {reason: 1}
     ledger.apply(events.StudyResumed(time=9, host="h", pid=2))
-    again = reason in (Reason.USER, Reason.BUDGET, Reason.INTERRUPTED)
-    assert trial.open == again and (trial.reason is None) == again and ledger.count(State.WAITING) == again
+    paused = reason is Reason.PAUSED
+    again = paused or reason in (Reason.USER, Reason.BUDGET, Reason.INTERRUPTED)
+    assert trial.open == again and (trial.reason is None) == again
+    assert ledger.count(State.PAUSED if paused else State.WAITING) == again
+    assert list(ledger.paused) == [0] * paused and list(ledger.open) == [0] * (again and not paused)
     assert sum(ledger.counts.values()) == 1
 
 
