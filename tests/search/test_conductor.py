@@ -16,7 +16,7 @@ from aae_ray.search.conductor import Conductor, Continue, GiveUp, NoSuggestion, 
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.journal import JOURNAL, Journal
 from aae_ray.search.ledger import Ledger
-from aae_ray.search.outcomes import RETRIES, FailureClass, Reason, State, StudyEnd
+from aae_ray.search.outcomes import RETRIES, FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan, record_plan
 from aae_ray.settings import Settings, replace
@@ -336,6 +336,120 @@ def test_different_bugs_do_not_stop_it_until_there_are_too_many_in_a_row(tmp_pat
         conductor.started(number)
         conductor.failed(Failure(number, FailureClass.BUG, f"error {number}"))
     assert conductor.suggest() is NoSuggestion.DONE and conductor.ledger.end is StudyEnd.FAILURES
+
+
+# -------------------------------------------------------------------------------------------------------------- pauses
+
+
+def step(conductor: Conductor, number: int, epoch: int, mse: float, *, finished: bool = False) -> object:
+    """A report of one epoch, by a trial whose divergence says nothing."""
+    history = ({"epoch": float(epoch), "val/reconstruction_mse": mse, "val/jsd_nats": 0.5},)
+    return conductor.reported(Report(number, epoch, history, finished, checkpoint=f"t{number}/{epoch}"))
+
+
+def begin_trial(conductor: Conductor) -> Suggestion:
+    suggestion = conductor.suggest()
+    assert isinstance(suggestion, Suggestion)
+    conductor.started(suggestion.number)
+    return suggestion
+
+
+def paused_study(folder: Path, **changes: object) -> Conductor:
+    """Trial 0 has gone on and come to its end, 1 to 3 wait at the first rung; 1 may go on."""
+    conductor = begin(folder, plan_of(**{"study__budget__trials": 4, **changes}))
+    for number, mse in enumerate((0.1, 0.2, 0.3, 0.4)):
+        assert begin_trial(conductor).number == number
+        answer = step(conductor, number, 3, mse)
+        assert answer == (Continue() if number == 0 else Pause())
+        if number == 0:
+            assert step(conductor, 0, 9, mse) == Continue()
+            assert step(conductor, 0, 27, mse, finished=True) == Stop(Reason.COMPLETED)
+    return conductor
+
+
+def test_a_paused_trial_goes_on_from_its_checkpoint_before_a_new_one_begins(tmp_path: Path) -> None:
+    conductor = paused_study(tmp_path, study__budget__trials=9)
+    assert [trial.state for trial in conductor.ledger.trials[1:]] == [State.PAUSED] * 3 and not conductor.ledger.open
+    again = begin_trial(conductor)
+    assert (again.number, again.epoch, again.checkpoint, again.attempt) == (1, 3, "t1/3", 2)
+    assert conductor.ledger.trials[1].state is State.RUNNING
+    assert step(conductor, 1, 9, 0.2) == Pause()  # behind trial 0 there
+    assert begin_trial(conductor).number == 4  # of four at the first rung two have gone on
+
+
+def test_a_report_that_comes_late_does_not_wake_a_paused_trial(tmp_path: Path) -> None:
+    conductor = paused_study(tmp_path)
+    assert step(conductor, 3, 4, 0.0) == Pause() and conductor.ledger.trials[3].epoch == 3
+
+
+def test_the_highest_rung_comes_first(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of())
+    on, wait = RungVerdict.CONTINUE, RungVerdict.PAUSE
+    for number, rung, mse, verdict in ((0, 3, 0.5, on), (0, 9, 0.2, wait), (1, 3, 0.3, wait)):
+        if number == len(conductor.ledger.trials):
+            begin_trial(conductor)
+        history = ({"epoch": float(rung), "val/reconstruction_mse": mse},)
+        conductor.record(
+            events.Reported(
+                number=number,
+                epoch=rung,
+                history=history,
+                checkpoint=f"t{number}/{rung}",
+                training_seconds=1,
+                evaluation_seconds=1,
+            ),
+            events.Decided(number=number, rung=rung, values=(mse, 0.5), ahead=0, reached=1, verdict=verdict),
+        )
+        conductor.suggested.clear()
+    assert begin_trial(conductor).epoch == 9  # and trial 1 may go on at the first rung
+    assert conductor.ledger.pruner.promote(3, conductor.ledger.rungs[3]) is not None
+
+
+def test_what_is_paused_when_a_study_ends_is_kept_for_an_extension(tmp_path: Path) -> None:
+    conductor = paused_study(tmp_path)
+    assert begin_trial(conductor).number == 1 and step(conductor, 1, 9, 0.2) == Pause()
+    assert conductor.suggest() is NoSuggestion.DONE and not conductor.ledger.paused
+    assert [trial.reason for trial in conductor.ledger.trials[1:]] == [Reason.PAUSED] * 3
+    conductor.record(events.StudyEnded())
+    conductor.journal.close()
+    journal = Journal.open(tmp_path)
+    ledger = Ledger.replay(journal.history)
+    larger = record_plan(plan_of(study__budget__trials=5))
+    for event in journal.append(events.StudyResumed(plan=larger, host="h", pid=2)):
+        ledger.apply(event)
+    assert list(ledger.paused) == [1, 2, 3] and not ledger.open
+    again = Conductor(journal, ledger, 1)
+    assert begin_trial(again).number == 4 and step(again, 4, 3, 0.9) == Pause()
+    assert again.suggest() is NoSuggestion.DONE  # five at the rung: two places, both taken
+    assert outcome(Ledger.replay(Journal.open(tmp_path).history)) == outcome(ledger)
+
+
+def test_where_only_the_best_checkpoint_is_kept_a_paused_trial_ends_for_good(tmp_path: Path) -> None:
+    conductor = paused_study(tmp_path, study__keep="best")
+    assert begin_trial(conductor).number == 1 and step(conductor, 1, 9, 0.2) == Pause()
+    assert conductor.suggest() is NoSuggestion.DONE
+    assert [trial.reason for trial in conductor.ledger.trials[1:]] == [Reason.PRUNED] * 3
+
+
+def test_a_study_that_is_stopped_keeps_its_paused_trials(tmp_path: Path) -> None:
+    conductor = paused_study(tmp_path)
+    conductor.stop(StudyEnd.USER)
+    assert [trial.reason for trial in conductor.ledger.trials[1:]] == [Reason.PAUSED] * 3
+    conductor.journal.close()
+    again = resume(tmp_path)
+    assert begin_trial(again).number == 1
+
+
+def test_the_time_that_paused_trials_took_is_counted_once(tmp_path: Path) -> None:
+    conductor = paused_study(tmp_path)
+    assert conductor.ledger.ended_seconds[0] == 4
+    begin_trial(conductor)
+    assert conductor.ledger.ended_seconds[0] == 3
+    step(conductor, 1, 9, 0.2)
+    conductor.suggest()
+    assert conductor.ledger.ended_seconds[0] == 4
+    held = sum(trial.worker_time.held for trial in conductor.ledger.trials)
+    assert conductor.ledger.ended_seconds[1] == pytest.approx(held)
 
 
 # ------------------------------------------------------------------------------------------------------- end and resume

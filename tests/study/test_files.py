@@ -14,7 +14,7 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.evaluation import figure_data
 from aae_ray.search import events
 from aae_ray.search.journal import StudyLock
-from aae_ray.search.outcomes import Reason, StudyEnd
+from aae_ray.search.outcomes import Reason, RungVerdict, StudyEnd
 from aae_ray.search.store import Store
 from aae_ray.study.files import TrialFiles
 from aae_ray.study.study import Study
@@ -131,3 +131,29 @@ def test_ctrl_c_waits_for_one_figure_at_most(tmp_path: Path, digits: Dataset) ->
     GATE.set()
     files.close()
     assert {event.number for event in files.drain()} <= {0}
+
+
+def test_a_paused_trial_keeps_its_checkpoint_and_is_drawn_again_when_it_has_gone_on(tmp_path: Path) -> None:
+    history, store = ended(tmp_path, 1), Store(tmp_path)
+    number = history.begin()
+    history.report(number, 3, 0.9, 0.9)
+    saved = tmp_path / str(history.trial(number).checkpoint)
+    saved.mkdir(parents=True)
+    (saved / "state.pt").write_bytes(b"state")
+    history.add(events.Decided(number=number, rung=3, values=(0.9, 0.9), ahead=1, reached=2, verdict=RungVerdict.PAUSE))
+    files = TrialFiles(store, "front")
+    files.take_up(history.ledger)
+    files.handle(history.add(events.Ended(number=number, reason=Reason.PAUSED)), history.ledger)
+    files.close()
+    drawn = [event.path for event in files.drain()]
+    assert f"figures/t0001/{figure_data.FIGURES[0]}" in drawn and saved.exists()
+    history.add(events.StudyEnded())
+    history.resume()
+    files = TrialFiles(store, "front")
+    again = events.Decided(number=number, rung=3, values=(0.9, 0.9), ahead=1, reached=2, verdict=RungVerdict.CONTINUE)
+    files.handle(history.add(again), history.ledger)
+    files.handle(history.add(events.AttemptStarted(number=number, attempt=2, epoch=3)), history.ledger)
+    history.report(number, 27, 0.05, 0.05)
+    files.handle(history.add(events.Ended(number=number, reason=Reason.COMPLETED)), history.ledger)
+    files.close()
+    assert f"figures/t0001/{figure_data.FIGURES[0]}" in [event.path for event in files.drain()]
