@@ -383,11 +383,10 @@ def test_a_report_that_comes_late_does_not_wake_a_paused_trial(tmp_path: Path) -
 
 
 def test_the_highest_rung_comes_first(tmp_path: Path) -> None:
-    conductor = begin(tmp_path, plan_of())
+    conductor = begin(tmp_path, plan_of(), gangs=2)
+    assert [begin_trial(conductor).number for _ in range(2)] == [0, 1]
     on, wait = RungVerdict.CONTINUE, RungVerdict.PAUSE
     for number, rung, mse, verdict in ((0, 3, 0.5, on), (0, 9, 0.2, wait), (1, 3, 0.3, wait)):
-        if number == len(conductor.ledger.trials):
-            begin_trial(conductor)
         history = ({"epoch": float(rung), "val/reconstruction_mse": mse},)
         conductor.record(
             events.Reported(
@@ -400,7 +399,7 @@ def test_the_highest_rung_comes_first(tmp_path: Path) -> None:
             ),
             events.Decided(number=number, rung=rung, values=(mse, 0.5), ahead=0, reached=1, verdict=verdict),
         )
-        conductor.suggested.clear()
+    conductor.suggested.clear()
     assert begin_trial(conductor).epoch == 9  # and trial 1 may go on at the first rung
     assert conductor.ledger.pruner.promote(3, conductor.ledger.rungs[3]) is not None
 
