@@ -19,7 +19,7 @@ from aae_ray.reporting.text import ASCII, UNICODE, describe, first_line, heading
 from aae_ray.search import events
 from aae_ray.search.journal import Owner
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.outcomes import State
+from aae_ray.search.outcomes import Reason, RungVerdict, State
 from aae_ray.search.space import Plan
 
 if TYPE_CHECKING:
@@ -96,8 +96,13 @@ class Screen:
                     ledger.trials[event.number],
                     f"attempt {event.attempt} failed ({event.failure}): {first_line(event.message)}; {then}",
                 )
+            case events.Decided():
+                if event.verdict is RungVerdict.PAUSE:
+                    trial = ledger.trials[event.number]
+                    self._log_trial(trial, f"paused at epoch {trial.epoch}  {self._values(trial)}  {self._count()}")
             case events.Ended():
-                self._ended(ledger.trials[event.number])
+                if event.reason is not Reason.PAUSED:  # told when it was paused
+                    self._ended(ledger.trials[event.number])
             case events.Measured() | events.Chosen():
                 self._finalist(event, ledger)
             case events.Promoted():
@@ -153,9 +158,10 @@ class Screen:
     # ------------------------------------------------------------------------------------------------ lines of a log
 
     def _started(self, trial: TrialRecord, event: events.AttemptStarted) -> None:
-        again = f", attempt {event.attempt}" if event.attempt > 1 else ""
-        at = f" at epoch {event.epoch}" if event.epoch else ""
-        self._log_trial(trial, f"begins{again}{at}: {describe(trial.params) or 'the settings as given'}")
+        failed = bool(trial.failures) and trial.failures[-1].attempt == event.attempt - 1
+        again = f", attempt {event.attempt}" if failed else ""
+        begins = f"goes on{again} at epoch {event.epoch}" if event.epoch else f"begins{again}"
+        self._log_trial(trial, f"{begins}: {describe(trial.params) or 'the settings as given'}")
 
     def _reported(self, trial: TrialRecord) -> None:
         """A line, though not for every report: how far a trial is that takes long."""
@@ -164,10 +170,8 @@ class Screen:
             self._log_trial(trial, f"at epoch {trial.epoch} of {trial.epochs}  {self._values(trial)}")
 
     def _ended(self, trial: TrialRecord) -> None:
-        assert self.ledger is not None
         reason = "" if trial.state is State.COMPLETE else f" ({trial.reason})"
-        count = f"[{self.ledger.ended}/{self.ledger.current_plan.settings.study.budget.trials}]"
-        parts = [f"{trial.state}{reason} after {trial.epoch} epochs", self._values(trial), count]
+        parts = [f"{trial.state}{reason} after {trial.epoch} epochs", self._values(trial), self._count()]
         if trial.state is State.FAILED and trial.message:
             parts.append(first_line(trial.message))
         self._log_trial(trial, "  ".join(part for part in parts if part))
@@ -181,6 +185,10 @@ class Screen:
         names = [name.replace("val/", "test/") for name in ledger.objectives]
         values = "  ".join(f"{name}={event.metrics[name]:.4f}" for name in names if name in event.metrics)
         self._log_trial(trial, f"on the test images  {values}")
+
+    def _count(self) -> str:
+        assert self.ledger is not None
+        return f"[{self.ledger.ended}/{self.ledger.current_plan.settings.study.budget.trials}]"
 
     def _values(self, trial: TrialRecord) -> str:
         names = self.plan.settings.study.objectives

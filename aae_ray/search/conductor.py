@@ -17,7 +17,7 @@ from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RETRIES, Reason, RungVerdict, State, StudyEnd
-from aae_ray.search.pruner import rungs
+from aae_ray.search.pruner import rungs, worse_than_the_mean_image
 from aae_ray.search.sampler import Sampler
 from aae_ray.secrets import redact
 
@@ -267,7 +267,8 @@ class Conductor:
             self.record(decided)
             verdict = decided.verdict
         if verdict is RungVerdict.STOP:
-            return self._end(trial, Reason.PRUNED)
+            learned_nothing = worse_than_the_mean_image(trial.metrics)
+            return self._end(trial, Reason.WORSE_THAN_MEAN if learned_nothing else Reason.PRUNED)
         if verdict is RungVerdict.PAUSE:
             self.suggested.discard(trial.number)
             return Pause()

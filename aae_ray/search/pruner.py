@@ -75,7 +75,7 @@ class Pruner:
         values = self._values(metrics)
         ranks = rung.ranks if rung else Ranks()
         ahead, reached = ranks.ahead(number, values, self._reference), len(ranks) + 1
-        if _worse_than_the_mean_image(metrics) and self.study.pruner.type != "none":
+        if worse_than_the_mean_image(metrics) and self.study.pruner.type != "none":
             verdict = RungVerdict.STOP
         else:
             verdict = RungVerdict.CONTINUE if ahead < self._places(reached) else self._rule.otherwise
@@ -110,7 +110,7 @@ class Pruner:
     def _values(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
         """What a trial is compared by, smaller the better; infinite where it is missing, not finite, or of no worth."""
         names = self.study.objectives if self.study.pruner.metric == "front" else (self.study.pruner.metric,)
-        if _worse_than_the_mean_image(metrics):
+        if worse_than_the_mean_image(metrics):
             return (math.inf,) * len(names)
         values = [METRICS[name].sign * metrics.get(name, math.nan) for name in names]
         return tuple(value if math.isfinite(value) else math.inf for value in values)
@@ -125,5 +125,6 @@ def rungs(pruner: settings.Pruner, epochs: int) -> list[int]:
     return levels
 
 
-def _worse_than_the_mean_image(metrics: Mapping[str, float]) -> bool:
+def worse_than_the_mean_image(metrics: Mapping[str, float]) -> bool:
+    """Whether a trial has learned less than what everybody knows before the first epoch."""
     return metrics.get("val/reconstruction_mse", 0.0) > metrics.get("val/mean_image_mse", math.inf)
