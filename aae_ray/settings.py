@@ -299,6 +299,11 @@ class StudySettings(Section):
     budget: Budget = Budget()
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
+    seeds_per_trial: Positive = Field(
+        1,
+        description="seeds with which a configuration is trained where they can change the verdict; its objectives are "
+        "the means over them",
+    )
     workers_per_trial: Positive = Field(1, description="data-parallel workers of a gang")
     resources_per_worker: dict[str, Annotated[Float, Field(gt=0)]] = Field(
         {"CPU": 1}, min_length=1, description="Ray resources of one worker, e.g. {GPU: 1, CPU: 4}"

@@ -18,6 +18,7 @@ from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RETRIES, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.pruner import rungs, worse_than_the_mean_image
+from aae_ray.search.racing import next_seed
 from aae_ray.search.sampler import Sampler
 from aae_ray.secrets import redact
 
@@ -126,7 +127,9 @@ class Conductor:
             return NoSuggestion.WAIT
         elif (promoted := self._promote()) is not None:
             trial = promoted
-        elif len(self.ledger.trials) < budget.trials:
+        elif (replicate := self._replicate()) is not None:
+            trial = replicate
+        elif self.ledger.configurations < budget.trials:
             number = len(self.ledger.trials)
             drawn = self.sampler.suggest(number)
             if drawn is None:
@@ -228,14 +231,16 @@ class Conductor:
         """Whether there is something to do: a trial that is open or may go on, or room for another one."""
         if self.no_more is not None:
             return False
-        if self.ledger.open or len(self.ledger.trials) < self.ledger.current_plan.settings.study.budget.trials:
+        if self.ledger.open or self.ledger.configurations < self.ledger.current_plan.settings.study.budget.trials:
+            return True
+        if self._undecided() is not None:
             return True
         return any(self.ledger.pruner.promote(epoch, rung) is not None for epoch, rung in self.ledger.rungs.items())
 
     @property
     def gangs_needed(self) -> int:
         """Gangs that will have a trial: fewer than fit where a resumed study has few left."""
-        left = self.ledger.current_plan.settings.study.budget.trials - len(self.ledger.trials)
+        left = self.ledger.current_plan.settings.study.budget.trials - self.ledger.configurations
         return max(min(self.gangs, len(self.ledger.open) + max(left, 0)), 1)
 
     @property
@@ -258,7 +263,11 @@ class Conductor:
         if report.finished:
             return self._end(trial, Reason.COMPLETED if self.ledger.measured(trial) else Reason.DIVERGED)
         study = trial.plan.settings.study
-        if study.pruner.type == "none" or report.epoch not in rungs(study.pruner, trial.epochs):
+        if (
+            trial.replicate_of is not None
+            or study.pruner.type == "none"
+            or report.epoch not in rungs(study.pruner, trial.epochs)
+        ):
             return None
         rung = self.ledger.rungs.get(report.epoch)
         verdict = rung.verdicts.get(trial.number) if rung else None
@@ -282,6 +291,24 @@ class Conductor:
                 self.record(decided)
                 return self.ledger.trials[decided.number]
         return None
+
+    def _replicate(self) -> TrialRecord | None:
+        """A configuration with another seed, where that can change its verdict."""
+        number = self._undecided()
+        if number is None:
+            return None
+        first = self.ledger.trials[number]
+        seed = first.plan.settings.seed + len(first.replicates) + 1
+        params = {**first.params, "seed": seed}
+        self.record(events.Suggested(number=len(self.ledger.trials), params=params, replicate_of=number))
+        return self.ledger.trials[-1]
+
+    def _undecided(self) -> int | None:
+        most = self.ledger.current_plan.settings.study.seeds_per_trial
+        if most == 1:
+            return None
+        complete = [trial for trial in self.ledger.complete() if trial.replicate_of is None]
+        return next_seed([self.ledger.seeds(trial) for trial in complete], most)
 
     def _settle(self, trial: TrialRecord) -> None:
         """Draw the conclusion that a crash came between: what was decided or reported last, and not followed."""

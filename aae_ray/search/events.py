@@ -104,6 +104,7 @@ class Suggested(_Event):
     number: int
     params: dict[str, Any]
     sampler_state: dict[str, Any] = Field(default_factory=dict)  # what Optuna's sampler keeps with a trial
+    replicate_of: int | None = None  # the trial whose configuration this one trains with another seed
 
 
 class AttemptStarted(_Event):

@@ -16,6 +16,7 @@ from aae_ray.search.contract import Suggestion, trial_name
 from aae_ray.search.objectives import Front
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.pruner import Pruner, Rung
+from aae_ray.search.racing import Seeds, deviations
 from aae_ray.search.space import Plan, plan_from
 from aae_ray.settings import run_values
 
@@ -50,6 +51,8 @@ class TrialRecord:
     suggested: float
     workers: int  # of the attempt under way, or of the next one as far as is known
     sampler_state: dict[str, object] = field(default_factory=dict)
+    replicate_of: int | None = None  # the trial of the same configuration with the first seed
+    replicates: list[int] = field(default_factory=list)  # trials of this configuration with other seeds
     state: State = State.WAITING
     epoch: int = 0
     rung: int = 0  # the last one that was decided on
@@ -113,6 +116,7 @@ class Ledger:
         self.started: events.StudyStarted | None = None
         self.resumed: events.StudyResumed | None = None  # the last one
         self.trials: list[TrialRecord] = []
+        self.configurations = 0  # trials that are not replicates of another one
         self.open: dict[int, TrialRecord] = {}  # wait for a gang, or have one
         self.paused: dict[int, TrialRecord] = {}  # at a rung
         self.front_points = Front()
@@ -163,8 +167,18 @@ class Ledger:
                 assert self.plan is not None and event.number == len(self.trials), "trials are numbered in order"
                 workers = self.plan.settings.study.workers_per_trial
                 trial = TrialRecord(
-                    event.number, dict(event.params), self.plan, event.time, workers, dict(event.sampler_state)
+                    event.number,
+                    dict(event.params),
+                    self.plan,
+                    event.time,
+                    workers,
+                    dict(event.sampler_state),
+                    event.replicate_of,
                 )
+                if event.replicate_of is None:
+                    self.configurations += 1
+                else:
+                    self.trials[event.replicate_of].replicates.append(event.number)
                 self.trials.append(trial)
                 self.open[trial.number] = trial
                 self.counts[State.WAITING] += 1
@@ -302,13 +316,25 @@ class Ledger:
                 self.first_failures.append(trial.message or "")
         else:
             self.failures_in_a_row, self.first_failures = 0, []
-        if trial.state is State.COMPLETE:
-            values = self.values(trial)
-            self.front_points.insert(trial.number, values)
-            for index, value in enumerate(values):
-                best = self.best_trials.get(index)
-                if best is None or value < self.values(best)[index]:
-                    self.best_trials[index] = trial
+        if trial.replicate_of is not None:
+            self._rank_anew()
+        elif trial.state is State.COMPLETE:
+            self.front_points.insert(trial.number, self.values(trial))
+            self._consider_best(trial)
+
+    def _consider_best(self, trial: TrialRecord) -> None:
+        for index, value in enumerate(self.values(trial)):
+            best = self.best_trials.get(index)
+            if best is None or value < self.values(best)[index]:
+                self.best_trials[index] = trial
+
+    def _rank_anew(self) -> None:
+        """After another seed of a configuration, whose means have moved."""
+        complete = [trial for trial in self.complete() if trial.replicate_of is None]
+        self.front_points.replace_all({trial.number: self.values(trial) for trial in complete})
+        self.best_trials = {}
+        for trial in complete:
+            self._consider_best(trial)
 
     def _count_seconds(self, trial: TrialRecord, sign: int) -> None:
         """What a trial that has ended, or waits at a rung, says of how long trials take; taken back with -1."""
@@ -369,12 +395,42 @@ class Ledger:
 
     @property
     def ended(self) -> int:
-        """Trials that need no more work, unless later results put one that is paused ahead."""
-        return len(self.trials) - len(self.open)
+        """Configurations that need no more work, unless later results put one that is paused ahead."""
+        return self.configurations - sum(trial.replicate_of is None for trial in list(self.open.values()))
 
     def values(self, trial: TrialRecord) -> list[float]:
-        """Objective values of a complete trial, in the order of the objectives, smaller the better."""
-        return [sign * trial.metrics[name] for name, sign in zip(self.objectives, self.signs, strict=True)]
+        """Objective values of a complete trial, in the order of the objectives, smaller the better: means over the
+        seeds of its configuration that have come to an end."""
+        return list(self.seeds(trial).means)
+
+    def seeds(self, trial: TrialRecord) -> Seeds:
+        """What the seeds of a complete trial's configuration came to. One that failed, or was stopped by a health
+        check, counts as the worst that its objectives can be."""
+        replicates = [self.trials[number] for number in trial.replicates]
+        ended = [each for each in (trial, *replicates) if each.reason is not None and not each.reason.resumable]
+        return Seeds(trial.number, tuple(self._seed_values(each) for each in ended), len(replicates) + 1 - len(ended))
+
+    def _seed_values(self, trial: TrialRecord) -> tuple[float, ...]:
+        if trial.state is not State.COMPLETE and self.reference is not None:
+            return self.reference
+        return tuple(
+            sign * trial.metrics.get(name, math.inf) for name, sign in zip(self.objectives, self.signs, strict=True)
+        )
+
+    def judged(self, trial: TrialRecord) -> dict[str, float]:
+        """The metrics that a complete trial is chosen by: its own, and the means over seeds for its objectives."""
+        means = zip(self.objectives, self.signs, self.values(trial), strict=True)
+        return trial.metrics | {name: sign * mean for name, sign, mean in means}
+
+    def standard_errors(self, trial: TrialRecord) -> dict[str, float]:
+        """Of the means over seeds of each objective; empty for a single seed."""
+        seeds = self.seeds(trial)
+        if len(seeds.values) < 2:
+            return {}
+        own = deviations([seeds])
+        assert own is not None
+        scale = math.sqrt(len(seeds.values))
+        return {name: deviation / scale for name, deviation in zip(self.objectives, own, strict=True)}
 
     def measured(self, trial: TrialRecord) -> bool:
         """Whether every objective of the trial's last epoch is a finite number."""
@@ -384,7 +440,7 @@ class Ledger:
         return [trial for trial in self.trials if trial.state is State.COMPLETE]
 
     def front(self) -> list[TrialRecord]:
-        """The complete trials that no other one dominates, best first objective first."""
+        """The complete trials that no other one dominates, best first objective first, one of each configuration."""
         return [self.trials[number] for number in self.front_points.members()]
 
     def best_of(self, objective: int) -> TrialRecord | None:

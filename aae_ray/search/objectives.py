@@ -6,7 +6,7 @@
 import heapq
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,12 @@ class Front:
             return
         kept = {key: other for key, other in self.points.items() if not dominates(point, other)}
         self.points = kept | {number: tuple(point)}
+
+    def replace_all(self, points: Mapping[int, Point]) -> None:
+        """Begin anew with these points, some of which have changed."""
+        self.points = {}
+        for number, point in points.items():
+            self.insert(number, point)
 
     def members(self) -> list[int]:
         """Numbers of the points, best first objective first."""

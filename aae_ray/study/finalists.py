@@ -26,7 +26,7 @@ ABOUT = ("task", "prior", "prior_scale", "prior_components", "latent_dim", "clas
 def choose(ledger: Ledger, rule: str) -> TrialRecord | None:
     """The best trial of the front by the rule of `study.select`."""
     front = ledger.front()
-    return front[select([trial.metrics for trial in front], ledger.objectives, rule)] if front else None
+    return front[select([ledger.judged(trial) for trial in front], ledger.objectives, rule)] if front else None
 
 
 def finalists(ledger: Ledger, best: TrialRecord | None, which: str) -> list[TrialRecord]:
@@ -111,7 +111,7 @@ def publish(
 def _judged(trial: TrialRecord, ledger: Ledger) -> dict[str, float]:
     """The metrics of a trial that the choice of the best one looks at."""
     names = judged_by(ledger.objectives, ledger.current_plan.settings.study.select)
-    return {name: value for name, value in trial.metrics.items() if name in names}
+    return {name: value for name, value in ledger.judged(trial).items() if name in names}
 
 
 def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result: FinalEvaluation) -> dict[str, str]:
@@ -133,7 +133,7 @@ def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result:
         "prior_components": settings.model.prior_components,
         "classes": training.model.classes,
         "latent_dim": settings.model.latent_dim,
-        **choice_tags(trial.metrics, ledger.objectives, ledger.current_plan.settings.study.select),
+        **choice_tags(ledger.judged(trial), ledger.objectives, ledger.current_plan.settings.study.select),
         **{name: trial.metrics[name] for name in ledger.objectives},
         **{name: value for name, value in result.metrics.items() if name in test},
     }

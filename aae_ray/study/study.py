@@ -113,13 +113,13 @@ def resume_study(
                 f"{name} has ended as planned, with {ledger.ended} trials; "
                 f"add to it with --extend {name} study.budget.trials={ledger.ended + 10}"
             )
-        more = plan.settings.study.budget.trials > len(ledger.trials) or any(
+        more = plan.settings.study.budget.trials > ledger.configurations or any(
             trial.reason is not None and trial.reason.resumable and trial.reason is not Reason.PAUSED
             for trial in ledger.trials
         )
         if extend and ledger.end is StudyEnd.PLANNED and checks.changed_settings(old, plan) and not more:
             raise UserError(
-                f"{name} has {len(ledger.trials)} trials already, and study.budget.trials="
+                f"{name} has {ledger.configurations} trials already, and study.budget.trials="
                 f"{plan.settings.study.budget.trials} asks for no more; give a larger one"
             )
         if extend and not checks.changed_settings(old, plan) and ledger.end is StudyEnd.PLANNED:

@@ -163,6 +163,8 @@ class MlflowMapping:
             "aae.trial_id": trial.name,
             "aae.attempt": 1,
         }
+        if trial.replicate_of is not None:
+            tags["aae.replicate_of"] = self.ledger.trials[trial.replicate_of].name
         name = f"{trial.name}-{text.describe(trial.params)}".rstrip("-")
         return [
             CreateRun(trial.name, name, tags, event.time),
@@ -191,7 +193,17 @@ class MlflowMapping:
             best["best/epoch"] = float(trial.best[first][1])
         calls: list[Call] = [LogMetrics(trial.name, best, 0, trial.ended)] if best else []
         tags = {"aae.stop_reason": trial.reason, "aae.message": trial.message}
-        return [*calls, SetTags(trial.name, tags), SetStatus(trial.name, STATUS[trial.state], trial.ended)]
+        calls += [SetTags(trial.name, tags), SetStatus(trial.name, STATUS[trial.state], trial.ended)]
+        if trial.replicate_of is not None and not trial.reason.resumable:
+            calls.append(self._over_seeds(self.ledger.trials[trial.replicate_of], trial.ended))
+        return calls
+
+    def _over_seeds(self, first: TrialRecord, time: float) -> Call:
+        """Means and standard errors of a configuration's objectives, at the run of its first seed."""
+        judged, seeds = self.ledger.judged(first), len(self.ledger.seeds(first).values)
+        metrics = {f"seeds/mean/{name}": judged[name] for name in self.ledger.objectives}
+        metrics |= {f"seeds/se/{name}": error for name, error in self.ledger.standard_errors(first).items()}
+        return LogMetrics(first.name, _finite(metrics | {"seeds/count": float(seeds)}), seeds, time)
 
     def _progress(self, time: float) -> Call:
         ledger = self.ledger

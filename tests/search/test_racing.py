@@ -1,0 +1,143 @@
+"""More seeds go where they can change the verdict, and objectives are means over them."""
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from aae_ray.search import events
+from aae_ray.search.conductor import Conductor, NoSuggestion
+from aae_ray.search.contract import Failure, Report, Suggestion
+from aae_ray.search.ledger import Ledger
+from aae_ray.search.outcomes import FailureClass, Reason, State
+from aae_ray.search.racing import Seeds, deviations, next_seed
+from tests.search.test_conductor import begin, outcome, plan_of, resume
+
+MSE, JSD, MEAN = "val/reconstruction_mse", "val/jsd_nats", "val/mean_image_mse"
+
+
+def test_the_noise_of_seeds_is_pooled_over_configurations() -> None:
+    assert deviations([Seeds(0, ((1.0,),)), Seeds(1, ((2.0,),))]) is None
+    several = [Seeds(0, ((1.0,), (3.0,))), Seeds(1, ((5.0,), (5.0,), (8.0,))), Seeds(2, ((0.0,),))]
+    assert deviations(several) == pytest.approx((math.sqrt((2 + 6) / 3),))
+
+
+def test_before_any_noise_is_known_the_front_is_open() -> None:
+    front = [Seeds(0, ((1.0, 3.0),)), Seeds(1, ((2.0, 2.0),)), Seeds(2, ((3.0, 3.0),))]
+    assert next_seed(front, 3) == 0
+    assert next_seed([Seeds(0, ((1.0, 3.0),), under_way=1), *front[1:]], 3) == 1
+    assert next_seed([Seeds(0, ((1.0, 3.0),), under_way=2), Seeds(1, ((2.0, 2.0),), under_way=2), front[2]], 3) is None
+
+
+def test_a_configuration_within_the_noise_of_the_front_gets_another_seed_and_one_far_behind_none() -> None:
+    best = Seeds(0, ((1.0,), (1.2,), (0.8,)))  # a standard deviation of 0.2
+    near, far = Seeds(1, ((1.15,),)), Seeds(2, ((2.0,),))
+    assert next_seed([best, near, far], 3) == 1
+    assert next_seed([best, far], 3) is None
+
+
+def worth(suggestion: Suggestion, noise: float) -> dict[str, float]:
+    """A configuration's worth is in its learning rate; a seed adds luck."""
+    luck = random.Random(repr(sorted(suggestion.params.items())))
+    rate = math.log10(suggestion.params["optim.reconstruction_lr"])
+    return {
+        "epoch": 27.0,
+        MSE: 0.05 + 0.01 * abs(rate + 3) + noise * luck.random(),
+        JSD: 0.3 + 0.1 * abs(rate + 3) + noise * luck.random(),
+        MEAN: 0.5,
+    }
+
+
+def run(conductor: Conductor, noise: float) -> None:
+    while isinstance(suggestion := conductor.suggest(), Suggestion):
+        conductor.started(suggestion.number)
+        conductor.reported(
+            Report(
+                suggestion.number, 27, (worth(suggestion, noise),), finished=True, checkpoint=f"{suggestion.name}/27"
+            )
+        )
+    assert suggestion is NoSuggestion.DONE
+
+
+def test_every_configuration_of_the_front_ends_with_all_its_seeds(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__seeds_per_trial=3, study__budget__trials=12))
+    run(conductor, 0.02)
+    ledger = conductor.ledger
+    assert ledger.configurations == 12 and ledger.ended == 12 and len(ledger.trials) > 12
+    assert all(len(ledger.seeds(trial).values) == 3 for trial in ledger.front())
+    assert any(len(ledger.seeds(trial).values) == 1 for trial in ledger.complete())  # racing: not everybody
+    for trial in ledger.front():
+        assert trial.replicate_of is None
+        seeds = [trial, *(ledger.trials[number] for number in trial.replicates)]
+        assert [each.params.get("seed", 0) for each in seeds] == [0, 1, 2]
+        assert ledger.values(trial)[0] == pytest.approx(sum(each.metrics[MSE] for each in seeds) / 3)
+        errors = ledger.standard_errors(trial)
+        mean = ledger.judged(trial)[MSE]
+        spread = math.sqrt(sum((each.metrics[MSE] - mean) ** 2 for each in seeds) / 2)
+        assert errors[MSE] == pytest.approx(spread / math.sqrt(3)) and ledger.judged(trial)[MEAN] == 0.5
+    again = Ledger.replay(conductor.journal.history)
+    assert outcome(again) == outcome(ledger) and [t.number for t in again.front()] == [t.number for t in ledger.front()]
+
+
+def test_with_little_noise_few_seeds_are_spent(tmp_path: Path) -> None:
+    spent = []
+    for name, noise in (("quiet", 1e-6), ("loud", 0.05)):
+        (tmp_path / name).mkdir()
+        conductor = begin(tmp_path / name, plan_of(study__seeds_per_trial=3, study__budget__trials=12))
+        run(conductor, noise)
+        spent.append(len(conductor.ledger.trials) - 12)
+    assert spent[0] < spent[1]
+
+
+def test_a_seed_that_fails_counts_as_the_worst(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__seeds_per_trial=2, study__budget__trials=1))
+    first = conductor.suggest()
+    assert isinstance(first, Suggestion)
+    conductor.started(0)
+    conductor.reported(Report(0, 27, (worth(first, 0.0),), finished=True, checkpoint="t0/27"))
+    second = conductor.suggest()
+    assert isinstance(second, Suggestion) and second.params["seed"] == 1
+    conductor.started(1)
+    conductor.failed(Failure(1, FailureClass.DIVERGED, "nan"))
+    assert conductor.ledger.trials[1].reason is Reason.DIVERGED
+    values = conductor.ledger.values(conductor.ledger.trials[0])
+    alone = worth(first, 0.0)
+    assert values == pytest.approx([(alone[MSE] + 0.5) / 2, (alone[JSD] + math.log(2)) / 2])
+
+
+def test_a_study_with_seeds_goes_on_as_the_unbroken_one(tmp_path: Path) -> None:
+    plan = plan_of(study__seeds_per_trial=3, study__budget__trials=8)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    whole = begin(tmp_path / "whole", plan)
+    run(whole, 0.02)
+    conductor = begin(tmp_path / "broken", plan)
+    for _ in range(6):
+        suggestion = conductor.suggest()
+        assert isinstance(suggestion, Suggestion)
+        conductor.started(suggestion.number)
+        conductor.journal.close()
+        conductor = resume(tmp_path / "broken")
+        again = conductor.suggest()
+        assert isinstance(again, Suggestion) and again.params == suggestion.params
+        conductor.started(again.number)
+        report = Report(again.number, 27, (worth(again, 0.02),), finished=True, checkpoint=f"{again.name}/27")
+        conductor.reported(report)
+    run(conductor, 0.02)
+    assert [t.params for t in conductor.ledger.trials] == [t.params for t in whole.ledger.trials]
+    assert [t.number for t in conductor.ledger.front()] == [t.number for t in whole.ledger.front()]
+
+
+def test_replicates_are_not_held_against_others_at_a_rung(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__seeds_per_trial=2, study__budget__trials=1))
+    conductor.record(
+        events.Suggested(number=0, params={"optim.reconstruction_lr": 1e-3, "model.latent_dim": 2}),
+        events.Suggested(
+            number=1, params={"optim.reconstruction_lr": 1e-3, "model.latent_dim": 2, "seed": 1}, replicate_of=0
+        ),
+    )
+    assert conductor.ledger.trials[0].replicates == [1]
+    conductor.started(1)
+    conductor.reported(Report(1, 3, ({"epoch": 3.0, MSE: 9.0, MEAN: 0.5},), checkpoint="t1/3"))
+    assert conductor.ledger.trials[1].state is State.RUNNING and not conductor.ledger.rungs
