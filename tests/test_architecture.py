@@ -40,7 +40,13 @@ PRINTING = ("aae_ray.reporting.", "aae_ray.study.study", "aae_ray.study.log", "a
 OWNERS = {
     "ray": ("aae_ray.execution.",),
     "mlflow": ("aae_ray.tracking.",),
-    "optuna": ("aae_ray.search.space", "aae_ray.search.sampler", "aae_ray.reporting.plots"),
+    "optuna": (
+        "aae_ray.search.distributions",
+        "aae_ray.search.points",
+        "aae_ray.search.space",
+        "aae_ray.search.sampler",
+        "aae_ray.reporting.plots",
+    ),
     "filelock": ("aae_ray.search.journal",),
     "rich": PRINTING,
     "plotly": (),

@@ -19,10 +19,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from aae_ray import settings
+from aae_ray.search.distributions import Space
 from aae_ray.search.events import PriorTrial
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import State
-from aae_ray.search.space import Plan, Space, fits, points
+from aae_ray.search.points import fits, points
+from aae_ray.search.space import Plan
 
 COPY = "optuna_journal.log"  # for Optuna's own tools, in the study's folder
 FIXED = "fixed_params"  # how Optuna remembers a start point

@@ -19,8 +19,9 @@ from aae_ray.datasets.labels import check
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import measured
+from aae_ray.search.distributions import options
 from aae_ray.search.ledger import Ledger
-from aae_ray.search.space import Plan, options
+from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, flatten, replace, setting
 from aae_ray.tracking.address import tracking_uri
 
