@@ -42,7 +42,6 @@ OWNERS = {
     "mlflow": ("aae_ray.tracking.",),
     "optuna": (
         "aae_ray.search.distributions",
-        "aae_ray.search.points",
         "aae_ray.search.space",
         "aae_ray.search.sampler",
         "aae_ray.reporting.plots",
@@ -52,7 +51,7 @@ OWNERS = {
     "plotly": (),
     "pyarrow": ("aae_ray.datasets.parquet", "aae_ray.search.store"),
     "sklearn": ("aae_ray.datasets.dataset", "aae_ray.evaluation.clustering_metrics"),
-    "scipy": ("aae_ray.evaluation.clustering_metrics",),
+    "scipy": ("aae_ray.evaluation.clustering_metrics", "aae_ray.search.sampler"),
     "pooch": ("aae_ray.datasets.download",),
     "matplotlib": ("aae_ray.evaluation.drawing",),
     "typer": (

@@ -267,7 +267,6 @@ class Conductor:
     def _end(self, trial: TrialRecord, reason: Reason, message: str | None = None) -> Stop:
         self.record(events.Ended(number=trial.number, reason=reason, message=message))
         self.suggested.discard(trial.number)
-        self.sampler.ended(trial)
         return Stop(reason)
 
     def _finish(self, end: StudyEnd, message: str) -> NoSuggestion:

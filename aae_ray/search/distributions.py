@@ -167,6 +167,40 @@ def options(distribution: BaseDistribution) -> Sequence[Any]:
     return distribution.choices if categorical else (distribution.low, distribution.high)
 
 
+def at_quantile(distribution: BaseDistribution, u: float) -> Any:
+    """The value below which a share u in [0, 1) of a distribution lies; of choices, the one in whose share u is."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[min(int(u * len(distribution.choices)), len(distribution.choices) - 1)]
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if distribution.log:
+        half = (
+            0.5 if isinstance(distribution, IntDistribution) else 0.0
+        )  # a whole number stands for all that round to it
+        value = math.exp((1 - u) * math.log(low - half) + u * math.log(high + half))
+        return min(max(round(value) if half else value, low), high)
+    number = count(distribution)
+    return low + u * (high - low) if number is None else min(low + (step or 0) * int(u * number), high)
+
+
+def count(distribution: BaseDistribution) -> int | None:
+    """How many values a distribution has; None for a continuous one."""
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    if distribution.single():
+        return 1
+    if not distribution.step:
+        return None
+    return 1 + int((distribution.high - distribution.low) / distribution.step + 1e-9)
+
+
+def values(distribution: BaseDistribution) -> Sequence[Any]:
+    """Every value of a distribution that is not continuous, in order."""
+    if isinstance(distribution, CategoricalDistribution):
+        return tuple(distribution.choices)
+    low, high = distribution.low, distribution.high
+    return [min(low + index * (distribution.step or 0), high) for index in range(count(distribution) or 0)]
+
+
 def spec_of(distribution: BaseDistribution) -> dict[str, Any]:
     """A distribution as a study's file writes it."""
     if isinstance(distribution, CategoricalDistribution):
