@@ -373,7 +373,7 @@ def optuna_study(ledger: Ledger) -> optuna.Study:
     """The ended trials as a study in memory, for Optuna's plots."""
     assert ledger.started is not None
     study = new_study(ledger.current_plan, ledger.started.study_id)
-    study.add_trials([_dated(trial) for trial in ledger.trials if not trial.open])
+    study.add_trials([_recorded(trial) for trial in ledger.trials if not trial.open])
     return study
 
 
@@ -386,25 +386,6 @@ def final_state(trial: TrialRecord) -> TrialState:
 
 def objective_values(trial: TrialRecord, plan: Plan) -> list[float]:
     return [float(trial.metrics.get(name, math.nan)) for name in plan.settings.study.objectives]
-
-
-def frozen_trial(trial: TrialRecord, plan: Plan) -> FrozenTrial:
-    """A trial as Optuna keeps it; one that is open is RUNNING."""
-    state = TrialState.RUNNING if trial.open else final_state(trial)
-    single = len(plan.directions) == 1
-    return create_trial(
-        state=state,
-        params=dict(trial.params),
-        distributions=_distributions(trial.params, plan.space, trial.plan.space),
-        values=objective_values(trial, plan) if state is TrialState.COMPLETE else None,
-        intermediate_values=dict(trial.intermediate_values) if single and state is TrialState.PRUNED else {},
-        user_attrs={"trial": trial.name},
-        system_attrs=dict(trial.sampler_state),
-    )
-
-
-def _distributions(params: Mapping[str, Any], *spaces: Space) -> Space:
-    return {name: next(space[name] for space in spaces if name in space) for name in params}
 
 
 class NoLock:
@@ -435,13 +416,26 @@ class OptunaCopy:
         """Add trials that have ended. Raises OSError when the file cannot be written."""
         for trial in trials:
             if trial.number not in self.written:
-                self.study.add_trial(_dated(trial))
+                self.study.add_trial(_recorded(trial))
                 self.written.add(trial.number)
 
 
-def _dated(trial: TrialRecord) -> FrozenTrial:
-    """With the distributions that it was drawn from; parameters lie within these even where the space has changed."""
-    frozen = frozen_trial(trial, trial.plan)
+def _recorded(trial: TrialRecord) -> FrozenTrial:
+    """An ended trial as it was: with the distributions that it was drawn from, within which its parameters lie even
+    where the space has changed, with the values that it had, and its times."""
+    plan, state = trial.plan, final_state(trial)
+    complete = state is TrialState.COMPLETE
+    excess = {str(one): one.excess(trial.metrics) for one in constraints_of(plan.settings.study)}
+    frozen = create_trial(
+        state=state,
+        params=dict(trial.params),
+        distributions={name: plan.space[name] for name in trial.params},
+        values=objective_values(trial, plan) if complete else None,
+        intermediate_values={} if complete or len(plan.directions) > 1 else dict(trial.intermediate_values),
+        user_attrs={"trial": trial.name},
+        system_attrs=dict(trial.sampler_state),
+        constraints=excess if complete else None,
+    )
     if trial.started is not None and trial.ended is not None:
         frozen.datetime_start = datetime.fromtimestamp(trial.started)
         frozen.datetime_complete = datetime.fromtimestamp(trial.ended)

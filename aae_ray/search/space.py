@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from aae_ray.errors import Kind, Problem, SettingsError, UserError, did_you_mean, unknown_key
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reading import Entry, build, key_problems, nest, read_overrides, read_yaml, rule_problems, unclear
+from aae_ray.search.constraints import constraint_problems
 from aae_ray.search.distributions import (
     Space,
     inside,
@@ -88,6 +89,7 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
     given = {name for name in space if any(key.startswith(f"space.{name}") for key in changes)}
     points, start_problems = _start_points(start, space, set(specs) - set(space) | set(changes), given)
     problems += _metric_problems(shared)
+    problems += constraint_problems(shared.get("study.constraints"))
     problems += key_problems(shared)
     base = shared | {name: Entry(options(distribution)[0], places[name]) for name, distribution in space.items()}
     contradictions = _contradictions(base, space, places, problems)

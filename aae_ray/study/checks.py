@@ -19,6 +19,7 @@ from aae_ray.datasets.labels import check
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import measured
+from aae_ray.search.constraints import constraints_of
 from aae_ray.search.distributions import options
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.space import Plan
@@ -97,6 +98,7 @@ def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
     metrics, pruner = measured(settings, dataset), settings.study.pruner.metric
     asked = [("study.objectives", name) for name in settings.study.objectives]
     asked += [("study.pruner.metric", pruner)] if pruner != "front" else []
+    asked += [("study.constraints", constraint.metric) for constraint in constraints_of(settings.study)]
     return [
         Problem(
             (key,),

@@ -472,6 +472,14 @@ def test_optunas_own_tools_can_read_the_copy_in_which_nothing_runs(tmp_path: Pat
     assert study.metric_names == [MSE, JSD] and study.trials[0].user_attrs == {"trial": "t0000"}
 
 
+def test_the_copy_says_which_constraints_a_trial_keeps_to(tmp_path: Path) -> None:
+    constraint = "val/reconstruction_mse <= 0.3"
+    conductor = begin(tmp_path, plan_of(study__constraints=(constraint,), train__epochs=3))
+    ended(conductor, Reason.COMPLETED, {MSE: 0.5, JSD: 0.1})
+    (copied,) = optuna_study(conductor.ledger).trials
+    assert copied.constraints == {constraint: pytest.approx(0.2)}
+
+
 def test_a_lock_that_a_killed_process_has_left_holds_up_no_copy(tmp_path: Path) -> None:
     conductor = begin(tmp_path, plan_of(study__budget__trials=4), gangs=2)
     ended(conductor, Reason.PRUNED, {MSE: 0.5, JSD: 0.1})
