@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from aae_ray.errors import Kind, Problem, SettingsError, unknown_key
@@ -59,6 +59,20 @@ def _names(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _constraint(value: str) -> str:
+    """`val/jsd_nats<=0.1` as `val/jsd_nats <= 0.1`: a metric, its side and a finite bound, each a word."""
+    metric, side, bound = (
+        (part.strip() for part in re.split("(<=|>=)", value, maxsplit=1)) if "=" in value else [""] * 3
+    )
+    try:
+        finite = math.isfinite(float(bound))
+    except ValueError:
+        finite = False
+    if not finite or not metric or " " in metric:
+        raise ValueError("expected a metric, <= or >=, and a number, such as val/reconstruction_mse <= 0.03")
+    return f"{metric} {side} {bound}"
+
+
 Int = Annotated[int, BeforeValidator(_not_bool)]
 Float = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 Positive = Annotated[Int, Field(ge=1)]
@@ -68,6 +82,7 @@ Fraction = Annotated[Float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[Positive, ...], BeforeValidator(_widths), Field(min_length=1, max_length=8)]
 Milestones = Annotated[tuple[Annotated[Float, Field(gt=0, lt=1)], ...], BeforeValidator(_fractions)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
+Constraints = Annotated[tuple[Annotated[str, AfterValidator(_constraint)], ...], BeforeValidator(_names)]
 Duration = Annotated[Float, BeforeValidator(_seconds), Field(gt=0)]
 
 PriorName = Literal["gaussian", "uniform", "mixture", "swiss_roll"]
@@ -266,8 +281,29 @@ class Budget(Section):
 
 
 class Sampler(Section):
-    type: Literal["tpe", "nsga2", "random"] = Field("tpe", description="Optuna's sampler")
+    type: Literal["tpe", "gp", "nsga2", "random", "qmc", "grid"] = Field(
+        "tpe",
+        description="tpe and nsga2 learn from every trial, gp (constrained log-EHVI) from complete ones alone; qmc: a "
+        "sequence that fills the space evenly; grid: every point of the space once",
+    )
     seed: Int = Field(0, ge=0, lt=2**32, description="its seed")
+    n_startup_trials: Positive = Field(
+        10, description="ended trials (of gp: complete ones) before which it draws at random"
+    )
+    n_ei_candidates: Positive = Field(24, description="draws of which tpe takes the best one")
+    gamma: Float = Field(
+        0.1,
+        gt=0,
+        description="trials that tpe takes for good: their number, or a fraction below 1 of those that ended",
+    )
+    multivariate: bool = Field(True, description="whether tpe draws all parameters together")
+    group: bool = Field(True, description="... those together that occur together, where the space has conditions")
+    constant_liar: bool = Field(True, description="whether tpe keeps away from the trials that are under way")
+    population_size: Annotated[Int, Field(ge=2)] | None = Field(
+        None, description="of nsga2; a fifth of study.budget.trials, and at most 50, when not given"
+    )
+    qmc_type: Literal["sobol", "halton"] = Field("sobol", description="sequence of qmc")
+    scramble: bool = Field(True, description="whether study.sampler.seed moves the sequence's points")
 
 
 class Pruner(Section):
@@ -295,6 +331,9 @@ class StudySettings(Section):
     objectives: Names = Field(
         ("val/reconstruction_mse", "val/jsd_nats"),
         description="metrics to optimise; the table of metrics knows the directions",
+    )
+    constraints: Constraints = Field(
+        (), description="such as [val/reconstruction_mse <= 0.03]: who violates one is worse than all who do not"
     )
     budget: Budget = Budget()
     sampler: Sampler = Sampler()
@@ -384,6 +423,35 @@ def _plain_address(folder: str) -> bool:
     return not remote or re.match(r"[^@:/?#]*(:\d*)?([/?#]|$)", rest) is not None
 
 
+def largest_population(trials: int) -> int:
+    """The population of nsga2 with which a budget of trials has five generations; two of it are needed at least."""
+    return max(trials // 5, 2)
+
+
+SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {  # of study.sampler: the types that take each
+    "n_startup_trials": ("tpe", "gp"),
+    "n_ei_candidates": ("tpe",),
+    "gamma": ("tpe",),
+    "multivariate": ("tpe",),
+    "group": ("tpe",),
+    "constant_liar": ("tpe",),
+    "population_size": ("nsga2",),
+    "qmc_type": ("qmc",),
+    "scramble": ("qmc",),
+}
+
+
+def _taken(name: str, types: tuple[str, ...]) -> Rule:
+    """A setting of the sampler has its default where the sampler's type does not take it."""
+    default = Sampler.model_fields[name].default
+    return Rule(
+        ("study.sampler.type", f"study.sampler.{name}"),
+        lambda kind, value: kind in types or value == default,
+        f"study.sampler.{name} is a setting of study.sampler.type {' and '.join(types)}, and not of {{type}}; "
+        f"remove it, got {{{name}}}",
+    )
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         ("data.validation_fraction", "data.test_fraction"),
@@ -444,6 +512,23 @@ RULES: tuple[Rule, ...] = (
         _plain_address,
         "study.folder must have no user and no password in its address, as they would be written to the journal; "
         "use the environment's AWS credentials",
+    ),
+    *(_taken(name, types) for name, types in SAMPLER_SETTINGS.items()),
+    Rule(
+        ("study.sampler.gamma",),
+        lambda gamma: gamma < 1 or gamma == int(gamma),
+        "study.sampler.gamma must be a whole number of trials or a fraction below 1, got {gamma:g}",
+    ),
+    Rule(
+        ("study.sampler.type", "study.sampler.multivariate", "study.sampler.group"),
+        lambda kind, multivariate, group: kind != "tpe" or multivariate or not group,
+        "study.sampler.group needs study.sampler.multivariate; give study.sampler.group=false as well",
+    ),
+    Rule(
+        ("study.sampler.population_size", "study.budget.trials"),
+        lambda size, trials: size is None or size <= largest_population(trials),
+        "study.sampler.population_size is more than a fifth of study.budget.trials, so that there are too few "
+        "generations to learn in, got {population_size} of {trials}",
     ),
 )
 

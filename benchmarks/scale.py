@@ -94,8 +94,8 @@ def measure(trials: int, sampler: str) -> dict[str, float]:
         console = Console(file=nowhere, force_terminal=True, width=120)
         screen = Screen(console, folder, plan, None)
         conductor = Conductor(journal, ledger, GANGS, [screen.handle, lambda event, ledger: tracker.wake()])
-        suggest, ended = Timed(conductor.sampler.suggest), Timed(conductor.sampler.ended)
-        conductor.sampler.suggest, conductor.sampler.ended = suggest, ended  # type: ignore[method-assign, assignment]
+        suggest = Timed(conductor.sampler.suggest)
+        conductor.sampler.suggest = suggest  # type: ignore[method-assign, assignment]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began, began_cpu = time.perf_counter(), time.process_time()
         with screen:  # drawn in place four times a second, as on a terminal
@@ -103,7 +103,7 @@ def measure(trials: int, sampler: str) -> dict[str, float]:
             unsent = tracker.close(600)
         seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
         assert len(ledger.trials) == trials and not ledger.open and not unsent
-        own = suggest.seconds + ended.seconds
+        own = suggest.seconds
         return {
             "trials": trials,
             "driver_seconds_per_trial": (cpu - own) / trials,

@@ -195,6 +195,18 @@ BREAKING: list[dict[str, Any]] = [
     {"train.mixed_precision": True, "train.dtype": "float64"},
     {"task": "supervised", "data.labels": 10},
     {"study.folder": "s3://KEY:SECRET@bucket/studies"},
+    {"study.sampler.type": "random", "study.sampler.n_startup_trials": 5},
+    {"study.sampler.type": "gp", "study.sampler.n_ei_candidates": 5},
+    {"study.sampler.type": "gp", "study.sampler.gamma": 0.2},
+    {"study.sampler.type": "gp", "study.sampler.multivariate": False},
+    {"study.sampler.type": "gp", "study.sampler.group": False},
+    {"study.sampler.type": "nsga2", "study.sampler.constant_liar": False},
+    {"study.sampler.type": "tpe", "study.sampler.population_size": 2},
+    {"study.sampler.type": "tpe", "study.sampler.qmc_type": "halton"},
+    {"study.sampler.type": "grid", "study.sampler.scramble": False},
+    {"study.sampler.gamma": 1.5},
+    {"study.sampler.multivariate": False},
+    {"study.sampler.type": "nsga2", "study.sampler.population_size": 5},
 ]
 
 

@@ -8,9 +8,10 @@ from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting.tables import searched_keys
 from aae_ray.reporting.text import heading, number
+from aae_ray.search.distributions import spec_of
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import State, StudyEnd
-from aae_ray.search.space import Plan, spec_of
+from aae_ray.search.space import Plan
 from aae_ray.secrets import without_userinfo
 from aae_ray.settings import Settings, dotted_fields, setting
 

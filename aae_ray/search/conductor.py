@@ -131,7 +131,7 @@ class Conductor:
             trial = replicate
         elif self.ledger.configurations < budget.trials:
             number = len(self.ledger.trials)
-            drawn = self.sampler.suggest(number)
+            drawn = self.sampler.suggest(self.ledger.configurations)
             if drawn is None:
                 return self._finish(StudyEnd.PLANNED, "the space has no untried point left")
             self.record(events.Suggested(number=number, params=drawn[0], sampler_state=drawn[1]))
@@ -321,7 +321,6 @@ class Conductor:
     def _end(self, trial: TrialRecord, reason: Reason, message: str | None = None) -> Stop:
         self.record(events.Ended(number=trial.number, reason=reason, message=message))
         self.suggested.discard(trial.number)
-        self.sampler.ended(trial)
         return Stop(reason)
 
     def _finish(self, end: StudyEnd, message: str | None) -> NoSuggestion:

@@ -418,7 +418,9 @@ class Ledger:
         )
 
     def judged(self, trial: TrialRecord) -> dict[str, float]:
-        """The metrics that a complete trial is chosen by: its own, and the means over seeds for its objectives."""
+        """The metrics that a trial is judged by: its own, with means over the seeds of a complete configuration."""
+        if not trial.replicates or trial.state is not State.COMPLETE:
+            return trial.metrics
         means = zip(self.objectives, self.signs, self.values(trial), strict=True)
         return trial.metrics | {name: sign * mean for name, sign, mean in means}
 
@@ -435,6 +437,10 @@ class Ledger:
     def measured(self, trial: TrialRecord) -> bool:
         """Whether every objective of the trial's last epoch is a finite number."""
         return all(math.isfinite(trial.metrics.get(name, math.nan)) for name in self.objectives)
+
+    def firsts(self) -> list[TrialRecord]:
+        """The trials that are not another seed of an earlier one."""
+        return [trial for trial in self.trials if trial.replicate_of is None]
 
     def complete(self) -> list[TrialRecord]:
         return [trial for trial in self.trials if trial.state is State.COMPLETE]

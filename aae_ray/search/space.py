@@ -10,16 +10,13 @@ start:                                                              points that 
 """
 
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
-    FloatDistribution,
     IntDistribution,
     distribution_to_json,
     json_to_distribution,
@@ -30,22 +27,24 @@ from aae_ray.errors import Kind, Problem, SettingsError, UserError, did_you_mean
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reading import Entry, build, key_problems, nest, read_overrides, read_yaml, rule_problems, unclear
 from aae_ray.search.choice import RULES as RULES_OF_CHOICE
+from aae_ray.search.constraints import constraint_problems
+from aae_ray.search.distributions import (
+    Space,
+    inside,
+    number,
+    options,
+    plain_value,
+    read_distribution,
+    read_specs,
+)
 from aae_ray.search.events import PlanRecord
+from aae_ray.search.points import space_size
 from aae_ray.secrets import without_userinfo
-from aae_ray.settings import RULES, Settings, dotted_fields, flatten, setting
+from aae_ray.settings import RULES, Settings, dotted_fields, setting
 
 _INSTALLED = Path(__file__).parents[1] / "search_spaces"
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "search_spaces"  # in a checkout
 BLOCKS = ("study", "run", "space", "start")
-FIELDS = {  # of a searched key: required, optional
-    "float": ({"low", "high"}, {"log", "step"}),
-    "int": ({"low", "high"}, {"log", "step"}),
-    "categorical": ({"choices"}, set()),
-}
-FIXED = ("study.", "tracking.", "data.", "train.epochs")  # settings that no trial can have to itself
-
-Space = dict[str, BaseDistribution]
-Complain = Callable[..., None]  # of what is wrong, the field of the searched key, and the kind
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
             searched = {field: spec for field, spec in searched.items() if field.rpartition(".")[0] != name}
         (searched if key.startswith("space.") else shared)[name] = entry
 
-    specs = _specs(searched, problems)
-    found = {name: _distribution(name, spec, problems) for name, spec in specs.items()}
+    specs = read_specs(searched, problems)
+    found = {name: read_distribution(name, spec, problems) for name, spec in specs.items()}
     places = {name: next(iter(spec.values())).where for name, spec in specs.items()}
     space = {name: distribution for name, distribution in found.items() if distribution is not None}
     whole = not problems  # all that is searched is known
@@ -91,6 +90,7 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
     given = {name for name in space if any(key.startswith(f"space.{name}") for key in changes)}
     points, start_problems = _start_points(start, space, set(specs) - set(space) | set(changes), given)
     problems += _metric_problems(shared)
+    problems += constraint_problems(shared.get("study.constraints"))
     problems += key_problems(shared)
     base = shared | {name: Entry(options(distribution)[0], places[name]) for name, distribution in space.items()}
     contradictions = _contradictions(base, space, places, problems)
@@ -149,131 +149,6 @@ def _sort_blocks(
     return shared, searched, start
 
 
-def _specs(searched: Mapping[str, Entry], problems: list[Problem]) -> dict[str, dict[str, Entry]]:
-    """The fields of each searched key."""
-    specs: dict[str, dict[str, Entry]] = {}
-    for key, entry in searched.items():
-        name, _, field = key.rpartition(".")
-        if key not in dotted_fields() and name:
-            specs.setdefault(name, {})[field] = entry
-        elif isinstance(entry.value, dict) and entry.value:
-            specs[key] = {str(field): Entry(value, entry.where) for field, value in entry.value.items()}
-        else:
-            example = "{type: int, low: 2, high: 8}"
-            text = f"space {key}: must say what is searched, such as {example}, got {entry.value!r}"
-            problems.append(Problem((key,), Kind.VALUE, entry.where, text))
-    return specs
-
-
-def _distribution(name: str, spec: Mapping[str, Entry], problems: list[Problem]) -> BaseDistribution | None:
-    """Optuna's distribution of a searched key, or None after reporting what is wrong with it."""
-    before, where = len(problems), next(iter(spec.values())).where
-
-    def complain(message: str, field: str = "", kind: Kind = Kind.VALUE) -> None:
-        place = spec[field].where if field in spec else where
-        problems.append(Problem((name,), kind, place, f"space {name}: {message}"))
-
-    searchable = [key for key in dotted_fields() if not key.startswith(FIXED)]
-    if name not in searchable:
-        problem = unknown_key(name, searchable, where, "is not a setting that can be searched")
-        exists = name in dotted_fields()
-        problems.append(replace(problem, keys=(name,), kind=Kind.MISPLACED) if exists else problem)
-        return None
-    kind = spec["type"].value if "type" in spec else None
-    if not isinstance(kind, str) or kind not in FIELDS:
-        complain(f"needs a type, one of {', '.join(FIELDS)}" + (f", got {kind!r}" if kind else ""), "type")
-        return None
-    required, optional = FIELDS[kind]
-    for field in spec.keys() - required - optional - {"type"}:
-        complain(f"{field!r} is not part of type {kind}.{did_you_mean(field, required | optional)}", field)
-    for field in sorted(required - spec.keys()):
-        complain(f"type {kind} needs {field!r}")
-    if len(problems) > before:
-        return None
-    found = (
-        _categorical(name, spec["choices"], complain, problems)
-        if kind == "categorical"
-        else _range(name, kind, spec, complain, problems)
-    )
-    return found if len(problems) == before else None
-
-
-def _range(
-    name: str, kind: str, spec: Mapping[str, Entry], complain: Complain, problems: list[Problem]
-) -> BaseDistribution | None:
-    before, numbers = len(problems), {}
-    for field in ("low", "high", "step"):
-        if field in spec:
-            value = number(spec[field].value)
-            if value is None or (kind == "int" and value != int(value)):
-                wanted = "a whole number" if kind == "int" else "a number"
-                wanted = "a finite number" if isinstance(spec[field].value, float) and kind == "float" else wanted
-                complain(f"{field} must be {wanted}, got {spec[field].value!r}", field)
-            else:
-                numbers[field] = value
-    log = spec["log"].value if "log" in spec else False
-    if not isinstance(log, bool):
-        complain(f"log must be true or false, got {log!r}", "log")
-    if len(problems) > before:
-        return None
-    low, high, step = numbers["low"], numbers["high"], numbers.get("step")
-    if low >= high:
-        complain(f"low must be below high, got {low:g} and {high:g}", "low")
-    if log and low <= 0:
-        complain(f"log needs low above 0, got {low}", "low")
-    if log and step is not None:
-        complain("log and step cannot be used together", "step")
-    if step is not None and step <= 0:
-        complain(f"step must be above 0, got {spec['step'].value}", "step")
-    if dotted_fields()[name].annotation is bool:
-        complain("is true or false; use type categorical with choices: [true, false]", "type")
-    for field in ("low", "high"):
-        bound = int(numbers[field]) if kind == "int" else numbers[field]
-        problems += key_problems({name: Entry(bound, spec[field].where)})
-    if len(problems) == before and kind == "float" and key_problems({name: Entry(low + 0.382 * (high - low), "")}):
-        complain("is a whole number; use type int", "type")
-    if len(problems) > before:
-        return None
-    if kind == "int":
-        return IntDistribution(int(low), int(high), log=log, step=int(step or 1))
-    return FloatDistribution(low, high, log=log, step=step)
-
-
-def number(value: Any) -> float | None:
-    """A finite number, also where YAML reads one as text (`1e-4`); None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        found = float(value)
-    except ValueError:
-        return None
-    return found if math.isfinite(found) else None
-
-
-def _categorical(name: str, entry: Entry, complain: Complain, problems: list[Problem]) -> BaseDistribution | None:
-    if not isinstance(entry.value, list) or not entry.value:
-        complain(f"choices must be a list with at least one value, got {entry.value!r}", "choices")
-        return None
-    # A choice alone may contradict the defaults (task: vae): that is judged later, all choices together.
-    found = [problem for value in entry.value for problem in key_problems({name: Entry(value, entry.where)})]
-    problems += found
-    if found:
-        return None
-    choices = [_plain(name, value) for value in entry.value]
-    if len(set(choices)) < len(choices):
-        complain(f"choices has a value twice: {entry.value}", "choices", Kind.DUPLICATE)
-        return None
-    return CategoricalDistribution(choices)
-
-
-def _plain(name: str, value: Any) -> Any:
-    """A value as MLflow and Optuna show it: widths `[128, 64]` become `128-64`."""
-    try:
-        return flatten(Settings.model_validate(nest({name: value})))[name]
-    except ValidationError:
-        return value
-
-
 def _metric_problems(shared: Mapping[str, Entry]) -> list[Problem]:
     problems = []
     goals = [name for name, metric in METRICS.items() if metric.direction and name.startswith("val/")]
@@ -328,9 +203,9 @@ def _start_points(
                 text = f"start: {key} must be a number, got {value!r}"
                 problems.append(Problem((key,), Kind.VALUE, start.where, text))
                 continue
-            plain: Any = _plain(key, value) if categorical else number(value)
+            plain: Any = plain_value(key, value) if categorical else number(value)
             written[key] = plain
-            if not _inside(space[key], plain):
+            if not inside(space[key], plain):
                 if key in given:
                     continue
                 text = f"start: {key}={value} is outside what is searched"
@@ -344,71 +219,6 @@ def _start_points(
             points.append(values)
         whole.append(written)
     return tuple(points), problems
-
-
-def _inside(distribution: BaseDistribution, value: Any) -> bool:
-    if isinstance(distribution, CategoricalDistribution):
-        return value in distribution.choices
-    if value is None or not distribution.low <= value <= distribution.high:
-        return False
-    steps = (value - distribution.low) / distribution.step if distribution.step else 0
-    return bool(abs(steps - round(steps)) < 1e-9)
-
-
-def options(distribution: BaseDistribution) -> Sequence[Any]:
-    """The values of a distribution that are tried against those of others: choices, or both bounds."""
-    categorical = isinstance(distribution, CategoricalDistribution)
-    return distribution.choices if categorical else (distribution.low, distribution.high)
-
-
-def fits(params: Mapping[str, Any], space: Space) -> bool:
-    """Whether a configuration is a point of a space: it has the same parameters, each within its distribution."""
-    return params.keys() == space.keys() and all(_inside(space[name], value) for name, value in params.items())
-
-
-def space_size(space: Space) -> int | None:
-    """How many different points there are; None if any dimension is continuous. A space without keys has one point."""
-    size = 1
-    for distribution in space.values():
-        if isinstance(distribution, CategoricalDistribution):
-            size *= len(distribution.choices)
-        elif not distribution.single():
-            if not distribution.step:
-                return None
-            size *= math.floor((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
-    return size
-
-
-def points(space: Space) -> Iterator[dict[str, Any]]:
-    """Every point of a space, one after the other; none where any dimension is continuous."""
-    if space_size(space) is None:
-        return
-    axes: list[Sequence[Any]] = []
-    for distribution in space.values():
-        if isinstance(distribution, CategoricalDistribution):
-            axes.append(distribution.choices)
-        elif distribution.single():
-            axes.append((distribution.low,))
-        else:
-            count = math.floor((distribution.high - distribution.low) / distribution.step + 1e-9) + 1
-            axes.append(
-                [min(distribution.low + index * distribution.step, distribution.high) for index in range(count)]
-            )
-    for values in itertools.product(*axes):
-        yield dict(zip(space, values, strict=True))
-
-
-def spec_of(distribution: BaseDistribution) -> dict[str, Any]:
-    """A distribution as a study's file writes it."""
-    if isinstance(distribution, CategoricalDistribution):
-        return {"type": "categorical", "choices": list(distribution.choices)}
-    spec: dict[str, Any] = {"type": "int" if isinstance(distribution, IntDistribution) else "float"}
-    spec |= {"low": distribution.low, "high": distribution.high}
-    if distribution.log:
-        spec["log"] = True
-    elif distribution.step and distribution.step != (1 if spec["type"] == "int" else None):
-        spec["step"] = distribution.step
-    return spec
 
 
 def _contradictions(

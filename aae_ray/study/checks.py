@@ -20,8 +20,10 @@ from aae_ray.errors import Kind, Problem, SettingsError, UserError
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import measured
 from aae_ray.search.choice import RULES
+from aae_ray.search.constraints import constraints_of
+from aae_ray.search.distributions import options
 from aae_ray.search.ledger import Ledger
-from aae_ray.search.space import Plan, options
+from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, flatten, replace, setting
 from aae_ray.tracking.address import tracking_uri
 
@@ -98,6 +100,7 @@ def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
     asked = [("study.objectives", name) for name in settings.study.objectives]
     asked += [("study.pruner.metric", pruner)] if pruner != "front" else []
     asked += [("study.select", settings.study.select)] if settings.study.select not in RULES else []
+    asked += [("study.constraints", constraint.metric) for constraint in constraints_of(settings.study)]
     return [
         Problem(
             (key,),

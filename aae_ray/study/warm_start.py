@@ -9,7 +9,8 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
 from aae_ray.search import events
 from aae_ray.search.journal import first_event
-from aae_ray.search.space import Plan, fits
+from aae_ray.search.points import fits
+from aae_ray.search.space import Plan
 from aae_ray.search.store import find_study, local_root, read_ledger, studies
 from aae_ray.settings import RunSettings, dotted_fields, flatten
 

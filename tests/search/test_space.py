@@ -9,7 +9,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.search.space import SHIPPED, Plan, Space, read_plan, space_size, study_file
+from aae_ray.search.distributions import Space
+from aae_ray.search.points import space_size
+from aae_ray.search.space import SHIPPED, Plan, read_plan, study_file
 from aae_ray.settings import RULES, dotted_fields, replace, setting
 
 SEARCH_SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))

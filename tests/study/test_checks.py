@@ -12,7 +12,8 @@ from aae_ray.autoencoder.model import build_model, weight_bytes
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
-from aae_ray.search.space import Plan, Space
+from aae_ray.search.distributions import Space
+from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
 from aae_ray.study import checks
 from tests.study.commands import command

@@ -45,6 +45,11 @@ SEARCHED_NETWORK = (
         ("tune", ("data.name=own",), "own"),
         ("train", ("model.hidden=wide",), "model.hidden"),
         ("train", ("model.network=convolutional", "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
+        (
+            "tune",
+            ("study.constraints=[val/nmi >= 0.5]", "--dry-run"),
+            "study.constraints: val/nmi is not measured by task unsupervised",
+        ),
         ("tune", ("study.objectives=[val/nmi]", "--dry-run"), "val/nmi is not measured by task unsupervised"),
         ("tune", ("data.name=mnits", "--dry-run"), "mnits"),
         ("tune", ("--warm-start", "digit", "--dry-run"), "no study is called digit"),

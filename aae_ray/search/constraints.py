@@ -1,0 +1,77 @@
+"""Constraints on metrics: what a trial must fulfil to be chosen while there is one that does.
+
+A trial that violates a constraint is worse than every one that violates none, and of two that do, the one with the
+smaller violation is better (constrained domination, Deb 2000).
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from aae_ray import settings
+from aae_ray.errors import Kind, Problem, did_you_mean
+from aae_ray.evaluation.metrics import METRICS
+from aae_ray.reading import Entry
+
+NEVER_NEGATIVE = ("squared pixel", "prior std", "ratio", "clusters")  # units of metrics that are at least 0
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on a metric."""
+
+    metric: str
+    op: str  # <= or >=
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.op} {self.bound:g}"
+
+    def excess(self, metrics: Mapping[str, float]) -> float:
+        """How far a trial lies beyond the bound, in the metric's unit; at most 0 where it keeps to it, and infinite
+        where the metric is missing or not a number."""
+        value = metrics.get(self.metric, math.nan)
+        if math.isnan(value):
+            return math.inf
+        return value - self.bound if self.op == "<=" else self.bound - value
+
+
+def constraints_of(study: settings.StudySettings) -> tuple[Constraint, ...]:
+    """The constraints of a study."""
+    parts = (text.split() for text in study.constraints)
+    return tuple(Constraint(metric, op, float(bound)) for metric, op, bound in parts)
+
+
+def violation(constraints: Iterable[Constraint], metrics: Mapping[str, float]) -> float:
+    """By how much a trial violates constraints, 0 where it fulfils them all: the sum of what it lies beyond each bound,
+    as a share of the bound (of 1 for a bound of 0), so that metrics of different units add up."""
+    return sum(max(constraint.excess(metrics), 0.0) / (abs(constraint.bound) or 1.0) for constraint in constraints)
+
+
+def constraint_problems(entry: Entry | None) -> list[Problem]:
+    """What is wrong with the value of study.constraints beside its form: metrics that do not exist, and bounds that
+    nobody can keep to."""
+    try:
+        study = settings.StudySettings.model_validate({"constraints": entry.value if entry else ()})
+    except ValueError:  # told as a wrong value of the key
+        return []
+    where, found = entry.where if entry else "", constraints_of(study)
+
+    def problem(text: str) -> Problem:
+        return Problem(("study.constraints",), Kind.VALUE, where, f"study.constraints: {text}")
+
+    held_out = [name for name in METRICS if name.startswith("val/")]
+    problems = [
+        problem(f"{one.metric} is not a metric of held-out images.{did_you_mean(one.metric, held_out)}")
+        for one in found
+        if one.metric not in held_out
+    ]
+    for one in found:
+        metric = METRICS.get(one.metric)
+        if metric and metric.unit in NEVER_NEGATIVE and one.op == "<=" and one.bound < 0:
+            problems.append(problem(f"{one} cannot be met, as {one.metric} is never below 0"))
+    for upper in found:
+        for lower in found:
+            if (upper.metric, upper.op, lower.op) == (lower.metric, "<=", ">=") and lower.bound > upper.bound:
+                problems.append(problem(f"{upper} and {lower} cannot be met together; remove one of them"))
+    return problems

@@ -1,0 +1,168 @@
+"""The order of a study's trials by what they have shown so far, from which samplers learn what is good.
+
+Most trials of a study are stopped early, so that Optuna has no final values of them, and with several objectives no
+other ones either. Here every trial that is not under way has a place among all others, the best one first, by
+
+1. its standing: one that fulfils the constraints before one that violates some, and last one that was bad;
+2. the epochs that it has reached, more before fewer: who was let go on at a rung is better than who was not;
+3. where it violates constraints, by how much (Deb 2000);
+4. its non-dominated front among those that ended after as many epochs;
+5. within a front, the hypervolume that it alone dominates, the largest first;
+6. its number.
+
+Bad are trials that a health check ended, that diverged, ran out of memory or into a bug, and those without a finite
+value of each objective. Of what became of a trial through no fault of its parameters (a lost worker, a full disk)
+nothing is learnt.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from aae_ray.evaluation.metrics import METRICS
+from aae_ray.search.constraints import Constraint, violation
+from aae_ray.search.ledger import TrialRecord
+from aae_ray.search.objectives import Point, Ranks, dominates
+from aae_ray.search.outcomes import Reason, State
+
+UNDER_WAY = (State.WAITING, State.RUNNING)
+WITHOUT_FAULT = (Reason.COMPLETED, Reason.PRUNED, Reason.PAUSED, Reason.BUDGET, Reason.USER, Reason.INTERRUPTED)
+OF_THE_MACHINE = (  # failures that say nothing of the parameters
+    Reason.BAD_DATA,
+    Reason.LOST_WORKER,
+    Reason.PREEMPTED,
+    Reason.HUNG,
+    Reason.CANNOT_START,
+    Reason.NOT_SAVED,
+)
+MARGIN = 0.1  # the reference point lies beyond the worst values, by this share of their range
+
+
+class Standing(IntEnum):
+    """What a trial is worth before its values are looked at, the best first."""
+
+    FEASIBLE = 0
+    INFEASIBLE = 1
+    BAD = 2
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial has shown."""
+
+    number: int  # of equal trials the lower one comes first
+    standing: Standing
+    epochs: int = 0
+    values: tuple[float, ...] = ()  # of the objectives after so many epochs, smaller the better
+    violation: float = 0.0
+
+
+def result_of(
+    trial: TrialRecord, metrics: Mapping[str, float], objectives: Sequence[str], constraints: Sequence[Constraint]
+) -> Result | None:
+    """What a trial has shown, by these metrics; None while it is under way, and where it failed through no fault of its
+    parameters."""
+    if trial.state in UNDER_WAY or trial.reason in OF_THE_MACHINE:
+        return None
+    if trial.reason is not None and trial.reason not in WITHOUT_FAULT:
+        return Result(trial.number, Standing.BAD)
+    return result(trial.number, trial.epoch, metrics, objectives, constraints)
+
+
+def result(
+    number: int,
+    epochs: int,
+    metrics: Mapping[str, float],
+    objectives: Sequence[str],
+    constraints: Sequence[Constraint],
+) -> Result:
+    """What a trial with these metrics after so many epochs has shown."""
+    values = tuple(METRICS[name].sign * metrics.get(name, math.nan) for name in objectives)
+    if not all(map(math.isfinite, values)):
+        return Result(number, Standing.BAD)
+    beyond = violation(constraints, metrics)
+    return Result(number, Standing.INFEASIBLE if beyond else Standing.FEASIBLE, epochs, values, beyond)
+
+
+def ranked(results: Iterable[Result], careful: int) -> list[Result]:
+    """The results, the best first. Step 5 of the order is left out for fronts that begin after `careful` results: of
+    those nobody asks more than that they are no good."""
+    bad: list[Result] = []
+    alike: dict[tuple[float, ...], list[Result]] = {}  # by steps 1 to 3
+    for one in results:
+        if one.standing is Standing.BAD:
+            bad.append(one)
+        else:
+            alike.setdefault((one.standing, -one.epochs, one.violation), []).append(one)
+    order: list[Result] = []
+    for _, block in sorted(alike.items()):
+        order += _by_front(block, careful - len(order))
+    return order + sorted(bad, key=lambda one: one.number)
+
+
+def _by_front(results: Sequence[Result], careful: int) -> list[Result]:
+    """Steps 4 to 6 of the order, among results that are alike in the others."""
+    ranks = Ranks()
+    for one in results:
+        ranks.insert(one.number, one.values)
+    fronts: dict[int, list[Result]] = {}
+    for one in results:
+        fronts.setdefault(ranks.rank(one.values), []).append(one)
+    reference = _reference([one.values for one in results])
+    order: list[Result] = []
+    for _, front in sorted(fronts.items()):
+        shares = [0.0] * len(front)
+        if len(order) < careful:
+            shares = exclusive_hypervolumes([one.values for one in front], reference)
+        order += [
+            one for _, one in sorted(zip(shares, front, strict=True), key=lambda pair: (-pair[0], pair[1].number))
+        ]
+    return order
+
+
+def _reference(points: Sequence[Point]) -> tuple[float, ...]:
+    """A point that lies beyond all of these in every objective, so that each of them dominates something."""
+    columns = list(zip(*points, strict=True))
+    return tuple(max(column) + MARGIN * ((max(column) - min(column)) or 1.0) for column in columns)
+
+
+def exclusive_hypervolumes(front: Sequence[Point], reference: Point) -> list[float]:
+    """For each point of a non-dominated front, the volume up to the reference point that it dominates and no other
+    one does. Of equal points nobody has any."""
+    if len(reference) == 2:
+        return _exclusive_areas(front, reference)
+    return [
+        _volume(point, reference) - _hypervolume(_limited(point, [*front[:index], *front[index + 1 :]]), reference)
+        for index, point in enumerate(front)
+    ]
+
+
+def _exclusive_areas(front: Sequence[Point], reference: Point) -> list[float]:
+    """With two objectives a front is a staircase, and a point's own area lies between its neighbours."""
+    order = sorted(range(len(front)), key=lambda index: tuple(front[index]))
+    areas = [0.0] * len(front)
+    for place, index in enumerate(order):
+        right = front[order[place + 1]][0] if place + 1 < len(order) else reference[0]
+        above = front[order[place - 1]][1] if place else reference[1]
+        areas[index] = (right - front[index][0]) * (above - front[index][1])
+    return areas
+
+
+def _hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """The volume up to the reference point that some of these points dominate, point by point (WFG, While et al.
+    2012)."""
+    return sum(
+        _volume(point, reference) - _hypervolume(_limited(point, points[index + 1 :]), reference)
+        for index, point in enumerate(points)
+    )
+
+
+def _volume(point: Point, reference: Point) -> float:
+    return math.prod(bound - value for value, bound in zip(point, reference, strict=True))
+
+
+def _limited(point: Point, others: Sequence[Point]) -> list[Point]:
+    """The parts of what others dominate that this point dominates as well, as points that no other one dominates."""
+    limited = list({tuple(map(max, point, other)) for other in others})
+    return [one for one in limited if not any(dominates(other, one) for other in limited)]

@@ -1,0 +1,81 @@
+"""Constraints on metrics: how they are read, and how far a trial is from them."""
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aae_ray.errors import SettingsError
+from aae_ray.search.constraints import Constraint, constraints_of, violation
+from aae_ray.search.space import read_plan
+
+MSE, STD = "val/reconstruction_mse", "val/code_std"
+BOTH = (Constraint(MSE, "<=", 0.03), Constraint(STD, ">=", 0.5))
+
+
+def test_constraints_are_read_from_a_list_or_one_alone(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(f"study: {{constraints: [{MSE} <= 3e-2, {STD}>=0.5]}}\n")
+    assert constraints_of(read_plan(str(file)).settings.study) == BOTH
+    plan = read_plan(None, [f"study.constraints={MSE}<=0.03"])
+    assert constraints_of(plan.settings.study) == BOTH[:1]
+    assert constraints_of(read_plan(None).settings.study) == ()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "amount"),
+    [
+        ({MSE: 0.03, STD: 0.5}, 0.0),
+        ({MSE: 0.01, STD: 0.9}, 0.0),
+        ({MSE: 0.06, STD: 0.9}, 1.0),
+        ({MSE: 0.06, STD: 0.25}, 1.5),
+        ({MSE: 0.03}, math.inf),
+        ({MSE: math.nan, STD: 0.5}, math.inf),
+    ],
+)
+def test_a_violation_is_what_lies_beyond_the_bounds_as_a_share_of_them(
+    metrics: dict[str, float], amount: float
+) -> None:
+    assert violation(BOTH, metrics) == pytest.approx(amount)
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1), st.sampled_from(["<=", ">="]))
+def test_a_constraint_holds_where_nothing_lies_beyond_it(bound: float, value: float, op: str) -> None:
+    constraint = Constraint(MSE, op, bound)
+    holds = value <= bound if op == "<=" else value >= bound
+    assert (violation([constraint], {MSE: value}) == 0) == holds == (constraint.excess({MSE: value}) <= 0)
+
+
+@pytest.mark.parametrize(
+    ("constraints", "part"),
+    [
+        ("[val/reconstruction_mse < 0.03]", "expected a metric, <= or >=, and a number"),
+        ("[val/reconstruction_mse <= low]", "expected a metric, <= or >=, and a number"),
+        ("[val/reconstruction_mse <= .inf]", "expected a metric, <= or >=, and a number"),
+        ("[val/reconstruction_mse]", "expected a metric, <= or >=, and a number"),
+        ("[0.03]", "expected text"),
+        ("{val/jsd_nats: 0.1}", "study.constraints"),
+        ("[val/reconstructon_mse <= 0.03]", "is not a metric of held-out images. Did you mean val/reconstruction_mse?"),
+        ("[test/jsd_nats <= 0.03]", "test/jsd_nats is not a metric of held-out images"),
+        ("[val/reconstruction_mse <= -1]", "cannot be met, as val/reconstruction_mse is never below 0"),
+        (
+            "[val/jsd_nats <= 0.1, val/jsd_nats >= 0.2]",
+            "val/jsd_nats <= 0.1 and val/jsd_nats >= 0.2 cannot be met together",
+        ),
+    ],
+)
+def test_what_nobody_can_keep_to_is_told_with_its_line(tmp_path: Path, constraints: str, part: str) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(f"study:\n  constraints: {constraints}\n")
+    with pytest.raises(SettingsError) as caught:
+        read_plan(str(file))
+    (told,) = caught.value.problems
+    assert told.where == f"{file}:2" or constraints.startswith("{")
+    assert part in told.text and told.concerns("study.constraints")
+
+
+def test_bounds_that_can_be_met_are_taken() -> None:
+    plan = read_plan(None, ["study.constraints=[val/jsd_nats >= 0.1, val/jsd_nats <= 0.1, val/jsd_nats >= -1]"])
+    assert len(plan.settings.study.constraints) == 3
