@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.evaluation.constants import Constants
 from aae_ray.settings import replace
 from aae_ray.training.loop import Training
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks are not installed
 
-from benchmarks import overhead, step, timing
+from benchmarks import evaluation, overhead, step, timing
 from benchmarks.arms import Ends
 
 ROOT = Path(__file__).parent.parent
@@ -146,6 +148,14 @@ def test_step_writes_its_keys(tmp_path: Path) -> None:
         assert counted["ours"] == counted["floor"] > 0  # the same products, none more
         assert counted.get("pythae", 0) < counted["floor"]
     assert found["machine"]["cores"] and found["calibration"]["drift"] >= 0
+
+
+def test_evaluation_is_a_small_share_of_a_small_trial(digits: Dataset) -> None:
+    """What the benchmark measures, with room for a machine that does something else as well."""
+    constants = Constants()
+    Training(evaluation.settings_for("deterministic", 1), digits, constants=constants).train()
+    settings = evaluation.settings_for("deterministic", 27)
+    assert 0 < evaluation.evaluation_share(settings, digits, evaluation.REPORTS[27], constants) < 0.15
 
 
 @pytest.mark.slow

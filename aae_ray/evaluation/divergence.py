@@ -3,16 +3,18 @@
 The discriminator of a trial is part of what a study searches, and a weak one is fooled easily. So codes are
 compared with the prior by `jsd_bound` and `sliced_wasserstein`, which are the same for every trial.
 
-Shapes: `N` examples, `Z` code, `D` directions, `F` inputs of a network, `R` reference samples, `S` steps, `K` folds,
-`L` lanes (networks that train side by side), `B` batch.
+Shapes: `N` examples, `Z` code, `D` directions, `F` inputs of a network, `H` its hidden units, `R` reference samples,
+`S` steps, `K` folds, each with a network, `B` batch.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,6 +26,36 @@ DIRECTIONS = 256
 MOST_POINTS = 2000
 
 
+@dataclass(frozen=True)
+class PriorSlices:
+    """Samples of a prior along random lines, sorted: what any codes of that number are compared with."""
+
+    rows_N: Tensor  # of the codes that are compared
+    directions_DZ: Tensor
+    std_Z: Tensor
+    sorted_DN: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, prior_NZ: Tensor, prior_std_Z: Tensor | float, codes: int, *, seed: int) -> "PriorSlices":
+        """The slices of these samples for so many codes. The seed draws rows and lines."""
+        generator = torch.Generator().manual_seed(seed)
+        count = min(codes, len(prior_NZ), MOST_POINTS)
+        std_Z = torch.as_tensor(prior_std_Z, dtype=torch.float32, device="cpu")
+        rows_N, prior_rows_N = (torch.randperm(size, generator=generator)[:count] for size in (codes, len(prior_NZ)))
+        directions_DZ = functional.normalize(torch.randn(DIRECTIONS, prior_NZ.shape[1], generator=generator))
+        prior_NZ = prior_NZ.detach().to("cpu", torch.float32)[prior_rows_N] / std_Z
+        return cls(rows_N, directions_DZ, std_Z, _sorted_projections(directions_DZ, prior_NZ))
+
+    def distance(self, codes_NZ: Tensor) -> float:
+        """Sliced Wasserstein-2 distance of the codes to the prior, as `sliced_wasserstein` has it."""
+        z_NZ = codes_NZ.detach().to("cpu", torch.float32)[self.rows_N] / self.std_Z
+        if not z_NZ.isfinite().all():
+            return math.nan
+        gaps_DN = _sorted_projections(self.directions_DZ, z_NZ) - self.sorted_DN
+        mean_square = float(np.square(gaps_DN).mean(dtype=np.float64))
+        return math.sqrt(mean_square)
+
+
 def sliced_wasserstein(codes_NZ: Tensor, prior_NZ: Tensor, prior_std_Z: Tensor | float, *, seed: int) -> float:
     """Sliced Wasserstein-2 distance of codes and prior samples, in units of the prior's standard deviation.
 
@@ -31,20 +63,12 @@ def sliced_wasserstein(codes_NZ: Tensor, prior_NZ: Tensor, prior_std_Z: Tensor |
     pairs the sorted points. It uses as many points of each side as the smaller one has, at most 2000, drawn by the
     seed. Two independent samples of the prior, of as many points, give the floor. NaN when a code is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    count = min(len(codes_NZ), len(prior_NZ), MOST_POINTS)
-    std_Z = torch.as_tensor(prior_std_Z, dtype=torch.float32, device="cpu")
+    return PriorSlices.of(prior_NZ, prior_std_Z, len(codes_NZ), seed=seed).distance(codes_NZ)
 
-    def chosen(z_NZ: Tensor) -> Tensor:
-        rows = torch.randperm(len(z_NZ), generator=generator)[:count]
-        return z_NZ.detach().to("cpu", torch.float32)[rows] / std_Z
 
-    z_NZ, p_NZ = chosen(codes_NZ), chosen(prior_NZ)
-    if not z_NZ.isfinite().all():
-        return math.nan
-    u_DZ = functional.normalize(torch.randn(DIRECTIONS, z_NZ.shape[1], generator=generator))
-    gaps_DN = (u_DZ @ z_NZ.T).sort(1).values - (u_DZ @ p_NZ.T).sort(1).values
-    return gaps_DN.square().mean().sqrt().item()
+def _sorted_projections(directions_DZ: Tensor, z_NZ: Tensor) -> NDArray[np.float32]:
+    """<z, u> along each direction in rising order, (D, N). NumPy sorts floats many times faster than PyTorch."""
+    return np.sort((directions_DZ @ z_NZ.T).numpy(), axis=1)
 
 
 # --------------------------------------------------------------------------------------------------- JSD bound
@@ -80,38 +104,79 @@ def jsd_bound(codes_NZ: Tensor, draw_prior: Callable[[int, int], Tensor], *, see
     Nothing is clipped. With few codes in many dimensions the bound is loose.
 
     Codes and prior samples are cut into five folds; each fold is scored by the network that trained on the other
-    four. The same procedure with prior samples in place of the codes gives the floor; all ten networks train at once.
-    Their size and budget depend on the number and dimension of the codes alone. The standard error is that of a mean
-    over the scored examples, codes and prior samples apart; it leaves out that other training samples or another
-    start would have given another D.
+    four, and the five train at once. The same procedure with prior samples in place of the codes gives the floor.
+    Size and budget of the networks depend on the number and dimension of the codes alone. The standard error is that
+    of a mean over the scored examples, codes and prior samples apart; it leaves out that other training samples or
+    another start would have given another D.
 
     `draw_prior(count, seed)` returns prior samples (count, Z). Up to four codes that fill no fold are left out, and
     those above 10,000, as the seed decides. It works on the CPU in float32 wherever the codes are, and depends on the
     seed and no global generator. All values are NaN when a code is not finite, or overflows when squared. Raises
     UserError for fewer than ten codes.
     """
-    count = min(len(codes_NZ), MOST_CODES) // FOLDS * FOLDS
-    if count < LEAST_CODES:
-        raise UserError(
-            f"val/jsd_nats and test/jsd_nats need at least {LEAST_CODES} held-out images, got {len(codes_NZ)}; "
-            "raise data.validation_fraction or data.test_fraction, or give more images"
-        )
-    prior_count = max(count, PRIOR_SAMPLES)
-    # The next seed: the same one would make the initial weights from the very numbers of the prior samples.
-    generator = torch.Generator().manual_seed(seed + 1)
-    with one_thread(), torch.inference_mode(False), torch.enable_grad():
-        drawn_NZ = draw_prior(REFERENCE_SAMPLES + prior_count + count, seed).detach().to("cpu", torch.float32)
-        reference_RZ, prior_NZ, stand_in_NZ = drawn_NZ.split([REFERENCE_SAMPLES, prior_count, count])
-        rows = torch.randperm(len(codes_NZ), generator=generator)[:count]
-        codes_NZ = codes_NZ.detach().to("cpu", torch.float32)[rows]
-        fake_NF = _inputs(torch.cat([codes_NZ, stand_in_NZ]), reference_RZ)
-        if not fake_NF.isfinite().all():
+    return PriorReference.of(draw_prior, len(codes_NZ), seed=seed).bound(codes_NZ)
+
+
+@dataclass(frozen=True)
+class PriorReference:
+    """What any codes of that number are told apart from, and how well prior samples in their place are."""
+
+    seed: int
+    codes: int
+    reference_RZ: Tensor
+    real_NF: Tensor
+    floor: float
+
+    @classmethod
+    def of(cls, draw_prior: Callable[[int, int], Tensor], codes: int, *, seed: int) -> "PriorReference":
+        """The reference for so many codes, with its floor. Raises UserError for fewer than ten codes."""
+        count = _scored(codes)
+        if count < LEAST_CODES:
+            raise UserError(
+                f"val/jsd_nats and test/jsd_nats need at least {LEAST_CODES} held-out images, got {codes}; "
+                "raise data.validation_fraction or data.test_fraction, or give more images"
+            )
+        prior_count = max(count, PRIOR_SAMPLES)
+        with one_thread():
+            drawn_NZ = draw_prior(REFERENCE_SAMPLES + prior_count + count, seed).detach().to("cpu", torch.float32)
+            reference_RZ, prior_NZ, stand_in_NZ = drawn_NZ.split([REFERENCE_SAMPLES, prior_count, count])
+            real_NF = _inputs(prior_NZ, reference_RZ)
+            without_floor = cls(seed, codes, reference_RZ, real_NF, math.nan)
+            fake_loss_N, real_loss_N = without_floor._losses(stand_in_NZ)
+            return replace(without_floor, floor=_bound(fake_loss_N, real_loss_N))
+
+    def bound(self, codes_NZ: Tensor) -> JsdBound:
+        """The bound for these codes, as `jsd_bound` has it."""
+        rows_N = torch.randperm(self.codes, generator=self._generator())[: _scored(self.codes)]
+        fake_loss_N, real_loss_N = self._losses(codes_NZ.detach().to("cpu", torch.float32)[rows_N])
+        nats = _bound(fake_loss_N, real_loss_N)
+        if math.isnan(nats):
             return JsdBound(math.nan, math.nan, math.nan)
-        real_NF = _inputs(prior_NZ, reference_RZ)
-        fake_loss_2N, real_loss_2N = _held_out_losses(fake_NF.view(2, count, -1), real_NF, generator)
-    bounds_2 = math.log(2) - (fake_loss_2N.mean(1) + real_loss_2N.mean(1)) / 2
-    variance = fake_loss_2N[0].var() / count + real_loss_2N[0].var() / prior_count
-    return JsdBound(bounds_2[0].item(), variance.sqrt().item() / 2, bounds_2[1].item())
+        variance = fake_loss_N.var() / len(fake_loss_N) + real_loss_N.var() / len(real_loss_N)
+        return JsdBound(nats, variance.sqrt().item() / 2, self.floor)
+
+    def _losses(self, fake_NZ: Tensor) -> tuple[Tensor, Tensor]:
+        """-log(1 - D) of these and -log D of the prior samples, held out; NaN where one of these is not finite."""
+        with one_thread(), torch.no_grad():
+            fake_NF = _inputs(fake_NZ, self.reference_RZ)
+            if not fake_NF.isfinite().all():
+                return (torch.tensor([math.nan]),) * 2
+            generator = self._generator()
+            torch.randperm(self.codes, generator=generator)  # behind the draw of rows
+            return _held_out_losses(fake_NF, self.real_NF, generator)
+
+    def _generator(self) -> torch.Generator:
+        """The next seed: the same one would make the initial weights from the very numbers of the prior samples."""
+        return torch.Generator().manual_seed(self.seed + 1)
+
+
+def _scored(codes: int) -> int:
+    """How many of so many codes are scored."""
+    return min(codes, MOST_CODES) // FOLDS * FOLDS
+
+
+def _bound(fake_loss_N: Tensor, real_loss_N: Tensor) -> float:
+    return math.log(2) - (fake_loss_N.mean() + real_loss_N.mean()).item() / 2
 
 
 @contextmanager
@@ -149,40 +214,28 @@ def _log_distance(z_NZ: Tensor, reference_RZ: Tensor) -> Tensor:
     return distance_N.add(RESOLUTION).log().unsqueeze(1)
 
 
-def _held_out_losses(fake_2NF: Tensor, real_NF: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _held_out_losses(fake_NF: Tensor, real_NF: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """-log(1 - D) of every fake and -log D of every real example, by the network that did not train on it.
 
-    fake_2NF holds the codes and the prior samples that stand in for codes; row i of each result belongs to
-    fake_2NF[i]. A lane is one network, for one of the two and one fold; lanes share the start and the draws of
-    minibatches, and no parameter. More codes per input bear more steps and need less decay, fewer the reverse: so
-    equal distributions stay close to 0 with few codes or many dimensions, and the bound grows tighter with many.
+    More codes per input bear more steps and need less decay, fewer the reverse: so equal distributions stay close to 0
+    with few codes or many dimensions, and the bound grows tighter with many.
     """
-    _, count, inputs = fake_2NF.shape
+    count, inputs = fake_NF.shape
     growth = min(4.0, max(0.1, math.sqrt(count / inputs / CODES_PER_INPUT)))
     steps = round(STEPS * growth)
-    weights, biases = _start(inputs, generator)
-    optimizer = torch.optim.AdamW(
-        [{"params": weights, "weight_decay": WEIGHT_DECAY / growth}, {"params": biases, "weight_decay": 0.0}],
-        lr=LEARNING_RATE,
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / steps, total_iters=steps)
+    networks = Discriminators(inputs, generator)
     fake_rows_SKB = _training_rows(steps, count, generator)
     real_rows_SKB = _training_rows(steps, len(real_NF), generator)
-    for fake_rows_KB, real_rows_KB in zip(fake_rows_SKB, real_rows_SKB, strict=True):
-        fake_LBF = fake_2NF[:, fake_rows_KB].flatten(0, 1)
-        real_LBF = real_NF[real_rows_KB].repeat(2, 1, 1)
-        fake_LB, real_LB = _logits(torch.cat([fake_LBF, real_LBF], 1), weights, biases).split(BATCH, 1)
-        # A sum over lanes of means over the batch: every lane gets the gradient that it would get alone.
-        loss = (functional.softplus(fake_LB) + functional.softplus(-real_LB)).mean(1).sum() / 2
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        fake_LB = _logits(fake_2NF.reshape(2 * FOLDS, -1, inputs), weights, biases)
-        real_LB = _logits(real_NF.view(FOLDS, -1, inputs).repeat(2, 1, 1), weights, biases)
-    return functional.softplus(fake_LB).view(2, -1), functional.softplus(-real_LB).view(2, -1)
+    for step, rows in enumerate(zip(fake_rows_SKB, real_rows_SKB, strict=True)):
+        fake_KBF, real_KBF = (
+            x_NF.index_select(0, rows_KB.flatten()).view(FOLDS, BATCH, inputs)
+            for x_NF, rows_KB in zip((fake_NF, real_NF), rows, strict=True)
+        )
+        rate = LEARNING_RATE * (1 - (1 - 1 / steps) * step / steps)
+        networks.update(torch.cat([fake_KBF, real_KBF], 1), rate, WEIGHT_DECAY / growth)
+    fake_KB = networks.logits(fake_NF.view(FOLDS, -1, inputs))
+    real_KB = networks.logits(real_NF.view(FOLDS, -1, inputs))
+    return functional.softplus(fake_KB).flatten(), functional.softplus(-real_KB).flatten()
 
 
 def _training_rows(steps: int, count: int, generator: torch.Generator) -> Tensor:
@@ -193,18 +246,76 @@ def _training_rows(steps: int, count: int, generator: torch.Generator) -> Tensor
     return (fold_ends_K1 + drawn_SKB) % count
 
 
-def _start(inputs: int, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights (L, in, out) and biases (L, 1, out); the last weights are small, so every D starts near 1/2."""
-    weights, biases = [], []
-    for fan_in, fan_out, gain in ((inputs, HIDDEN, 1.0), (HIDDEN, HIDDEN, 1.0), (HIDDEN, 1, 0.1)):
-        weight_1IO = torch.randn(1, fan_in, fan_out, generator=generator) * (gain * math.sqrt(2 / fan_in))
-        weights.append(weight_1IO.repeat(2 * FOLDS, 1, 1).requires_grad_())
-        biases.append(torch.zeros(2 * FOLDS, 1, fan_out, requires_grad=True))
-    return weights, biases
+class Discriminators:
+    """A network for each fold, with two hidden layers of rectifiers; they share the start, and no parameter.
 
+    So small a network spends most of its time in the bookkeeping of autograd and of an optimizer. Its gradients and the
+    steps of AdamW (Loshchilov and Hutter 2019, algorithm 2) are therefore written out, over one vector of parameters.
+    """
 
-def _logits(x_LBF: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    """log D / (1 - D) of every example of every lane, (L, B)."""
-    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x_LBF = torch.baddbmm(bias, x_LBF, weight).relu()
-    return torch.baddbmm(biases[-1], x_LBF, weights[-1]).squeeze(2)
+    BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+    def __init__(self, inputs: int, generator: torch.Generator) -> None:
+        """The last weights are small, so every D starts near 1/2."""
+        layers = ((inputs, HIDDEN, 1.0), (HIDDEN, HIDDEN, 1.0), (HIDDEN, 1, 0.1))
+        weights = [
+            (torch.randn(1, fan_in, fan_out, generator=generator) * (gain * math.sqrt(2 / fan_in))).repeat(FOLDS, 1, 1)
+            for fan_in, fan_out, gain in layers
+        ]
+        self._shapes = [*(weight.shape for weight in weights), *((FOLDS, 1, fan_out) for _, fan_out, _ in layers)]
+        self._vector = torch.cat(
+            [torch.cat([weight.flatten() for weight in weights]), torch.zeros((2 * HIDDEN + 1) * FOLDS)]
+        )
+        self._decayed = self._vector[: sum(weight.numel() for weight in weights)]
+        self.parameters = self._parts(self._vector)  # weights (K, in, out) of the layers, then biases (K, 1, out)
+        self._gradient = torch.empty_like(self._vector)
+        self.gradients = self._parts(self._gradient)
+        self._mean, self._square = torch.zeros_like(self._vector), torch.zeros_like(self._vector)
+        self._steps = 0
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        parts = vector.split([math.prod(shape) for shape in self._shapes])
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def logits(self, x_KBF: Tensor) -> Tensor:
+        """log D / (1 - D) of every example, (K, B)."""
+        return self._forward(x_KBF)[-1].squeeze(2)
+
+    def _forward(self, x_KBF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What both hidden layers and the last one say."""
+        weight1, weight2, weight3, bias1, bias2, bias3 = self.parameters
+        first_KBH = torch.baddbmm(bias1, x_KBF, weight1).relu_()
+        second_KBH = torch.baddbmm(bias2, first_KBH, weight2).relu_()
+        # One column is too few for a matrix product to pay.
+        return first_KBH, second_KBH, (second_KBH * weight3.mT).sum(2, keepdim=True).add_(bias3)
+
+    def differentiate(self, x_KBF: Tensor) -> None:
+        """Fill `gradients` with those of each network's loss, (mean -log(1 - D(fake)) + mean -log D(real)) / 2.
+
+        The first half of the examples is fake, the second real.
+        """
+        half = x_KBF.shape[1] // 2
+        sign_B1 = torch.ones(2 * half, 1)
+        sign_B1[half:] = -1
+        first_KBH, second_KBH, logits_KB1 = self._forward(x_KBF)
+        _, weight2, weight3, *_ = self.parameters
+        back_KB1 = (logits_KB1 * sign_B1).sigmoid_().mul_(sign_B1 / (2 * half))
+        back2_KBH = (back_KB1 * weight3.mT).mul_(second_KBH.sign())  # rectified, so the sign is the derivative
+        back1_KBH = torch.bmm(back2_KBH, weight2.mT).mul_(first_KBH.sign())
+        gradient1, gradient2, gradient3, *bias_gradients = self.gradients
+        torch.bmm(x_KBF.mT, back1_KBH, out=gradient1)
+        torch.bmm(first_KBH.mT, back2_KBH, out=gradient2)
+        torch.sum(second_KBH * back_KB1, 1, out=gradient3.squeeze(2))
+        for back, gradient in zip((back1_KBH, back2_KBH, back_KB1), bias_gradients, strict=True):
+            torch.sum(back, 1, keepdim=True, out=gradient)
+
+    def update(self, x_KBF: Tensor, rate: float, decay: float) -> None:
+        """A step of AdamW; biases do not decay."""
+        self.differentiate(x_KBF)
+        self._steps += 1
+        beta1, beta2 = self.BETAS
+        self._decayed.mul_(1 - rate * decay)
+        self._mean.lerp_(self._gradient, 1 - beta1)
+        self._square.mul_(beta2).addcmul_(self._gradient, self._gradient, value=1 - beta2)
+        scale = self._square.sqrt().div_(math.sqrt(1 - beta2**self._steps)).add_(self.EPSILON)
+        self._vector.addcdiv_(self._mean, scale, value=-rate / (1 - beta1**self._steps))

@@ -18,6 +18,7 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
 from aae_ray.evaluation import drawing as figures
 from aae_ray.evaluation import sample_quality as quality
+from aae_ray.evaluation.constants import Constants, data_key, prior_key
 from aae_ray.evaluation.held_out import PROTOCOL_SEED, HeldOutMetrics, some_of
 from aae_ray.evaluation.judge import SMALLEST, Judge, pixels
 
@@ -49,7 +50,7 @@ class FinalEvaluation:
 
 def evaluate_model(evaluation: HeldOutMetrics, judge: Judge | None) -> FinalEvaluation:
     """What a whole model is worth: the metrics of its training on the test images, its samples and its codes."""
-    result = evaluate_samples(evaluation.samples, evaluation.dataset, judge)
+    result = evaluate_samples(evaluation.samples, evaluation.dataset, judge, evaluation.constants)
     test = evaluation.cheap("test") | evaluation.costly("test")
     result.metrics = test | result.metrics | evaluate_codes(evaluation)
     return result
@@ -64,9 +65,14 @@ def final_evaluation_tags(result: FinalEvaluation, judge: Judge | None) -> dict[
     return tags
 
 
-def evaluate_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> FinalEvaluation:
-    """What samples are worth; without a judge (no labels, or tiny images) less the metrics on its features."""
-    result = FinalEvaluation()
+def evaluate_samples(
+    draw: Draw, dataset: Dataset, judge: Judge | None, constants: Constants | None = None
+) -> FinalEvaluation:
+    """What samples are worth; without a judge (no labels, or tiny images) less the metrics on its features.
+
+    `constants` are those of the models that were evaluated before in this process.
+    """
+    result, constants = FinalEvaluation(), Constants() if constants is None else constants
     samples_MCHW = draw(PARZEN_SAMPLES).cpu()
     if not samples_MCHW.isfinite().all():
         result.remarks.append("samples hold values that are not finite, which count as black")
@@ -79,14 +85,14 @@ def evaluate_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Final
         assert dataset.labels_N is not None
         real_K = torch.from_numpy(np.bincount(dataset.labels_N))
         histogram = quality.class_histogram(judge.probabilities(samples_MCHW), real_K)
-        result.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge) | _classes(histogram)
+        result.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge, constants) | _classes(histogram)
         result.class_shares = histogram.share_K
         if "quality/coverage" not in result.metrics:
             result.remarks.append(f"FID, KID and coverage need more than {NEIGHBOURS} training and test images")
         if histogram.missing:
             classes = ", ".join(map(str, histogram.missing))
             result.remarks.append(f"coverage warning: samples rarely show class {classes}")
-    _parzen(result, samples_MCHW, test_NCHW, dataset)
+    _parzen(result, samples_MCHW, test_NCHW, dataset, constants)
     fake_NCHW = samples_MCHW[:SHOWN]
     blocks = (dataset.train[start : start + BLOCK] for start in range(0, len(dataset.train), BLOCK))
     nearest_M = quality.nearest_images(fake_NCHW.flatten(1), (pixels(dataset, rows).flatten(1) for rows in blocks))
@@ -95,28 +101,51 @@ def evaluate_samples(draw: Draw, dataset: Dataset, judge: Judge | None) -> Final
     return result
 
 
-def _judged(samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, judge: Judge) -> dict[str, float]:
+@dataclass(frozen=True)
+class RealFeatures:
+    """Features of test images, and how far those of as many training images are from them: the floors."""
+
+    real_NF: Tensor
+    fid: float
+    kid: float
+    coverage: float
+
+
+def _real_features(test_NCHW: Tensor, count: int, dataset: Dataset, judge: Judge) -> RealFeatures:
+    real_NF = judge.features(test_NCHW[torch.from_numpy(some_of(np.arange(len(test_NCHW)), count))])
+    train_NF = judge.features(pixels(dataset, some_of(dataset.train, count)))
+    return RealFeatures(
+        real_NF,
+        quality.frechet_distance(real_NF, train_NF),
+        quality.kernel_distance(real_NF, train_NF, seed=PROTOCOL_SEED).value,
+        quality.prdc(real_NF, train_NF, NEIGHBOURS).coverage,
+    )
+
+
+def _judged(
+    samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, judge: Judge, constants: Constants
+) -> dict[str, float]:
     count = min(len(test_NCHW), len(dataset.train), MOST)
     if count <= NEIGHBOURS:
         return {"quality/judge_accuracy": judge.accuracy}
-    real_NF = judge.features(test_NCHW[torch.from_numpy(some_of(np.arange(len(test_NCHW)), count))])
-    fake_NF = judge.features(samples_MCHW[:count])
-    train_NF = judge.features(pixels(dataset, some_of(dataset.train, count)))
-    kid, kid_floor = (
-        quality.kernel_distance(real_NF, other_NF, seed=PROTOCOL_SEED) for other_NF in (fake_NF, train_NF)
+    real = constants.once(
+        ("real features", judge.digest, data_key(dataset), count),
+        lambda: _real_features(test_NCHW, count, dataset, judge),
     )
-    balls = quality.prdc(real_NF, fake_NF, NEIGHBOURS)
+    fake_NF = judge.features(samples_MCHW[:count])
+    kid = quality.kernel_distance(real.real_NF, fake_NF, seed=PROTOCOL_SEED)
+    balls = quality.prdc(real.real_NF, fake_NF, NEIGHBOURS)
     return {
-        "quality/fid_local": quality.frechet_distance(real_NF, fake_NF),
-        "quality/fid_local_floor": quality.frechet_distance(real_NF, train_NF),
+        "quality/fid_local": quality.frechet_distance(real.real_NF, fake_NF),
+        "quality/fid_local_floor": real.fid,
         "quality/kid_local": kid.value,
         "quality/kid_local_se": kid.standard_error,
-        "quality/kid_local_floor": kid_floor.value,
+        "quality/kid_local_floor": real.kid,
         "quality/precision": balls.precision,
         "quality/recall": balls.recall,
         "quality/density": balls.density,
         "quality/coverage": balls.coverage,
-        "quality/coverage_floor": quality.prdc(real_NF, train_NF, NEIGHBOURS).coverage,
+        "quality/coverage_floor": real.coverage,
         "quality/judge_accuracy": judge.accuracy,
     }
 
@@ -130,18 +159,24 @@ def _classes(histogram: quality.ClassHistogram) -> dict[str, float]:
     }
 
 
-def _parzen(result: FinalEvaluation, samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset) -> None:
+def _parzen(
+    result: FinalEvaluation, samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, constants: Constants
+) -> None:
     """The log-likelihood by the paper's protocol beside that of as many real training images (section 3)."""
     validation_ND = pixels(dataset, some_of(dataset.val, PARZEN_VALIDATION)).flatten(1)
     test_ND = test_NCHW.flatten(1)
-    real_MD = pixels(dataset, some_of(dataset.train, PARZEN_SAMPLES)).flatten(1)
+    real = some_of(dataset.train, PARZEN_SAMPLES)
     try:
-        score = quality.parzen(samples_MCHW[: len(real_MD)].flatten(1), validation_ND, test_ND)
+        score = quality.parzen(samples_MCHW[: len(real)].flatten(1), validation_ND, test_ND)
     except UserError as error:
         result.remarks.append(f"no Parzen score of the samples: {error}")
         return
     try:
-        anchor = {"quality/parzen_anchor_nats": quality.parzen(real_MD, validation_ND, test_ND).nats}
+        nats = constants.once(
+            ("parzen anchor", data_key(dataset), len(real), len(validation_ND), len(test_ND)),
+            lambda: quality.parzen(pixels(dataset, real).flatten(1), validation_ND, test_ND).nats,
+        )
+        anchor = {"quality/parzen_anchor_nats": nats}
     except UserError as error:
         anchor = {}
         result.remarks.append(f"no Parzen score of real training images: {error}")
@@ -161,12 +196,15 @@ def evaluate_codes(evaluation: HeldOutMetrics) -> dict[str, float]:
     codes_NZ = evaluation.codes("test")
     count = min(len(codes_NZ), CODES)
     prior_std = model.prior.std_Z.double().square().mean().sqrt().item()
-    prior, again = (evaluation.prior_codes(count, seed) for seed in (0, 1))
+    prior = evaluation.prior_codes(count, 0)
     metrics = {
         "quality/imq_mmd": quality.imq_mmd(
             codes_NZ[torch.from_numpy(some_of(np.arange(len(codes_NZ)), count))], prior, prior_std
         ),
-        "quality/imq_mmd_floor": quality.imq_mmd(again, prior, prior_std),
+        "quality/imq_mmd_floor": evaluation.constants.once(
+            ("imq mmd floor", prior_key(model.prior), count),
+            lambda: quality.imq_mmd(evaluation.prior_codes(count, 1), prior, prior_std),
+        ),
     }
     z_NZ, y_NK = evaluation.prior_decoder_inputs(count)
     x_ND = model.decode(z_NZ, y_NK)

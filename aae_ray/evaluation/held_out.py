@@ -19,6 +19,7 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
 from aae_ray.evaluation import clustering_metrics as clusters
 from aae_ray.evaluation import divergence, metrics
+from aae_ray.evaluation.constants import Constants, data_key, prior_key
 from aae_ray.randomness import EVALUATION, generator_for
 from aae_ray.settings import RunSettings
 
@@ -72,25 +73,41 @@ def measured(settings: RunSettings, dataset: Dataset) -> set[str]:
 
 
 class HeldOutMetrics:
-    """Measures a model on the validation or test images. The same noise and prior samples are drawn each time."""
+    """Measures a model on the validation or test images. The same noise and prior samples are drawn each time.
 
-    def __init__(self, settings: RunSettings, model: Model, dataset: Dataset, images: Images) -> None:
+    A part is encoded once, and all that is asked of it is answered from there: whoever changes the weights of the model
+    says so by `weights_changed`. `constants` are those of the models that were measured before in this process.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        model: Model,
+        dataset: Dataset,
+        images: Images,
+        constants: Constants | None = None,
+    ) -> None:
         self.settings, self.model, self.dataset, self.images = settings, model, dataset, images
-        self._constants: dict[str, float] = {}  # what depends on the data and the prior alone
+        self.constants = Constants() if constants is None else constants
+        self._data, self._prior = data_key(dataset), prior_key(model.prior)
+        self._encodings: dict[str, Encoded] = {}
+
+    def weights_changed(self) -> None:
+        """What was encoded is no longer what the model would make of it."""
+        self._encodings.clear()
 
     def cheap(self, part: str) -> dict[str, float]:
         """The metrics that are taken every epoch, named after the part: `val/...` or `test/...`."""
         seen = self._look_at(part)
+        slices = self._prior_slices(len(seen.z_NZ))
         values = {
             "reconstruction_mse": seen.reconstruction_mse,
             "mean_image_mse": self._mean_image_mse(part),
             "code_std": metrics.code_std(seen.z_NZ, self.model.prior.std_Z),
-            "sliced_wasserstein": self._sliced_wasserstein(seen.z_NZ),
+            "sliced_wasserstein": slices.distance(seen.z_NZ),
             "sliced_wasserstein_floor": self._sliced_wasserstein_floor(len(seen.z_NZ)),
             **self._labelling(part, seen.z_NZ, seen.logits_NK),
         }
-        if self.model.noise_dim:
-            values["noise_use"] = self._noise_use(part)
         return {f"{part}/{name}": value for name, value in values.items()}
 
     def _labelling(self, part: str, z_NZ: Tensor, logits_NK: Tensor | None) -> dict[str, float]:
@@ -126,13 +143,17 @@ class HeldOutMetrics:
         return values
 
     def costly(self, part: str) -> dict[str, float]:
-        """The metrics that are taken at rungs and at the end: a fresh discriminator is trained on held-out codes."""
-        bound = divergence.jsd_bound(self.codes(part), self.prior_codes, seed=PROTOCOL_SEED)
-        return {
-            f"{part}/jsd_nats": bound.nats,
-            f"{part}/jsd_nats_se": bound.standard_error,
-            f"{part}/jsd_nats_floor": bound.floor,
-        }
+        """The metrics that are taken at rungs and at the end: fresh discriminators are trained on held-out codes."""
+        z_NZ = self.codes(part)
+        reference = self.constants.once(
+            ("prior reference", self._prior, len(z_NZ)),
+            lambda: divergence.PriorReference.of(self.prior_codes, len(z_NZ), seed=PROTOCOL_SEED),
+        )
+        bound = reference.bound(z_NZ)
+        values = {"jsd_nats": bound.nats, "jsd_nats_se": bound.standard_error, "jsd_nats_floor": bound.floor}
+        if self.model.noise_dim:
+            values["noise_use"] = self._noise_use(part)
+        return {f"{part}/{name}": value for name, value in values.items()}
 
     def codes(self, part: str) -> Tensor:
         """Held-out codes z_NZ in the order of the part, on the CPU, one draw of the posterior each."""
@@ -195,10 +216,15 @@ class HeldOutMetrics:
         y_NK = sample_classes(count, self.model.classes, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR_LABELS))
         return z_NZ, y_NK.to(z_NZ)
 
-    @torch.no_grad()
     def _look_at(self, part: str) -> Encoded:
+        if part not in self._encodings:
+            self._encodings[part] = self._encode(self._indices(part))
+        return self._encodings[part]
+
+    @torch.no_grad()
+    def _encode(self, indices: np.ndarray) -> Encoded:
         codes, logits, squared_error, pixels = [], [], 0.0, 0
-        for x_BD, code, y_BK in self._encoded(self._indices(part)):
+        for x_BD, code, y_BK in self._encoded(indices):
             squared_error += (self.model.decode(code.z_BZ, y_BK) - x_BD).square().sum(dtype=torch.float64).item()
             pixels += x_BD.numel()
             codes.append(code.z_BZ.cpu())
@@ -240,26 +266,29 @@ class HeldOutMetrics:
         )
         return metrics.noise_use(z_MNZ.cpu())
 
-    def _sliced_wasserstein(self, z_NZ: Tensor) -> float:
-        return divergence.sliced_wasserstein(
-            z_NZ, self.prior_codes(len(z_NZ), 0), self.model.prior.std_Z, seed=PROTOCOL_SEED
+    def _prior_slices(self, count: int) -> divergence.PriorSlices:
+        std_Z = self.model.prior.std_Z
+        return self.constants.once(
+            ("prior slices", self._prior, count),
+            lambda: divergence.PriorSlices.of(self.prior_codes(count, 0), std_Z, count, seed=PROTOCOL_SEED),
         )
 
     def _sliced_wasserstein_floor(self, count: int) -> float:
-        key = f"sliced_wasserstein/{count}"
-        if key not in self._constants:
-            self._constants[key] = self._sliced_wasserstein(self.prior_codes(count, FLOOR))
-        return self._constants[key]
+        return self.constants.once(
+            ("sliced wasserstein floor", self._prior, count),
+            lambda: self._prior_slices(count).distance(self.prior_codes(count, FLOOR)),
+        )
 
     def _mean_image_mse(self, part: str) -> float:
         """Squared error per pixel of always predicting the mean training image."""
-        key = f"mean_image/{part}"
-        if key not in self._constants:
+
+        def measure() -> float:
             mean_D = sum(x_BD.double().sum(0) for x_BD in self._chunks(self.dataset.train)) / len(self.dataset.train)
             indices = self._indices(part)
             error = sum((x_BD.double() - mean_D).square().sum().item() for x_BD in self._chunks(indices))
-            self._constants[key] = error / (len(indices) * self.images.rows_ND.shape[1])
-        return self._constants[key]
+            return float(error) / (len(indices) * self.images.rows_ND.shape[1])
+
+        return self.constants.once(("mean image", self._data, self.images.dtype, part), measure)
 
     def _chunks(self, indices: np.ndarray) -> Iterator[Tensor]:
         for start in range(0, len(indices), CHUNK):

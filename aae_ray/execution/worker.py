@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.errors import UserError
+from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.figure_data import figure_data
 from aae_ray.execution.failures import Failed, describe, log_tail
 from aae_ray.execution.orders import (
@@ -98,11 +99,12 @@ def work(config: dict[str, Any]) -> None:
 
 
 class Worker:
-    """One worker of a gang. From one trial to the next it keeps its data sets and nothing else."""
+    """One worker of a gang. From one trial to the next it keeps its data sets, and what is measured of them alone."""
 
     def __init__(self, rank: int, workers: int, device: torch.device, agreement: Agreement) -> None:
         self.rank, self.workers, self.device, self.agreement = rank, workers, device, agreement
         self.datasets: dict[Data, Dataset] = {}
+        self.constants = Constants()
         self.training: Training | None = None
         self.evaluation_seconds = 0.0
         self.in_step = True  # whether the ranks have agreed on the trial that is being built
@@ -152,7 +154,8 @@ class Worker:
             raise UserError(
                 "train.device is cuda and the worker has no GPU; ask for one with study.resources_per_worker.GPU=1"
             )
-        training = Training(settings, self.datasets[settings.data], device, self.rank, self.workers, self._wrap)
+        dataset = self.datasets[settings.data]
+        training = Training(settings, dataset, device, self.rank, self.workers, self._wrap, self.constants)
         for name in ("cheap", "costly"):
             setattr(training.evaluation, name, self._timed(getattr(training.evaluation, name)))
         if trial.state is not None:

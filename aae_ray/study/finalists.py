@@ -5,6 +5,7 @@ from typing import Any
 
 from aae_ray.datasets.dataset import Dataset, cache_folder
 from aae_ray.errors import UserError
+from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.final_evaluation import NEAREST_SHEET, FinalEvaluation, evaluate_model, final_evaluation_tags
 from aae_ray.evaluation.judge import judge_if_any
 from aae_ray.reporting.cards import best_config, model_card
@@ -37,10 +38,10 @@ def finalists(ledger: Ledger, best: TrialRecord | None, which: str) -> list[Tria
     return [best, *(trial for trial in others if trial is not best)]
 
 
-def rebuild(dataset: Dataset, trial: TrialRecord, store: Store) -> Training:
+def rebuild(dataset: Dataset, trial: TrialRecord, store: Store, constants: Constants) -> Training:
     """A trial's training from its checkpoint, on the CPU. Raises UserError when there is none that can be read."""
     settings = replace(trial.plan.settings, {**trial.params, "train.device": "cpu"})
-    training = Training(settings, dataset)
+    training = Training(settings, dataset, constants=constants)
     if trial.checkpoint is None:
         raise UserError(f"{trial.name} has no checkpoint")
     try:
@@ -52,10 +53,10 @@ def rebuild(dataset: Dataset, trial: TrialRecord, store: Store) -> Training:
 
 
 def measure(
-    conductor: Conductor, dataset: Dataset, trial: TrialRecord, store: Store
+    conductor: Conductor, dataset: Dataset, trial: TrialRecord, store: Store, constants: Constants
 ) -> tuple[Training, FinalEvaluation]:
     """What a trial is worth on the test images, which no choice has seen, and what its samples are worth."""
-    training, folder = rebuild(dataset, trial, store), store.local
+    training, folder = rebuild(dataset, trial, store, constants), store.local
     judge = judge_if_any(dataset, cache_folder(training.settings.data))
     result = evaluate_model(training.evaluation, judge)
     sheet = Path(FIGURES, trial.name, NEAREST_SHEET)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import STOPPED, UserError
+from aae_ray.evaluation.constants import Constants
 from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processes, ray_cluster
 from aae_ray.execution.tune_adapter import search
 from aae_ray.execution.worker import precision_advice
@@ -319,10 +320,11 @@ class Study:
             for page in plots.write_plots(optuna_study(ledger), ledger.current_plan, self.folder / "plots"):
                 path = str(page.relative_to(self.folder))
                 conductor.record(events.FileWritten(number=None, path=path, folder="plots"))
+        constants = Constants()
         for trial in finalists(ledger, best, settings.study.finalists):
             screen.say(f"measuring {trial.name} on the test images")
             with self._noted(conductor, f"{trial.name} could not be measured on the test images"):
-                training, result = measure(conductor, self.dataset, trial, self.store)
+                training, result = measure(conductor, self.dataset, trial, self.store, constants)
                 if trial is best:
                     with self._noted(conductor, f"{trial.name}, the best trial, could not be published"):
                         register = settings.tracking.register_model

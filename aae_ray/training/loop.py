@@ -21,6 +21,7 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
 from aae_ray.datasets.labels import check
 from aae_ray.errors import UserError
+from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import HeldOutMetrics
 from aae_ray.settings import RunSettings, epoch_at, flatten, setting
 from aae_ray.training.batches import Batches, Step
@@ -73,6 +74,7 @@ class Training:
     rank: int = 0
     workers: int = 1
     wrap: Wrap = lambda network: network
+    constants: Constants = field(default_factory=Constants)  # of held-out metrics, where others are measured beside it
 
     def __post_init__(self) -> None:
         if len(self.dataset.train) < 2 * self.workers:
@@ -101,7 +103,7 @@ class Training:
         self.batches = Batches(
             self.settings, self.model, self.images, self.dataset, rank=self.rank, workers=self.workers
         )
-        self.evaluation = HeldOutMetrics(self.settings, self.model, self.dataset, self.images)
+        self.evaluation = HeldOutMetrics(self.settings, self.model, self.dataset, self.images, self.constants)
         self.history: list[dict[str, float]] = []
 
     @property
@@ -154,6 +156,7 @@ class Training:
         N workers equal to one also where their slices differ in size. Where it is asked for, `gradients` takes the norm
         of the gradient on the encoder's trunk, for each phase that updates it.
         """
+        self.evaluation.weights_changed()
         observed, shared = [], None
         for phase, batch, examples in zip(self.model.phases, step.batches, step.examples, strict=True):
             view = self._views[phase.name]
@@ -223,6 +226,7 @@ class Training:
                 f"the checkpoint was trained on data with digest {state['data_digest']}, "
                 f"and {self.dataset.name} has {self.dataset.digest}"
             )
+        self.evaluation.weights_changed()
         self.history = [dict(metrics) for metrics in state["history"]]
         for name, network in self.model.networks.items():
             network.load_state_dict(state["networks"][name])

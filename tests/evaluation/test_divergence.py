@@ -147,6 +147,38 @@ def test_a_fold_is_never_trained_on_and_all_else_is() -> None:
         assert set(rows_SKB[:, fold].flatten().tolist()) == set(range(20)) - set(range(4 * fold, 4 * fold + 4))
 
 
+def test_written_out_gradients_and_steps_are_those_of_pytorch() -> None:
+    x_KBF = torch.randn(divergence.FOLDS, 12, 4, generator=seeded(1))
+    ours = divergence.Discriminators(4, seeded(0))
+    theirs = [parameter.clone().requires_grad_() for parameter in ours.parameters]
+    groups = [{"params": theirs[:3], "weight_decay": 2.0}, {"params": theirs[3:], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01)
+    for _ in range(5):
+        first_KBH = torch.baddbmm(theirs[3], x_KBF, theirs[0]).relu()
+        logits_KB1 = torch.baddbmm(theirs[5], torch.baddbmm(theirs[4], first_KBH, theirs[1]).relu(), theirs[2])
+        fake_KB1, real_KB1 = logits_KB1.chunk(2, 1)
+        losses = torch.nn.functional.softplus(torch.cat([fake_KB1, -real_KB1], 1))
+        optimizer.zero_grad()
+        losses.mean((1, 2)).sum().backward()
+        ours.differentiate(x_KBF)
+        for mine, parameter in zip(ours.gradients, theirs, strict=True):
+            torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-7)
+        optimizer.step()
+        ours.update(x_KBF, 0.01, 2.0)
+    for mine, parameter in zip(ours.parameters, theirs, strict=True):
+        torch.testing.assert_close(mine, parameter.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_reference_is_used_again_and_again() -> None:
+    """What depends on the prior and the number of codes alone is taken once, and nothing of it is used up."""
+    reference = divergence.PriorReference.of(gaussian(3), 100, seed=4)
+    slices = divergence.PriorSlices.of(normal(100, 3, 7), 1.0, 100, seed=4)
+    for scale in (0.5, 0.5, 1.0):
+        codes_NZ = scale * normal(100, 3, 1)
+        assert reference.bound(codes_NZ) == jsd_bound(codes_NZ, gaussian(3), seed=4)
+        assert slices.distance(codes_NZ) == sliced_wasserstein(codes_NZ, normal(100, 3, 7), 1.0, seed=4)
+
+
 def test_the_standard_error_is_the_spread_over_samples() -> None:
     result = [jsd_bound(shifted(normal(200, 2, 100 + k), 1.5), gaussian(2), seed=k) for k in range(16)]
     spread = torch.tensor([bound.nats for bound in result]).std().item()

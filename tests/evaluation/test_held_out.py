@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from aae_ray.datasets.dataset import Dataset
-from aae_ray.evaluation.held_out import HeldOutMetrics, some_of
+from aae_ray.evaluation.figure_data import figure_data
+from aae_ray.evaluation.held_out import Encoded, HeldOutMetrics, some_of
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.settings import Settings, replace
 from aae_ray.training.loop import Training
@@ -43,9 +44,30 @@ def test_metrics_are_fixed_numbers_and_leave_no_trace(evaluation: HeldOutMetrics
     assert all(network.training for network in evaluation.model.networks.values())
 
 
+def test_a_report_encodes_the_images_once(
+    small_run: Settings, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics of the epoch, of the report and the figure of the codes share an encoding, until the weights change."""
+    training = Training(small_run, digits)
+    encoded: list[int] = []
+    encode = HeldOutMetrics._encode
+
+    def counted(evaluation: HeldOutMetrics, rows_N: np.ndarray) -> Encoded:
+        encoded.append(len(rows_N))
+        return encode(evaluation, rows_N)
+
+    monkeypatch.setattr(HeldOutMetrics, "_encode", counted)
+    training.train(2)
+    figure_data(training.evaluation)
+    assert encoded == [len(digits.val)] * 2, "once an epoch"
+    before = training.evaluation.codes("val")
+    training.load_state_dict(Training(replace(small_run, {"seed": 1}), digits).state_dict())
+    assert not torch.equal(before, training.evaluation.codes("val"))
+
+
 def test_noise_use_is_measured_for_stochastic_posteriors_alone(small_run: Settings, digits: Dataset) -> None:
     for posterior, measured in (("deterministic", False), ("gaussian", True), ("universal", True)):
-        result = Training(replace(small_run, {"model.posterior": posterior}), digits).evaluation.cheap("val")
+        result = Training(replace(small_run, {"model.posterior": posterior}), digits).evaluation.costly("val")
         assert ("val/noise_use" in result) is measured
         if measured:
             assert 0 < result["val/noise_use"] <= 1.1

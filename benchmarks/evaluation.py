@@ -1,0 +1,123 @@
+"""python benchmarks/evaluation.py: what share of a small trial's time goes into looking at held-out images."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when PyTorch is imported
+if not __package__:  # run as a file: its neighbours are found from the root
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from rich.console import Console
+
+from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.evaluation.constants import Constants
+from aae_ray.evaluation.figure_data import figure_data
+from aae_ray.settings import Settings, replace
+from aae_ray.training import checkpoint
+from aae_ray.training.loop import Training
+from benchmarks.timing import (
+    CALIBRATION_SECONDS,
+    Row,
+    Target,
+    calibrate,
+    drift,
+    json_file,
+    machine,
+    print_rows,
+    spread,
+    write_json,
+)
+
+REPORTS = {27: (3, 9, 27), 81: (9, 27, 81)}  # by epochs: where a trial reports
+TARGET = Target(0.1, at_least=False)
+
+
+def settings_for(posterior: str, epochs: int) -> Settings:
+    """The start point of `search_spaces/digits.yaml`, with another posterior and budget."""
+    return replace(
+        Settings(),
+        {
+            "model.posterior": posterior,
+            "optim.reconstruction_lr": 3e-3,
+            "optim.discrimination_lr": 1e-3,
+            "optim.regularization_lr": 1e-3,
+            "train.batch_size": 50,
+            "train.epochs": epochs,
+            "train.device": "cpu",
+            "health.stop": False,
+        },
+    )
+
+
+def evaluation_share(settings: Settings, dataset: Dataset, reports: Sequence[int], constants: Constants) -> float:
+    """Of the CPU seconds of a trial as a worker trains it, those of held-out metrics and the data behind figures."""
+    training = Training(settings, dataset, constants=constants)
+    spent = 0.0
+
+    def timed(measure: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(*arguments: Any) -> Any:
+            nonlocal spent
+            start = time.process_time()
+            try:
+                return measure(*arguments)
+            finally:
+                spent += time.process_time() - start
+
+        return measured
+
+    for name in ("cheap", "costly"):
+        setattr(training.evaluation, name, timed(getattr(training.evaluation, name)))
+    start = time.process_time()
+    for epoch in reports:
+        training.train(epoch)
+        timed(figure_data)(training.evaluation)
+        checkpoint.pack(training.state_dict())
+    return spent / (time.process_time() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python benchmarks/evaluation.py", description=__doc__)
+    parser.add_argument("--trials", type=int, default=10, help="of each sort")
+    parser.add_argument("--epochs", type=int, nargs="+", choices=REPORTS, default=list(REPORTS), help="of a trial")
+    parser.add_argument(
+        "--calibration-seconds", type=float, default=CALIBRATION_SECONDS, help="of each operation, before and after"
+    )
+    parser.add_argument("--json", type=json_file, metavar="FILE", help="write the shares there")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)
+    dataset = load(Settings().data)
+    info, before = machine(), calibrate(arguments.calibration_seconds)
+    rows, shares = [], {}
+    for epochs in arguments.epochs:
+        for posterior in ("deterministic", "gaussian"):
+            found = []
+            shared = Constants()
+            for seed in range(arguments.trials + 1):  # the first measures what the others find
+                settings = replace(settings_for(posterior, epochs), {"seed": seed})
+                found.append(evaluation_share(settings, dataset, REPORTS[epochs], shared))
+            key = f"{posterior}, {epochs} epochs"
+            shares[key] = {"first": found[0], "others": spread(found[1:])._asdict()}
+            rows.append(Row("evaluation_share", key, spread(found[1:]), TARGET))
+    after = calibrate(arguments.calibration_seconds)
+    print_rows(
+        Console(highlight=False, width=120), "Evaluation's share of a trial on one thread", rows, drift(before, after)
+    )
+    write_json(
+        arguments.json,
+        {
+            "evaluation_share": shares,
+            "machine": info,
+            "calibration": {"before": before, "after": after, "drift": drift(before, after)},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
