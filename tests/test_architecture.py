@@ -40,13 +40,23 @@ PRINTING = ("aae_ray.reporting.", "aae_ray.study.study", "aae_ray.study.log", "a
 OWNERS = {
     "ray": ("aae_ray.execution.",),
     "mlflow": ("aae_ray.tracking.",),
-    "optuna": ("aae_ray.search.space", "aae_ray.search.sampler", "aae_ray.reporting.plots"),
+    "optuna": (
+        "aae_ray.search.space",
+        "aae_ray.search.sampler",
+        "aae_ray.search.hypervolume",
+        "aae_ray.reporting.importance",
+        "aae_ray.reporting.plots",
+    ),
     "filelock": ("aae_ray.search.journal",),
     "rich": PRINTING,
-    "plotly": (),
+    "plotly": ("aae_ray.reporting.plots",),
     "pyarrow": ("aae_ray.datasets.parquet", "aae_ray.search.store"),
-    "sklearn": ("aae_ray.datasets.dataset", "aae_ray.evaluation.clustering_metrics"),
-    "scipy": ("aae_ray.evaluation.clustering_metrics",),
+    "sklearn": (
+        "aae_ray.datasets.dataset",
+        "aae_ray.evaluation.clustering_metrics",
+        "aae_ray.reporting.defaults",
+    ),
+    "scipy": ("aae_ray.evaluation.clustering_metrics", "aae_ray.reporting.defaults"),
     "pooch": ("aae_ray.datasets.download",),
     "matplotlib": ("aae_ray.evaluation.drawing",),
     "typer": (

@@ -67,6 +67,11 @@ def describe(params: Mapping[str, Any]) -> str:
     return "-".join(parts[:3])
 
 
+def counted(count: int, noun: str) -> str:
+    """How many there are: `1 trial`, `2 trials`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """Two units at most: `2 h 3 min`, `3 min 4 s`, `5 s`."""
     minutes, rest = divmod(round(seconds), 60)

@@ -20,6 +20,7 @@ from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processe
 from aae_ray.execution.tune_adapter import search
 from aae_ray.execution.worker import precision_advice
 from aae_ray.reporting import plots, text
+from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.cards import resolved
 from aae_ray.reporting.report import StudyReport, print_report
 from aae_ray.reporting.screen import Screen
@@ -184,6 +185,7 @@ class Study:
     begin: events.Event  # what the journal says of this session's start
     lock: StudyLock
     mirror: Mirror | None  # where the study's folder is elsewhere
+    analysis: SearchAnalysis | None = None  # when the search has ended
 
     @property
     def store(self) -> Store:
@@ -243,7 +245,14 @@ class Study:
                     with suppress(OSError):
                         conductor.record(events.Promoted(**tracker.registration))
             report = StudyReport(
-                self.folder, ledger, self.uri, tracker.registration, unsent, list(tracker.parked), tracker.problem
+                self.folder,
+                ledger,
+                self.uri,
+                tracker.registration,
+                unsent,
+                list(tracker.parked),
+                tracker.problem,
+                self.analysis,
             )
             print_report(self.console, report)
         return report
@@ -315,7 +324,9 @@ class Study:
         best = choose(ledger, settings.study.select)
         screen.say("choosing the best trial, drawing the plots")
         with self._noted(conductor, "the plots could not be drawn"):
-            for page in plots.write_plots(optuna_study(ledger), ledger.current_plan, self.folder / "plots"):
+            self.analysis = SearchAnalysis.of(ledger, conductor.journal.history, best)
+            study, plan = optuna_study(ledger), ledger.current_plan
+            for page in plots.write_plots(study, plan, self.analysis, self.folder / "plots"):
                 path = str(page.relative_to(self.folder))
                 conductor.record(events.FileWritten(number=None, path=path, folder="plots"))
         for trial in finalists(ledger, best, settings.study.finalists):
