@@ -19,6 +19,7 @@ from aae_ray.search.space import Plan
 OUTLINED = {"size": 10, "line": {"width": 1, "color": "dimgray"}}  # else the front's first trial is white on white
 PLOT_HEIGHT = 550  # pixels
 CLEAR, UNCLEAR, LIMIT = "#1f5fa8", "#b8c0cc", "#c8442c"  # what is resolved, what is not, and a limit
+TIMES = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 VERDICTS = {Verdict.NO_LOSS: CLEAR, Verdict.LOSS: LIMIT, Verdict.NOT_RESOLVED: UNCLEAR}
 
 logger = logging.getLogger(__name__)
@@ -86,13 +87,12 @@ def _hypervolume(points: Sequence[Progress]) -> Any:
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
     reached = [0.0, *(point.hypervolume for point in points)]
     better = [index for index in range(1, len(reached)) if reached[index] > reached[index - 1]]
-    for column, (title, spent) in enumerate(
-        {
-            "epochs, of all trials": [0.0, *(float(point.epochs) for point in points)],
-            "seconds": [0.0, *(point.seconds for point in points)],
-        }.items(),
-        start=1,
-    ):
+    unit, size = next((unit, size) for unit, size in TIMES if points[-1].seconds >= 2 * size or size == 1)
+    axes = {
+        "epochs, of all trials": [0.0, *(float(point.epochs) for point in points)],
+        f"{unit} of the study": [0.0, *(point.seconds / size for point in points)],
+    }
+    for column, (title, spent) in enumerate(axes.items(), start=1):
         steps = graph_objects.Scatter(
             x=spent, y=reached, mode="lines", line={"shape": "hv", "color": CLEAR, "width": 2}, hoverinfo="skip"
         )
@@ -130,6 +130,7 @@ def _importances(found: Importance) -> Any:
         marker={"color": [CLEAR if key in found.standing_out else UNCLEAR for key in keys]},
         text=[f"{found.shares[key]:.0%}" for key in keys],
         textposition="auto",
+        textangle=0,
         name="share of all importance",
         showlegend=False,
     )
@@ -138,7 +139,7 @@ def _importances(found: Importance) -> Any:
         y=keys,
         mode="markers",
         marker={"symbol": "line-ns", "size": 18, "line": {"width": 2, "color": LIMIT}},
-        name="reached by chance in 5 % of permutations",
+        name="as far as chance comes, in 95% of permutations",
     )
     figure = graph_objects.Figure([bars, limits])
     figure.update_xaxes(title="PED-ANOVA importance, share", rangemode="tozero", tickformat=".0%")
@@ -160,7 +161,9 @@ def _defaults(judged: Sequence[BackToDefault]) -> Any:
         reach = [(loss.high - loss.low) / 2 for _, loss in shown]
         figure.add_scatter(
             x=middles,
-            y=[f"{found.key}: {number(found.value)} to {number(found.default)}" for found, _ in shown],
+            y=[
+                f"{found.key}: {number(found.value)} \N{RIGHTWARDS ARROW} {number(found.default)}" for found, _ in shown
+            ],
             error_x={"type": "data", "array": reach, "thickness": 2},
             mode="markers",
             marker={"size": 9, "color": colour},
@@ -170,9 +173,9 @@ def _defaults(judged: Sequence[BackToDefault]) -> Any:
         )
     figure.add_vline(x=0, line={"color": "dimgray", "width": 1})
     figure.add_vline(x=TOLERANCE, line={"color": LIMIT, "dash": "dash", "width": 1})
-    figure.update_xaxes(title="places lost, of all, on average over the trials; each bound with 95 % confidence")
+    figure.update_xaxes(title="places lost, share of all, on average over the trials; each bound with 95% confidence")
     return figure.update_layout(
-        title=f"The best trial's settings back at their defaults: no loss is below {TOLERANCE:g}",
+        title="What the best trial's settings would lose at their defaults; up to the dashed line it is no loss",
         xaxis={"tickformat": ".0%"},
         yaxis={"automargin": True, "autorange": "reversed"},
     )
