@@ -11,7 +11,7 @@ import optuna
 from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.defaults import TOLERANCE, BackToDefault, Verdict
 from aae_ray.reporting.importance import Importance
-from aae_ray.reporting.text import duration, number
+from aae_ray.reporting.text import counted, duration, number
 from aae_ray.search.contract import trial_name
 from aae_ray.search.hypervolume import Progress
 from aae_ray.search.space import Plan
@@ -115,7 +115,7 @@ def _hypervolume(points: Sequence[Progress]) -> Any:
 
 def _reached(point: Progress) -> str:
     name = "" if point.trial is None else f"{trial_name(point.trial)}: "
-    return f"{name}{point.hypervolume:.4f} after {point.epochs} epochs, {duration(point.seconds)}"
+    return f"{name}{point.hypervolume:.4f} after {counted(point.epochs, 'epoch')}, {duration(point.seconds)}"
 
 
 def _importances(found: Importance) -> Any:

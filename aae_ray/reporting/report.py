@@ -78,8 +78,9 @@ def print_report(console: Console, report: StudyReport) -> None:
     lines += [text.bullet("MLflow", f"refused a record: {sentence}") for sentence in report.parked]
     if report.unsent:
         why = report.problem or "the server is slow"
-        lines.append(text.bullet("MLflow", f"{report.unsent} records pending in {path} ({why}); send them with"))
-        lines.append(text.bullet("", f"  python -m aae_ray.tune --sync {path}"))
+        pending = f"{text.counted(report.unsent, 'record')} pending in {path} ({why}); send with"
+        lines.append(text.bullet("MLflow", pending))
+        lines.append(text.bullet("", f"  {text.SYNC} {path}"))
     if without_userinfo(report.uri) != report.uri and (report.unsent or not report.as_planned):
         lines.append(text.bullet("note", PASSWORD))
     for line in lines:

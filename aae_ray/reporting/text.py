@@ -12,6 +12,7 @@ from rich.text import Text
 from aae_ray.evaluation.metrics import METRICS
 
 MESSAGE = 200  # letters of a failure's message
+RESUME, SYNC = "python -m aae_ray.tune --resume", "python -m aae_ray.tune --sync"
 
 
 @dataclass(frozen=True)
@@ -123,4 +124,4 @@ def shell_path(path: Path) -> str:
 
 def resume_command(folder: Path) -> str:
     """What to type to go on with a study."""
-    return f"python -m aae_ray.tune --resume {shell_path(folder)}"
+    return f"{RESUME} {shell_path(folder)}"

@@ -339,6 +339,11 @@ class Ledger:
         return self.counts[state]
 
     @property
+    def unfinished(self) -> int:
+        """Trials that ended with their study, which a resume takes up again."""
+        return sum(count for reason, count in list(self.reasons.items()) if reason.resumable)
+
+    @property
     def ended(self) -> int:
         """Trials that need no more work."""
         return len(self.trials) - len(self.open)

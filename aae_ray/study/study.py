@@ -144,7 +144,7 @@ def close_study(name: str, console: Console, *, uri: str | None = None, root: Pa
             here.journal.append(events.StudyStopped(end=StudyEnd.INTERRUPTED, message="closed by --close"))
         here.copy()
         result = send_pending(here.journal, uri)
-    state = f"{here.folder.name} is closed; {result.sent} records sent to MLflow, {result.left} left"
+    state = f"{here.folder.name} is closed; {text.counted(result.sent, 'record')} sent to MLflow, {result.left} left"
     console.print(state, soft_wrap=True)
 
 
@@ -153,7 +153,7 @@ def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Pa
     with opened(name, root) as here:
         here.copy()
         result = send_pending(here.journal, uri)
-    console.print(f"{result.sent} records sent to MLflow, {result.left} left", soft_wrap=True)
+    console.print(f"{text.counted(result.sent, 'record')} sent to MLflow, {result.left} left", soft_wrap=True)
     for sentence in result.parked:
         console.print(text.bullet("MLflow", f"refused a record: {sentence}"), soft_wrap=True)
     if result.registration:
@@ -262,7 +262,7 @@ class Study:
     ) -> None:
         """Run trials until there are no more; whatever ends it, the journal says so."""
         gangs, workers = conductor.gangs, conductor.ledger.current_plan.settings.study.workers_per_trial
-        screen.say(f"starting {gangs} {'gang' if gangs == 1 else 'gangs'} of {workers}")
+        screen.say(f"starting {text.counted(gangs, 'gang')} of {workers}")
         looked = 0.0
 
         def poll() -> None:
@@ -398,7 +398,7 @@ class Study:
         journal.append_last(events.StudyStopped(end=StudyEnd.RAY, message=message))
         tracker.wake()
         unsent = tracker.close(SEND_SECONDS_INTERRUPTED)
-        waiting = f" {unsent} records pending for MLflow in the study's folder." if unsent else ""
+        waiting = f" {text.counted(unsent, 'record')} pending for MLflow in the study's folder." if unsent else ""
         screen.end(f"{message}; the study is closed.{waiting} Go on with\n  {text.resume_command(self.folder)}")
         if self.mirror is not None:
             self.mirror.close()

@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from rich.console import Console
 
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
@@ -173,7 +173,8 @@ def test_the_outcome_counts_every_end_and_its_reason(history: History) -> None:
     history.now += 3600 - (history.now - START)
     history.stop(StudyEnd.DISK)
     line = tables.outcome_line(history.ledger)
-    assert line == "5 trials in 1 h 0 min: 1 complete, 3 stopped early, 1 failed (1 budget, 1 bug, 2 pruned)"
+    ends = "1 complete, 2 stopped early, 1 failed, 1 unfinished (1 budget, 1 bug, 2 pruned)"
+    assert line == f"5 trials in 1 h 0 min: {ends}"
 
 
 def test_the_time_of_a_study_is_that_of_all_its_sessions_and_of_no_pause(history: History) -> None:
@@ -185,24 +186,38 @@ def test_the_time_of_a_study_is_that_of_all_its_sessions_and_of_no_pause(history
     assert "0 trials in 10 min 0 s" in tables.outcome_line(history.ledger)
     finish(history, 0.1, 0.1)
     history.stop()
-    assert "1 trials in 11 min 10 s" in tables.outcome_line(history.ledger)
+    assert "1 trial in 11 min 10 s" in tables.outcome_line(history.ledger)
 
 
 def test_a_trial_that_was_taken_up_again_has_no_reason_in_the_outcome(history: History) -> None:
     history.begin()
     history.stop()
-    assert "1 stopped early, 0 failed (1 user)" in tables.outcome_line(history.ledger)
+    assert "0 stopped early, 0 failed, 1 unfinished (1 user)" in tables.outcome_line(history.ledger)
     history.resume()
-    assert tables.outcome_line(history.ledger).endswith("0 stopped early, 0 failed")
+    assert tables.outcome_line(history.ledger).endswith("0 stopped early, 0 failed, 1 waiting")
 
 
-def test_trials_of_an_extended_study_have_columns_for_what_either_space_searched(history: History) -> None:
+def test_trials_of_an_extended_study_have_cells_for_what_either_space_searched() -> None:
+    sizes, priors = IntDistribution(2, 9), CategoricalDistribution(["gaussian", "uniform"])
+    first = Plan(replace(Settings(), {"model.prior": "mixture"}), {"model.latent_dim": sizes})
+    then = Plan(replace(Settings(), {"model.latent_dim": 6}), {"model.prior": priors})
+    history = History(first)
     history.finish(0.1, 0.2, {"model.latent_dim": 4})
+    history.resume(then)
     history.finish(0.2, 0.1, {"model.prior": "uniform"})
     content = printed(tables.front_table(history.ledger, None, Console(width=200)), 200)
-    assert "latent_dim" in content and "prior" in content
+    assert "4  mixture" in content and "6  uniform" in content
     rows = [line for line in summary(history.ledger).splitlines() if line.startswith("| t0")]
-    assert rows == ["| t0000 | 0.1000 | 0.2000 | 4 |  |", "| t0001 | 0.2000 | 0.1000 |  | uniform |"]
+    assert rows == ["| t0000 | 0.1000 | 0.2000 | 4 | mixture |", "| t0001 | 0.2000 | 0.1000 | 6 | uniform |"]
+
+
+def test_a_setting_that_a_trial_was_not_asked_for_has_no_cell() -> None:
+    priors, components = CategoricalDistribution(["mixture", "uniform"]), IntDistribution(2, 9)
+    history = History(Plan(Settings(), {"model.prior": priors, "model.prior_components": components}))
+    history.finish(0.1, 0.2, {"model.prior": "mixture", "model.prior_components": 5})
+    history.finish(0.2, 0.1, {"model.prior": "uniform"})
+    rows = [line for line in summary(history.ledger).splitlines() if line.startswith("| t0")]
+    assert rows[1] == "| t0001 | 0.2000 | 0.1000 | uniform |  |"
 
 
 def test_a_note_says_where_the_front_differs_by_noise_alone(history: History) -> None:
@@ -225,7 +240,7 @@ def test_the_summary_is_a_markdown_table_of_the_front(history: History) -> None:
     finish(history, 0.3, 0.3)
     history.end(history.begin(), Reason.PRUNED)
     lines = summary(history.ledger).splitlines()
-    assert lines[0] == "4 trials: 3 complete, 1 stopped, 0 failed."
+    assert lines[0] == "4 trials: 3 complete, 1 stopped early, 0 failed."
     table = [line for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1 and [row.split("|")[1].strip() for row in table] == [
         "trial",
@@ -237,7 +252,7 @@ def test_the_summary_is_a_markdown_table_of_the_front(history: History) -> None:
 
 
 def test_a_summary_of_nothing_is_text_too(history: History) -> None:
-    assert summary(history.ledger).startswith("0 trials: 0 complete, 0 stopped, 0 failed.")
+    assert summary(history.ledger).startswith("0 trials: 0 complete, 0 stopped early, 0 failed.")
 
 
 def test_a_summary_says_why_a_study_stopped(history: History) -> None:
