@@ -27,7 +27,7 @@ def status(
 ) -> None:
     """Say where a study stands: trials, best values, pace and failures. Reads its folder; the study need not run."""
     from aae_ray.reporting.console import console_for, is_ascii
-    from aae_ray.reporting.status_view import listing, render
+    from aae_ray.reporting.status_view import left_to_do, listing, render
     from aae_ray.search.store import find_study, is_remote, studies
 
     console, root = console_for(), folder.expanduser()
@@ -37,6 +37,8 @@ def status(
             console.print(json.dumps(study.to_json(), indent=2), soft_wrap=True, markup=False)
         else:
             console.print(render(study, console.width, is_ascii(console)))
+            for line in left_to_do(study):
+                console.print(line, soft_wrap=True)
         return
     known: list[StudyStatus] = []
     unreadable: dict[str, str] = {}
@@ -57,12 +59,15 @@ def status(
 def _read(folder: Path, uri: str | None = None) -> "StudyStatus":
     """The status of the study in a folder, which may be a copy. Raises UserError where its journal cannot be read."""
     from aae_ray.reporting.status import current
-    from aae_ray.search.journal import read_owner
+    from aae_ray.search.journal import read_events, read_owner
     from aae_ray.search.store import Store, read_ledger, remote_owner
+    from aae_ray.tracking.cursor import left_to_send
 
     owner = read_owner(folder) if uri is None else remote_owner(Store(folder, uri))
     # before the journal: a study that ends in between has said so there
-    return current(folder, read_ledger(folder), owner)
+    history = read_events(folder)
+    ledger = read_ledger(folder, history)
+    return current(folder, ledger, owner, uri=uri, left_to_send=left_to_send(folder, history))
 
 
 if __name__ == "__main__":

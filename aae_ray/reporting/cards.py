@@ -6,11 +6,11 @@ import yaml
 
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.reporting.tables import searched_keys
-from aae_ray.reporting.text import heading, number
+from aae_ray.reporting.tables import outcome_counts, searched_keys, values_of
+from aae_ray.reporting.text import counted, heading, number
 from aae_ray.search.distributions import spec_of
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.outcomes import State, StudyEnd
+from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.space import Plan
 from aae_ray.secrets import without_userinfo
 from aae_ray.settings import Settings, dotted_fields, setting
@@ -49,7 +49,8 @@ def model_card(
             "",
             f"Decoder of trial {trial.name} of study {study_id}: task {settings.task}, {model.posterior} "
             f"posterior, {model.latent_dim}-dimensional {model.prior} "
-            f"prior of scale {model.prior_scale:g}, trained on {settings.data.name} for {trial.epoch} epochs.",
+            f"prior of scale {model.prior_scale:g}, trained on {settings.data.name} for "
+            f"{counted(trial.epoch, 'epoch')}.",
             "",
             "| metric on the test images | value | unit |",
             "|---|---:|---|",
@@ -75,14 +76,14 @@ def summary(ledger: Ledger) -> str:
         [
             trial.name,
             *(f"{trial.metrics[name]:.4f}" for name in ledger.objectives),
-            *(number(trial.params[key]) if key in trial.params else "" for key in keys),
+            *(number(values[key]) if key in values else "" for key in keys),
         ]
         for trial in ledger.front()
+        for values in [values_of(trial, keys)]
     ]
     table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-    ended = (State.COMPLETE, State.STOPPED, State.FAILED)
-    counts = ", ".join(f"{ledger.count(state)} {state}" for state in ended)
-    lines = [f"{len(ledger.trials)} trials: {counts}."]
+    counts = ", ".join(f"{count} {what}" for what, count in outcome_counts(ledger).items())
+    lines = [f"{counted(len(ledger.trials), 'trial')}: {counts}."]
     if ledger.end is not None and ledger.end is not StudyEnd.PLANNED:
         lines.append(f"Stopped before its planned end: {ledger.end_message or ledger.end}.")
     return "\n".join([*lines, "", "Pareto front:", "", *table])

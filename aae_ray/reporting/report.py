@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from aae_ray.reporting import tables, text
+from aae_ray.reporting.analysis import SearchAnalysis
+from aae_ray.reporting.defaults import Verdict
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import State, StudyEnd
 from aae_ray.secrets import without_userinfo
 
 LABELLED = ("test/classification_error", "test/part_error")  # what a user of a task with labels asks for first
 SAMPLES = ("quality/fid_local", "quality/coverage", "quality/parzen_nats")  # what images of the prior are worth
+MOST_OF_IT = 0.9  # of the hypervolume: when it was reached says how the search went
 DEFAULT_DATABASE = "mlflow.db"
 PASSWORD = (
     "the user and password of MLflow's address are not kept: give them again in --tracking-uri, or set "
@@ -33,6 +37,7 @@ class StudyReport:
     unsent: int
     parked: list[str]
     problem: str | None
+    analysis: SearchAnalysis | None = None  # of a study that came to its end
 
     @property
     def best(self) -> TrialRecord | None:
@@ -61,6 +66,8 @@ def print_report(console: Console, report: StudyReport) -> None:
         lines.append(text.bullet("best trial", f"{best.name} ({settings}): {values}"))
         if best.test is not None:
             lines += _test_lines(ledger, best.test.metrics, best.test.remarks)
+    if report.analysis is not None:
+        lines += search_lines(report.analysis)
     failures = {trial.message for trial in ledger.trials if trial.state is State.FAILED and trial.message}
     lines += [text.bullet("failure", message) for message in sorted(failures)]
     lines += [text.bullet("note", note) for note in ledger.notes]
@@ -71,8 +78,9 @@ def print_report(console: Console, report: StudyReport) -> None:
     lines += [text.bullet("MLflow", f"refused a record: {sentence}") for sentence in report.parked]
     if report.unsent:
         why = report.problem or "the server is slow"
-        lines.append(text.bullet("MLflow", f"{report.unsent} records pending in {path} ({why}); send them with"))
-        lines.append(text.bullet("", f"  python -m aae_ray.tune --sync {path}"))
+        pending = f"{text.counted(report.unsent, 'record')} pending in {path} ({why}); send with"
+        lines.append(text.bullet("MLflow", pending))
+        lines.append(text.bullet("", f"  {text.SYNC} {path}"))
     if without_userinfo(report.uri) != report.uri and (report.unsent or not report.as_planned):
         lines.append(text.bullet("note", PASSWORD))
     for line in lines:
@@ -89,6 +97,63 @@ def _test_lines(ledger: Ledger, test: Mapping[str, float], remarks: tuple[str, .
     samples = [text.with_floor(name, test) for name in SAMPLES if name in test]
     lines += [text.bullet("samples", ", ".join(samples))] if samples else []
     return lines + [text.bullet("", remark) for remark in remarks]
+
+
+def search_lines(analysis: SearchAnalysis) -> list[Text]:
+    """How far the search came, which settings mattered, and which of the best trial's could go back to their defaults:
+    what the trials can tell, and of the rest that they cannot."""
+    sections = {
+        "hypervolume": _progress_lines(analysis),
+        "importance": _importance_lines(analysis),
+        "defaults": _default_lines(analysis),
+    }
+    return [
+        text.bullet(label if index == 0 else "", line)
+        for label, lines in sections.items()
+        for index, line in enumerate(lines)
+    ]
+
+
+def _progress_lines(analysis: SearchAnalysis) -> list[str]:
+    *completed, last = analysis.progress
+    if not completed:
+        return []
+    soon = next(point for point in completed if point.hypervolume >= MOST_OF_IT * last.hypervolume)
+    spent = f"{text.counted(last.epochs, 'epoch')} ({text.duration(last.seconds)})"
+    before = "" if soon.epochs == last.epochs else f", {MOST_OF_IT:.0%} of that after {soon.epochs}"
+    before += f" ({text.duration(soon.seconds)})" if before else ""
+    return [f"{last.hypervolume:.3f} of 1 after {spent}{before}"]
+
+
+def _importance_lines(analysis: SearchAnalysis) -> list[str]:
+    lines, few = [], []
+    for found in analysis.importances:
+        if not found.shares:
+            few.append(f"{found.outcome} ({found.trials})")
+            continue
+        clear = ", ".join(f"{key} {share:.0%}" for key, share in found.standing_out.items())
+        what = f"best quarter of {found.trials} trials by {found.outcome}"
+        lines.append(f"{what}: {clear or 'no setting stands out from chance'}")
+    if few:
+        lines.append(f"not resolved by so few trials: {', '.join(few)}")
+    return lines
+
+
+def _default_lines(analysis: SearchAnalysis) -> list[str]:
+    """Only where the trials say something: that a setting is not resolved is the ordinary case."""
+    by_verdict = {verdict: [found for found in analysis.defaults if found.verdict is verdict] for verdict in Verdict}
+    lines = [
+        f"{found.key} {text.number(found.value)} could be {text.number(found.default)} again: at most "
+        f"{found.at_most:.0%} of the places lost"
+        for found in by_verdict[Verdict.NO_LOSS]
+    ]
+    if lose := by_verdict[Verdict.LOSS]:
+        lines.append(f"would lose: {', '.join(f'{found.key} {text.number(found.default)}' for found in lose)}")
+    if lines:
+        unclear = len(by_verdict[Verdict.NOT_RESOLVED])
+        rest = f"; {text.counted(unclear, 'setting')} not resolved" if unclear else ""
+        lines.append(f"on average over the trials, each with 95% confidence{rest}")
+    return lines
 
 
 def registration_line(report: StudyReport) -> str:

@@ -15,7 +15,7 @@ from rich.text import Text
 from aae_ray.reporting.console import is_ascii
 from aae_ray.reporting.status import FRONT_ROWS, StudyStatus
 from aae_ray.reporting.status_view import body
-from aae_ray.reporting.text import ASCII, UNICODE, describe, first_line, heading
+from aae_ray.reporting.text import ASCII, UNICODE, counted, describe, first_line, heading
 from aae_ray.search import events
 from aae_ray.search.journal import Owner
 from aae_ray.search.ledger import Ledger, TrialRecord
@@ -84,7 +84,7 @@ class Screen:
         self.ledger = ledger
         match event:
             case events.StudyResumed():
-                self._log(f"resumed, with {len(ledger.open)} open trials of {len(ledger.trials)}")
+                self._log(f"resumed, with {len(ledger.open)} of {counted(len(ledger.trials), 'trial')} open")
             case events.AttemptStarted():
                 self.status = ""
                 self._started(ledger.trials[event.number], event)
@@ -111,11 +111,11 @@ class Screen:
             case events.Noted():
                 self._log(f"note: {event.text}")
             case events.StudyStopped():
-                left = sum(count for reason, count in ledger.reasons.items() if reason.resumable)
+                left = ledger.unfinished
                 why = f": {event.message}" if event.message else ""
                 self._log(
                     f"stopped ({event.end}){why}"
-                    + (f"; a resume goes on with {left} open {'trial' if left == 1 else 'trials'}" if left else "")
+                    + (f"; a resume goes on with {counted(left, 'open trial')}" if left else "")
                 )
             case events.StudyEnded():
                 self._log("ended" + (f": {event.message}" if event.message else ""))
@@ -138,7 +138,7 @@ class Screen:
         """Whether MLflow takes the records. Asked often: a log has a line when that changes."""
         if problem != self.tracking:
             if problem is not None:
-                self._log(f"MLflow: {problem}; {unsent} records pending")
+                self._log(f"MLflow: {problem}; {counted(unsent, 'record')} pending")
             else:
                 self._log("MLflow takes records again")
         self.tracking, self.unsent = problem, unsent
@@ -171,7 +171,8 @@ class Screen:
 
     def _ended(self, trial: TrialRecord) -> None:
         reason = "" if trial.state is State.COMPLETE else f" ({trial.reason})"
-        parts = [f"{trial.state}{reason} after {trial.epoch} epochs", self._values(trial), self._count()]
+        ended = f"{trial.state}{reason} after {counted(trial.epoch, 'epoch')}"
+        parts = [ended, self._values(trial), self._count()]
         if trial.state is State.FAILED and trial.message:
             parts.append(first_line(trial.message))
         self._log_trial(trial, "  ".join(part for part in parts if part))
@@ -221,12 +222,12 @@ class Screen:
             parts.append(Text(status_line, style="cyan"))
         parts += [Text(f"note: {note}", style="yellow") for note in self.notes[-NOTES:]]
         if tracking is not None:
-            parts.append(Text(f"MLflow: {tracking}; {self.unsent} records pending", style="yellow"))
+            parts.append(Text(f"MLflow: {tracking}; {counted(self.unsent, 'record')} pending", style="yellow"))
         return Group(*parts)  # type: ignore[arg-type]
 
     def _title(self, dataset: "Dataset | None") -> str:
         settings = self.plan.settings
         goals = "  ".join(heading(name, self.symbols) for name in settings.study.objectives)
         sizes = "" if dataset is None else f"{len(dataset.train)} / {len(dataset.val)} / {len(dataset.test)} images, "
-        trials = f"{settings.study.budget.trials} trials of {settings.train.epochs} epochs"
+        trials = f"{counted(settings.study.budget.trials, 'trial')} of {counted(settings.train.epochs, 'epoch')}"
         return f"{settings.study.name}: {settings.data.name}, {sizes}{trials}, {goals}"

@@ -1,6 +1,7 @@
 """Where a study stands. Made from the journal's ledger and the owner of the study's lock, and nothing else."""
 
 import math
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,11 +9,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from aae_ray.reporting.text import first_line
+from aae_ray.reporting.text import RESUME, first_line, shell_path
 from aae_ray.search.forecast import Forecast, forecast
 from aae_ray.search.journal import Owner
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RETRIES, FailureClass, State, StudyEnd
+from aae_ray.secrets import redact
 
 ROWS = 12  # trials in the table that have ended; those that run come before them
 OPEN_ROWS = 16  # and of these so many
@@ -115,13 +117,28 @@ class StudyStatus:
     notes: tuple[str, ...]
     chosen: str | None  # the best trial, when the study has chosen it
     registered: Mapping[str, Any] | None  # name, version, champion, reason
+    last_event: float  # when it was written
+    unfinished: int  # trials that ended with the study, and count among the stopped ones
+    copy: str | None  # where the folder is elsewhere, the copy on this machine that was read
+    unsent: int | None  # events that MLflow does not have, of a study that does not run; None if that is not known
+    refused: int  # records that MLflow has refused
 
     @classmethod
     def of(
-        cls, folder: Path, ledger: Ledger, owner: Owner | None, now: float, *, front: int | None = None
+        cls,
+        folder: Path,
+        ledger: Ledger,
+        owner: Owner | None,
+        now: float,
+        *,
+        front: int | None = None,
+        uri: str | None = None,
+        left_to_send: tuple[int, int] | None = None,
     ) -> "StudyStatus":
         """The status of a study that has begun; with `front`, only so many trials of the front are listed.
 
+        With `uri` it lives there, and the folder is a copy. `left_to_send` are the events that MLflow does not have,
+        and the records that it has refused.
         With a limit, the cost does not grow with the number of trials. Raises UserError for an evaluation's record.
         """
         plan, started = ledger.current_plan, ledger.started
@@ -136,7 +153,7 @@ class StudyStatus:
         return cls(
             study_id=started.study_id,
             name=plan.settings.study.name,
-            folder=str(folder),
+            folder=str(folder) if uri is None else redact(uri),
             state=_state(end, alive),
             why=None if end in (None, StudyEnd.PLANNED) else str(end),
             message=ledger.end_message,
@@ -157,7 +174,22 @@ class StudyStatus:
             notes=tuple(ledger.notes[-ROWS:]),
             chosen=ledger.trials[ledger.chosen.number].name if ledger.chosen else None,
             registered=promoted.model_dump(include={"name", "version", "champion", "reason"}) if promoted else None,
+            last_event=ledger.last_time,
+            unfinished=ledger.unfinished,
+            copy=None if uri is None else str(folder),
+            unsent=None if left_to_send is None or alive else left_to_send[0],  # on their way while it runs
+            refused=0 if left_to_send is None else left_to_send[1],
         )
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a resume goes on with it: it has stopped before its planned end, and nobody owns it."""
+        return self.state in ("dead", "stopped") and not self.alive
+
+    @property
+    def address(self) -> str:
+        """The study's folder as a command takes it."""
+        return shell_path(Path(self.folder)) if self.copy is None else shlex.quote(self.folder)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values under keys that stay. Times in seconds; what is not known, or not finite, is None."""
@@ -205,12 +237,17 @@ class StudyStatus:
             },
             "failures": {str(failure.kind): failure.to_json() for failure in self.failures},
             "notes": list(self.notes),
+            "last_event": self.last_event,
+            "unfinished": self.unfinished,
+            "copy": self.copy,
+            "mlflow": {"unsent": self.unsent, "refused": self.refused},
+            "resume": f"{RESUME} {self.address}" if self.resumable else None,
         }
 
 
-def current(folder: Path, ledger: Ledger, owner: Owner | None) -> StudyStatus:
-    """The status now, with the whole front."""
-    return StudyStatus.of(folder, ledger, owner, time.time())
+def current(folder: Path, ledger: Ledger, owner: Owner | None, **options: Any) -> StudyStatus:
+    """The status now, with the whole front; `options` are those of `StudyStatus.of`."""
+    return StudyStatus.of(folder, ledger, owner, time.time(), **options)
 
 
 def _state(end: StudyEnd | None, alive: bool) -> str:
@@ -223,8 +260,8 @@ def _latest(ledger: Ledger) -> list[TrialRecord]:
     """The open trials, those that run first, then the last ones that ended."""
     unended, ended = list(ledger.open.values()), list(ledger.recent.values())  # at once: the study may go on meanwhile
     running = (trial for trial in unended if trial.state is State.RUNNING)
-    waiting = (trial for trial in unended if trial.state is State.WAITING)
-    return [*islice(chain(running, waiting), OPEN_ROWS), *islice(reversed(ended), ROWS)]
+    others = (trial for trial in unended if trial.state is not State.RUNNING)
+    return [*islice(chain(running, others), OPEN_ROWS), *islice(reversed(ended), ROWS)]
 
 
 def _failures(ledger: Ledger) -> tuple[FailureStatus, ...]:

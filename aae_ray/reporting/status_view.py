@@ -10,16 +10,29 @@ from rich.table import Table
 from rich.text import Text
 
 from aae_ray.reporting.status import StudyStatus, TrialStatus
-from aae_ray.reporting.text import ASCII, UNICODE, Symbols, describe, duration, heading, interval, short_duration
+from aae_ray.reporting.tables import UNFINISHED
+from aae_ray.reporting.text import (
+    ASCII,
+    RESUME,
+    SYNC,
+    UNICODE,
+    Symbols,
+    counted,
+    describe,
+    duration,
+    heading,
+    interval,
+    short_duration,
+)
 from aae_ray.search.outcomes import State
 
 BAR = 24  # characters
 NARROW = 110  # characters of a line; where there are fewer, heads break and bars are half as long
 LEAST_SETTINGS = 8  # letters that are worth a column
 BRIEF = 3  # notes and kinds of failures on the live screen
-STYLES: dict[str, str] = {
+ALWAYS = (State.RUNNING, State.COMPLETE, State.STOPPED, State.FAILED)  # counted also where there are none
+STYLES: dict[str, str] = {  # blue for a state in which nothing happens
     State.RUNNING: "cyan",
-    State.WAITING: "blue",
     State.COMPLETE: "green",
     State.STOPPED: "yellow",
     State.FAILED: "red",
@@ -30,7 +43,7 @@ STUDY_STYLES = {"running": "cyan", "ended": "green", "stopped": "yellow", "dead"
 def render(status: StudyStatus, width: int, ascii: bool = False) -> RenderableType:
     """All of it for people, on a console of this width."""
     title = Text.assemble((status.study_id, "bold"), "  ", (status.folder, "dim"))
-    return Group(title, _standing(status), *body(status, width, ascii))
+    return Group(title, *_copy(status), _standing(status), *body(status, width, ascii))
 
 
 def body(status: StudyStatus, width: int, ascii: bool = False, rows: int | None = None) -> list[RenderableType]:
@@ -49,6 +62,27 @@ def body(status: StudyStatus, width: int, ascii: bool = False, rows: int | None 
     if not status.trials:
         return [*lines, *tail]
     return [*lines, "", _table(status, symbols, width, status.trials[:rows]), "", *tail]
+
+
+def _copy(status: StudyStatus) -> list[Text]:
+    """Of a study that lives elsewhere: what was read, and how old it is."""
+    if status.copy is None:
+        return []
+    age = f", last event {short_duration(max(status.at - status.last_event, 0.0))} ago"
+    return [Text(f"read from what is stored there, copied to {status.copy}{age}", style="dim")]
+
+
+def left_to_do(status: StudyStatus) -> list[Text]:
+    """What is left to do about a study that does not run: lines with the commands that do it, not to be broken."""
+    lines = []
+    if status.resumable:
+        lines.append(Text.assemble(("resume  ", "bold"), f"{RESUME} {status.address}"))
+    if status.unsent:
+        pending = f"{counted(status.unsent, 'record')} pending: {SYNC} {status.address}"
+        lines.append(Text.assemble(("MLflow  ", "bold"), pending))
+    if status.refused:
+        lines.append(Text.assemble(("MLflow  ", "bold"), f"has refused {counted(status.refused, 'record')}"))
+    return lines
 
 
 def _standing(status: StudyStatus) -> Text:
@@ -73,10 +107,11 @@ def _standing(status: StudyStatus) -> Text:
 
 
 def _counts_text(status: StudyStatus) -> str:
-    """The states of the trials, without those that say nothing."""
-    shown = (State.RUNNING, State.COMPLETE, State.STOPPED, State.FAILED, State.WAITING)
-    counts = [(state, status.counts.get(state, 0)) for state in shown]
-    return "  ".join(f"{count} {state}" for state, count in counts if count or state is not State.WAITING)
+    """The states of the trials, of all but the first ones only those that there are."""
+    counts = {str(state): status.counts.get(state, 0) for state in dict.fromkeys((*ALWAYS, *State))}
+    counts[State.STOPPED] -= status.unfinished
+    counts[UNFINISHED] = status.unfinished
+    return "  ".join(f"{count} {state}" for state, count in counts.items() if count or state in ALWAYS)
 
 
 def _progress(status: StudyStatus, symbols: Symbols, size: int) -> Text:
@@ -104,7 +139,7 @@ def _pace(status: StudyStatus, symbols: Symbols) -> Text:
 def _best(status: StudyStatus, symbols: Symbols) -> list[Text]:
     if not status.front_size:
         return []
-    lines = [Text(f"front: {status.front_size} {'trial' if status.front_size == 1 else 'trials'}")]
+    lines = [Text(f"front: {counted(status.front_size, 'trial')}")]
     if status.chosen:
         lines[0].append(f", the best one is {status.chosen}", "bold green")
     longest = max(len(heading(name, symbols)) for name in status.objectives)
@@ -144,7 +179,7 @@ def _table(status: StudyStatus, symbols: Symbols, width: int, trials: Sequence[T
     for trial, (name, state, *rest) in zip(trials, cells, strict=True):
         settings = [escape(describe(trial.params))] if room >= LEAST_SETTINGS else []
         style = "bold" if trial.number in on_front else ""
-        table.add_row(name, Text(state, style=STYLES[trial.state]), *rest, *settings, style=style)
+        table.add_row(name, Text(state, style=STYLES.get(trial.state, "blue")), *rest, *settings, style=style)
     return table
 
 

@@ -1,6 +1,6 @@
 """The tables and lines at the end of a study."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
@@ -8,13 +8,16 @@ from rich.table import Table
 
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting.console import is_ascii
-from aae_ray.reporting.text import ASCII, UNICODE, Symbols, duration, heading, number
+from aae_ray.reporting.text import ASCII, UNICODE, Symbols, counted, duration, heading, number
 from aae_ray.search.forecast import forecast
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import Reason, State
+from aae_ray.settings import flatten
 
 LONG_NAME = 14  # letters of a column's head
 UNLIMITED = 10_000  # letters of a line
+ENDS = {State.COMPLETE: "complete", State.STOPPED: "stopped early", State.FAILED: "failed"}
+UNFINISHED = "unfinished"
 
 
 def front_table(ledger: Ledger, best: TrialRecord | None, console: Console) -> Table:
@@ -22,11 +25,11 @@ def front_table(ledger: Ledger, best: TrialRecord | None, console: Console) -> T
     console is wide enough, and one column for all of it elsewhere."""
     keys, symbols = searched_keys(ledger), ASCII if is_ascii(console) else UNICODE
 
-    def cells(params: Mapping[str, Any]) -> list[str]:
-        return [number(params[key]) if key in params else "" for key in keys]
+    def cells(values: Mapping[str, Any]) -> list[str]:
+        return [number(values[key]) if key in values else "" for key in keys]
 
-    def one_cell(params: Mapping[str, Any]) -> list[str]:
-        return [" ".join(f"{_short(key)}={number(params[key])}" for key in keys if key in params)]
+    def one_cell(values: Mapping[str, Any]) -> list[str]:
+        return [" ".join(f"{_short(key)}={number(values[key])}" for key in keys if key in values)]
 
     wide = _front_table(ledger, best, [_in_two_lines(_short(key)) for key in keys], "right", cells, symbols)
     needed = console.measure(wide, options=console.options.update(width=UNLIMITED)).maximum
@@ -43,7 +46,7 @@ def _front_table(
 ) -> Table:
     front = ledger.front()
     table = Table(
-        title=f"Pareto front: {len(front)} of {len(ledger.trials)} trials",
+        title=f"Pareto front: {len(front)} of {counted(len(ledger.trials), 'trial')}",
         title_justify="left",
         title_style="bold",
         header_style="bold",
@@ -61,7 +64,7 @@ def _front_table(
             symbols.star if trial is best else "",
             trial.name,
             *(f"{trial.metrics[name]:.4f}" for name in ledger.objectives),
-            *cells(trial.params),
+            *cells(values_of(trial, searched_keys(ledger))),
             style="bold green" if trial is best else "",
         )
     return table
@@ -91,15 +94,37 @@ def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
 
 
 def outcome_line(ledger: Ledger) -> str:
-    """How many trials ended how in all sessions and their time, and why the others did not finish."""
+    """How many trials ended how in all sessions and their time, and why the others did not complete."""
     seconds = forecast(ledger, ledger.last_time).elapsed
     counts = {reason: count for reason, count in ledger.reasons.items() if count and reason is not Reason.COMPLETED}
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
-    return (
-        f"{len(ledger.trials)} trials in {duration(seconds)}: {ledger.count(State.COMPLETE)} complete, "
-        f"{ledger.count(State.STOPPED)} stopped early, {ledger.count(State.FAILED)} failed"
-        + (f" ({reasons})" if reasons else "")
-    )
+    ends = ", ".join(f"{count} {what}" for what, count in outcome_counts(ledger).items())
+    line = f"{counted(len(ledger.trials), 'trial')} in {duration(seconds)}: {ends}"
+    return line + (f" ({reasons})" if reasons else "")
+
+
+def outcome_counts(ledger: Ledger) -> dict[str, int]:
+    """How many trials stand how: the ends that a trial can have, and of the other states those that there are.
+
+    A trial that ended with its study was not stopped for what it was: a resume takes it up again.
+    """
+    counts = {ENDS.get(state, str(state)): ledger.count(state) for state in State}
+    counts[ENDS[State.STOPPED]] -= ledger.unfinished
+    counts[UNFINISHED] = ledger.unfinished
+    return {what: counts[what] for what in ENDS.values()} | {
+        what: count for what, count in counts.items() if count and what not in ENDS.values()
+    }
+
+
+def values_of(trial: TrialRecord, keys: Iterable[str]) -> dict[str, Any]:
+    """The values that a trial had under these keys, where it had one: what it was given, or what was fixed when it was
+    suggested, before or after its study was extended."""
+    fixed = flatten(trial.plan.settings)
+    return {
+        key: trial.params[key] if key in trial.params else fixed[key]
+        for key in keys
+        if key in trial.params or key not in trial.plan.space
+    }
 
 
 def searched_keys(ledger: Ledger) -> list[str]:

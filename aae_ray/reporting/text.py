@@ -12,6 +12,7 @@ from rich.text import Text
 from aae_ray.evaluation.metrics import METRICS
 
 MESSAGE = 200  # letters of a failure's message
+RESUME, SYNC = "python -m aae_ray.tune --resume", "python -m aae_ray.tune --sync"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ def describe(params: Mapping[str, Any]) -> str:
     return "-".join(parts[:3])
 
 
+def counted(count: int, noun: str) -> str:
+    """How many there are: `1 trial`, `2 trials`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """Two units at most: `2 h 3 min`, `3 min 4 s`, `5 s`."""
     minutes, rest = divmod(round(seconds), 60)
@@ -118,4 +124,4 @@ def shell_path(path: Path) -> str:
 
 def resume_command(folder: Path) -> str:
     """What to type to go on with a study."""
-    return f"python -m aae_ray.tune --resume {shell_path(folder)}"
+    return f"{RESUME} {shell_path(folder)}"

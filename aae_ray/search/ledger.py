@@ -394,6 +394,11 @@ class Ledger:
         return self.counts[state]
 
     @property
+    def unfinished(self) -> int:
+        """Trials that ended with their study, which a resume takes up again."""
+        return sum(count for reason, count in list(self.reasons.items()) if reason.resumable)
+
+    @property
     def ended(self) -> int:
         """Configurations that need no more work, unless later results put one that is paused ahead."""
         return self.configurations - sum(trial.replicate_of is None for trial in list(self.open.values()))

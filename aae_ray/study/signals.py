@@ -9,7 +9,8 @@ from types import FrameType
 from aae_ray.errors import INTERRUPTED
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-HINT = "stopping gracefully; press Ctrl-C again to stop immediately"
+CTRL_C = "stopping gracefully; press Ctrl-C again to stop immediately"
+OTHER = "{name} received: stopping gracefully; a second signal stops immediately"
 
 
 class Signals:
@@ -70,6 +71,6 @@ class Signals:
             self.leave()
             os._exit(INTERRUPTED)
         self.requested = True
-        self.say(HINT)
+        self.say(CTRL_C if number == signal.SIGINT else OTHER.format(name=signal.Signals(number).name))
         if not (self.polled or self.deferrals):
             raise KeyboardInterrupt

@@ -21,6 +21,7 @@ from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processe
 from aae_ray.execution.tune_adapter import search
 from aae_ray.execution.worker import precision_advice
 from aae_ray.reporting import plots, text
+from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.cards import resolved
 from aae_ray.reporting.report import StudyReport, print_report
 from aae_ray.reporting.screen import Screen
@@ -145,7 +146,7 @@ def close_study(name: str, console: Console, *, uri: str | None = None, root: Pa
             here.journal.append(events.StudyStopped(end=StudyEnd.INTERRUPTED, message="closed by --close"))
         here.copy()
         result = send_pending(here.journal, uri)
-    state = f"{here.folder.name} is closed; {result.sent} records sent to MLflow, {result.left} left"
+    state = f"{here.folder.name} is closed; {text.counted(result.sent, 'record')} sent to MLflow, {result.left} left"
     console.print(state, soft_wrap=True)
 
 
@@ -154,7 +155,7 @@ def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Pa
     with opened(name, root) as here:
         here.copy()
         result = send_pending(here.journal, uri)
-    console.print(f"{result.sent} records sent to MLflow, {result.left} left", soft_wrap=True)
+    console.print(f"{text.counted(result.sent, 'record')} sent to MLflow, {result.left} left", soft_wrap=True)
     for sentence in result.parked:
         console.print(text.bullet("MLflow", f"refused a record: {sentence}"), soft_wrap=True)
     if result.registration:
@@ -186,6 +187,7 @@ class Study:
     begin: events.Event  # what the journal says of this session's start
     lock: StudyLock
     mirror: Mirror | None  # where the study's folder is elsewhere
+    analysis: SearchAnalysis | None = None  # when the search has ended
 
     @property
     def store(self) -> Store:
@@ -245,7 +247,14 @@ class Study:
                     with suppress(OSError):
                         conductor.record(events.Promoted(**tracker.registration))
             report = StudyReport(
-                self.folder, ledger, self.uri, tracker.registration, unsent, list(tracker.parked), tracker.problem
+                self.folder,
+                ledger,
+                self.uri,
+                tracker.registration,
+                unsent,
+                list(tracker.parked),
+                tracker.problem,
+                self.analysis,
             )
             print_report(self.console, report)
         return report
@@ -255,7 +264,7 @@ class Study:
     ) -> None:
         """Run trials until there are no more; whatever ends it, the journal says so."""
         gangs, workers = conductor.gangs, conductor.ledger.current_plan.settings.study.workers_per_trial
-        screen.say(f"starting {gangs} {'gang' if gangs == 1 else 'gangs'} of {workers}")
+        screen.say(f"starting {text.counted(gangs, 'gang')} of {workers}")
         looked = 0.0
 
         def poll() -> None:
@@ -317,7 +326,9 @@ class Study:
         best = choose(ledger, settings.study.select)
         screen.say("choosing the best trial, drawing the plots")
         with self._noted(conductor, "the plots could not be drawn"):
-            for page in plots.write_plots(optuna_study(ledger), ledger.current_plan, self.folder / "plots"):
+            self.analysis = SearchAnalysis.of(ledger, conductor.journal.history, best)
+            study, plan = optuna_study(ledger), ledger.current_plan
+            for page in plots.write_plots(study, plan, self.analysis, self.folder / "plots"):
                 path = str(page.relative_to(self.folder))
                 conductor.record(events.FileWritten(number=None, path=path, folder="plots"))
         constants = Constants()
@@ -390,7 +401,7 @@ class Study:
         journal.append_last(events.StudyStopped(end=StudyEnd.RAY, message=message))
         tracker.wake()
         unsent = tracker.close(SEND_SECONDS_INTERRUPTED)
-        waiting = f" {unsent} records pending for MLflow in the study's folder." if unsent else ""
+        waiting = f" {text.counted(unsent, 'record')} pending for MLflow in the study's folder." if unsent else ""
         screen.end(f"{message}; the study is closed.{waiting} Go on with\n  {text.resume_command(self.folder)}")
         if self.mirror is not None:
             self.mirror.close()

@@ -5,8 +5,11 @@ import json
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from aae_ray.search import events
 
 CURSOR = "mlflow.json"
 RECORDS_LANE, FILES_LANE = "records", "files"
@@ -55,3 +58,20 @@ class Cursor:
                     file.write(json.dumps(self.all))
                 partial.replace(self.path)
             self.next_note = began + max(NOTE_SECONDS, NOTE_SHARE * (time.monotonic() - began))
+
+
+def left_to_send(folder: Path, history: Sequence[events.Event]) -> tuple[int, int] | None:
+    """How many of a study's events MLflow does not have, and how many records it has refused, at the address that has
+    most of them; None where nothing is known. Reads the study's folder, and changes nothing there.
+
+    What came of a registration is known from MLflow, and is nothing to send.
+    """
+    try:
+        known = json.loads((folder / CURSOR).read_text())
+        addresses = [(min(own[RECORDS_LANE], own[FILES_LANE]), len(own["parked"])) for own in known.values()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    if not addresses:
+        return None
+    done, refused = max(addresses)
+    return sum(not isinstance(event, events.Promoted) for event in history[done:]), refused

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import yaml
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from rich.console import Console
 
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.reporting import plots, tables
+from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.cards import best_config, model_card, resolved, summary
 from aae_ray.reporting.console import console_for
 from aae_ray.reporting.text import (
@@ -29,6 +31,7 @@ from aae_ray.reporting.text import (
 )
 from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
+from aae_ray.search.sampler import optuna_study
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, dotted_fields, replace, setting
 from tests.search.histories import JSD, MSE, START, History
@@ -170,7 +173,8 @@ def test_the_outcome_counts_every_end_and_its_reason(history: History) -> None:
     history.now += 3600 - (history.now - START)
     history.stop(StudyEnd.DISK)
     line = tables.outcome_line(history.ledger)
-    assert line == "5 trials in 1 h 0 min: 1 complete, 3 stopped early, 1 failed (1 budget, 1 bug, 2 pruned)"
+    ends = "1 complete, 2 stopped early, 1 failed, 1 unfinished (1 budget, 1 bug, 2 pruned)"
+    assert line == f"5 trials in 1 h 0 min: {ends}"
 
 
 def test_the_time_of_a_study_is_that_of_all_its_sessions_and_of_no_pause(history: History) -> None:
@@ -182,24 +186,38 @@ def test_the_time_of_a_study_is_that_of_all_its_sessions_and_of_no_pause(history
     assert "0 trials in 10 min 0 s" in tables.outcome_line(history.ledger)
     finish(history, 0.1, 0.1)
     history.stop()
-    assert "1 trials in 11 min 10 s" in tables.outcome_line(history.ledger)
+    assert "1 trial in 11 min 10 s" in tables.outcome_line(history.ledger)
 
 
 def test_a_trial_that_was_taken_up_again_has_no_reason_in_the_outcome(history: History) -> None:
     history.begin()
     history.stop()
-    assert "1 stopped early, 0 failed (1 user)" in tables.outcome_line(history.ledger)
+    assert "0 stopped early, 0 failed, 1 unfinished (1 user)" in tables.outcome_line(history.ledger)
     history.resume()
-    assert tables.outcome_line(history.ledger).endswith("0 stopped early, 0 failed")
+    assert tables.outcome_line(history.ledger).endswith("0 stopped early, 0 failed, 1 waiting")
 
 
-def test_trials_of_an_extended_study_have_columns_for_what_either_space_searched(history: History) -> None:
+def test_trials_of_an_extended_study_have_cells_for_what_either_space_searched() -> None:
+    sizes, priors = IntDistribution(2, 9), CategoricalDistribution(["gaussian", "uniform"])
+    first = Plan(replace(Settings(), {"model.prior": "mixture"}), {"model.latent_dim": sizes})
+    then = Plan(replace(Settings(), {"model.latent_dim": 6}), {"model.prior": priors})
+    history = History(first)
     history.finish(0.1, 0.2, {"model.latent_dim": 4})
+    history.resume(then)
     history.finish(0.2, 0.1, {"model.prior": "uniform"})
     content = printed(tables.front_table(history.ledger, None, Console(width=200)), 200)
-    assert "latent_dim" in content and "prior" in content
+    assert "4  mixture" in content and "6  uniform" in content
     rows = [line for line in summary(history.ledger).splitlines() if line.startswith("| t0")]
-    assert rows == ["| t0000 | 0.1000 | 0.2000 | 4 |  |", "| t0001 | 0.2000 | 0.1000 |  | uniform |"]
+    assert rows == ["| t0000 | 0.1000 | 0.2000 | 4 | mixture |", "| t0001 | 0.2000 | 0.1000 | 6 | uniform |"]
+
+
+def test_a_setting_that_a_trial_was_not_asked_for_has_no_cell() -> None:
+    priors, components = CategoricalDistribution(["mixture", "uniform"]), IntDistribution(2, 9)
+    history = History(Plan(Settings(), {"model.prior": priors, "model.prior_components": components}))
+    history.finish(0.1, 0.2, {"model.prior": "mixture", "model.prior_components": 5})
+    history.finish(0.2, 0.1, {"model.prior": "uniform"})
+    rows = [line for line in summary(history.ledger).splitlines() if line.startswith("| t0")]
+    assert rows[1] == "| t0001 | 0.2000 | 0.1000 | uniform |  |"
 
 
 def test_a_note_says_where_the_front_differs_by_noise_alone(history: History) -> None:
@@ -222,7 +240,7 @@ def test_the_summary_is_a_markdown_table_of_the_front(history: History) -> None:
     finish(history, 0.3, 0.3)
     history.end(history.begin(), Reason.PRUNED)
     lines = summary(history.ledger).splitlines()
-    assert lines[0] == "4 trials: 3 complete, 1 stopped, 0 failed."
+    assert lines[0] == "4 trials: 3 complete, 1 stopped early, 0 failed."
     table = [line for line in lines if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1 and [row.split("|")[1].strip() for row in table] == [
         "trial",
@@ -234,7 +252,7 @@ def test_the_summary_is_a_markdown_table_of_the_front(history: History) -> None:
 
 
 def test_a_summary_of_nothing_is_text_too(history: History) -> None:
-    assert summary(history.ledger).startswith("0 trials: 0 complete, 0 stopped, 0 failed.")
+    assert summary(history.ledger).startswith("0 trials: 0 complete, 0 stopped early, 0 failed.")
 
 
 def test_a_summary_says_why_a_study_stopped(history: History) -> None:
@@ -354,21 +372,29 @@ space:
 
 def searched(
     folder: Path, objectives: Sequence[str], complete: int, *, space: bool = True, equal: bool = False
-) -> tuple[optuna.Study, Plan]:
+) -> tuple[optuna.Study, Plan, SearchAnalysis]:
     """A study with trials of every kind of end."""
     text = PLOTTED % ", ".join(objectives)
     (folder / "study.yaml").write_text(text if space else text.partition("space:")[0])
     plan = read_plan(str(folder / "study.yaml"))
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.RandomSampler(seed=0)
-    study = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
-    ends = [TrialState.COMPLETE] * complete + [TrialState.FAIL, TrialState.PRUNED, None]
-    for index, state in enumerate(ends):
-        trial = study.ask(fixed_distributions=plan.space)
-        values = [1.0 if equal else 0.1 * (index + 1) ** (1 if column % 2 else -1) for column in range(len(objectives))]
-        if state is not None:  # the last one is still running
-            study.tell(trial, values if state is TrialState.COMPLETE else None, state=state)
-    return study, plan
+    history, generator = History(plan), np.random.default_rng(0)
+    for index in range(complete):
+        params = {key: _any_value(distribution, generator) for key, distribution in plan.space.items()}
+        mse, jsd = (1.0, 1.0) if equal else (0.1 / (index + 1), 0.1 * (index + 1))
+        history.finish(mse, jsd, params, val__sliced_wasserstein=mse, val__mean_image_mse=0.2)
+    params = {key: _any_value(distribution, generator) for key, distribution in plan.space.items()}
+    history.fail(history.begin(params), FailureClass.BUG)
+    history.end(history.begin(params), Reason.PRUNED)
+    history.begin(params)
+    front = history.ledger.front()
+    analysis = SearchAnalysis.of(history.ledger, history.events, front[0] if front else None)
+    return optuna_study(history.ledger), plan, analysis
+
+
+def _any_value(distribution: BaseDistribution, generator: np.random.Generator) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[generator.integers(len(distribution.choices))]
+    return type(distribution.low)(generator.uniform(distribution.low, distribution.high))
 
 
 def check_page(page: Path) -> None:
@@ -390,36 +416,46 @@ def check_page(page: Path) -> None:
 def test_plots_are_web_pages_that_need_nothing_else(
     tmp_path: Path, objectives: Sequence[str], first: str, recwarn: pytest.WarningsRecorder
 ) -> None:
-    study, plan = searched(tmp_path, objectives, complete=6)
-    pages = plots.write_plots(study, plan, tmp_path / "plots")
+    pages = plots.write_plots(*searched(tmp_path, objectives, complete=6), tmp_path / "plots")
     assert not list(recwarn)  # a warning would stand in the report on the console
-    assert [page.name for page in pages] == [first, "parallel_coordinates.html", "importances.html"]
+    assert [page.name for page in pages] == [first, "parallel_coordinates.html", "hypervolume.html"]
     for page in pages:
         check_page(page)
     front = pages[0].read_text()
     assert all(name in front.replace("\\u002f", "/") for name in objectives)
 
 
+def test_enough_trials_have_pages_of_what_mattered_and_of_the_defaults(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    pages = plots.write_plots(*searched(tmp_path, (MSE,), complete=40), tmp_path / "plots")
+    assert not list(recwarn)
+    assert [page.name for page in pages[-2:]] == ["importances.html", "defaults.html"]
+    for page in pages[-2:]:
+        check_page(page)
+        assert re.search(r'"(model|optim)\.[a-z_]+[: \w.]*\W', page.read_text().rpartition("Plotly.newPlot(")[2])
+
+
 @pytest.mark.parametrize("objectives", [(MSE, JSD), (MSE,)])
 @pytest.mark.parametrize("complete", [0, 1, 2])
 def test_few_trials_make_fewer_plots_and_no_error(tmp_path: Path, objectives: Sequence[str], complete: int) -> None:
-    study, plan = searched(tmp_path, objectives, complete)
-    names = [page.name for page in plots.write_plots(study, plan, tmp_path / "plots")]
-    assert "importances.html" not in names and ("parallel_coordinates.html" in names) == (complete > 0)
+    names = [page.name for page in plots.write_plots(*searched(tmp_path, objectives, complete), tmp_path / "plots")]
+    assert not {"importances.html", "defaults.html"} & set(names)
+    assert ("parallel_coordinates.html" in names) == ("hypervolume.html" in names) == (complete > 0)
 
 
 def test_trials_that_are_all_equal_make_no_error(tmp_path: Path) -> None:
-    study, plan = searched(tmp_path, (MSE, JSD), 6, equal=True)
-    assert "pareto_front.html" in [page.name for page in plots.write_plots(study, plan, tmp_path / "plots")]
+    pages = plots.write_plots(*searched(tmp_path, (MSE,), 24, equal=True), tmp_path / "plots")
+    assert {"history.html", "hypervolume.html", "importances.html"} <= {page.name for page in pages}
 
 
 def test_a_single_training_run_has_plots_without_a_space(tmp_path: Path) -> None:
-    study, plan = searched(tmp_path, (MSE, JSD), 1, space=False)
-    assert [page.name for page in plots.write_plots(study, plan, tmp_path / "plots")] == ["pareto_front.html"]
+    pages = plots.write_plots(*searched(tmp_path, (MSE, JSD), 1, space=False), tmp_path / "plots")
+    assert [page.name for page in pages] == ["pareto_front.html", "hypervolume.html"]
 
 
 def test_a_plot_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, plan = searched(tmp_path, (MSE, JSD), complete=6)
+    made = searched(tmp_path, (MSE, JSD), complete=6)
     write = Path.write_text
 
     def full(path: Path, *arguments: Any, **options: Any) -> int:
@@ -428,14 +464,14 @@ def test_a_plot_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.Mo
         return write(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "write_text", full)
-    pages = plots.write_plots(study, plan, tmp_path / "plots")
-    assert [page.name for page in pages] == ["pareto_front.html", "importances.html"]
+    pages = plots.write_plots(*made, tmp_path / "plots")
+    assert [page.name for page in pages] == ["pareto_front.html", "hypervolume.html"]
 
 
 def test_a_folder_that_cannot_be_made_costs_the_plots_alone(tmp_path: Path) -> None:
-    study, plan = searched(tmp_path, (MSE, JSD), complete=1)
+    made = searched(tmp_path, (MSE, JSD), complete=1)
     (tmp_path / "file").write_text("")
-    assert plots.write_plots(study, plan, tmp_path / "file" / "plots") == []
+    assert plots.write_plots(*made, tmp_path / "file" / "plots") == []
 
 
 # -------------------------------------------------------------------------------------------------------------- paths

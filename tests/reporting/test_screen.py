@@ -245,7 +245,7 @@ def test_a_log_says_how_a_study_ends() -> None:
         f"t0000 is the best trial  {MSE}=0.1000  {JSD}=0.2000",
         "registered as aae-digits-decoder version 3, champion: the first version",
         "ended",
-        "resumed, with 0 open trials of 1",
+        "resumed, with 0 of 1 trial open",
     ]
 
 

@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from aae_ray.reporting.status import StudyStatus
-from aae_ray.reporting.status_view import render
+from aae_ray.reporting.status_view import left_to_do, render
 from aae_ray.search import events
 from aae_ray.search.journal import OWNER, Owner
-from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
+from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from aae_ray.tracking.mapping import MlflowMapping, SetTags
 from tests.search.histories import JSD, MSE, START, History, write_evaluation
 
@@ -56,6 +56,10 @@ def printed(status: StudyStatus, width: int = 120, ascii: bool = False) -> str:
     return out.getvalue()
 
 
+def commands(status: StudyStatus) -> str:
+    return "\n".join(line.plain for line in left_to_do(status))
+
+
 def test_a_program_reads_everything_under_keys_that_stay() -> None:
     history = history_of_all_states()
     status = of(history, alive(history.now)).to_json()
@@ -84,6 +88,11 @@ def test_a_program_reads_everything_under_keys_that_stay() -> None:
         "worker_seconds",
         "failures",
         "notes",
+        "last_event",
+        "unfinished",
+        "copy",
+        "mlflow",
+        "resume",
     ]
     assert status["study_id"] == FOLDER.name and status["state"] == "running" and status["owner"]["alive"]
     assert status["owner"]["heartbeat_age_seconds"] == 3
@@ -124,6 +133,9 @@ def test_a_study_whose_process_exited_unexpectedly_is_dead() -> None:
     before = of(history, DEAD)
     assert before.state == "dead" and not before.alive
     assert f"process {DEAD.pid} on {DEAD.host} exited unexpectedly" in " ".join(printed(before).split())
+    assert before.to_json()["resume"] == f"python -m aae_ray.tune --resume {FOLDER}"
+    assert commands(before) == f"resume  python -m aae_ray.tune --resume {FOLDER}"
+    assert of(history, alive(history.now)).to_json()["resume"] is None
     history.now += 10_000
     after = of(history, DEAD)
     assert after.forecast == before.forecast  # its clock stands still
@@ -133,11 +145,40 @@ def test_a_study_whose_process_exited_unexpectedly_is_dead() -> None:
 def test_a_resumed_study_runs_again() -> None:
     history = history_of_all_states()
     history.stop(StudyEnd.USER)
-    assert of(history).to_json()["trials"]["stopped"] == 2
+    stopped = of(history)
+    assert stopped.to_json()["trials"]["stopped"] == 2 and stopped.unfinished == 1
+    assert "1 stopped  2 failed  1 unfinished" in printed(stopped) and stopped.resumable
     history.resume()
     status = of(history, alive(history.now))
     assert status.state == "running" and status.trials[0].name == "t0006" and status.trials[0].state == "waiting"
     assert [trial.name for trial in status.trials].count("t0006") == 1
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_has_a_word_and_a_row(state: State) -> None:
+    history = history_of_all_states()
+    history.trial(6).state, history.ledger.counts = state, dict.fromkeys(State, 3)
+    text = printed(of(history))
+    assert f"3 {state}" in text and f"t0006  {state}" in text
+
+
+def test_what_mlflow_does_not_have_is_told_of_a_study_that_does_not_run() -> None:
+    history = history_of_all_states()
+    status = of(history, DEAD, left_to_send=(3, 1))
+    assert f"MLflow  3 records pending: python -m aae_ray.tune --sync {FOLDER}\n" in commands(status)
+    assert commands(status).endswith("MLflow  has refused 1 record")
+    for owner, left in ((DEAD, (0, 0)), (DEAD, None), (alive(history.now), (3, 0))):  # a running one is sending them
+        assert "MLflow" not in commands(of(history, owner, left_to_send=left))
+
+
+def test_a_study_that_lives_elsewhere_says_what_was_read() -> None:
+    history = history_of_all_states()
+    history.now = history.ledger.last_time + 120
+    status = of(history, DEAD, uri="s3://bucket/studies/my digits")
+    text = " ".join(printed(status).split())
+    assert "s3://bucket/studies/my digits" in text and f"copied to {FOLDER}, last event 2 min ago" in text
+    assert "--resume 's3://bucket/studies/my digits'" in commands(status)
+    assert (status.to_json()["folder"], status.to_json()["copy"]) == ("s3://bucket/studies/my digits", str(FOLDER))
 
 
 def test_a_trial_that_failed_and_is_complete_has_no_message() -> None:
@@ -229,6 +270,7 @@ def test_one_study_by_name(studies: Path) -> None:
     done = run("digits", cwd=studies)
     assert done.returncode == 0 and done.stderr == ""
     assert FOLDER.name in done.stdout and "dead" in done.stdout and "6/8" in done.stdout
+    assert done.stdout.endswith(f"resume  python -m aae_ray.tune --resume {FOLDER}\n")
     status = json.loads(run(str(FOLDER), "--json", cwd=studies).stdout)
     assert status["state"] == "dead" and status["trials"]["complete"] == 3
 

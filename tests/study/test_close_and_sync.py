@@ -81,7 +81,7 @@ def test_a_study_elsewhere_is_sent_with_its_files_and_keeps_what_came_of_it(
     assert not (tmp_path / "there" / NAME / "owner.json").exists()
     assert (tmp_path / "there" / NAME / "mlflow.json").exists()
 
-    assert sync(NAME, console, uri=database) and "1 records sent" in said(console)  # what came of it is one itself
+    assert sync(NAME, console, uri=database) and "1 record sent" in said(console)  # what came of it is one itself
     promoted = [event for event in read_events(tmp_path / "runs" / NAME) if isinstance(event, events.Promoted)]
     assert len(promoted) == 1 and not list((tmp_path / "runs" / NAME).glob("*.diverged-*"))
 

@@ -10,11 +10,13 @@ ASK = """
 import os, signal, sys, time
 from aae_ray.study.signals import Signals
 
-signals = Signals(lambda text: None, lambda: None)
+said = []
+signals = Signals(said.append, lambda: None)
 with signals.handled(), signals.polling():
     os.kill(os.getpid(), int(sys.argv[1]))
     time.sleep(0.05)
     print(signals.requested)
+    print(*said, file=sys.stderr)
 print(signal.getsignal(int(sys.argv[1])) in (signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler))
 """
 
@@ -29,3 +31,5 @@ def test_a_signal_stops_a_study_unless_it_is_ignored_from_the_start(number: sign
         [sys.executable, "-c", ASK, str(int(number))], capture_output=True, text=True, preexec_fn=prepare, check=True
     )
     assert done.stdout.split() == [str(not ignored), "True"]
+    hint = "Ctrl-C again" if number == signal.SIGINT else f"{number.name} received"  # as whoever sent it would say
+    assert (hint in done.stderr) == (not ignored) and ("Ctrl-C" in done.stderr) <= (number == signal.SIGINT)

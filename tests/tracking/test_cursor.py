@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from aae_ray.search import events
 from aae_ray.search.outcomes import Reason
-from aae_ray.tracking.cursor import CURSOR
+from aae_ray.tracking.cursor import CURSOR, left_to_send
 from aae_ray.tracking.sender import Tracker
 from tests.tracking.little_study import PATIENCE, LittleStudy, runs_of, steps_of
 
@@ -79,3 +82,22 @@ def test_long_and_many_params(database: str, tmp_path: Path) -> None:
     run = runs_of(database)["long"]
     assert len(run.data.params) == 131 and {len(run.data.params[f"p{index}"]) for index in range(130)} == {6000}
     assert run.data.params["empty"] == ""
+
+
+@pytest.mark.parametrize(
+    ("noted", "left"),
+    [
+        (None, None),
+        ({}, None),
+        ("no note", None),
+        ({"a": {"records": 1, "files": 2}}, None),  # of another version
+        ({"a": {"records": 3, "files": 2, "parked": []}}, (2, 0)),
+        ({"a": {"records": 4, "files": 4, "parked": [{}]}, "b": {"records": 0, "files": 9, "parked": []}}, (0, 1)),
+    ],
+)
+def test_what_is_left_to_send_is_known_from_the_note(tmp_path: Path, noted: Any, left: tuple[int, int] | None) -> None:
+    if noted is not None:
+        (tmp_path / CURSOR).write_text(json.dumps(noted))
+    history = [events.Noted(text=str(number)) for number in range(4)]
+    promoted = events.Promoted(name="decoder", version=1, champion=True, reason="the first version")
+    assert left_to_send(tmp_path, [*history, promoted]) == left  # MLflow itself has said what became of a registration

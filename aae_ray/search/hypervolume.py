@@ -1,0 +1,94 @@
+"""How far a study has come: the hypervolume of its front, over the epochs and the time that it has spent.
+
+The hypervolume of a front is the volume that its points dominate, up to a point of reference that is worse than all of
+them (Zitzler and Thiele 1999). Here each objective is scaled first, so that 0 is its fixed reference, what a model that
+knows nothing gets, and 1 the best value that it can have: the volume is a share of what there is to win, and does not
+depend on the other trials where the metric has a reference of its own.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from optuna._hypervolume import compute_hypervolume
+
+from aae_ray.evaluation.metrics import METRICS
+from aae_ray.search import events
+from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.outcomes import State
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Between what an objective's values are measured; smaller is better, as in `Ledger.values`."""
+
+    worst: float
+    best: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a study stood when a trial had completed, or at its last event."""
+
+    trial: int | None  # None at the last event
+    epochs: int  # that all trials had trained, those lost to a failure and trained again counted each time
+    seconds: float  # that the study had been running, all sessions
+    hypervolume: float  # in [0, 1]
+
+
+def references(ledger: Ledger) -> list[Reference]:
+    """For each objective the value of a model that knows nothing, and the best one that there is.
+
+    The reconstruction error has the mean image's and 0; the JSD bound log 2, its largest value, and 0; a ratio 1 and 0.
+    A metric without such bounds has the worst and the best value among the complete trials.
+    """
+    return [_reference(ledger, index, name) for index, name in enumerate(ledger.objectives)]
+
+
+def _reference(ledger: Ledger, index: int, name: str) -> Reference:
+    mean_image = (trial.metrics.get("val/mean_image_mse") for trial in ledger.trials)
+    if name == "val/reconstruction_mse" and (worst := next(filter(None, mean_image), None)) is not None:
+        return Reference(worst, 0.0)
+    if name == "val/jsd_nats":
+        return Reference(math.log(2), 0.0)
+    if METRICS[name].unit == "ratio":
+        return Reference(1.0, 0.0) if METRICS[name].direction == "min" else Reference(0.0, -1.0)
+    values = [ledger.values(trial)[index] for trial in ledger.complete()]
+    return Reference(max(values, default=0.0), min(values, default=0.0))
+
+
+def hypervolume(points: Iterable[Sequence[float]], of: Sequence[Reference]) -> float:
+    """The share of the volume between the references that these points dominate: 0 for none, 1 for the ideal.
+
+    A point that is worse than a reference dominates nothing; beyond the best value there is nothing more to win.
+    """
+    scaled = [[_scaled(value, reference) for value, reference in zip(point, of, strict=True)] for point in points]
+    inside = [point for point in scaled if max(point) < 1]
+    return float(compute_hypervolume(np.array(inside), np.ones(len(of)))) if inside else 0.0
+
+
+def _scaled(value: float, reference: Reference) -> float:
+    """0 for the best value and better ones, 1 for the worst one and worse ones."""
+    span = reference.worst - reference.best
+    return min(max((value - reference.best) / span, 0.0), 1.0) if span > 0 else 1.0
+
+
+def progress(history: Iterable[events.Event], of: Sequence[Reference]) -> list[Progress]:
+    """The hypervolume of the front at each trial that completed, and at the last event: a function of the history."""
+    ledger, epochs, volume, points = Ledger(), 0, 0.0, []
+    for event in history:
+        if isinstance(event, events.Reported):
+            epochs += len(event.history)
+        ledger.apply(event)
+        if isinstance(event, events.Ended) and (trial := ledger.trials[event.number]).state is State.COMPLETE:
+            volume = hypervolume((ledger.values(member) for member in ledger.front()), of)
+            points.append(_point(ledger, trial, epochs, volume))
+    return [*points, _point(ledger, None, epochs, volume)] if ledger.started else points
+
+
+def _point(ledger: Ledger, trial: TrialRecord | None, epochs: int, volume: float) -> Progress:
+    seconds = ledger.active_seconds
+    if ledger.session_started is not None:
+        seconds += max(ledger.last_time - ledger.session_started, 0.0)
+    return Progress(None if trial is None else trial.number, epochs, seconds, volume)
