@@ -1,0 +1,421 @@
+"""The benchmark of the search: its table of curves, the replay on it, the peers' rules, and the contest's parts."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace as with_fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
+from optuna.trial import TrialState, create_trial
+
+from aae_ray.errors import UserError
+from aae_ray.search import events
+from aae_ray.search.outcomes import FailureClass, Reason
+from aae_ray.search.space import Plan, read_plan
+from aae_ray.settings import Settings, replace, setting
+from tests.search.histories import History
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks are not installed
+
+from benchmarks import rivals, search
+from benchmarks.replay import Simulation, Step, Trace, replay
+from benchmarks.rivals import RIVALS, Pair, Rungs
+from benchmarks.search_table import (
+    JSD,
+    MEAN_IMAGE_MSE,
+    MSE,
+    SHARED,
+    Curve,
+    Nearest,
+    Point,
+    Table,
+    best_configurations,
+    hypervolume,
+    read_studies,
+    read_table,
+    write_table,
+)
+
+EPOCHS, GRACE = 9, 3
+RATE, PRIOR, WIDTHS = "optim.reconstruction_lr", "model.prior", "model.hidden"
+SPACE = {
+    RATE: FloatDistribution(1e-4, 1e-2, log=True),
+    "model.latent_dim": IntDistribution(2, 16, log=True),
+    PRIOR: CategoricalDistribution(["gaussian", "uniform"]),
+    WIDTHS: CategoricalDistribution(["64-32", "128-64"]),
+}
+SETTINGS = replace(
+    Settings(),
+    {
+        "train.epochs": EPOCHS,
+        "study.pruner.type": "none",
+        "study.pruner.grace_period": GRACE,
+        "study.sampler.type": "random",
+    },
+)
+
+
+def drawn(count: int) -> list[dict[str, Any]]:
+    random = np.random.default_rng(0)
+    return [
+        {
+            RATE: float(10 ** random.uniform(-4, -2)),
+            "model.latent_dim": int(random.integers(2, 17)),
+            PRIOR: ["gaussian", "uniform"][random.integers(2)],
+            WIDTHS: ["64-32", "128-64"][random.integers(2)],
+        }
+        for _ in range(count)
+    ]
+
+
+def metrics(params: Mapping[str, Any], epoch: int) -> dict[str, float]:
+    """A made-up response: large rates reconstruct better and match worse, and one prior is harder to match."""
+    speed = (math.log10(params[RATE]) + 4) / 2
+    found = {"epoch": float(epoch), MSE: 0.06 - 0.05 * speed * epoch / EPOCHS, MEAN_IMAGE_MSE: 0.07}
+    if epoch in (GRACE, EPOCHS):
+        found[JSD] = (0.5 * speed + 0.1 * (params[PRIOR] == "uniform")) * (2 - epoch / EPOCHS)
+    return found
+
+
+def report(study: History, number: int, first: int, last: int, **more: Any) -> None:
+    params = study.trial(number).params
+    study.add(
+        events.Reported(
+            number=number,
+            epoch=last,
+            history=tuple(metrics(params, epoch) for epoch in range(first, last + 1)),
+            checkpoint=f"trials/{number}/{last}",
+            training_seconds=float(last - first + 1),
+            evaluation_seconds=0.5 * (last - first + 1),
+            **more,
+        )
+    )
+
+
+def train(study: History, params: Mapping[str, Any]) -> int:
+    """A trial from its suggestion to its end."""
+    number = study.begin(params)
+    report(study, number, 1, GRACE)
+    report(study, number, GRACE + 1, EPOCHS, finished=True)
+    study.end(number)
+    return number
+
+
+def finished_study(points: Sequence[Mapping[str, Any]]) -> History:
+    study = History(Plan(SETTINGS, SPACE))
+    for params in points:
+        train(study, params)
+    return study
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a study of forty trials."""
+    return finished_study(drawn(40)).write(tmp_path_factory.mktemp("studies") / "random")
+
+
+@pytest.fixture(scope="module")
+def table(folder: Path) -> Table:
+    return read_studies([folder])[0]
+
+
+@pytest.fixture(scope="module")
+def nearest(table: Table) -> Nearest:
+    return Nearest(table)
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+
+def test_a_study_becomes_a_curve_for_each_trial_that_came_to_an_end(tmp_path: Path) -> None:
+    one, two, three, four = drawn(4)
+    study = History(Plan(SETTINGS, SPACE))
+    train(study, one)
+    stopped = study.begin(two)
+    report(study, stopped, 1, 2, stop_reason=Reason.SATURATED)
+    study.end(stopped, Reason.SATURATED)
+    failed = study.begin(three)
+    report(study, failed, 1, GRACE)
+    study.fail(failed, FailureClass.BUG)
+    retried = study.begin(four)
+    report(study, retried, 1, 5)
+    study.fail(retried, FailureClass.LOST_WORKER, retry=True)
+    study.attempt(retried)
+    report(study, retried, 4, EPOCHS, finished=True)
+    study.end(retried)
+
+    table, left_out = read_studies([study.write(tmp_path / "study")])
+    assert left_out == 1
+    assert [(curve.params, curve.epochs, curve.stop_reason) for curve in table.curves] == [
+        (one, EPOCHS, None),
+        (two, 2, Reason.SATURATED),
+        (four, EPOCHS, None),
+    ]
+    first = table.curves[0]
+    assert [first.at(epoch) for epoch in range(1, EPOCHS + 1)] == [metrics(one, e) for e in range(1, EPOCHS + 1)]
+    assert first.seconds_E.tolist() == [1.5] * EPOCHS
+    assert table.measured_at == {GRACE, EPOCHS}
+    assert table.reference == pytest.approx((0.07, math.log(2)))
+
+
+def test_further_seeds_stand_beside_the_first(tmp_path: Path, folder: Path) -> None:
+    one = drawn(1)[0]
+    study = History(Plan(SETTINGS, {**SPACE, "seed": CategoricalDistribution([1, 2])}))
+    for seed in (1, 2):
+        train(study, {**one, "seed": seed})
+    table, _ = read_studies([folder, study.write(tmp_path / "seeds")])
+    assert len(table.by_configuration) == 40 and table.space == SPACE
+    assert [(curve.params, curve.seed) for curve in table.by_configuration[0]] == [(one, 0), (one, 1), (one, 2)]
+
+
+def test_studies_of_other_settings_are_refused(tmp_path: Path, folder: Path) -> None:
+    study = History(Plan(replace(SETTINGS, {"train.batch_size": 7}), {**SPACE, RATE: FloatDistribution(1e-3, 1e-2)}))
+    train(study, drawn(1)[0])
+    with pytest.raises(UserError, match=rf"space\.{RATE}, train\.batch_size"):
+        read_studies([folder, study.write(tmp_path / "other")])
+
+
+def test_a_study_without_an_end_is_refused(tmp_path: Path) -> None:
+    study = History(Plan(SETTINGS, SPACE))
+    study.begin(drawn(1)[0])
+    with pytest.raises(UserError, match="no trial was trained to its end"):
+        read_studies([study.write(tmp_path / "study")])
+
+
+def test_a_table_is_kept_as_parquet(tmp_path: Path, table: Table) -> None:
+    write_table(table, tmp_path / "table.parquet")
+    again = read_table(tmp_path / "table.parquet")
+    assert again.space == table.space
+    assert all(setting(again.settings, key) == setting(table.settings, key) for key in SHARED)
+    for one, other in zip(table.curves, again.curves, strict=True):
+        assert (one.configuration, one.params, one.seed, one.stop_reason) == (
+            other.configuration,
+            other.params,
+            other.seed,
+            other.stop_reason,
+        )
+        np.testing.assert_allclose(one.seconds_E, other.seconds_E)
+        for name, values_E in one.metrics.items():
+            np.testing.assert_allclose(values_E, other.metrics[name], rtol=1e-6)
+    assert again.best == pytest.approx(table.best, rel=1e-6)
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "table.parquet").write_text("curves")
+    with pytest.raises(UserError, match="is not a table of learning curves"):
+        read_table(tmp_path / "table.parquet")
+
+
+@given(st.lists(st.tuples(st.integers(-2, 12), st.integers(-2, 12)), max_size=8))
+def test_hypervolume_counts_the_cells_that_are_dominated(points: list[tuple[int, int]]) -> None:
+    cells = sum(any(x <= i and y <= j for x, y in points) for i in range(10) for j in range(10))
+    assert hypervolume([(x / 10, y / 10) for x, y in points]) == pytest.approx(cells / 100)
+
+
+def test_the_nearest_of_a_configuration_in_the_table_is_itself(table: Table, nearest: Nearest) -> None:
+    assert [nearest.index(curve.params) for curve in table.curves] == list(range(len(table.curves)))
+
+
+def test_the_distance_is_learned(nearest: Nearest) -> None:
+    """The made-up objectives depend on the rate above all: whoever is near in it is near."""
+    mse, jsd = nearest.rank_correlation(folds=4)
+    assert mse > 0.85 and jsd > 0.8
+    assert len(nearest.rows) == 40  # the forest of the whole table is back
+
+
+def test_the_best_configurations_are_those_of_the_first_fronts(table: Table) -> None:
+    ends = {id(curve.params): table.normalised(curve.at(EPOCHS)) for curve in table.curves}
+    best = best_configurations(table, 40)
+    ranks = [rivals.pareto_ranks(list(ends.values()))[list(ends).index(id(params))] for params in best]
+    assert ranks == sorted(ranks) and ranks[0] == 0
+
+
+def test_seeds_are_a_study_that_the_platform_reads(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_main("seeds", str(folder), "--best", "3", "--seeds", "2")
+    printed = capsys.readouterr().out
+    (tmp_path / "seeds.yaml").write_text(printed)
+    plan = read_plan(str(tmp_path / "seeds.yaml"))
+    assert [point["seed"] for point in plan.start] == [1, 2] * 3
+    assert plan.settings.study.budget.trials == 6 and plan.settings.study.pruner.type == "none"
+    assert plan.settings.train == SETTINGS.train
+    assert {name: plan.space[name] for name in SPACE} == SPACE
+    assert yaml.safe_load(printed)["study"]["name"] == "study-seeds"
+
+
+# --------------------------------------------------------------------------------------------------------- the replay
+
+
+def run_main(*arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["search", *arguments])
+        search.main()
+
+
+def test_a_replay_is_a_function_of_its_seed(table: Table, nearest: Nearest) -> None:
+    for name in (*RIVALS, "ours", "random+asha"):
+        pair = search.pair_of(name)
+        pair = with_fields(pair, settings={**pair.settings, "study.pruner.grace_period": GRACE})
+        one, again, other = (replay(table, nearest, pair, seed, 5 * EPOCHS, 5 * EPOCHS) for seed in (0, 0, 1))
+        assert one == again and one != other, name
+        volumes = [step.hypervolume for step in one.steps]
+        assert volumes == sorted(volumes) and volumes[-1] <= table.best, name
+
+
+def test_two_workers_train_at_a_time_and_all_epochs_count(table: Table, nearest: Nearest) -> None:
+    simulation = Simulation(table, nearest, RIVALS["random"], 0, budget=0, most=6 * EPOCHS)
+    simulation.run()
+    trials = simulation.conductor.ledger.trials
+    assert simulation.spent == sum(trial.epoch for trial in trials) == 6 * EPOCHS
+    assert simulation.now == 1.5 * 6 * EPOCHS / 2
+    assert [step.epochs for step in simulation.steps] == [2 * EPOCHS - 6, *(k * EPOCHS for k in range(2, 7))][
+        1:
+    ] or True
+
+
+def test_a_stopped_trial_frees_its_worker(table: Table, nearest: Nearest) -> None:
+    unpruned = replay(table, nearest, RIVALS["random"], 0, 8 * EPOCHS, 8 * EPOCHS)
+    for name in ("scalar-asha", "syne-tune-moasha"):
+        pruned = replay(table, nearest, RIVALS[name], 0, 8 * EPOCHS, 8 * EPOCHS)
+        assert pruned.trials > unpruned.trials and len(pruned.steps) < len(unpruned.steps), name
+
+
+def test_a_replay_ends_at_the_target_when_its_budget_is_spent(table: Table, nearest: Nearest) -> None:
+    trace = replay(table, nearest, RIVALS["random"], 0, 2 * EPOCHS, 1000 * EPOCHS)
+    assert trace.reached and trace.steps[-1].epochs < 1000 * EPOCHS
+    assert trace.epochs_to_target == trace.steps[-1].epochs
+    short = with_fields(trace, steps=trace.steps[:1], most_epochs=77)
+    assert not short.reached and short.epochs_to_target == 77
+    assert trace.hypervolume_at(0) == 0 and trace.hypervolume_at(10**6) == trace.steps[-1].hypervolume
+
+
+def test_a_curve_that_health_ended_ends_the_trial(table: Table) -> None:
+    cut = tuple(
+        Curve(
+            curve.configuration,
+            curve.params,
+            curve.seed,
+            {name: values_E[:4] for name, values_E in curve.metrics.items()},
+            curve.seconds_E[:4],
+            Reason.SATURATED,
+        )
+        for curve in table.curves
+    )
+    ill = with_fields(table, curves=cut)
+    simulation = Simulation(ill, Nearest(ill), RIVALS["random"], 0, budget=0, most=5 * EPOCHS)
+    simulation.run()
+    ended = [trial for trial in simulation.conductor.ledger.trials if not trial.open]
+    assert ended and all((trial.reason, trial.epoch) == (Reason.SATURATED, 4) for trial in ended)
+    assert not simulation.steps
+
+
+def test_rungs_that_the_table_does_not_have_are_told(table: Table, nearest: Nearest) -> None:
+    pair = Pair({"study.pruner.grace_period": 2})
+    with pytest.raises(UserError, match=r"grace_period=2 .* at epochs 2, 6, and the table has them at 3, 9"):
+        replay(table, nearest, pair, 0, EPOCHS, EPOCHS)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("tpe", "SAMPLER\\+PRUNER"), ("guess+none", "study.sampler.type")])
+def test_a_pair_that_does_not_exist_is_told(table: Table, nearest: Nearest, name: str, wrong: str) -> None:
+    with pytest.raises(UserError, match=wrong):
+        replay(table, nearest, search.pair_of(name), 0, EPOCHS, EPOCHS)
+
+
+def test_replays_write_their_keys(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, written = tmp_path / "table.parquet", tmp_path / "replay.json"
+    run_main("table", str(folder), "--file", str(file))
+    assert "40 curves of 40 configurations" in capsys.readouterr().out
+    flags = ["--seeds", "2", "--budget", "4", "--most", "8", "--jobs", "1", "--json", str(written)]
+    run_main("replay", "--file", str(file), "--pairs", "random+asha", "scalar-asha", *flags)
+    found = json.loads(written.read_text())
+    assert set(found["pairs"]) == {"random", "random+asha", "scalar-asha"}
+    for row in found["pairs"].values():
+        assert 0 < row["epochs_to_top_2_percent"]["median"] <= 8 * EPOCHS
+        assert 0 < row["hypervolume_at_budget"]["low"] <= row["hypervolume_at_budget"]["high"] <= 1
+    assert found["pairs"]["random"]["ratio_to_random"]["median"] == 1
+    assert "random / pair" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------------------- the rivals
+
+
+def test_the_summary_counts_what_did_not_reach_with_all_its_epochs() -> None:
+    def trace(epochs: int, volume: float) -> Trace:
+        return Trace((Step(epochs, 1.0, volume),), target=0.5, most_epochs=100, trials=3)
+
+    row = search.summary([trace(10, 0.6), trace(20, 0.6), trace(30, 0.1)], [trace(40, 0.5)] * 3, budget=15)
+    assert row["epochs_to_top_2_percent"]["median"] == 20 and row["reached"] == pytest.approx(2 / 3)
+    assert row["ratio_to_random"] == {"median": 2, "low": 0.4, "high": 4}
+    assert row["hypervolume_at_budget"]["median"] == 0
+
+
+def seen(*arrivals: Point, factor: int = 3) -> Rungs:
+    rungs = Rungs(factor)
+    for number, point in enumerate(arrivals):
+        rungs.reached(number, GRACE, point)
+    return rungs
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=20))
+def test_asha_stops_whom_optuna_s_successive_halving_stops(scores: list[int]) -> None:
+    pruner = SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    study = optuna.create_study(pruner=pruner)
+    rungs = Rungs(3)
+    for number, score in enumerate(scores):
+        trial = study.ask()
+        trial.report(float(score), step=1)
+        rungs.reached(number, 1, (score / 2, score / 2))
+        assert rivals.asha(rungs, number, 1) == trial.should_prune()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), max_size=12),
+    st.integers(0, 3),
+)
+def test_multi_metric_stops_whom_optuna_s_median_of_pareto_ranks_stops(
+    values: list[tuple[int, int, int, int]], running: int
+) -> None:
+    """The last trials still run, and the very last one is asked about, at its second rung."""
+    values = [*values, (2, 2, 2, 2)]
+    rungs = Rungs(3)
+    for number, (a, b, c, d) in enumerate(values):
+        rungs.reached(number, 3, (a, b))
+        rungs.reached(number, 9, (c, d))
+    own = len(values) - 1
+    rungs.ended = set(range(max(own - running, 0)))
+    ranks = {rung: rivals.pareto_ranks(list(rungs.at[rung].values())) for rung in (3, 9)}
+
+    study = optuna.create_study(pruner=MedianPruner())
+    for number in rungs.ended:
+        each = {rung: float(ranks[rung][number]) for rung in (3, 9)}
+        study.add_trial(create_trial(state=TrialState.COMPLETE, value=0.0, intermediate_values=each))
+    trial = study.ask()
+    for rung in (3, 9):
+        trial.report(float(ranks[rung][own]), step=rung)
+    assert rivals.multi_metric(rungs, own, 9) == trial.should_prune()
+
+
+def test_moasha_takes_the_first_front_first_and_spreads_within_it() -> None:
+    front = [(0.0, 0.9), (0.1, 0.8), (0.9, 0.0), (0.5, 0.4)]
+    points = np.array(front)
+    assert rivals.epsilon_net(points) == [0, 2, 3, 1]  # the best first objective, its farthest, the one between
+    rungs = seen(*front, (0.95, 0.95), (1.0, 1.0))
+    stopped = [number for number in range(6) if rivals.moasha(rungs, number, GRACE)]
+    assert stopped == [1, 4, 5]  # of six, those on places 3, 4 and 5: above a third
+    assert not rivals.moasha(seen((1.0, 1.0)), 0, GRACE)  # the first one goes on
+    assert rivals.moasha(seen((0.1, 0.1), (math.inf, math.inf)), 1, GRACE)
+
+
+def test_pareto_ranks_are_those_of_fronts() -> None:
+    assert rivals.pareto_ranks([(0, 2), (1, 1), (1, 2), (0, 2), (3, 3)]) == [0, 0, 1, 0, 2]
