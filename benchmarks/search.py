@@ -8,6 +8,7 @@ searches by the clock on the wall.
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -27,15 +28,20 @@ from rich.console import Console
 from aae_ray.errors import MISTAKE, UserError
 from aae_ray.search.space import read_plan, spec_of
 from aae_ray.settings import dotted_fields, setting
+from benchmarks.contest import race
 from benchmarks.replay import TOP, Trace, replay
 from benchmarks.rivals import RIVALS, Pair
 from benchmarks.search_table import Nearest, Table, best_configurations, read_studies, read_table, write_table
 from benchmarks.timing import (
+    CALIBRATION_SECONDS,
     Spread,
     Target,
+    calibrate,
+    drift,
     json_file,
     machine,
     plain_table,
+    print_drift,
     ratio_of_medians,
     spread,
     write_json,
@@ -43,6 +49,8 @@ from benchmarks.timing import (
 
 TABLE = Path(__file__).parent / "search_table.parquet"
 STUDY = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
+FIGURE = Path(__file__).parents[1] / "docs" / "search.png"
+QUARTER = 0.25  # of its time, after which ours should have what Ray's documented pattern ends with
 OURS, BASELINE = "ours", "random"
 PLATFORM = ("random+asha", "tpe+none", "nsga2+asha")  # other pairs of the platform, beside that of the study's file
 TARGET = Target(4)  # of random's epochs to the top over those of ours
@@ -198,6 +206,43 @@ def print_summary(console: Console, rows: Mapping[str, Mapping[str, Any]], argum
         console.print(f"random / {OURS} {TARGET}: {'met' if TARGET.met(ratio) else 'not met'}")
 
 
+# ----------------------------------------------------------------------------------------------------------- contest
+
+
+def measure_contest(arguments: argparse.Namespace) -> None:
+    info, before = machine(), calibrate(arguments.calibration_seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        contest = race.Contest.prepare(Path(folder), arguments.seconds, arguments.overrides)
+        runs = race.race(contest, arguments.seeds)
+    after = calibrate(arguments.calibration_seconds)
+    found = race.results(runs, arguments.seconds)
+    race.draw(found["curves"], arguments.seconds, arguments.figure)
+    console = Console(highlight=False, width=120)
+    print_contest(console, found, arguments)
+    print_drift(console, drift(before, after))
+    write_json(arguments.json, {
+        **found,
+        "machine": info,
+        "calibration": {"before": before, "after": after, "drift": drift(before, after)},
+    })  # fmt: skip
+
+
+def print_contest(console: Console, found: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+    title = f"What a search has after {arguments.seconds:g} s from the command, {arguments.seeds} seeds"
+    columns = ("search", "hypervolume", "95 % interval", "trials", "ours ahead by", "ours had as much after", "target")
+    table = plain_table(title, columns)
+    for name, row in found["hypervolume"].items():
+        volume, trials = Spread(**row), f"{found['trials'][name]:g}"
+        against = found["against"].get(name)
+        cells = [name, f"{volume.median:.3f}", f"{volume.low:.3f} - {volume.high:.3f}", trials]
+        if against:
+            gain, reached = Spread(**against["gain"]), Spread(**against["seconds_to_reach"])
+            cells += [f"{gain.median:+.3f}", f"{reached.median:.0f} s, {against['reached']:.0%} of seeds"]
+            cells.append("ahead" if name == race.SCRIPT else f"at most {arguments.seconds * QUARTER:g} s")
+        table.add_row(*cells)
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="{table,seeds,replay,contest}")
@@ -224,6 +269,17 @@ def main() -> None:
     again.add_argument("--jobs", type=int, default=2, help="processes")
     again.add_argument("--json", type=json_file, metavar="FILE")
     again.set_defaults(run=measure_replays)
+
+    contest = commands.add_parser("contest", help="real searches by the clock on the wall")
+    contest.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the study to change")
+    contest.add_argument("--seconds", type=float, default=120, help="of each search, from its command")
+    contest.add_argument("--seeds", type=int, default=5)
+    contest.add_argument("--figure", type=Path, default=FIGURE, help="of hypervolume over time")
+    contest.add_argument(
+        "--calibration-seconds", type=float, default=CALIBRATION_SECONDS, help="of each operation, before and after"
+    )
+    contest.add_argument("--json", type=json_file, metavar="FILE")
+    contest.set_defaults(run=measure_contest)
 
     arguments = parser.parse_args()
     try:

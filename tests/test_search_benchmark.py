@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace as with_fields
 from pathlib import Path
@@ -11,23 +12,33 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState, create_trial
+from PIL import Image
+from sklearn.exceptions import ConvergenceWarning
 
+from aae_ray.autoencoder.priors import Prior
+from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
+from aae_ray.evaluation import divergence
 from aae_ray.search import events
 from aae_ray.search.outcomes import FailureClass, Reason
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, replace, setting
+from aae_ray.training.loop import Training
 from tests.search.histories import History
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks are not installed
 
 from benchmarks import rivals, search
+from benchmarks.contest import optuna_script, race
+from benchmarks.contest.race import Contest, Found, Run
+from benchmarks.contest.ray_script import ENDED
 from benchmarks.replay import Simulation, Step, Trace, replay
 from benchmarks.rivals import RIVALS, Pair, Rungs
 from benchmarks.search_table import (
@@ -419,3 +430,118 @@ def test_moasha_takes_the_first_front_first_and_spreads_within_it() -> None:
 
 def test_pareto_ranks_are_those_of_fronts() -> None:
     assert rivals.pareto_ranks([(0, 2), (1, 1), (1, 2), (0, 2), (3, 3)]) == [0, 0, 1, 0, 2]
+
+
+# --------------------------------------------------------------------------------------------------------- the contest
+
+
+@pytest.fixture
+def contest(tmp_path: Path, digits: Dataset) -> Contest:
+    return Contest(tmp_path, 1.0, (), digits, (race.mean_image_mse(digits), math.log(2)))
+
+
+@pytest.fixture(scope="module")
+def script_trial(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> tuple[optuna.Trial, float, Path]:
+    """A trial of the script that has trained for an epoch, its reconstruction error as the script has it, and what it
+    has left."""
+    folder = tmp_path_factory.mktemp("script")
+    train, val = (torch.from_numpy(race.pixels(digits, rows)) for rows in (digits.train, digits.val))
+    torch.manual_seed(0)
+    trial = optuna.create_study(directions=["minimize"] * 2).ask()
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        patch.setattr(optuna_script, "EPOCHS", 1)
+        mse, _ = optuna_script.objective(trial, train, val, folder)
+    return trial, mse, folder / "trial-0.npz"
+
+
+def test_the_script_searches_the_space_of_the_study(script_trial: tuple[optuna.Trial, float, Path]) -> None:
+    assert script_trial[0].distributions == read_plan(str(race.STUDY)).space
+
+
+def test_a_trial_of_the_script_is_judged_by_what_it_left(
+    script_trial: tuple[optuna.Trial, float, Path], tmp_path: Path, digits: Dataset
+) -> None:
+    _, mse, file = script_trial
+    assert race.judge(file, digits)[MSE] == pytest.approx(mse, rel=1e-4)
+    left = dict(np.load(file))
+    for codes, low, high in ((left["prior"][-len(digits.val) :], -0.05, 0.05), (left["codes"] + 50, 0.6, 0.7)):
+        np.savez(tmp_path / "trial-1.npz", **{**left, "codes": codes})
+        assert low < race.judge(tmp_path / "trial-1.npz", digits)[JSD] < high
+
+
+@pytest.mark.parametrize("name", ["gaussian", "uniform", "mixture", "swiss_roll"])
+def test_the_script_draws_from_the_platform_s_priors(name: str) -> None:
+    torch.manual_seed(0)
+    z_NZ = optuna_script.sample_prior(name, 20_000, 3)
+    ours_NZ = Prior(name, 3).sample(20_000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(z_NZ.std(0), ours_NZ.std(0), rtol=0.03, atol=0)
+    distance = divergence.sliced_wasserstein(z_NZ, ours_NZ, 1.0, seed=0)
+    assert distance < 2 * divergence.sliced_wasserstein(ours_NZ[:10_000], ours_NZ[10_000:], 1.0, seed=0)
+
+
+def test_the_reference_is_that_of_the_metrics(digits: Dataset, small_run: Settings) -> None:
+    measured = Training(small_run, digits).evaluation.cheap("val")[MEAN_IMAGE_MSE]
+    assert race.mean_image_mse(digits) == pytest.approx(measured, rel=1e-5)
+
+
+def test_what_a_study_found_is_read_from_its_journal(contest: Contest) -> None:
+    points = drawn(2)
+    study = finished_study(points)
+    stopped = study.begin(points[0])
+    report(study, stopped, 1, GRACE)
+    study.end(stopped, Reason.PRUNED)
+    study.write(contest.folder / "runs" / "study-1")
+    found = contest.read_journal(contest.folder, began=study.events[0].time)
+    assert [each.point for each in found] == [contest.normalised(metrics(params, EPOCHS)) for params in points]
+    ends = [event.time for event in study.events if isinstance(event, events.Ended)]
+    assert [each.seconds for each in found] == [end - study.events[0].time for end in ends[:2]]
+
+
+def test_what_ray_s_pattern_found_is_read_from_its_lines(contest: Contest) -> None:
+    whole, lost = {MSE: contest.reference[0] / 2, JSD: math.log(2) / 4}, {MSE: 0.01}
+    lines = [{"time": 103.0, "metrics": whole}, {"time": 104.0, "metrics": lost}]
+    (contest.folder / ENDED).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert contest.read_ended(contest.folder, began=100.0) == [Found(3.0, (0.5, 0.25))]
+
+
+def test_a_search_is_ended_when_its_time_is_up(contest: Contest) -> None:
+    def read(folder: Path, began: float) -> list[Found]:
+        assert (folder / "interrupted").exists()
+        return [Found(1.5, (0.1, 0.1)), Found(0.9, (0.2, 0.2)), Found(0.5, (0.3, 0.3))]
+
+    waits = "import pathlib, time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: pathlib.Path('interrupted').touch()"
+    run = contest.run(["-c", waits], contest.folder / "run", read)
+    assert [found.seconds for found in run.found] == [0.5, 0.9]  # what came after its time does not count
+
+
+def test_a_search_that_fails_says_why(contest: Contest) -> None:
+    patient = with_fields(contest, seconds=30.0)
+    with pytest.raises(SystemExit, match="ended with 1:\n(.|\n)*no such thing"):
+        patient.run(["-c", "raise ValueError('no such thing')"], contest.folder / "run", lambda folder, began: [])
+
+
+def test_a_contest_is_judged_in_pairs_of_seeds(tmp_path: Path) -> None:
+    ours = [Run((Found(10, (0.5, 0.5)), Found(20, (0.6, 0.6)), Found(30, (0.2, 0.2)))), Run((Found(5, (0.5, 0.5)),))]
+    script = [Run((Found(40, (0.5, 0.4)),)), Run((Found(50, (0.4, 0.5)),))]
+    slow = [Run(()), Run((Found(90, (0.5, 0.5)),))]
+    assert ours[0].curve() == [(10, 0.25), (30, pytest.approx(0.64))]
+    found = race.results({race.OURS: ours, race.SCRIPT: script, race.DOCUMENTED: slow}, 100.0)
+    assert found["against"][race.SCRIPT]["gain"]["median"] == pytest.approx((0.64 - 0.3 + 0.25 - 0.3) / 2)
+    assert found["against"][race.SCRIPT]["seconds_to_reach"]["median"] == (30 + 100) / 2  # the second never had as much
+    assert found["against"][race.SCRIPT]["reached"] == 0.5
+    assert found["against"][race.DOCUMENTED]["seconds_to_reach"]["high"] == 10  # of nothing: its first trial
+    race.draw(found["curves"], 100.0, tmp_path / "search.png")
+    with Image.open(tmp_path / "search.png") as picture:
+        assert picture.width > 900
+
+
+@pytest.mark.slow
+def test_the_contest_writes_its_keys(tmp_path: Path) -> None:
+    written, figure = tmp_path / "contest.json", tmp_path / "search.png"
+    flags = ["--seconds", "150", "--seeds", "1", "--calibration-seconds", "0.2", "--figure", str(figure)]
+    run_main("contest", *flags, "--json", str(written))
+    found = json.loads(written.read_text())
+    assert set(found["hypervolume"]) == {race.OURS, race.SCRIPT, race.DOCUMENTED}
+    assert all(0 < row["median"] < 1 for row in found["hypervolume"].values())
+    assert figure.exists()
