@@ -1,11 +1,13 @@
 """Studies replayed on a table of learning curves: the real conductor, with workers whose clocks are simulated.
 
-Two workers train for as long as the table says. What a replay counts is epochs, and the hypervolume of the front of all
-trials that came to their end; the reference point is that of the table.
+Two workers train for as long as the table says. Samplers and pruners see each trial with the luck of a seed, drawn with
+the spread that the table's own seeds have. What a replay counts is epochs, and what the trials that came to their end
+are worth without their luck: the hypervolume of their front.
 """
 
 import math
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple
@@ -24,11 +26,11 @@ from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan, record_plan
 from aae_ray.settings import Settings, replace
 from benchmarks.rivals import OptunaSampler, Pair, Rungs
-from benchmarks.search_table import Curve, Nearest, Point, Table, hypervolume
+from benchmarks.search_table import JSD, MSE, Curve, Point, Surrogate, Table, hypervolume
 
 WORKERS = 2
 DATA = events.DataRecord(name="digits", digest="", shape=(1, 8, 8), classes=10, train=1, val=1, test=1)
-TOP = 0.02  # a search has found what there is when its hypervolume is within this share of the table's
+TOP = 0.02  # a search has found what there is when its hypervolume is within this share of that of the whole table
 
 
 class Step(NamedTuple):
@@ -88,21 +90,17 @@ class Running:
 class Simulation:
     """One study of a pair, from its first suggestion until its epochs are spent."""
 
-    def __init__(self, table: Table, nearest: Nearest, pair: Pair, seed: int, budget: int, most: int) -> None:
+    def __init__(self, surrogate: Surrogate, pair: Pair, seed: int, budget: int, most: int) -> None:
         """It ends after so many epochs (`budget`) when it has reached the target by then, and after the most else."""
+        table = surrogate.table
         settings = study_settings(table, pair, seed, most)
-        self.table, self.nearest, self.pair, self.seed, self.budget, self.most = (
-            table,
-            nearest,
-            pair,
-            seed,
-            budget,
-            most,
-        )
+        self.surrogate, self.table, self.pair, self.seed = surrogate, table, pair, seed
+        self.budget, self.most = budget, most
         self.levels = (*report_epochs(settings), settings.train.epochs)
         self.rungs = Rungs(settings.study.pruner.reduction_factor)
         self.now, self.spent = 0.0, 0  # seconds, epochs
-        self.curves: dict[int, Curve] = {}  # of the trials
+        self.curves: dict[int, Curve] = {}  # of the trials, as sampler and pruner see them
+        self.true_ends: dict[int, Point] = {}  # what each is worth in the end, without its luck
         self.steps: list[Step] = []
         self.found: list[Point] = []  # by trials that came to their end
         ledger, journal = Ledger(), Forgetful(self)
@@ -123,7 +121,7 @@ class Simulation:
 
     def run(self) -> Trace:
         queue: list[tuple[float, int, Running]] = []
-        order, target = count(), (1 - TOP) * self.table.best
+        order, target = count(), (1 - TOP) * self.surrogate.best
         while self.spent < self.most:
             while isinstance(suggestion := self.conductor.suggest(), Suggestion):
                 self.conductor.started(suggestion.number)
@@ -137,11 +135,13 @@ class Simulation:
         return Trace(tuple(self.steps), target, self.most, len(self.conductor.ledger.trials))
 
     def _curve(self, suggestion: Suggestion) -> Curve:
-        """The curve behind a trial, the same whenever it goes on; of several seeds, one by chance."""
+        """The curve behind a trial, the same whenever it goes on, with the luck of a seed."""
         if suggestion.number not in self.curves:
-            seeds = self.table.by_configuration[self.nearest.index(suggestion.params)]
-            chance = np.random.default_rng((self.seed, suggestion.number))
-            self.curves[suggestion.number] = seeds[chance.integers(len(seeds))]
+            curve = self.surrogate.curve(suggestion.params)
+            luck = np.random.default_rng((self.seed, suggestion.number)).normal(size=2) * self.table.spread_of_seeds
+            seen = {MSE: curve.metrics[MSE] * np.exp(luck[0]), JSD: curve.metrics[JSD] + luck[1]}
+            self.true_ends[suggestion.number] = self.table.normalised(curve.at(curve.epochs))
+            self.curves[suggestion.number] = with_fields(curve, metrics={**curve.metrics, **seen})
         return self.curves[suggestion.number]
 
     def _ready(self, running: Running) -> float:
@@ -170,7 +170,7 @@ class Simulation:
             )
         )
         if finished:
-            self.found.append(self.table.normalised(curve.at(epoch)))
+            self.found.append(self.true_ends[number])
             self.steps.append(Step(self.spent, self.now, hypervolume(self.found)))
         if not self.conductor.ledger.trials[number].open:
             self.rungs.ended.add(number)
@@ -204,6 +204,6 @@ def study_settings(table: Table, pair: Pair, seed: int, most: int) -> Settings:
     return settings
 
 
-def replay(table: Table, nearest: Nearest, pair: Pair, seed: int, budget: int, most: int) -> Trace:
+def replay(surrogate: Surrogate, pair: Pair, seed: int, budget: int, most: int) -> Trace:
     """One study of a pair; a function of its arguments alone."""
-    return Simulation(table, nearest, pair, seed, budget, most).run()
+    return Simulation(surrogate, pair, seed, budget, most).run()

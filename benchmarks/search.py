@@ -31,7 +31,7 @@ from aae_ray.settings import dotted_fields, setting
 from benchmarks.contest import race
 from benchmarks.replay import TOP, Trace, replay
 from benchmarks.rivals import RIVALS, Pair
-from benchmarks.search_table import Nearest, Table, best_configurations, read_studies, read_table, write_table
+from benchmarks.search_table import Surrogate, best_configurations, read_studies, read_table, write_table
 from benchmarks.timing import (
     CALIBRATION_SECONDS,
     Spread,
@@ -104,9 +104,8 @@ class Task(NamedTuple):
 
 
 @cache
-def opened(file: Path) -> tuple[Table, Nearest]:
-    table = read_table(file)
-    return table, Nearest(table)
+def surrogate_of(file: Path) -> Surrogate:
+    return Surrogate(read_table(file))
 
 
 def pair_of(name: str) -> Pair:
@@ -125,7 +124,7 @@ def pair_of(name: str) -> Pair:
 
 
 def run_task(task: Task) -> Trace:
-    return replay(*opened(task.file), pair_of(task.pair), task.seed, task.budget, task.most)
+    return replay(surrogate_of(task.file), pair_of(task.pair), task.seed, task.budget, task.most)
 
 
 def run_replays(
@@ -155,17 +154,18 @@ def summary(traces: Sequence[Trace], baseline: Sequence[Trace], budget: int) -> 
 
 
 def measure_replays(arguments: argparse.Namespace) -> None:
-    table, nearest = opened(arguments.file)
+    surrogate = surrogate_of(arguments.file)
+    table = surrogate.table
     epochs, pairs = table.settings.train.epochs, list(dict.fromkeys([BASELINE, *arguments.pairs]))
     budget, most = arguments.budget * epochs, arguments.most * epochs
-    correlation = nearest.rank_correlation(min(10, len(table.by_configuration)))
+    correlation = surrogate.rank_correlation(min(10, len(table.by_configuration)))
     found = run_replays(arguments.file, pairs, arguments.seeds, budget, most, arguments.jobs)
     rows = {pair: summary(traces, found[BASELINE], budget) for pair, traces in found.items()}
     console = Console(highlight=False, width=120)
     print_summary(console, rows, arguments)
     console.print(
-        f"nearest configuration in the table, rank correlation in other folds: reconstruction {correlation[0]:.2f}, "
-        f"divergence {correlation[1]:.2f}"
+        f"the surrogate's rank correlation with configurations that it was not shown: reconstruction "
+        f"{correlation[0]:.2f}, divergence {correlation[1]:.2f}"
     )
     write_json(arguments.json, {
         "pairs": rows,
@@ -174,10 +174,11 @@ def measure_replays(arguments: argparse.Namespace) -> None:
         "budget_epochs": budget,
         "most_epochs": most,
         "seeds": arguments.seeds,
-        "best_hypervolume": table.best,
-        "target_hypervolume": (1 - TOP) * table.best,
+        "best_hypervolume": surrogate.best,
+        "target_hypervolume": (1 - TOP) * surrogate.best,
         "reference": table.reference,
-        "rank_correlation_of_nearest": correlation,
+        "spread_of_seeds": table.spread_of_seeds,
+        "rank_correlation_of_surrogate": correlation,
         "machine": machine(),
     })  # fmt: skip
 

@@ -1,12 +1,12 @@
 """A table of learning curves: what each configuration of a space did at every epoch, as the platform trained it.
 
 It is made once from finished studies without a pruner, and kept as Parquet: a row for each configuration and seed, with
-a list over epochs of each metric. A replay asks it for configurations that nobody trained: `Nearest` says which curve
-stands for them.
+a list over epochs of each metric. A replay asks for configurations that nobody trained: `Surrogate` has learned them.
 
-Shapes: `E` epochs, `N` configurations, `P` inputs of the forest, `T` trees.
+Shapes: `E` epochs, `N` configurations (in `Surrogate`, some of them), `P` inputs of the forest, `T` trees.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,10 +107,16 @@ class Table:
         return mse, jsd
 
     @cached_property
-    def best(self) -> float:
-        """The hypervolume of all that was trained to the end."""
-        ends = [self.normalised(curve.at(curve.epochs)) for curve in self.curves if curve.stop_reason is None]
-        return hypervolume(ends)
+    def spread_of_seeds(self) -> Point:
+        """Standard deviation over seeds of the logarithm of the error and of the divergence, at the end of training;
+        pooled over configurations, 0 where none has several seeds."""
+        variances = []
+        for curves in self.by_configuration:
+            ends = [curve.at(curve.epochs) for curve in curves if curve.stop_reason is None]
+            if len(ends) > 1:
+                variances.append(np.var([(math.log(end[MSE]), end[JSD]) for end in ends], axis=0, ddof=1))
+        mse, jsd = np.sqrt(np.mean(variances, axis=0)) if variances else (0.0, 0.0)
+        return float(mse), float(jsd)
 
 
 def hypervolume(points: Iterable[Point]) -> float:
@@ -253,56 +259,79 @@ def read_table(path: Path) -> Table:
 # ---------------------------------------------------------------------------------------------------- what is between
 
 
-class Nearest:
-    """Which configuration of a table stands for one that nobody trained: a nearest neighbour by a learned distance.
+class Surrogate:
+    """The curve of any configuration of the space, from those of a table.
 
-    A random forest learns the ranks of both objectives at the end of training. Two configurations are as near as many
-    of its trees put them into the same leaf (the proximity of Breiman 2001, "Random forests"), so what matters most for
-    the objectives matters most for the distance. Ties go to the smaller distance of Gower (1971): the mean over
-    parameters of the difference as a share of the range, on the scale that is searched, and 1 for two unlike choices.
-    The curve that is read is one that was trained, at all of its epochs.
+    A random forest learns the ranks of both objectives at the end of training. Its weights for a configuration are the
+    shares of its rows in the leaves that the configuration falls into, mean over trees (Meinshausen 2006, "Quantile
+    regression forests"), and the curve is the mean of the rows' curves under these weights, further seeds of a row
+    included in equal parts. So a configuration that was lucky with its seed does not stay the best of all. Where rows
+    that a health check ended weigh more than the others, the curve is that of the heaviest of them.
     """
 
     TREES = 100
 
     def __init__(self, table: Table) -> None:
-        self.space = table.space
-        firsts = [curves[0] for curves in table.by_configuration]
-        ends = [table.normalised(curve.at(curve.epochs)) for curve in firsts]
-        self.inputs_NP = np.array([self._inputs(curve.params) for curve in firsts])
+        self.table, self.space = table, table.space
+        rows = table.by_configuration
+        self.curves = [_mean_of_seeds(curves) for curves in rows]
+        self.inputs_NP = np.array([self._inputs(curve.params) for curve in self.curves])
+        ends = [table.normalised(curve.at(curve.epochs)) for curve in self.curves]
         self.ranks_N2 = np.column_stack([rankdata(column) for column in zip(*ends, strict=True)])
-        self.weights_P = np.concatenate([self._weights(name) for name in self.space])
-        self._fit(np.arange(len(firsts)))
+        self.stopped_N = np.array([curve.stop_reason is not None for curve in self.curves])
+        if self.stopped_N.all():
+            raise UserError("a health check has ended every trial of the table")
+        whole = [curve for curve in self.curves if curve.stop_reason is None]
+        self.metrics = {name: np.array([curve.metrics[name] for curve in whole]) for name in KEPT}
+        self.seconds_NE = np.array([curve.seconds_E for curve in whole])
+        self._fit(np.arange(len(rows)))
+
+    def curve(self, params: Mapping[str, Any]) -> Curve:
+        weights_N = self._weights(self._inputs(params))
+        if weights_N[self.stopped_N].sum() > 0.5:
+            heaviest = self.curves[int(np.where(self.stopped_N, weights_N, -1.0).argmax())]
+            return dataclasses.replace(heaviest, params=params)
+        weights_N = weights_N[~self.stopped_N] / weights_N[~self.stopped_N].sum()
+        metrics = {name: weights_N @ values_NE for name, values_NE in self.metrics.items()}
+        return Curve(int(weights_N.argmax()), params, self.table.settings.seed, metrics, weights_N @ self.seconds_NE)
+
+    @cached_property
+    def best(self) -> float:
+        """The hypervolume of all configurations of the table that come to their end, as they are in its place."""
+        curves = [self.curve(curve.params) for curve in self.curves]
+        return hypervolume(self.table.normalised(each.at(each.epochs)) for each in curves if each.stop_reason is None)
+
+    def rank_correlation(self, folds: int = 10) -> Point:
+        """Spearman's rank correlation of each objective at the end with what is learned from the other folds."""
+        found: list[tuple[int, Point]] = []
+        for rest, held_out in KFold(folds, shuffle=True, random_state=0).split(self.inputs_NP):
+            self._fit(rest)
+            for row in held_out:
+                curve = self.curve(self.curves[row].params)
+                found.append((row, self.table.normalised(curve.at(curve.epochs))))
+        self._fit(np.arange(len(self.curves)))
+        predicted = [point for _, point in sorted(found)]
+        mse, jsd = (float(spearmanr(self.ranks_N2[:, k], [each[k] for each in predicted]).statistic) for k in range(2))
+        return mse, jsd
 
     def _fit(self, rows: NDArray[np.intp]) -> None:
+        """Learn from these rows alone."""
         self.rows = rows
         self.forest = RandomForestRegressor(self.TREES, max_features=0.5, random_state=0)
         self.forest.fit(self.inputs_NP[rows], self.ranks_N2[rows])
         self.leaves_NT = self._leaves(self.inputs_NP[rows])
 
-    def index(self, params: Mapping[str, Any]) -> int:
-        """The index of the configuration that is nearest to these parameters."""
-        return self._nearest(self._inputs(params))
-
-    def _nearest(self, inputs_P: Floats) -> int:
-        shared_N = (self.leaves_NT == self._leaves(inputs_P[None])).sum(1)
-        gower_N = np.abs(self.inputs_NP[self.rows] - inputs_P) @ self.weights_P
-        return int(self.rows[np.lexsort((gower_N, -shared_N))[0]])
+    def _weights(self, inputs_P: Floats) -> Floats:
+        """The weight of every row, (N,); they sum to 1."""
+        shared_NT = self.leaves_NT == self._leaves(inputs_P[None])
+        weights_N = np.zeros(len(self.curves))
+        weights_N[self.rows] = (shared_NT / shared_NT.sum(0)).mean(1)
+        return weights_N
 
     def _leaves(self, inputs_NP: Floats) -> NDArray[np.int64]:
         """The leaf of each configuration in each tree, (N, T), without the threads that the forest starts for it."""
         inputs_32 = inputs_NP.astype(np.float32)
         return np.column_stack([tree.apply(inputs_32, check_input=False) for tree in self.forest.estimators_])
-
-    def rank_correlation(self, folds: int = 10) -> Point:
-        """Spearman's rank correlation of each objective with that of the nearest configuration in the other folds."""
-        found = np.empty(len(self.inputs_NP), dtype=np.intp)
-        for rest, held_out in KFold(folds, shuffle=True, random_state=0).split(self.inputs_NP):
-            self._fit(rest)
-            found[held_out] = [self._nearest(self.inputs_NP[row]) for row in held_out]
-        self._fit(np.arange(len(self.inputs_NP)))
-        mse, jsd = (float(spearmanr(self.ranks_N2[:, k], self.ranks_N2[found, k]).statistic) for k in range(2))
-        return mse, jsd
 
     def _inputs(self, params: Mapping[str, Any]) -> Floats:
         """Numbers on the scale that is searched, from 0 to 1; choices one-hot; -1 and zeros for what has no value."""
@@ -319,8 +348,11 @@ class Nearest:
                 inputs.append((scale(value) - low) / (high - low or 1.0))
         return np.array(inputs)
 
-    def _weights(self, name: str) -> Floats:
-        """Two unlike choices differ in two of their one-hot inputs, which together count as 1."""
-        distribution = self.space[name]
-        categorical = isinstance(distribution, CategoricalDistribution)
-        return np.full(len(distribution.choices), 0.5) if categorical else np.ones(1)
+
+def _mean_of_seeds(curves: Sequence[Curve]) -> Curve:
+    """One curve for a configuration: the mean over the seeds with which it came to its end, if it did with most."""
+    whole = [curve for curve in curves if curve.stop_reason is None]
+    if 2 * len(whole) < len(curves) or not whole:
+        return next(curve for curve in curves if curve.stop_reason is not None)
+    metrics = {name: np.mean([curve.metrics[name] for curve in whole], axis=0) for name in KEPT}
+    return dataclasses.replace(whole[0], metrics=metrics, seconds_E=np.mean([each.seconds_E for each in whole], axis=0))

@@ -6,6 +6,7 @@ is up. FOLDER/ended.jsonl gets a line for each trial that came to its end.
 
 import json
 import logging
+import os
 import sys
 import time
 import warnings
@@ -42,6 +43,7 @@ def main(study: str, folder: str, seconds: str, seed: str, *overrides: str) -> N
     plan = read_plan(study, overrides)
     load(plan.settings.data)
     objectives = list(plan.settings.study.objectives)
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # the divergence comes with the last epoch alone
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     ray.init(address="local", log_to_driver=False, logging_level=logging.ERROR, resources={arms.DRIVER: 1})
     search = OptunaSearch(
