@@ -70,8 +70,8 @@ class Forgetful(Journal):
     def __init__(self, simulation: "Simulation") -> None:
         self.simulation = simulation
 
-    def append(self, *events: events.Event) -> list[events.Event]:
-        return [event.model_copy(update={"time": self.simulation.now}) for event in events]
+    def append(self, *happened: events.Event) -> list[events.Event]:
+        return [event.model_copy(update={"time": self.simulation.now}) for event in happened]
 
 
 @dataclass
@@ -183,12 +183,13 @@ def report_epochs(settings: Settings) -> list[int]:
 
 
 def study_settings(table: Table, pair: Pair, seed: int, most: int) -> Settings:
-    """The settings of a replayed study, with more trials than its epochs allow.
+    """The settings of a replayed study, with more trials than its epochs allow, so that it ends by its epochs alone.
 
     Raises UserError for settings that are wrong, and for rungs at which the table has not both objectives.
     """
     trials = math.ceil(most / table.settings.study.pruner.grace_period)
-    changes = {**pair.settings, "study.sampler.seed": seed, "study.budget.trials": trials}
+    limits = {"study.budget.trials": trials, "study.budget.failures_in_a_row": trials}
+    changes = {**pair.settings, **limits, "study.sampler.seed": seed}
     try:
         settings = replace(table.settings, changes)
     except ValidationError as error:

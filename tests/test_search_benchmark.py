@@ -352,6 +352,13 @@ def test_a_curve_that_health_ended_ends_the_trial(table: Table) -> None:
     assert not simulation.steps
 
 
+def test_no_pair_is_ended_by_trials_that_diverge(table: Table) -> None:
+    ill = tuple(with_fields(cut(curve, 4), stop_reason=Reason.DIVERGED) for curve in table.curves[1:])
+    simulation = Simulation(Surrogate(with_fields(table, curves=(*ill, table.curves[0]))), RIVALS["random"], 0, 0, 90)
+    simulation.run()
+    assert simulation.spent >= 90 and simulation.conductor.ledger.end is None
+
+
 def test_luck_is_seen_by_the_search_and_not_counted(table: Table) -> None:
     worse = ({**curve.metrics, MSE: 1.2 * curve.metrics[MSE]} for curve in table.curves)
     second = [with_fields(curve, seed=1, metrics=seen) for curve, seen in zip(table.curves, worse, strict=True)]
