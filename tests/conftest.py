@@ -28,6 +28,7 @@ STARTS_RAY = (
     "tests/study/test_study.py",
     "tests/test_benchmarks.py::test_overhead_writes_its_keys",
     "tests/test_benchmarks.py::test_start_writes_its_keys",
+    "tests/test_search_benchmark.py::test_the_contest_writes_its_keys",
 )
 
 
