@@ -23,6 +23,7 @@ from aae_ray.autoencoder.networks import (
 from aae_ray.autoencoder.phases import TASKS, Phase, decoder_input, encode
 from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import Prior, build_prior, sample_code
+from aae_ray.randomness import WEIGHTS, generator_for
 from aae_ray.settings import Model as ModelSettings
 from aae_ray.settings import RunSettings
 
@@ -148,8 +149,8 @@ def build_model(
     """The model that the settings describe, for images of this shape (C, H, W), with initial weights from the seed.
 
     `classes` is their number in the data; a task with labels needs it. Each network's weights come from (seed, its
-    index in the table), so that they do not depend on the other networks, on what was built before in this process, or
-    on the device. Raises SettingsError when a network does not fit the images.
+    name), so that they do not depend on the other networks, on what was built before in this process, or on the
+    device. Raises SettingsError when a network does not fit the images.
     """
     task = TASKS[settings.task]
     needed = {name for phase in task.phases for name in phase.updates}
@@ -158,11 +159,11 @@ def build_model(
     sizes = Sizes(shape, y, (classes or 0) + 1 if task.label_condition else 0, joined)
     dtype = getattr(torch, settings.train.dtype)
     networks: dict[str, nn.Module] = {}
-    for index, (name, build) in enumerate(NETWORKS.items()):
+    for name, build in NETWORKS.items():
         if name not in needed:
             continue
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed * len(NETWORKS) + index)
+            torch.set_rng_state(generator_for(settings.seed, WEIGHTS, name).get_state())
             network = build(settings.model, sizes)
             if settings.model.initialization == "normal" and name != "cluster_heads":
                 paper_initialization(network)

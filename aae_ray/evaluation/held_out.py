@@ -33,7 +33,7 @@ PRIOR, POSTERIOR, USE_OF_NOISE, FLOOR, PRIOR_LABELS = range(5)
 
 def sample_generator() -> torch.Generator:
     """Where the draws behind the samples of the protocol come from."""
-    return generator_for(PROTOCOL_SEED, EVALUATION, PRIOR)
+    return generator_for(PROTOCOL_SEED, EVALUATION, PRIOR, 0)
 
 
 def some_of(rows_N: np.ndarray, count: int) -> np.ndarray:

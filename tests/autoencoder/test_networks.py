@@ -1,11 +1,13 @@
 """Networks: where noise enters, what initial weights depend on, normalization, and what does not fit."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch import nn
 
 from aae_ray.autoencoder import networks
-from aae_ray.autoencoder.model import build_model
+from aae_ray.autoencoder.model import NETWORKS, build_model
 from aae_ray.errors import UserError
 from aae_ray.settings import replace
 from tests.autoencoder.variants import SHAPE, batch_for, build, variant
@@ -34,6 +36,19 @@ def test_initial_weights_depend_on_the_seed_and_on_nothing_else() -> None:
         ):
             assert torch.equal(a, b) and not torch.equal(a, c)
     assert torch.equal(next(first.networks["decoder"].parameters()), next(vae.networks["decoder"].parameters()))
+
+
+def test_initial_weights_do_not_depend_on_which_networks_the_code_knows() -> None:
+    settings = variant("semi_supervised", "gaussian", "dense")
+    first = build(settings)
+    others = {"another": lambda model, sizes: nn.Linear(2, 2), **dict(reversed(NETWORKS.items()))}
+    with patch.dict(NETWORKS, others, clear=True):
+        second = build(settings)
+    for name, network in first.networks.items():
+        for (key, weight), (_, same) in zip(
+            network.named_parameters(), second.networks[name].named_parameters(), strict=True
+        ):
+            assert torch.equal(weight, same), f"{name}.{key}"
 
 
 def test_the_papers_initialization() -> None:
