@@ -105,11 +105,24 @@ def dense_layers(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
 
 
 class OutputLinear(nn.Linear):
-    """The last layer of a network. Its output has the precision of its weights, also where its product was taken in
-    bfloat16: sigmoids, softmaxes and losses are too coarse there, and their gradients with them."""
+    """The last layer of a network. Its product is taken in the precision of its weights, also where others are taken
+    in bfloat16: codes, sigmoids, softmaxes and losses are too coarse there, and their gradients with them."""
 
     def forward(self, h_BF: Tensor) -> Tensor:
-        return super().forward(h_BF).to(self.weight.dtype)
+        if not torch.is_autocast_enabled(h_BF.device.type):
+            return super().forward(h_BF)
+        with torch.autocast(h_BF.device.type, enabled=False):
+            return super().forward(h_BF.to(self.weight.dtype))
+
+
+class OutputConvTranspose2d(nn.ConvTranspose2d):
+    """The last layer of a convolutional decoder, in the precision of its weights as `OutputLinear` is."""
+
+    def forward(self, h_BCHW: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not torch.is_autocast_enabled(h_BCHW.device.type):
+            return super().forward(h_BCHW, output_size)
+        with torch.autocast(h_BCHW.device.type, enabled=False):
+            return super().forward(h_BCHW.to(self.weight.dtype), output_size)
 
 
 def mlp(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
@@ -214,8 +227,10 @@ class ConvDecoder(nn.Module):
             nn.Linear(features, channels[0] * grids[-1][0] * grids[-1][1]),
         )
         # An odd side was rounded down when it was halved: output_padding gives the lost row back.
+        kinds = [*[nn.ConvTranspose2d] * (len(channels) - 1), OutputConvTranspose2d]
+        steps = zip(kinds, pairwise((*channels, shape[0])), pairwise(reversed(grids)), strict=True)
         self.layers = nn.ModuleList(
-            nn.ConvTranspose2d(
+            kind(
                 a,
                 b,
                 4,
@@ -223,14 +238,14 @@ class ConvDecoder(nn.Module):
                 padding=1,
                 output_padding=(fine[0] - 2 * coarse[0], fine[1] - 2 * coarse[1]),
             )
-            for (a, b), (coarse, fine) in zip(pairwise((*channels, shape[0])), pairwise(reversed(grids)), strict=True)
+            for kind, (a, b), (coarse, fine) in steps
         )
         self.sigmoid = output == "sigmoid"
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         h_BCHW = torch.relu(self.dense(z_BZ)).unflatten(1, self.coarse)
         *hidden, last = self.layers
-        x_BD = last(apply_relu(hidden, h_BCHW)).flatten(1).to(last.weight.dtype)
+        x_BD = last(apply_relu(hidden, h_BCHW)).flatten(1)
         return torch.sigmoid(x_BD) if self.sigmoid else x_BD
 
 

@@ -54,7 +54,7 @@ class Universal(nn.Module):
     def __init__(self, features: int, latent_dim: int, noise_dim: int) -> None:
         super().__init__()
         self.code = OutputLinear(features, latent_dim)
-        self.noise_map = nn.Linear(noise_dim, latent_dim, bias=False)
+        self.noise_map = OutputLinear(noise_dim, latent_dim, bias=False)
 
     def forward(self, h_BF: Tensor, noise_BE: Tensor) -> Code:
         return Code(self.code(h_BF) + self.noise_map(noise_BE))
