@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import build_prior
-from aae_ray.settings import RunSettings
+from aae_ray.settings import RunSettings, setting
 
 Networks = Mapping[str, nn.Module]
 Source = Literal["all", "labelled"]
@@ -60,7 +60,10 @@ Summary = Callable[[Tensor], dict[str, float]]  # of seen_NM
 
 
 class Phase(NamedTuple):
-    """One forward, one backward and one optimizer step of the networks that it updates; all others are frozen."""
+    """One forward, one backward and one optimizer step of the networks that it updates; all others are frozen.
+
+    Where its learning rate is 0 a run has no such phase, and all else is as if the table did not have it.
+    """
 
     name: str
     updates: tuple[str, ...]
@@ -71,6 +74,7 @@ class Phase(NamedTuple):
     draws: tuple[str, ...] = ()  # fields of the batch that are drawn for it, where the task has a use for them
     source: Source = "all"  # the images that it works on
     shares_encoding: tuple[str, ...] = ()  # networks whose encoding the next phase reuses, if it sees the same
+    corrupts: bool = True  # whether the encoder sees its images as `train.input_noise` and the like say
 
 
 class Task(NamedTuple):
@@ -223,6 +227,27 @@ def classify(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome
     return Outcome(loss_B, torch.stack([loss_B.detach(), wrong_B.to(loss_B.dtype)], dim=1))
 
 
+def reencode(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
+    """Re-encoding phase, which the paper does not have: of an image that is decoded from a draw of p(y)p(z), the
+    encoder finds the draw.
+
+    Cross-entropy on y, where there is q(y|x), and half the squared error on z in standard deviations of the prior:
+    with it encoder and decoder maximise a lower bound on the mutual information of code and image (Chen et al. 2016,
+    equation 5, with a Gaussian of the prior's width for z). A Gaussian q(z|x) is held to the draw by its mean, so that
+    the phase does not take its noise away.
+    """
+    assert batch.prior_BZ is not None
+    x_BD = networks["decoder"](decoder_input(networks, batch.prior_BZ, batch.classes_BK))
+    code = encode(networks, x_BD, batch.posterior_noise_BE)
+    z_BZ = code.z_BZ if code.mean_BZ is None else code.mean_BZ
+    std_Z = build_prior(settings.model).std_Z.to(z_BZ)
+    losses = [0.5 * ((z_BZ - batch.prior_BZ) / std_Z).square().sum(1)]
+    if code.label_logits_BK is not None:
+        assert batch.classes_BK is not None
+        losses.append(F.cross_entropy(code.label_logits_BK, batch.classes_BK, reduction="none"))
+    return Outcome(reduce(add, losses), torch.stack([loss_B.detach() for loss_B in losses], dim=1))
+
+
 def negative_elbo(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
     """The VAE's single phase: reconstruction error plus KL(q(z|x) || p(z)) (Kingma and Welling 2014, appendix B).
 
@@ -283,6 +308,11 @@ def classify_summary(seen_N2: Tensor) -> dict[str, float]:
     }
 
 
+def reencode_summary(losses_NM: Tensor) -> dict[str, float]:
+    names = ("train/reencoding_style_loss_nats", "train/reencoding_label_loss_nats")
+    return {name: loss_N.mean().item() for name, loss_N in zip(names, losses_NM.T, strict=False)}
+
+
 def negative_elbo_summary(parts_N2: Tensor) -> dict[str, float]:
     error_N, kl_N = parts_N2.unbind(1)
     return {"train/reconstruction_loss": error_N.mean().item(), "train/kl_nats": kl_N.mean().item()}
@@ -293,7 +323,6 @@ def negative_elbo_summary(parts_N2: Tensor) -> dict[str, float]:
 ENCODER = ("trunk", "style_head")
 LABELLING_ENCODER = (*ENCODER, "label_head")
 RECONSTRUCTION = ("optim.reconstruction_lr", "optim.reconstruction_momentum")
-ADVERSARY = ("prior_BZ", "classes_BK", "style_noise_B2Z", "label_noise_B2K")
 
 RECONSTRUCT = Phase("reconstruct", (*ENCODER, "decoder"), reconstruct, *RECONSTRUCTION, reconstruct_summary)
 DISCRIMINATE = Phase(
@@ -303,7 +332,7 @@ DISCRIMINATE = Phase(
     "optim.discrimination_lr",
     "optim.adversarial_momentum",
     discriminate_summary,
-    draws=ADVERSARY,
+    draws=("prior_BZ", "style_noise_B2Z"),
     shares_encoding=ENCODER,
 )
 REGULARIZE = Phase(
@@ -313,7 +342,7 @@ REGULARIZE = Phase(
     "optim.regularization_lr",
     "optim.adversarial_momentum",
     regularize_summary,
-    draws=("style_noise_B2Z", "label_noise_B2K"),
+    draws=("style_noise_B2Z",),
 )
 CLASSIFY = Phase(
     "classify",
@@ -324,23 +353,43 @@ CLASSIFY = Phase(
     classify_summary,
     source="labelled",
 )
+REENCODE = Phase(
+    "reencode",
+    (*ENCODER, "decoder"),
+    reencode,
+    "optim.reencoding_lr",
+    "optim.reconstruction_momentum",
+    reencode_summary,
+    draws=("prior_BZ", "classes_BK"),
+    corrupts=False,
+)
 NEGATIVE_ELBO = Phase("negative_elbo", (*ENCODER, "decoder"), negative_elbo, *RECONSTRUCTION, negative_elbo_summary)
 
 UNSUPERVISED = (RECONSTRUCT, DISCRIMINATE, REGULARIZE)
 LABELLING = (
     RECONSTRUCT._replace(updates=(*LABELLING_ENCODER, "decoder")),
-    DISCRIMINATE._replace(updates=("style_discriminator", "label_discriminator"), shares_encoding=LABELLING_ENCODER),
-    REGULARIZE._replace(updates=LABELLING_ENCODER),
+    DISCRIMINATE._replace(
+        updates=("style_discriminator", "label_discriminator"),
+        draws=("prior_BZ", "classes_BK", "style_noise_B2Z", "label_noise_B2K"),
+        shares_encoding=LABELLING_ENCODER,
+    ),
+    REGULARIZE._replace(updates=LABELLING_ENCODER, draws=("style_noise_B2Z", "label_noise_B2K")),
 )
 REDUCING = (RECONSTRUCT._replace(updates=(*LABELLING_ENCODER, "decoder", "cluster_heads")), *LABELLING[1:])
+LABEL_REENCODE = REENCODE._replace(updates=(*LABELLING_ENCODER, "decoder"))
 
 TASKS: dict[str, Task] = {
-    "unsupervised": Task(UNSUPERVISED, "2"),
-    "label_informed": Task(UNSUPERVISED, "2.3", labels="some", label_condition=True),
-    "supervised": Task(UNSUPERVISED, "4", y="classes", labels="all"),
-    "semi_supervised": Task((*LABELLING, CLASSIFY), "5", y="classes", labels="some"),
-    "clustering": Task(LABELLING, "6", y="clusters"),
-    "reduction": Task(REDUCING, "7", y="clusters"),
-    "semi_supervised_reduction": Task((*REDUCING, CLASSIFY), "7", y="classes", labels="some"),
-    "vae": Task((NEGATIVE_ELBO,), "none: Kingma and Welling 2014, the baseline"),
+    "unsupervised": Task((*UNSUPERVISED, REENCODE), "2"),
+    "label_informed": Task((*UNSUPERVISED, REENCODE), "2.3", labels="some", label_condition=True),
+    "supervised": Task((*UNSUPERVISED, REENCODE), "4", y="classes", labels="all"),
+    "semi_supervised": Task((*LABELLING, CLASSIFY, LABEL_REENCODE), "5", y="classes", labels="some"),
+    "clustering": Task((*LABELLING, LABEL_REENCODE), "6", y="clusters"),
+    "reduction": Task((*REDUCING, LABEL_REENCODE), "7", y="clusters"),
+    "semi_supervised_reduction": Task((*REDUCING, CLASSIFY, LABEL_REENCODE), "7", y="classes", labels="some"),
+    "vae": Task((NEGATIVE_ELBO, REENCODE), "none: Kingma and Welling 2014, the baseline"),
 }
+
+
+def phases_of(settings: RunSettings) -> tuple[Phase, ...]:
+    """The phases of a run: those of its task whose learning rate is above 0."""
+    return tuple(phase for phase in TASKS[settings.task].phases if setting(settings, phase.learning_rate) > 0)

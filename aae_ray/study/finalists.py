@@ -126,6 +126,7 @@ def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result:
         "prior_scale": settings.model.prior_scale,
         "prior_components": settings.model.prior_components,
         "classes": training.model.classes,
+        "label_shares": _recorded_shares(training),
         "latent_dim": settings.model.latent_dim,
         "objectives": ",".join(ledger.objectives),
         "objective_values": json.dumps(ledger.values(trial)),
@@ -133,3 +134,11 @@ def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result:
         **{name: value for name, value in result.metrics.items() if name in test},
     }
     return {key: str(value) for key, value in tags.items()}
+
+
+def _recorded_shares(training: Training) -> str:
+    """p(y) where it is not uniform, which the number of classes alone does not tell."""
+    shares_K = training.model.label_shares_K
+    if shares_K is None or training.settings.model.label_prior == "uniform":
+        return ""
+    return ",".join(map(repr, shares_K.tolist()))

@@ -129,12 +129,12 @@ class Batches:
                 part_N = self.labels_N[rows_SG[:, block]].flatten() if model.sizes.label_condition else None
                 prior_NZ = model.prior.sample(math.prod(size), generator, dtype, part_N)
                 tensors["prior_BZ"] = prior_NZ.view(*size, -1)
-            if "classes_BK" in phase.draws and model.classes and "label_discriminator" in model.networks:
-                classes_NK = sample_classes(math.prod(size), model.classes, generator, dtype)
+            if "classes_BK" in phase.draws and model.label_shares_K is not None:
+                classes_NK = sample_classes(math.prod(size), model.label_shares_K, generator, dtype)
                 tensors["classes_BK"] = classes_NK.view(*size, -1)
             if "style_noise_B2Z" in phase.draws and train.style_noise:
                 tensors["style_noise_B2Z"] = train.style_noise * normal(2, model.prior.latent_dim)
-            if "label_noise_B2K" in phase.draws and train.label_noise and "label_discriminator" in model.networks:
+            if "label_noise_B2K" in phase.draws and train.label_noise:
                 tensors["label_noise_B2K"] = train.label_noise * normal(2, model.classes)
             return tensors
 
@@ -147,7 +147,7 @@ class Batches:
     ) -> dict[str, Any]:
         """Noise on the images, dropout of pixels, warped images: as large as the images, so for one step at a time."""
         train, pixels, dtype = self.settings.train, self.images.rows_ND.shape[1], self.images.dtype
-        if not train.input_noise and not train.input_dropout and not train.input_warp:
+        if not phase.corrupts or not (train.input_noise or train.input_dropout or train.input_warp):
             return {}
 
         def draw(generator: Generator, block: slice) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.phases import Phase
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
-from aae_ray.datasets.labels import check
+from aae_ray.datasets.labels import check, known_shares
 from aae_ray.errors import UserError
 from aae_ray.evaluation.held_out import HeldOutMetrics
 from aae_ray.settings import RunSettings, epoch_at, flatten, setting
@@ -81,7 +81,13 @@ class Training:
                 f"for {self.workers} workers"
             )
         check(self.settings, self.dataset)
-        self.model = build_model(self.settings, self.dataset.shape, self.device, self.dataset.classes)
+        self.model = build_model(
+            self.settings,
+            self.dataset.shape,
+            self.device,
+            self.dataset.classes,
+            known_shares(self.dataset, self.settings),
+        )
         # Wrapped one by one, while all parameters ask for gradients: one wrapper over networks that take turns leaves
         # the discriminator different on every worker, and nothing says so.
         self.wrapped = {name: self.wrap(network) for name, network in self.model.networks.items()}

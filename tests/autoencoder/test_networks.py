@@ -71,6 +71,19 @@ def test_the_papers_initialization() -> None:
     )
 
 
+def test_the_shares_of_the_label_prior_are_given_known_or_uniform() -> None:
+    def shares(label_prior: object, known: list[float] | None = None) -> list[float]:
+        settings = variant("supervised", "deterministic", "dense", **{"model.label_prior": label_prior})
+        shares_K = build_model(settings, SHAPE, classes=4, known_shares=known).label_shares_K
+        assert shares_K is not None
+        return shares_K.tolist()
+
+    known = [0.5, 0.25, 0.125, 0.125]
+    assert shares("uniform", known) == [0.25] * 4 == shares("labels")
+    assert shares("labels", known) == known == shares([4, 2, 1, 1])
+    assert build(variant("unsupervised", "deterministic", "dense")).label_shares_K is None
+
+
 @pytest.mark.parametrize("network", ["dense", "convolutional"])
 @pytest.mark.parametrize("posterior", ["deterministic", "universal"])
 @pytest.mark.parametrize("kind", ["batch", "layer"])

@@ -180,6 +180,33 @@ def test_evidence_of_a_mixture_is_the_sampled_divergence() -> None:
     torch.testing.assert_close(phases.negative_elbo(model.networks, batch, settings).loss_B, error_B + kl_B)
 
 
+@pytest.mark.parametrize("posterior", ["deterministic", "gaussian", "universal"])
+def test_reencoding_by_hand(posterior: str) -> None:
+    settings = variant("semi_supervised", posterior, "dense", **{"model.prior": "mixture", "model.prior_scale": 2.0})
+    model = build(settings)
+    batch = batch_for(model)
+    assert batch.prior_BZ is not None and batch.classes_BK is not None
+    code = model.encode(model.decode(batch.prior_BZ, batch.classes_BK), batch.posterior_noise_BE)
+    found_BZ = code.z_BZ if code.mean_BZ is None else code.mean_BZ
+    assert code.label_logits_BK is not None
+    style_B = 0.5 * ((found_BZ - batch.prior_BZ) / model.prior.std_Z).square().sum(1)
+    label_B = -(code.label_logits_BK.log_softmax(1) * batch.classes_BK).sum(1)
+    outcome = phases.reencode(model.networks, batch, settings)
+    torch.testing.assert_close(outcome.loss_B, style_B + label_B)
+    assert outcome.seen_BM is not None
+    metrics = phases.reencode_summary(outcome.seen_BM)
+    assert metrics["train/reencoding_style_loss_nats"] == pytest.approx(style_B.mean().item())
+    assert metrics["train/reencoding_label_loss_nats"] == pytest.approx(label_B.mean().item())
+
+
+def test_reencoding_leaves_the_width_of_a_gaussian_posterior_alone() -> None:
+    settings = variant("unsupervised", "gaussian", "dense")
+    model = build(settings)
+    phases.reencode(model.networks, batch_for(model), settings).loss_B.sum().backward()
+    gradient_FZ = next(model.networks["style_head"].parameters()).grad
+    assert gradient_FZ is not None and gradient_FZ[:5].any() and not gradient_FZ[5:].any()
+
+
 # ----------------------------------------------------------------------------------- who is given which labels
 
 

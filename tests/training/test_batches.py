@@ -11,7 +11,7 @@ from aae_ray.datasets.images import Images
 from aae_ray.randomness import generator_for
 from aae_ray.settings import Settings, replace
 from aae_ray.training import batches as module
-from aae_ray.training.batches import Batches, draw_blocks, stretches, warp, worker_slice
+from aae_ray.training.batches import Batches, Step, draw_blocks, stretches, warp, worker_slice
 
 
 def make(settings: Settings, digits: Dataset, rank: int = 0, workers: int = 1, seed: int = 0) -> Batches:
@@ -135,7 +135,29 @@ def test_only_the_phase_that_needs_prior_draws_gets_them(settings: Settings, dig
     assert [batch.prior_BZ is not None for batch in step.batches] == [False, True, False]
 
 
+def test_decoded_images_are_not_corrupted(settings: Settings, digits: Dataset) -> None:
+    noise = {"train.input_noise": 0.1, "train.input_dropout": 0.1, "train.input_warp": 0.1}
+    step = next(make(replace(settings, {"optim.reencoding_lr": 1e-3} | noise), digits).epoch(0))
+    *_, regularized, reencoded = step.batches
+    for name in ("input_noise_BD", "input_mask_BD", "warped_BD"):
+        assert getattr(regularized, name) is not None and getattr(reencoded, name) is None
+
+
 # ------------------------------------------------------------------------------------------------------------- labels
+
+
+def test_classes_are_drawn_as_often_as_the_settings_say(settings: Settings, digits: Dataset) -> None:
+    shares = {"model.label_prior": tuple(range(1, 11)), "optim.reencoding_lr": 1e-3, "data.labels": 100}
+    batches = make(replace(settings, {"task": "semi_supervised"} | shares), digits)
+    drawn_K = torch.stack([y_BK.sum(0) for step in batches.epoch(0) for y_BK in classes_of(step)]).sum(0)
+    expected_K = torch.arange(1, 11).double() / 55
+    torch.testing.assert_close(drawn_K / drawn_K.sum(), expected_K, rtol=0, atol=0.03)
+
+
+def classes_of(step: Step) -> list[torch.Tensor]:
+    drawn = [batch.classes_BK for batch in step.batches if batch.classes_BK is not None]
+    assert len(drawn) == 2, "of the phases discriminate and reencode"
+    return drawn
 
 
 def test_labelled_batches_go_round_through_all_labels(settings: Settings, digits: Dataset) -> None:

@@ -25,12 +25,15 @@ from aae_ray.training.loop import Interval, Training
 
 MORE: dict[str, dict[str, Any]] = {  # what a task needs, or what makes its test a harder one
     "label_informed": {"model.prior": "mixture", "data.labels": 200},
+    "supervised": {"optim.reencoding_lr": 1e-3, "model.label_prior": "labels"},
     "semi_supervised": {
         "data.labels": 150,
         "train.labelled_batch_size": 31,
         "train.input_noise": 0.3,
         "train.label_noise": 0.2,
         "model.normalization": "batch",
+        "optim.reencoding_lr": 1e-3,
+        "model.label_prior": tuple(range(1, 11)),
     },
     "clustering": {
         "model.clusters": 12,
@@ -38,6 +41,7 @@ MORE: dict[str, dict[str, Any]] = {  # what a task needs, or what makes its test
         "train.input_dropout": 0.2,
         "train.input_warp": 0.2,
         "train.style_noise": 0.1,
+        "optim.reencoding_lr": 1e-3,
     },
     "reduction": {  # 1079 images: one worker of two has none of the last batch
         "model.clusters": 12,
@@ -114,7 +118,29 @@ def test_a_lent_pass_saves_one_and_changes_nothing(
         passes.append(len(seen) // 3)
     shared, own = map(weights, trainings)
     assert all(torch.equal(value, own[key]) for key, value in shared.items())
-    assert passes == [len(alone.phases) - (not drawn), len(alone.phases)]
+    phases = len(trainings[0].model.phases)
+    assert passes == [phases - (not drawn), phases]
+
+
+@pytest.mark.parametrize("task", ["unsupervised", "semi_supervised"])
+def test_a_phase_that_is_off_is_as_if_there_were_none(task: str, small_run: Settings, digits: Dataset) -> None:
+    """And one that is on changes the numbers of no other."""
+    values: dict[str, Any] = {"task": task, "model.posterior": "universal", "train.input_noise": 0.1}
+    values |= {"data.labels": 150} if TASKS[task].labels == "some" else {}
+    settings = replace(small_run, values)
+    phases = tuple(phase for phase in TASKS[task].phases if phase.name != "reencode")
+    with patch.dict(TASKS, {task: TASKS[task]._replace(phases=phases)}):
+        without = Training(settings, digits)
+    off, on = Training(settings, digits), Training(replace(settings, {"optim.reencoding_lr": 1e-3}), digits)
+    for number, steps in enumerate(zip(*(training.batches.epoch(0) for training in (without, off, on)), strict=True)):
+        if number == 3:
+            break
+        for training, step in zip((without, off), steps, strict=False):
+            training.step(step)
+        for batch, other in zip(steps[0].batches, steps[2].batches, strict=False):
+            assert all(a is None or torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+    assert len(on.model.phases) == len(off.model.phases) + 1 == len(without.model.phases) + 1
+    assert all(torch.equal(value, weights(off)[key]) for key, value in weights(without).items())
 
 
 @pytest.mark.parametrize("values", VARIANTS, ids=IDS)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
@@ -80,6 +81,30 @@ def test_label_information_needs_its_labels(small_run: Settings, digits: Dataset
     assert metrics["val/part_error"] > 0.5
 
 
+def looks_like(images_ND: Tensor, digits: Dataset) -> Tensor:
+    """The label, (N,), whose mean training image each image is nearest to."""
+    assert digits.labels_N is not None
+    known_N, x_ND = digits.labels_N[digits.train], torch.from_numpy(digits.images_NCHW[digits.train] / 255).flatten(1)
+    mean_KD = torch.stack([x_ND[torch.from_numpy(known_N == label)].mean(0) for label in range(10)])
+    return torch.cdist(images_ND.double(), mean_KD).argmin(1)
+
+
+@torch.no_grad()
+def test_samples_show_their_label_where_the_encoder_is_to_find_it(small_run: Settings, digits: Dataset) -> None:
+    """Only z and y by themselves are compared with their priors; together they may mean another digit, or none."""
+    values = SHARED | NOISY | {"task": "semi_supervised", "data.labels": 100, "train.epochs": 10}
+    shown = []
+    for rate in (0.0, 1e-3):
+        with torch.enable_grad():
+            training = Training(replace(small_run, values | {"optim.reencoding_lr": rate}), digits)
+            training.train()
+        z_NZ, y_NK = training.evaluation.prior_decoder_inputs(1000)
+        assert y_NK is not None
+        labels_N = looks_like(training.model.decode(z_NZ, y_NK), digits)
+        shown.append((labels_N == y_NK.argmax(1)).double().mean().item())
+    assert shown[1] > 1.5 * shown[0]
+
+
 def test_the_label_that_is_given_is_the_digit_that_is_shown(small_run: Settings, digits: Dataset) -> None:
     """Images of a style sheet look most like the mean image of the label that their decoder was given; chance is 0.1.
 
@@ -87,11 +112,7 @@ def test_the_label_that_is_given_is_the_digit_that_is_shown(small_run: Settings,
     """
     training = Training(replace(small_run, SHARED | {"task": "supervised", "model.latent_dim": 4}), digits)
     training.train()
-    assert digits.labels_N is not None
-    known_N, x_ND = digits.labels_N[digits.train], torch.from_numpy(digits.images_NCHW[digits.train] / 255).flatten(1)
-    mean_KD = torch.stack([x_ND[torch.from_numpy(known_N == label)].mean(0) for label in range(10)])
-    sheet_ND = training.evaluation.styles(10).flatten(1).double()
-    shown_N = torch.cdist(sheet_ND, mean_KD).argmin(1)
+    shown_N = looks_like(training.evaluation.styles(10).flatten(1), digits)
     asked_N = torch.arange(10).repeat(10)
     assert (shown_N == asked_N)[:10].sum() >= 8, "the style 0, the most likely one"
     assert (shown_N == asked_N).double().mean() > 0.5
