@@ -163,6 +163,12 @@ class Model(Section):
     noise_dim: Positive | None = Field(
         None, description="noise inputs of the universal approximator; the latent size when not given"
     )
+    posterior_std_floor: Float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="least standard deviation of the Gaussian posterior, in units of the code; 0: none",
+    )
     clusters: Int = Field(16, ge=2, le=10_000, description="clusters of the tasks clustering and reduction")
     head_distance: Float = Field(
         5.0, gt=0, description="distance below which two cluster heads of a reduction repel each other"

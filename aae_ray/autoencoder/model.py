@@ -48,7 +48,8 @@ def _trunk(model: ModelSettings, sizes: Sizes) -> nn.Module:
 
 
 def _style_head(model: ModelSettings, sizes: Sizes) -> nn.Module:
-    return posteriors.HEADS[model.posterior](model.hidden[-1], model.latent_dim, posteriors.noise_dim(model))
+    head = posteriors.HEADS[model.posterior]
+    return head(model.hidden[-1], model.latent_dim, posteriors.noise_dim(model), model.posterior_std_floor)
 
 
 def _label_head(model: ModelSettings, sizes: Sizes) -> nn.Module:

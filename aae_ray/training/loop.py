@@ -100,6 +100,7 @@ class Training:
             phase.name: PhaseView(phase, self.model.networks, self.wrapped, shares_encoding)
             for phase in self.model.phases
         }
+        self.history: list[dict[str, float]] = []
         self.optimizers = {phase.name: self._optimizer(phase) for phase in self.model.phases}
         mixed = self.settings.train.mixed_precision
         self._precision = torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
@@ -108,7 +109,6 @@ class Training:
             self.settings, self.model, self.images, self.dataset, rank=self.rank, workers=self.workers
         )
         self.evaluation = HeldOutMetrics(self.settings, self.model, self.dataset, self.images)
-        self.history: list[dict[str, float]] = []
 
     @property
     def epoch(self) -> int:
@@ -137,7 +137,7 @@ class Training:
 
     def _train_epoch(self) -> dict[str, float]:
         start = time.monotonic()
-        self._set_learning_rates()
+        self._set_hyperparameters()
         seen: dict[str, list[Tensor]] = {phase.name: [] for phase in self.model.phases}
         gradients: dict[str, float] = {}
         for step in self.batches.epoch(self.epoch):
@@ -176,20 +176,28 @@ class Training:
         return observed
 
     def _optimizer(self, phase: Phase) -> Optimizer:
-        optim = self.settings.optim
         parameters = [parameter for name in phase.updates for parameter in self.model.networks[name].parameters()]
-        rate, momentum = setting(self.settings, phase.learning_rate), setting(self.settings, phase.momentum)
-        if optim.algorithm == "sgd":
-            return SGD(parameters, lr=rate, momentum=momentum, fused=True)
-        return Adam(parameters, lr=rate, betas=(momentum, optim.beta2), fused=True)
+        kind = SGD if self.settings.optim.algorithm == "sgd" else Adam
+        return kind(parameters, fused=True, **self._hyperparameters(phase))
 
-    def _set_learning_rates(self) -> None:
-        """Rates drop at fractions of the budget: a longer run is the same run, stretched."""
-        epochs = self.settings.train.epochs
-        passed = sum(self.epoch >= epoch_at(milestone, epochs) for milestone in self.settings.optim.lr_milestones)
+    def _hyperparameters(self, phase: Phase) -> dict[str, Any]:
+        """What an optimizer obeys in the epoch that comes next, under PyTorch's names.
+
+        Rates drop at fractions of the budget: a longer run is the same run, stretched.
+        """
+        optim, epochs = self.settings.optim, self.settings.train.epochs
+        passed = sum(self.epoch >= epoch_at(milestone, epochs) for milestone in optim.lr_milestones)
+        rate = setting(self.settings, phase.learning_rate) * optim.lr_decay**passed
+        momentum = setting(self.settings, phase.momentum)
+        if optim.algorithm == "sgd":
+            return {"lr": rate, "momentum": momentum}
+        return {"lr": rate, "betas": (momentum, optim.beta2)}
+
+    def _set_hyperparameters(self) -> None:
+        """A loaded state brings those of its own settings with it, and these may be others."""
         for phase in self.model.phases:
             for group in self.optimizers[phase.name].param_groups:
-                group["lr"] = setting(self.settings, phase.learning_rate) * self.settings.optim.lr_decay**passed
+                group.update(self._hyperparameters(phase))
 
     def _check_health(self, metrics: dict[str, float], out_of_time: bool) -> tuple[str | None, bool]:
         metrics |= self.evaluation.cheap("val")
@@ -223,7 +231,11 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of the same data. Raises UserError when it belongs to other data."""
+        """Go on from a state of the same data, also of one with other rates, momenta, noise or weights of losses: what
+        the optimizers have gathered is taken over, what they obey is that of these settings.
+
+        Raises UserError when it belongs to other data.
+        """
         if state["data_digest"] != self.dataset.digest:
             raise UserError(
                 f"the checkpoint was trained on data with digest {state['data_digest']}, "
@@ -235,3 +247,4 @@ class Training:
         for name, optimizer in self.optimizers.items():
             if "optimizers" in state:  # a trial that has finished is kept without
                 optimizer.load_state_dict(state["optimizers"][name])
+        self._set_hyperparameters()

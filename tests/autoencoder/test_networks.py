@@ -1,12 +1,13 @@
 """Networks: where noise enters, what initial weights depend on, normalization, and what does not fit."""
 
+import math
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
 
-from aae_ray.autoencoder import networks
+from aae_ray.autoencoder import networks, posteriors
 from aae_ray.autoencoder.model import NETWORKS, build_model
 from aae_ray.errors import UserError
 from aae_ray.settings import replace
@@ -21,6 +22,21 @@ def test_universal_noise_enters_hidden_layers_as_well_as_the_head() -> None:
         trunk = model.networks["trunk"]
         quiet = trunk(batch.x_BD, torch.zeros_like(batch.posterior_noise_BE))
         assert not torch.allclose(trunk(batch.x_BD, batch.posterior_noise_BE), quiet)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_the_variance_of_a_gaussian_posterior_is_the_encoders_and_that_of_the_floor(floor: float) -> None:
+    head = posteriors.Gaussian(4, 2, 2, floor).double()
+    h_BF, noise_BZ = torch.zeros(3, 4, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
+    for answered in (-40.0, 0.0, 3.0):
+        with torch.no_grad():
+            head.moments.bias.copy_(torch.tensor([1.0, 2.0, answered, answered]))
+        code = head(h_BF, noise_BZ)
+        expected = math.sqrt(math.exp(answered) + floor**2)
+        torch.testing.assert_close(code.z_BZ - code.mean_BZ, torch.full_like(noise_BZ, expected))
+        torch.testing.assert_close((0.5 * code.log_variance_BZ).exp(), torch.full_like(noise_BZ, expected))
+    code.z_BZ.sum().backward()
+    assert head.moments.bias.grad[2:].all()  # the encoder still feels what its variance does
 
 
 def test_initial_weights_depend_on_the_seed_and_on_nothing_else() -> None:

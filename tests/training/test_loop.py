@@ -233,6 +233,42 @@ def test_learning_rates_drop_at_fractions_of_the_budget(small_run: Settings, dig
     assert seen == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01])
 
 
+@pytest.mark.parametrize("algorithm", ["adam", "sgd"])
+def test_a_state_under_other_settings_keeps_its_moments_and_takes_their_hyperparameters(
+    algorithm: str, small_run: Settings, digits: Dataset
+) -> None:
+    donor = Training(replace(small_run, {"optim.algorithm": algorithm}), digits)
+    donor.train(1)
+    changed = {
+        "optim.reconstruction_lr": 5e-3,
+        "optim.discrimination_lr": 3e-4,
+        "optim.reconstruction_momentum": 0.8,
+        "optim.adversarial_momentum": 0.2,
+        "optim.beta2": 0.99,
+    }
+    heir = Training(replace(donor.settings, changed), digits)
+    heir.load_state_dict(checkpoint.unpack(checkpoint.pack(donor.state_dict())))
+
+    def check(rate: float, momentum: float, phase: str) -> None:
+        (group,) = heir.optimizers[phase].param_groups
+        obeyed = group["betas"] if algorithm == "adam" else group["momentum"]
+        assert group["lr"] == rate and obeyed == ((momentum, 0.99) if algorithm == "adam" else momentum)
+
+    for _ in range(2):  # after loading, and in the epoch that follows
+        check(5e-3, 0.8, "reconstruct")
+        check(3e-4, 0.2, "discriminate")
+        check(small_run.optim.regularization_lr, 0.2, "regularize")
+        if heir.epoch == 1:
+            for name, optimizer in donor.optimizers.items():
+                for mine, theirs in zip(
+                    heir.optimizers[name].state_dict()["state"].values(),
+                    optimizer.state_dict()["state"].values(),
+                    strict=True,
+                ):
+                    assert all(torch.equal(mine[key], theirs[key]) for key in theirs) and theirs
+            heir.train(2)
+
+
 def test_a_fraction_of_the_budget_is_a_whole_number_of_epochs() -> None:
     """0.55 of 100 is above 55 in floating point, and 0.29 of 100 below 29."""
     assert [epoch_at(fraction, 100) for fraction in (0.55, 0.29, 0.07, 0.5, 0.0)] == [55, 29, 7, 50, 0]
