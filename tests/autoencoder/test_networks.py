@@ -36,7 +36,8 @@ def test_the_variance_of_a_gaussian_posterior_is_the_encoders_and_that_of_the_fl
         torch.testing.assert_close(code.z_BZ - code.mean_BZ, torch.full_like(noise_BZ, expected))
         torch.testing.assert_close((0.5 * code.log_variance_BZ).exp(), torch.full_like(noise_BZ, expected))
     code.z_BZ.sum().backward()
-    assert head.moments.bias.grad[2:].all()  # the encoder still feels what its variance does
+    gradient = head.moments.bias.grad
+    assert gradient is not None and gradient[2:].all()  # the encoder still feels what its variance does
 
 
 def test_initial_weights_depend_on_the_seed_and_on_nothing_else() -> None:

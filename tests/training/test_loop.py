@@ -237,7 +237,8 @@ def test_learning_rates_drop_at_fractions_of_the_budget(small_run: Settings, dig
 def test_a_state_under_other_settings_keeps_its_moments_and_takes_their_hyperparameters(
     algorithm: str, small_run: Settings, digits: Dataset
 ) -> None:
-    donor = Training(replace(small_run, {"optim.algorithm": algorithm}), digits)
+    settings = replace(small_run, {"optim.algorithm": algorithm})
+    donor = Training(settings, digits)
     donor.train(1)
     changed = {
         "optim.reconstruction_lr": 5e-3,
@@ -246,7 +247,7 @@ def test_a_state_under_other_settings_keeps_its_moments_and_takes_their_hyperpar
         "optim.adversarial_momentum": 0.2,
         "optim.beta2": 0.99,
     }
-    heir = Training(replace(donor.settings, changed), digits)
+    heir = Training(replace(settings, changed), digits)
     heir.load_state_dict(checkpoint.unpack(checkpoint.pack(donor.state_dict())))
 
     def check(rate: float, momentum: float, phase: str) -> None:
