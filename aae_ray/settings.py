@@ -91,6 +91,7 @@ TaskName = Literal[
     "reduction",
     "semi_supervised_reduction",
     "vae",
+    "wae_mmd",
 ]
 
 
@@ -145,6 +146,12 @@ class Model(Section):
         (32, 64), description="channels of the convolutional layers, each of which halves the image"
     )
     discriminator_hidden: Widths = Field((128, 128), description="widths of the discriminator's hidden layers")
+    discriminator_slope: Float = Field(
+        0.0, ge=0, lt=1, description="slope of the discriminator's rectifiers below zero, such as 0.2; 0: plain ReLU"
+    )
+    discriminator_spectral_norm: bool = Field(
+        False, description="whether the largest singular value of each of the discriminator's layers is held at one"
+    )
     latent_dim: Int = Field(8, ge=2, le=4096, description="size of the code z")
     prior: PriorName = Field("gaussian", description="p(z), the distribution imposed on the codes")
     prior_scale: Float = Field(
@@ -239,6 +246,25 @@ class Train(Section):
     )
     adversarial_loss: Literal["non_saturating", "minimax"] = Field(
         "non_saturating", description="what the encoder minimises to fool the discriminator"
+    )
+    discriminator_steps: Int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="steps of the phase discriminate for each of the others, on the same images and new draws",
+    )
+    r1_penalty: Float = Field(
+        0.0,
+        ge=0,
+        description="weight of half the squared gradient of the discriminator's logits at draws of the prior; 0: none",
+    )
+    ema_decay: Fraction = Field(
+        0.0,
+        description="decay of an exponential moving average of the weights, step by step, which is what is measured "
+        "and published; 0: the weights themselves are",
+    )
+    mmd_weight: Float = Field(
+        10.0, gt=0, description="weight of the squared maximum mean discrepancy in the task wae_mmd"
     )
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of the mathematics")
     mixed_precision: bool = Field(

@@ -68,11 +68,17 @@ def _cluster_heads(model: ModelSettings, sizes: Sizes) -> nn.Module:
 
 
 def _style_discriminator(model: ModelSettings, sizes: Sizes) -> nn.Module:
-    return Discriminator(model.latent_dim + sizes.label_condition, model.discriminator_hidden)
+    return _discriminator(model, model.latent_dim + sizes.label_condition)
 
 
 def _label_discriminator(model: ModelSettings, sizes: Sizes) -> nn.Module:
-    return Discriminator(sizes.classes, model.discriminator_hidden)
+    return _discriminator(model, sizes.classes)
+
+
+def _discriminator(model: ModelSettings, inputs: int) -> nn.Module:
+    return Discriminator(
+        inputs, model.discriminator_hidden, model.discriminator_slope, model.discriminator_spectral_norm
+    )
 
 
 def _pixels(shape: Shape) -> int:

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from aae_ray.errors import Kind, Problem, SettingsError
 
@@ -82,6 +84,19 @@ def all_reduce_sum(mine: Tensor) -> Tensor:
     return total
 
 
+def gather_rows(mine_BF: Tensor) -> tuple[Tensor, int]:
+    """The rows of all workers of a gang in the order of their ranks, (G, F), and the number of the first of this one's;
+    gradients flow back to each."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return mine_BF, 0
+    counts_W = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=mine_BF.device)
+    counts_W[dist.get_rank()] = len(mine_BF)
+    dist.all_reduce(counts_W)
+    counts = counts_W.tolist()
+    before, after = sum(counts[: dist.get_rank()]), sum(counts[dist.get_rank() + 1 :])
+    return all_reduce_sum(F.pad(mine_BF, (0, 0, before, after))), before
+
+
 def _summed(mine: Tensor) -> Tensor:
     total = mine.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
@@ -112,7 +127,8 @@ class OutputLinear(nn.Linear):
         if not torch.is_autocast_enabled(h_BF.device.type):
             return super().forward(h_BF)
         with torch.autocast(h_BF.device.type, enabled=False):
-            return super().forward(h_BF.to(self.weight.dtype))
+            weight = self.weight
+            return F.linear(h_BF.to(weight.dtype), weight, self.bias)
 
 
 class OutputConvTranspose2d(nn.ConvTranspose2d):
@@ -131,10 +147,13 @@ def mlp(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
     return dense_layers(inputs, tuple(hidden)).append(OutputLinear((inputs, *hidden)[-1], outputs))
 
 
-def apply_relu(layers: Iterable[nn.Module], h_BF: Tensor) -> Tensor:
-    """Through layers, each followed by a ReLU, in place: no gradient needs the values from before it."""
+def apply_relu(layers: Iterable[nn.Module], h_BF: Tensor, slope: float = 0.0) -> Tensor:
+    """Through layers, each followed by a ReLU, in place: no gradient needs the values from before it.
+
+    A leaky one has a slope below zero.
+    """
     for layer in layers:
-        h_BF = layer(h_BF).relu_()
+        h_BF = F.leaky_relu_(layer(h_BF), slope) if slope else layer(h_BF).relu_()
     return h_BF
 
 
@@ -267,15 +286,29 @@ def conv_grid(shape: tuple[int, int, int], channels: tuple[int, ...]) -> list[tu
 
 class Discriminator(nn.Module):
     """z_BZ -> logits_B, positive where z looks like a draw from the prior. Logits, not probabilities: a sigmoid
-    followed by a logarithm loses its gradient exactly where the discriminator is sure."""
+    followed by a logarithm loses its gradient exactly where the discriminator is sure.
 
-    def __init__(self, latent_dim: int, hidden: tuple[int, ...]) -> None:
+    `slope` is that of leaky rectifiers below zero. With spectral normalization the product of each layer stretches no
+    vector (Miyato et al. 2018), so that no logit differs from another by more than their codes do. A power iteration
+    finds the largest singular value as the weights move, in phases that update them: what a phase does not update
+    stays as it is.
+    """
+
+    def __init__(
+        self, latent_dim: int, hidden: tuple[int, ...], slope: float = 0.0, spectral_norm: bool = False
+    ) -> None:
         super().__init__()
+        self.slope, self.spectral_norm = slope, spectral_norm
         self.layers = mlp(latent_dim, (*hidden, 1))
+        if spectral_norm:
+            for layer in self.layers:
+                parametrizations.spectral_norm(layer)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         *hidden, last = self.layers
-        logits_B: Tensor = last(apply_relu(hidden, z_BZ)).squeeze(1)
+        if self.spectral_norm:
+            self.layers.train(self.training and bool(last.bias.requires_grad))
+        logits_B: Tensor = last(apply_relu(hidden, z_BZ, self.slope)).squeeze(1)
         return logits_B
 
 

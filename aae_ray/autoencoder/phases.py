@@ -10,7 +10,7 @@ Shapes: B batch, D pixels, E noise, Z code, K classes or clusters, S label condi
 
 import math
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Literal, NamedTuple
 
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aae_ray.autoencoder.networks import gather_rows
 from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import build_prior
 from aae_ray.settings import RunSettings, setting
@@ -74,6 +75,8 @@ class Phase(NamedTuple):
     draws: tuple[str, ...] = ()  # fields of the batch that are drawn for it, where the task has a use for them
     source: Source = "all"  # the images that it works on
     shares_encoding: tuple[str, ...] = ()  # networks whose encoding the next phase reuses, if it sees the same
+    repeats: str | None = None  # dotted key of how many steps in a row it takes, one where there is none
+    couples: bool = False  # whether an example's loss depends on others of the batch
     corrupts: bool = True  # whether the encoder sees its images as `train.input_noise` and the like say
 
 
@@ -193,13 +196,21 @@ def discriminate(networks: Networks, batch: Batch, settings: RunSettings) -> Out
 
     Per example -log D(real) - log(1 - D(fake)), both halves in full, as in the paper's objective: a mean of the two
     would halve the paper's learning rate. Real and fake codes go through the discriminator in one forward.
+
+    The R1 penalty adds half the squared gradient of the logit at each draw of the prior, times its weight (Mescheder et
+    al. 2018, equation 9): where codes follow the prior a discriminator is to be flat.
     """
-    code = _encoded(networks, batch)
+    code, penalty = _encoded(networks, batch), settings.train.r1_penalty
     losses, seen = [], []
     for pair in _adversarial_pairs(networks, batch, code):
+        if penalty and pair.real_B is not None:
+            pair = pair._replace(real_B=pair.real_B.detach().requires_grad_())
         logits_2B = pair.discriminator(torch.cat([_seen(pair, 0), _seen(pair, 1).detach()])).view(2, -1)
         real_B, fake_B = logits_2B.unbind()
         losses += [F.softplus(-real_B), F.softplus(fake_B)]
+        if penalty and pair.real_B is not None:
+            (slope_BZ,) = torch.autograd.grad(real_B.sum(), pair.real_B, create_graph=True)
+            losses.append(0.5 * penalty * slope_BZ.square().sum(1))
         seen.append(logits_2B.detach())
     return Outcome(reduce(add, losses), torch.cat(seen).T, code)
 
@@ -269,6 +280,38 @@ def negative_elbo(networks: Networks, batch: Batch, settings: RunSettings) -> Ou
     return Outcome(error_B / settings.model.decoder_std**2 + kl_B, torch.stack([error_B, kl_B], dim=1).detach())
 
 
+def inverse_multiquadric(a_BZ: Tensor, b_GZ: Tensor, scale: float) -> Tensor:
+    """The kernel C / (C + |a - b|^2), (B, G) (Tolstikhin et al. 2018, section 4)."""
+    distance_BG = torch.cdist(a_BZ, b_GZ, compute_mode="donot_use_mm_for_euclid_dist")
+    return scale / (scale + distance_BG.square())
+
+
+def wae_mmd(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
+    """The single phase of the Wasserstein autoencoder with MMD: reconstruction error plus `train.mmd_weight` times the
+    squared maximum mean discrepancy of codes and draws of the prior (Tolstikhin et al. 2018, algorithm 2).
+
+    The discrepancy is the unbiased estimate, which may be below zero, over the batch of all workers, with the inverse
+    multiquadric kernel and the expected squared distance of two draws of the prior for its scale, 2 Z sigma^2 for the
+    Gaussian as in the paper. Examples are coupled: each has the terms in which it comes first, and the mean over the
+    batch is the estimate. A batch of one has none.
+    """
+    assert batch.prior_BZ is not None
+    code = _encoded(networks, batch)
+    reconstruction_BD = networks["decoder"](code.z_BZ)
+    error_B = reconstruction_loss(batch.x_BD, reconstruction_BD, settings.train.reconstruction_reduction)
+    pairs_G2Z, first = gather_rows(torch.cat([code.z_BZ, batch.prior_BZ], dim=1))
+    total, mine = len(pairs_G2Z), slice(first, first + len(error_B))
+    z_GZ, prior_GZ = pairs_G2Z.chunk(2, dim=1)
+    z_BZ, prior_BZ = z_GZ[mine], prior_GZ[mine]
+    scale = 2 * build_prior(settings.model).std_Z.square().sum().item()
+    kernel = partial(inverse_multiquadric, scale=scale)
+    # The kernel of an example with itself, one, has no place in the unbiased estimate.
+    alike_B = kernel(z_BZ, z_GZ).sum(1) + kernel(prior_BZ, prior_GZ).sum(1) - 2
+    apart_B = kernel(z_BZ, prior_GZ).sum(1) + kernel(prior_BZ, z_GZ).sum(1)
+    mmd_B = alike_B / (total - 1) - apart_B / total if total > 1 else torch.zeros_like(error_B)
+    return Outcome(error_B + settings.train.mmd_weight * mmd_B, torch.stack([error_B, mmd_B], dim=1).detach())
+
+
 # ----------------------------------------------------------------------------------------------------------- summaries
 
 PAIR_PREFIXES = ("adv/", "adv/label_")  # of the metrics of the style's pair and the label's
@@ -318,6 +361,11 @@ def negative_elbo_summary(parts_N2: Tensor) -> dict[str, float]:
     return {"train/reconstruction_loss": error_N.mean().item(), "train/kl_nats": kl_N.mean().item()}
 
 
+def wae_mmd_summary(parts_N2: Tensor) -> dict[str, float]:
+    error_N, mmd_N = parts_N2.unbind(1)
+    return {"train/reconstruction_loss": error_N.mean().item(), "train/squared_mmd": mmd_N.mean().item()}
+
+
 # ---------------------------------------------------------------------------------------------------------- the tables
 
 ENCODER = ("trunk", "style_head")
@@ -334,6 +382,7 @@ DISCRIMINATE = Phase(
     discriminate_summary,
     draws=("prior_BZ", "style_noise_B2Z"),
     shares_encoding=ENCODER,
+    repeats="train.discriminator_steps",
 )
 REGULARIZE = Phase(
     "regularize",
@@ -364,6 +413,9 @@ REENCODE = Phase(
     corrupts=False,
 )
 NEGATIVE_ELBO = Phase("negative_elbo", (*ENCODER, "decoder"), negative_elbo, *RECONSTRUCTION, negative_elbo_summary)
+WAE_MMD = Phase(
+    "wae_mmd", (*ENCODER, "decoder"), wae_mmd, *RECONSTRUCTION, wae_mmd_summary, draws=("prior_BZ",), couples=True
+)
 
 UNSUPERVISED = (RECONSTRUCT, DISCRIMINATE, REGULARIZE)
 LABELLING = (
@@ -387,9 +439,13 @@ TASKS: dict[str, Task] = {
     "reduction": Task((*REDUCING, LABEL_REENCODE), "7", y="clusters"),
     "semi_supervised_reduction": Task((*REDUCING, CLASSIFY, LABEL_REENCODE), "7", y="classes", labels="some"),
     "vae": Task((NEGATIVE_ELBO, REENCODE), "none: Kingma and Welling 2014, the baseline"),
+    "wae_mmd": Task((WAE_MMD, REENCODE), "none: Tolstikhin et al. 2018, without a discriminator"),
 }
 
 
 def phases_of(settings: RunSettings) -> tuple[Phase, ...]:
-    """The phases of a run: those of its task whose learning rate is above 0."""
-    return tuple(phase for phase in TASKS[settings.task].phases if setting(settings, phase.learning_rate) > 0)
+    """The phases of a step: those of the run's task whose learning rate is above 0, each as often as it repeats."""
+    phases = (phase for phase in TASKS[settings.task].phases if setting(settings, phase.learning_rate) > 0)
+    return tuple(
+        phase for phase in phases for _ in range(setting(settings, phase.repeats) if phase.repeats is not None else 1)
+    )

@@ -161,6 +161,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "half the squared error of z, in standard deviations of the prior, of images decoded from the prior",
         ),
         Metric("train/reencoding_label_loss_nats", "nats", None, "cross-entropy of q(y|x) on the same images"),
+        Metric("train/squared_mmd", "ratio", None, "squared maximum mean discrepancy of codes and prior, wae_mmd"),
         Metric("train/kl_nats", "nats", None, "E_x KL(q(z|x) || p(z)) of the VAE"),
         *(
             Metric(f"quality/{name}", unit, None, meaning)

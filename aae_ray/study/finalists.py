@@ -93,7 +93,7 @@ def publish(
         card = model_card(name, trial, settings, training.model.classes, result, ledger.started.study_id)
         tags = version_tags(trial, training, ledger, result)
         exported = f"{registry.FOLDER}/{trial.name}_epoch_{trial.epoch:05d}"  # an extended study may choose another
-        registry.export(training.model, folder / exported, {key: tags[key] for key in ABOUT})
+        registry.export(training.evaluation.model, folder / exported, {key: tags[key] for key in ABOUT})
         (folder / "model_card.md").write_text(card, encoding="utf-8")
         conductor.record(events.FileWritten(number=trial.number, path="model_card.md", folder=None))
         request = {

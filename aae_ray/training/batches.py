@@ -34,6 +34,7 @@ DRAWN_EXAMPLES = 64  # ... and this many examples at a time
 CORRUPTED_VALUES = 2**14  # what is as large as the images, for as many examples of one step as have this many pixels
 
 Rows = NDArray[np.int64]
+PhaseStream = tuple[str, int]  # a phase's name, and how many of its steps came before this one on the same images
 
 
 class Step(NamedTuple):
@@ -83,7 +84,11 @@ class Batches:
         }
         sizes = {source: rows.shape[1] for source, rows in rows_SG.items()}
         mine = {source: worker_slice(size, self.rank, self.workers) for source, size in sizes.items()}
-        drawn = [self._drawn(phase, rows_SG[phase.source], mine[phase.source], epoch, first) for phase in phases]
+        streams = [(phase.name, phases[:index].count(phase)) for index, phase in enumerate(phases)]
+        drawn = [
+            self._drawn(phase, stream, rows_SG[phase.source], mine[phase.source], epoch, first)
+            for phase, stream in zip(phases, streams, strict=True)
+        ]
         for offset in range(steps):
             rows = {source: rows_SG[source][offset, mine[source]] for source in {phase.source for phase in phases}}
             x_BD = {source: self.images[some] for source, some in rows.items()}
@@ -93,10 +98,16 @@ class Batches:
                     **{name: tensor_SB[offset] for name, tensor_SB in tensors.items()},
                     **self._labels(phase, rows[phase.source]),
                     **self._corruption(
-                        phase, x_BD[phase.source], sizes[phase.source], mine[phase.source], epoch, first + offset
+                        phase,
+                        stream,
+                        x_BD[phase.source],
+                        sizes[phase.source],
+                        mine[phase.source],
+                        epoch,
+                        first + offset,
                     ),
                 )
-                for phase, tensors in zip(phases, drawn, strict=True)
+                for phase, stream, tensors in zip(phases, streams, drawn, strict=True)
             ]
             yield Step(batches, [sizes[phase.source] for phase in phases])
 
@@ -110,7 +121,9 @@ class Batches:
         rows: Rows = self.labelled[keys.argsort(1).flatten()[: steps * size].view(steps, size).numpy()]
         return rows
 
-    def _drawn(self, phase: Phase, rows_SG: Rows, mine: slice, epoch: int, first: int) -> dict[str, Any]:
+    def _drawn(
+        self, phase: Phase, stream: PhaseStream, rows_SG: Rows, mine: slice, epoch: int, first: int
+    ) -> dict[str, Any]:
         """Posterior noise and what the phase draws from priors, each (S, B, ...), for a stretch of steps."""
         model, train, dtype = self.model, self.settings.train, self.images.dtype
         steps, examples = rows_SG.shape
@@ -138,12 +151,12 @@ class Batches:
                 tensors["label_noise_B2K"] = train.label_noise * normal(2, model.classes)
             return tensors
 
-        generator = partial(generator_for, self.seed, PHASE, phase.name, epoch, first, DRAWS)
+        generator = partial(generator_for, self.seed, PHASE, *stream, epoch, first, DRAWS)
         drawn = draw_blocks(draw, generator, examples, mine, DRAWN_EXAMPLES, dim=1)
         return {name: tensor.to(self.images.device) for name, tensor in drawn.items()}
 
     def _corruption(
-        self, phase: Phase, x_BD: Tensor, examples: int, mine: slice, epoch: int, step: int
+        self, phase: Phase, stream: PhaseStream, x_BD: Tensor, examples: int, mine: slice, epoch: int, step: int
     ) -> dict[str, Any]:
         """Noise on the images, dropout of pixels, warped images: as large as the images, so for one step at a time."""
         train, pixels, dtype = self.settings.train, self.images.rows_ND.shape[1], self.images.dtype
@@ -163,7 +176,7 @@ class Batches:
                 tensors["maps_B23"] = torch.eye(2, 3, dtype=dtype) + train.input_warp * shift_B23
             return tensors
 
-        generator = partial(generator_for, self.seed, PHASE, phase.name, epoch, step, CORRUPTION)
+        generator = partial(generator_for, self.seed, PHASE, *stream, epoch, step, CORRUPTION)
         drawn = draw_blocks(draw, generator, examples, mine, max(1, CORRUPTED_VALUES // pixels), dim=0)
         tensors = {name: tensor.to(self.images.device) for name, tensor in drawn.items()}
         if train.input_warp:

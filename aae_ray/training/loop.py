@@ -23,6 +23,7 @@ from aae_ray.datasets.labels import check, known_shares
 from aae_ray.errors import UserError
 from aae_ray.evaluation.held_out import HeldOutMetrics
 from aae_ray.settings import RunSettings, epoch_at, flatten, setting
+from aae_ray.training.averaging import WeightAverage
 from aae_ray.training.batches import Batches, Step
 from aae_ray.training.health import health_stop_reason
 
@@ -108,7 +109,10 @@ class Training:
         self.batches = Batches(
             self.settings, self.model, self.images, self.dataset, rank=self.rank, workers=self.workers
         )
-        self.evaluation = HeldOutMetrics(self.settings, self.model, self.dataset, self.images)
+        decay = self.settings.train.ema_decay
+        self.average = WeightAverage(self.model, decay) if decay else None
+        evaluated = self.average.model if self.average else self.model
+        self.evaluation = HeldOutMetrics(self.settings, evaluated, self.dataset, self.images)
 
     @property
     def epoch(self) -> int:
@@ -145,7 +149,7 @@ class Training:
             for phase, seen_BM in zip(self.model.phases, observed, strict=True):
                 seen[phase.name].append(seen_BM)
         metrics = {"epoch": self.epoch + 1.0}
-        for phase in self.model.phases:
+        for phase in dict.fromkeys(self.model.phases):
             metrics |= phase.summary(self._gather(torch.cat(seen[phase.name])))
         if len(gradients) > 1:
             total = sum(gradients.values()) or 1.0
@@ -173,6 +177,8 @@ class Training:
                 gradients[phase.name] = get_total_norm([p.grad for p in trunk if p.grad is not None]).item()
             self.optimizers[phase.name].step()
             observed.append(loss_B.detach() if seen_BM is None else seen_BM)
+        if self.average:
+            self.average.update()
         return observed
 
     def _optimizer(self, phase: Phase) -> Optimizer:
@@ -228,6 +234,7 @@ class Training:
             "history": [dict(metrics) for metrics in self.history],
             "networks": {name: network.state_dict() for name, network in self.model.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            **({"average": self.average.state_dict()} if self.average else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -244,6 +251,8 @@ class Training:
         self.history = [dict(metrics) for metrics in state["history"]]
         for name, network in self.model.networks.items():
             network.load_state_dict(state["networks"][name])
+        if self.average:
+            self.average.load_state_dict(state.get("average"))
         for name, optimizer in self.optimizers.items():
             if "optimizers" in state:  # a trial that has finished is kept without
                 optimizer.load_state_dict(state["optimizers"][name])

@@ -40,6 +40,31 @@ def test_the_variance_of_a_gaussian_posterior_is_the_encoders_and_that_of_the_fl
     assert gradient is not None and gradient[2:].all()  # the encoder still feels what its variance does
 
 
+def test_spectral_normalization_holds_each_layer_at_one() -> None:
+    discriminator = networks.Discriminator(5, (9, 7), spectral_norm=True).double()
+    with torch.no_grad():
+        for parameter in discriminator.parameters():
+            parameter.mul_(20)
+    for _ in range(200):
+        logits_B = discriminator(torch.randn(6, 5, dtype=torch.float64))
+    discriminator.eval()
+    for layer in discriminator.layers.children():
+        norm = torch.linalg.matrix_norm(layer.weight, 2).item()
+        assert norm == pytest.approx(1, rel=1e-3)
+    logits_B.sum().backward()
+    assert all(parameter.grad is not None for parameter in discriminator.parameters())
+
+
+def test_leaky_rectifiers_pass_a_share_of_what_is_below_zero() -> None:
+    plain, leaky = (networks.Discriminator(1, (1,), slope) for slope in (0.0, 0.2))
+    for discriminator, expected in ((plain, 0.0), (leaky, -0.4)):
+        with torch.no_grad():
+            for name, parameter in discriminator.named_parameters():
+                parameter.fill_(float(name.endswith("weight")))
+            assert discriminator(torch.tensor([[-2.0]])).item() == pytest.approx(expected)
+            assert discriminator(torch.tensor([[3.0]])).item() == pytest.approx(3)
+
+
 def test_initial_weights_depend_on_the_seed_and_on_nothing_else() -> None:
     settings = variant("unsupervised", "deterministic", "dense")
     first = build(settings)

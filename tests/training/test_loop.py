@@ -61,7 +61,21 @@ VARIANTS = [
     for task, posterior in product(TASKS, ("deterministic", "gaussian", "universal"))
     if task != "vae" or posterior == "gaussian"
 ]
-IDS = [f"{values['task']}-{values['model.posterior']}" for values in VARIANTS]
+STABLE = {  # all that is to steady a discriminator, and the average of the weights
+    "train.r1_penalty": 0.5,
+    "train.discriminator_steps": 2,
+    "train.ema_decay": 0.9,
+    "model.discriminator_spectral_norm": True,
+    "model.discriminator_slope": 0.2,
+}
+VARIANTS += [
+    {"task": "unsupervised", "model.posterior": "deterministic"} | STABLE,
+    {"task": "semi_supervised", "model.posterior": "gaussian"} | MORE["semi_supervised"] | STABLE,
+]
+IDS = [
+    "-".join([values["task"], values["model.posterior"], *(["stable"] if STABLE.items() <= values.items() else [])])
+    for values in VARIANTS
+]
 
 
 def weights(training: Training) -> dict[str, torch.Tensor]:
@@ -70,6 +84,16 @@ def weights(training: Training) -> dict[str, torch.Tensor]:
         for name, network in training.model.networks.items()
         for key, value in network.state_dict().items()
     }
+
+
+def flat(networks: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {f"{name}.{key}": value for name, state in networks.items() for key, value in state.items()}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
 
 
 def without_clock(interval: Interval) -> list[dict[str, float]]:
@@ -163,6 +187,9 @@ def test_resume_in_mid_training_is_bit_for_bit(
     assert halves[3] == whole[3] and "val/jsd_nats" in halves[1].keys() - whole[1].keys()
     for key, value in weights(unbroken).items():
         assert torch.equal(value, weights(second)[key]), key
+    if unbroken.average and second.average:
+        averages = (flat(each.average.state_dict()["networks"]) for each in (unbroken, second) if each.average)
+        assert_same(*averages)
 
 
 @pytest.mark.parametrize("values", VARIANTS, ids=IDS)
@@ -268,6 +295,41 @@ def test_a_state_under_other_settings_keeps_its_moments_and_takes_their_hyperpar
                 ):
                     assert all(torch.equal(mine[key], theirs[key]) for key in theirs) and theirs
             heir.train(2)
+
+
+def test_the_average_of_the_weights_is_what_is_measured_and_kept(small_run: Settings, digits: Dataset) -> None:
+    settings = replace(small_run, {"train.ema_decay": 0.8, "task": "clustering", "model.normalization": "batch"})
+    training, plain = Training(settings, digits), Training(replace(settings, {"train.ema_decay": 0}), digits)
+    expected = weights(training)
+    for count, (step, same) in enumerate(zip(training.batches.epoch(0), plain.batches.epoch(0), strict=True), 1):
+        training.step(step)
+        plain.step(same)
+        decay = min(0.8, (1 + count) / (10 + count))
+        expected = {key: decay * expected[key] + (1 - decay) * value for key, value in weights(training).items()}
+    assert_same(weights(training), weights(plain))  # the training itself goes on without it
+    assert training.average is not None and training.evaluation.model is training.average.model
+    found = flat(training.state_dict()["average"]["networks"])
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, msg=key)
+    assert training.evaluation.cheap("val") != plain.evaluation.cheap("val")
+
+    heir = Training(settings, digits)  # of a run without an average
+    heir.load_state_dict(plain.state_dict())
+    assert heir.average is not None and heir.evaluation.cheap("val") == plain.evaluation.cheap("val")
+
+
+def test_each_of_several_discriminator_steps_has_draws_of_its_own(small_run: Settings, digits: Dataset) -> None:
+    values = {"train.discriminator_steps": 3, "train.input_noise": 0.1, "model.posterior": "gaussian"}
+    several, one = (
+        next(Training(replace(small_run, values | {"train.discriminator_steps": steps}), digits).batches.epoch(0))
+        for steps in (3, 1)
+    )
+    assert len(several.batches) == 5 and len(one.batches) == 3
+    for name in ("prior_BZ", "posterior_noise_BE", "input_noise_BD"):
+        first, second, third = (getattr(batch, name) for batch in several.batches[1:4])
+        assert torch.equal(first, getattr(one.batches[1], name))
+        assert not torch.equal(first, second) and not torch.equal(second, third)
+    assert all(torch.equal(batch.x_BD, one.batches[0].x_BD) for batch in several.batches)
 
 
 def test_a_fraction_of_the_budget_is_a_whole_number_of_epochs() -> None:
