@@ -54,6 +54,11 @@ def _fractions(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _label_prior(value: Any) -> Any:
+    """`uniform`, `labels`, or shares such as [0.5, 0.3, 0.2], also as they are recorded."""
+    return value if value in ("uniform", "labels") else _fractions(value)
+
+
 def _names(value: Any) -> Any:
     """One name, or several joined by commas as a list is recorded, is a list."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -80,7 +85,12 @@ Rate = Annotated[Float, Field(gt=0, le=10)]
 Momentum = Annotated[Float, Field(ge=0, lt=1)]
 Fraction = Annotated[Float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[Positive, ...], BeforeValidator(_widths), Field(min_length=1, max_length=8)]
+OptionalRate = Annotated[Float, Field(ge=0, le=10)]
 Milestones = Annotated[tuple[Annotated[Float, Field(gt=0, lt=1)], ...], BeforeValidator(_fractions)]
+LabelPrior = Annotated[
+    Literal["uniform", "labels"] | Annotated[tuple[Annotated[Float, Field(gt=0)], ...], Field(min_length=2)],
+    BeforeValidator(_label_prior),
+]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
 Constraints = Annotated[tuple[Annotated[str, AfterValidator(_constraint)], ...], BeforeValidator(_names)]
 Duration = Annotated[Float, BeforeValidator(_seconds), Field(gt=0)]
@@ -96,6 +106,7 @@ TaskName = Literal[
     "reduction",
     "semi_supervised_reduction",
     "vae",
+    "wae_mmd",
 ]
 
 
@@ -150,6 +161,12 @@ class Model(Section):
         (32, 64), description="channels of the convolutional layers, each of which halves the image"
     )
     discriminator_hidden: Widths = Field((128, 128), description="widths of the discriminator's hidden layers")
+    discriminator_slope: Float = Field(
+        0.0, ge=0, lt=1, description="slope of the discriminator's rectifiers below zero, such as 0.2; 0: plain ReLU"
+    )
+    discriminator_spectral_norm: bool = Field(
+        False, description="whether the largest singular value of each of the discriminator's layers is held at one"
+    )
     latent_dim: Int = Field(8, ge=2, le=4096, description="size of the code z")
     prior: PriorName = Field("gaussian", description="p(z), the distribution imposed on the codes")
     prior_scale: Float = Field(
@@ -158,9 +175,21 @@ class Model(Section):
     prior_components: Int = Field(
         10, ge=2, le=1000, description="Gaussians of the mixture, and segments of the swiss roll that a label selects"
     )
+    label_prior: LabelPrior = Field(
+        "uniform",
+        description="p(y), the distribution imposed on classes or clusters: uniform, as in the paper; labels, the "
+        "classes' shares among the labels that training knows (of which `data.labels` draws as many of each class); or "
+        "shares such as [0.5, 0.3, 0.2], of which the sum does not matter",
+    )
     posterior: PosteriorName = Field("deterministic", description="q(z|x)")
     noise_dim: Positive | None = Field(
         None, description="noise inputs of the universal approximator; the latent size when not given"
+    )
+    posterior_std_floor: Float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="least standard deviation of the Gaussian posterior, in units of the code; 0: none",
     )
     clusters: Int = Field(16, ge=2, le=10_000, description="clusters of the tasks clustering and reduction")
     head_distance: Float = Field(
@@ -190,7 +219,14 @@ class Optim(Section):
     discrimination_lr: Rate = Field(2e-4, description="learning rate of the phase discriminate")
     regularization_lr: Rate = Field(2e-4, description="learning rate of the phase regularize")
     classification_lr: Rate = Field(1e-3, description="learning rate of the phase classify")
-    reconstruction_momentum: Momentum = Field(0.9, description="SGD's momentum or Adam's beta1, phase reconstruct")
+    reencoding_lr: OptionalRate = Field(
+        0.0,
+        description="learning rate of the phase reencode, in which the encoder finds the draws of p(y)p(z) behind "
+        "decoded images; 0: there is no such phase",
+    )
+    reconstruction_momentum: Momentum = Field(
+        0.9, description="SGD's momentum or Adam's beta1, phases reconstruct and reencode"
+    )
     adversarial_momentum: Momentum = Field(
         0.5, description="the same, phases discriminate and regularize; the paper has 0.1"
     )
@@ -225,6 +261,25 @@ class Train(Section):
     )
     adversarial_loss: Literal["non_saturating", "minimax"] = Field(
         "non_saturating", description="what the encoder minimises to fool the discriminator"
+    )
+    discriminator_steps: Int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="steps of the phase discriminate for each of the others, on the same images and new draws",
+    )
+    r1_penalty: Float = Field(
+        0.0,
+        ge=0,
+        description="weight of half the squared gradient of the discriminator's logits at draws of the prior; 0: none",
+    )
+    ema_decay: Fraction = Field(
+        0.0,
+        description="decay of an exponential moving average of the weights, step by step, which is what is measured "
+        "and published; 0: the weights themselves are",
+    )
+    mmd_weight: Float = Field(
+        10.0, gt=0, description="weight of the squared maximum mean discrepancy in the task wae_mmd"
     )
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of the mathematics")
     mixed_precision: bool = Field(
@@ -452,6 +507,9 @@ def _taken(name: str, types: tuple[str, ...]) -> Rule:
     )
 
 
+_WITH_CLASSES = ("supervised", "semi_supervised", "semi_supervised_reduction")
+_WITH_CLUSTERS = ("clustering", "reduction")
+
 RULES: tuple[Rule, ...] = (
     Rule(
         ("data.validation_fraction", "data.test_fraction"),
@@ -477,7 +535,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("task", "model.clusters", "train.batch_size"),
-        lambda task, clusters, batch_size: task not in ("clustering", "reduction") or clusters <= batch_size,
+        lambda task, clusters, batch_size: task not in _WITH_CLUSTERS or clusters <= batch_size,
         "model.clusters is more than train.batch_size can fill: each cluster should have an image in a batch, "
         "got {clusters} and {batch_size}",
     ),
@@ -506,6 +564,21 @@ RULES: tuple[Rule, ...] = (
         lambda task, labels: task != "supervised" or labels is None,
         "task supervised needs the label of every image, and data.labels leaves some out; remove data.labels, "
         "got {labels:g}",
+    ),
+    Rule(
+        ("task", "model.label_prior"),
+        lambda task, shares: (
+            shares == "uniform" or task in _WITH_CLASSES or (task in _WITH_CLUSTERS and shares != "labels")
+        ),
+        "task {task} has no labels of which model.label_prior could be the distribution; let it be uniform, "
+        "got {label_prior}",
+    ),
+    Rule(
+        ("task", "model.clusters", "model.label_prior"),
+        lambda task, clusters, shares: (
+            task not in _WITH_CLUSTERS or not isinstance(shares, tuple) or len(shares) == clusters
+        ),
+        "model.label_prior must have a share for each of model.clusters, got {label_prior} and {clusters}",
     ),
     Rule(
         ("study.folder",),

@@ -194,6 +194,8 @@ BREAKING: list[dict[str, Any]] = [
     {"task": "semi_supervised", "model.normalization": "batch", "train.labelled_batch_size": 1},
     {"train.mixed_precision": True, "train.dtype": "float64"},
     {"task": "supervised", "data.labels": 10},
+    {"model.label_prior": "labels"},
+    {"task": "clustering", "model.clusters": 3, "model.label_prior": "0.5,0.5"},
     {"study.folder": "s3://KEY:SECRET@bucket/studies"},
     {"study.sampler.type": "random", "study.sampler.n_startup_trials": 5},
     {"study.sampler.type": "gp", "study.sampler.n_ei_candidates": 5},

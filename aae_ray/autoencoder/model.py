@@ -3,7 +3,7 @@
 Shapes: B batch, N samples, C channels, H height, W width, D pixels (C * H * W), E noise, Z code, K classes or clusters.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +20,10 @@ from aae_ray.autoencoder.networks import (
     OutputLinear,
     paper_initialization,
 )
-from aae_ray.autoencoder.phases import TASKS, Phase, decoder_input, encode
+from aae_ray.autoencoder.phases import TASKS, Phase, decoder_input, encode, phases_of
 from aae_ray.autoencoder.posteriors import Code
-from aae_ray.autoencoder.priors import Prior, build_prior, sample_code
+from aae_ray.autoencoder.priors import Prior, build_prior, sample_code, uniform_shares
+from aae_ray.randomness import WEIGHTS, generator_for
 from aae_ray.settings import Model as ModelSettings
 from aae_ray.settings import RunSettings
 
@@ -47,7 +48,8 @@ def _trunk(model: ModelSettings, sizes: Sizes) -> nn.Module:
 
 
 def _style_head(model: ModelSettings, sizes: Sizes) -> nn.Module:
-    return posteriors.HEADS[model.posterior](model.hidden[-1], model.latent_dim, posteriors.noise_dim(model))
+    head = posteriors.HEADS[model.posterior]
+    return head(model.hidden[-1], model.latent_dim, posteriors.noise_dim(model), model.posterior_std_floor)
 
 
 def _label_head(model: ModelSettings, sizes: Sizes) -> nn.Module:
@@ -66,11 +68,17 @@ def _cluster_heads(model: ModelSettings, sizes: Sizes) -> nn.Module:
 
 
 def _style_discriminator(model: ModelSettings, sizes: Sizes) -> nn.Module:
-    return Discriminator(model.latent_dim + sizes.label_condition, model.discriminator_hidden)
+    return _discriminator(model, model.latent_dim + sizes.label_condition)
 
 
 def _label_discriminator(model: ModelSettings, sizes: Sizes) -> nn.Module:
-    return Discriminator(sizes.classes, model.discriminator_hidden)
+    return _discriminator(model, sizes.classes)
+
+
+def _discriminator(model: ModelSettings, inputs: int) -> nn.Module:
+    return Discriminator(
+        inputs, model.discriminator_hidden, model.discriminator_slope, model.discriminator_spectral_norm
+    )
 
 
 def _pixels(shape: Shape) -> int:
@@ -100,6 +108,7 @@ class Model:
     prior: Prior
     noise_dim: int  # posterior noise per example, 0 for a deterministic posterior
     sizes: Sizes
+    label_shares_K: Tensor | None  # p(y), on the CPU; None for a task without y
 
     @property
     def shape(self) -> Shape:
@@ -133,7 +142,7 @@ class Model:
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Images decoded from draws of the priors p(z) and p(y), shape (N, C, H, W)."""
         weight = next(self.networks["decoder"].parameters())
-        z_NZ, y_NK = sample_code(self.prior, self.classes, count, generator, weight.dtype)
+        z_NZ, y_NK = sample_code(self.prior, self.label_shares_K, count, generator, weight.dtype)
         x_NCHW = []
         for start in range(0, count, DECODED):  # the layers of a convolutional decoder are large
             rows = slice(start, start + DECODED)
@@ -143,31 +152,56 @@ class Model:
 
 
 def build_model(
-    settings: RunSettings, shape: Shape, device: torch.device | str = "cpu", classes: int | None = None
+    settings: RunSettings,
+    shape: Shape,
+    device: torch.device | str = "cpu",
+    classes: int | None = None,
+    known_shares: Sequence[float] | None = None,
 ) -> Model:
     """The model that the settings describe, for images of this shape (C, H, W), with initial weights from the seed.
 
-    `classes` is their number in the data; a task with labels needs it. Each network's weights come from (seed, its
-    index in the table), so that they do not depend on the other networks, on what was built before in this process, or
+    `classes` is their number in the data; a task with labels needs it. `known_shares` are those of the classes among
+    the labels that training knows; `model.label_prior=labels` is uniform without. Each network's weights come from
+    (seed, its name), so that they do not depend on the other networks, on what was built before in this process, or
     on the device. Raises SettingsError when a network does not fit the images.
     """
     task = TASKS[settings.task]
-    needed = {name for phase in task.phases for name in phase.updates}
+    phases = phases_of(settings)
+    needed = {name for phase in phases for name in phase.updates}
     y = {"classes": classes or 0, "clusters": settings.model.clusters, None: 0}[task.y]
     joined = 0 if "cluster_heads" in needed else y
     sizes = Sizes(shape, y, (classes or 0) + 1 if task.label_condition else 0, joined)
     dtype = getattr(torch, settings.train.dtype)
     networks: dict[str, nn.Module] = {}
-    for index, (name, build) in enumerate(NETWORKS.items()):
+    for name, build in NETWORKS.items():
         if name not in needed:
             continue
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed * len(NETWORKS) + index)
+            torch.set_rng_state(generator_for(settings.seed, WEIGHTS, name).get_state())
             network = build(settings.model, sizes)
             if settings.model.initialization == "normal" and name != "cluster_heads":
                 paper_initialization(network)
         networks[name] = network.to(device=device, dtype=dtype)
-    return Model(networks, task.phases, build_prior(settings.model), posteriors.noise_dim(settings.model), sizes)
+    return Model(
+        networks,
+        phases,
+        build_prior(settings.model),
+        posteriors.noise_dim(settings.model),
+        sizes,
+        _label_shares(settings.model.label_prior, y, known_shares),
+    )
+
+
+def _label_shares(
+    label_prior: str | tuple[float, ...], classes: int, known_shares: Sequence[float] | None
+) -> Tensor | None:
+    if not classes:
+        return None
+    shares = known_shares if label_prior == "labels" else label_prior
+    if shares is None or isinstance(shares, str):
+        return uniform_shares(classes)
+    shares_K = torch.tensor(shares, dtype=torch.float64)
+    return shares_K / shares_K.sum()
 
 
 def weight_bytes(settings: RunSettings, shape: Shape, classes: int | None = None) -> int:

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from aae_ray.errors import Kind, Problem, SettingsError
 
@@ -82,6 +84,19 @@ def all_reduce_sum(mine: Tensor) -> Tensor:
     return total
 
 
+def gather_rows(mine_BF: Tensor) -> tuple[Tensor, int]:
+    """The rows of all workers of a gang in the order of their ranks, (G, F), and the number of the first of this one's;
+    gradients flow back to each."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return mine_BF, 0
+    counts_W = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=mine_BF.device)
+    counts_W[dist.get_rank()] = len(mine_BF)
+    dist.all_reduce(counts_W)
+    counts = counts_W.tolist()
+    before, after = sum(counts[: dist.get_rank()]), sum(counts[dist.get_rank() + 1 :])
+    return all_reduce_sum(F.pad(mine_BF, (0, 0, before, after))), before
+
+
 def _summed(mine: Tensor) -> Tensor:
     total = mine.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
@@ -105,11 +120,25 @@ def dense_layers(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
 
 
 class OutputLinear(nn.Linear):
-    """The last layer of a network. Its output has the precision of its weights, also where its product was taken in
-    bfloat16: sigmoids, softmaxes and losses are too coarse there, and their gradients with them."""
+    """The last layer of a network. Its product is taken in the precision of its weights, also where others are taken
+    in bfloat16: codes, sigmoids, softmaxes and losses are too coarse there, and their gradients with them."""
 
     def forward(self, h_BF: Tensor) -> Tensor:
-        return super().forward(h_BF).to(self.weight.dtype)
+        if not torch.is_autocast_enabled(h_BF.device.type):
+            return super().forward(h_BF)
+        with torch.autocast(h_BF.device.type, enabled=False):
+            weight = self.weight
+            return F.linear(h_BF.to(weight.dtype), weight, self.bias)
+
+
+class OutputConvTranspose2d(nn.ConvTranspose2d):
+    """The last layer of a convolutional decoder, in the precision of its weights as `OutputLinear` is."""
+
+    def forward(self, h_BCHW: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not torch.is_autocast_enabled(h_BCHW.device.type):
+            return super().forward(h_BCHW, output_size)
+        with torch.autocast(h_BCHW.device.type, enabled=False):
+            return super().forward(h_BCHW.to(self.weight.dtype), output_size)
 
 
 def mlp(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
@@ -118,10 +147,13 @@ def mlp(inputs: int, widths: tuple[int, ...]) -> nn.ModuleList:
     return dense_layers(inputs, tuple(hidden)).append(OutputLinear((inputs, *hidden)[-1], outputs))
 
 
-def apply_relu(layers: Iterable[nn.Module], h_BF: Tensor) -> Tensor:
-    """Through layers, each followed by a ReLU, in place: no gradient needs the values from before it."""
+def apply_relu(layers: Iterable[nn.Module], h_BF: Tensor, slope: float = 0.0) -> Tensor:
+    """Through layers, each followed by a ReLU, in place: no gradient needs the values from before it.
+
+    A leaky one has a slope below zero.
+    """
     for layer in layers:
-        h_BF = layer(h_BF).relu_()
+        h_BF = F.leaky_relu_(layer(h_BF), slope) if slope else layer(h_BF).relu_()
     return h_BF
 
 
@@ -214,8 +246,10 @@ class ConvDecoder(nn.Module):
             nn.Linear(features, channels[0] * grids[-1][0] * grids[-1][1]),
         )
         # An odd side was rounded down when it was halved: output_padding gives the lost row back.
+        kinds = [*[nn.ConvTranspose2d] * (len(channels) - 1), OutputConvTranspose2d]
+        steps = zip(kinds, pairwise((*channels, shape[0])), pairwise(reversed(grids)), strict=True)
         self.layers = nn.ModuleList(
-            nn.ConvTranspose2d(
+            kind(
                 a,
                 b,
                 4,
@@ -223,14 +257,14 @@ class ConvDecoder(nn.Module):
                 padding=1,
                 output_padding=(fine[0] - 2 * coarse[0], fine[1] - 2 * coarse[1]),
             )
-            for (a, b), (coarse, fine) in zip(pairwise((*channels, shape[0])), pairwise(reversed(grids)), strict=True)
+            for kind, (a, b), (coarse, fine) in steps
         )
         self.sigmoid = output == "sigmoid"
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         h_BCHW = torch.relu(self.dense(z_BZ)).unflatten(1, self.coarse)
         *hidden, last = self.layers
-        x_BD = last(apply_relu(hidden, h_BCHW)).flatten(1).to(last.weight.dtype)
+        x_BD = last(apply_relu(hidden, h_BCHW)).flatten(1)
         return torch.sigmoid(x_BD) if self.sigmoid else x_BD
 
 
@@ -252,15 +286,29 @@ def conv_grid(shape: tuple[int, int, int], channels: tuple[int, ...]) -> list[tu
 
 class Discriminator(nn.Module):
     """z_BZ -> logits_B, positive where z looks like a draw from the prior. Logits, not probabilities: a sigmoid
-    followed by a logarithm loses its gradient exactly where the discriminator is sure."""
+    followed by a logarithm loses its gradient exactly where the discriminator is sure.
 
-    def __init__(self, latent_dim: int, hidden: tuple[int, ...]) -> None:
+    `slope` is that of leaky rectifiers below zero. With spectral normalization the product of each layer stretches no
+    vector (Miyato et al. 2018), so that no logit differs from another by more than their codes do. A power iteration
+    finds the largest singular value as the weights move, in phases that update them: what a phase does not update
+    stays as it is.
+    """
+
+    def __init__(
+        self, latent_dim: int, hidden: tuple[int, ...], slope: float = 0.0, spectral_norm: bool = False
+    ) -> None:
         super().__init__()
+        self.slope, self.spectral_norm = slope, spectral_norm
         self.layers = mlp(latent_dim, (*hidden, 1))
+        if spectral_norm:
+            for layer in self.layers:
+                parametrizations.spectral_norm(layer)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         *hidden, last = self.layers
-        logits_B: Tensor = last(apply_relu(hidden, z_BZ)).squeeze(1)
+        if self.spectral_norm:
+            self.layers.train(self.training and bool(last.bias.requires_grad))
+        logits_B: Tensor = last(apply_relu(hidden, z_BZ, self.slope)).squeeze(1)
         return logits_B
 
 

@@ -10,7 +10,7 @@ Shapes: B batch, D pixels, E noise, Z code, K classes or clusters, S label condi
 
 import math
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Literal, NamedTuple
 
@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aae_ray.autoencoder.networks import gather_rows
 from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import build_prior
-from aae_ray.settings import RunSettings
+from aae_ray.settings import RunSettings, setting
 
 Networks = Mapping[str, nn.Module]
 Source = Literal["all", "labelled"]
@@ -60,7 +61,10 @@ Summary = Callable[[Tensor], dict[str, float]]  # of seen_NM
 
 
 class Phase(NamedTuple):
-    """One forward, one backward and one optimizer step of the networks that it updates; all others are frozen."""
+    """One forward, one backward and one optimizer step of the networks that it updates; all others are frozen.
+
+    Where its learning rate is 0 a run has no such phase, and all else is as if the table did not have it.
+    """
 
     name: str
     updates: tuple[str, ...]
@@ -71,6 +75,9 @@ class Phase(NamedTuple):
     draws: tuple[str, ...] = ()  # fields of the batch that are drawn for it, where the task has a use for them
     source: Source = "all"  # the images that it works on
     shares_encoding: tuple[str, ...] = ()  # networks whose encoding the next phase reuses, if it sees the same
+    repeats: str | None = None  # dotted key of how many steps in a row it takes, one where there is none
+    couples: bool = False  # whether an example's loss depends on others of the batch
+    corrupts: bool = True  # whether the encoder sees its images as `train.input_noise` and the like say
 
 
 class Task(NamedTuple):
@@ -189,13 +196,21 @@ def discriminate(networks: Networks, batch: Batch, settings: RunSettings) -> Out
 
     Per example -log D(real) - log(1 - D(fake)), both halves in full, as in the paper's objective: a mean of the two
     would halve the paper's learning rate. Real and fake codes go through the discriminator in one forward.
+
+    The R1 penalty adds half the squared gradient of the logit at each draw of the prior, times its weight (Mescheder et
+    al. 2018, equation 9): where codes follow the prior a discriminator is to be flat.
     """
-    code = _encoded(networks, batch)
+    code, penalty = _encoded(networks, batch), settings.train.r1_penalty
     losses, seen = [], []
     for pair in _adversarial_pairs(networks, batch, code):
+        if penalty and pair.real_B is not None:
+            pair = pair._replace(real_B=pair.real_B.detach().requires_grad_())
         logits_2B = pair.discriminator(torch.cat([_seen(pair, 0), _seen(pair, 1).detach()])).view(2, -1)
         real_B, fake_B = logits_2B.unbind()
         losses += [F.softplus(-real_B), F.softplus(fake_B)]
+        if penalty and pair.real_B is not None:
+            (slope_BZ,) = torch.autograd.grad(real_B.sum(), pair.real_B, create_graph=True)
+            losses.append(0.5 * penalty * slope_BZ.square().sum(1))
         seen.append(logits_2B.detach())
     return Outcome(reduce(add, losses), torch.cat(seen).T, code)
 
@@ -223,6 +238,27 @@ def classify(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome
     return Outcome(loss_B, torch.stack([loss_B.detach(), wrong_B.to(loss_B.dtype)], dim=1))
 
 
+def reencode(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
+    """Re-encoding phase, which the paper does not have: of an image that is decoded from a draw of p(y)p(z), the
+    encoder finds the draw.
+
+    Cross-entropy on y, where there is q(y|x), and half the squared error on z in standard deviations of the prior:
+    with it encoder and decoder maximise a lower bound on the mutual information of code and image (Chen et al. 2016,
+    equation 5, with a Gaussian of the prior's width for z). A Gaussian q(z|x) is held to the draw by its mean, so that
+    the phase does not take its noise away.
+    """
+    assert batch.prior_BZ is not None
+    x_BD = networks["decoder"](decoder_input(networks, batch.prior_BZ, batch.classes_BK))
+    code = encode(networks, x_BD, batch.posterior_noise_BE)
+    z_BZ = code.z_BZ if code.mean_BZ is None else code.mean_BZ
+    std_Z = build_prior(settings.model).std_Z.to(z_BZ)
+    losses = [0.5 * ((z_BZ - batch.prior_BZ) / std_Z).square().sum(1)]
+    if code.label_logits_BK is not None:
+        assert batch.classes_BK is not None
+        losses.append(F.cross_entropy(code.label_logits_BK, batch.classes_BK, reduction="none"))
+    return Outcome(reduce(add, losses), torch.stack([loss_B.detach() for loss_B in losses], dim=1))
+
+
 def negative_elbo(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
     """The VAE's single phase: reconstruction error plus KL(q(z|x) || p(z)) (Kingma and Welling 2014, appendix B).
 
@@ -242,6 +278,38 @@ def negative_elbo(networks: Networks, batch: Batch, settings: RunSettings) -> Ou
         kl_B = log_q_B - build_prior(settings.model).log_density(code.z_BZ)
     error_B = reconstruction_loss(batch.x_BD, networks["decoder"](code.z_BZ), settings.train.reconstruction_reduction)
     return Outcome(error_B / settings.model.decoder_std**2 + kl_B, torch.stack([error_B, kl_B], dim=1).detach())
+
+
+def inverse_multiquadric(a_BZ: Tensor, b_GZ: Tensor, scale: float) -> Tensor:
+    """The kernel C / (C + |a - b|^2), (B, G) (Tolstikhin et al. 2018, section 4)."""
+    distance_BG = torch.cdist(a_BZ, b_GZ, compute_mode="donot_use_mm_for_euclid_dist")
+    return scale / (scale + distance_BG.square())
+
+
+def wae_mmd(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
+    """The single phase of the Wasserstein autoencoder with MMD: reconstruction error plus `train.mmd_weight` times the
+    squared maximum mean discrepancy of codes and draws of the prior (Tolstikhin et al. 2018, algorithm 2).
+
+    The discrepancy is the unbiased estimate, which may be below zero, over the batch of all workers, with the inverse
+    multiquadric kernel and the expected squared distance of two draws of the prior for its scale, 2 Z sigma^2 for the
+    Gaussian as in the paper. Examples are coupled: each has the terms in which it comes first, and the mean over the
+    batch is the estimate. A batch of one has none.
+    """
+    assert batch.prior_BZ is not None
+    code = _encoded(networks, batch)
+    reconstruction_BD = networks["decoder"](code.z_BZ)
+    error_B = reconstruction_loss(batch.x_BD, reconstruction_BD, settings.train.reconstruction_reduction)
+    pairs_G2Z, first = gather_rows(torch.cat([code.z_BZ, batch.prior_BZ], dim=1))
+    total, mine = len(pairs_G2Z), slice(first, first + len(error_B))
+    z_GZ, prior_GZ = pairs_G2Z.chunk(2, dim=1)
+    z_BZ, prior_BZ = z_GZ[mine], prior_GZ[mine]
+    scale = 2 * build_prior(settings.model).std_Z.square().sum().item()
+    kernel = partial(inverse_multiquadric, scale=scale)
+    # The kernel of an example with itself, one, has no place in the unbiased estimate.
+    alike_B = kernel(z_BZ, z_GZ).sum(1) + kernel(prior_BZ, prior_GZ).sum(1) - 2
+    apart_B = kernel(z_BZ, prior_GZ).sum(1) + kernel(prior_BZ, z_GZ).sum(1)
+    mmd_B = alike_B / (total - 1) - apart_B / total if total > 1 else torch.zeros_like(error_B)
+    return Outcome(error_B + settings.train.mmd_weight * mmd_B, torch.stack([error_B, mmd_B], dim=1).detach())
 
 
 # ----------------------------------------------------------------------------------------------------------- summaries
@@ -283,9 +351,19 @@ def classify_summary(seen_N2: Tensor) -> dict[str, float]:
     }
 
 
+def reencode_summary(losses_NM: Tensor) -> dict[str, float]:
+    names = ("train/reencoding_style_loss_nats", "train/reencoding_label_loss_nats")
+    return {name: loss_N.mean().item() for name, loss_N in zip(names, losses_NM.T, strict=False)}
+
+
 def negative_elbo_summary(parts_N2: Tensor) -> dict[str, float]:
     error_N, kl_N = parts_N2.unbind(1)
     return {"train/reconstruction_loss": error_N.mean().item(), "train/kl_nats": kl_N.mean().item()}
+
+
+def wae_mmd_summary(parts_N2: Tensor) -> dict[str, float]:
+    error_N, mmd_N = parts_N2.unbind(1)
+    return {"train/reconstruction_loss": error_N.mean().item(), "train/squared_mmd": mmd_N.mean().item()}
 
 
 # ---------------------------------------------------------------------------------------------------------- the tables
@@ -293,7 +371,6 @@ def negative_elbo_summary(parts_N2: Tensor) -> dict[str, float]:
 ENCODER = ("trunk", "style_head")
 LABELLING_ENCODER = (*ENCODER, "label_head")
 RECONSTRUCTION = ("optim.reconstruction_lr", "optim.reconstruction_momentum")
-ADVERSARY = ("prior_BZ", "classes_BK", "style_noise_B2Z", "label_noise_B2K")
 
 RECONSTRUCT = Phase("reconstruct", (*ENCODER, "decoder"), reconstruct, *RECONSTRUCTION, reconstruct_summary)
 DISCRIMINATE = Phase(
@@ -303,8 +380,9 @@ DISCRIMINATE = Phase(
     "optim.discrimination_lr",
     "optim.adversarial_momentum",
     discriminate_summary,
-    draws=ADVERSARY,
+    draws=("prior_BZ", "style_noise_B2Z"),
     shares_encoding=ENCODER,
+    repeats="train.discriminator_steps",
 )
 REGULARIZE = Phase(
     "regularize",
@@ -313,7 +391,7 @@ REGULARIZE = Phase(
     "optim.regularization_lr",
     "optim.adversarial_momentum",
     regularize_summary,
-    draws=("style_noise_B2Z", "label_noise_B2K"),
+    draws=("style_noise_B2Z",),
 )
 CLASSIFY = Phase(
     "classify",
@@ -324,23 +402,50 @@ CLASSIFY = Phase(
     classify_summary,
     source="labelled",
 )
+REENCODE = Phase(
+    "reencode",
+    (*ENCODER, "decoder"),
+    reencode,
+    "optim.reencoding_lr",
+    "optim.reconstruction_momentum",
+    reencode_summary,
+    draws=("prior_BZ", "classes_BK"),
+    corrupts=False,
+)
 NEGATIVE_ELBO = Phase("negative_elbo", (*ENCODER, "decoder"), negative_elbo, *RECONSTRUCTION, negative_elbo_summary)
+WAE_MMD = Phase(
+    "wae_mmd", (*ENCODER, "decoder"), wae_mmd, *RECONSTRUCTION, wae_mmd_summary, draws=("prior_BZ",), couples=True
+)
 
 UNSUPERVISED = (RECONSTRUCT, DISCRIMINATE, REGULARIZE)
 LABELLING = (
     RECONSTRUCT._replace(updates=(*LABELLING_ENCODER, "decoder")),
-    DISCRIMINATE._replace(updates=("style_discriminator", "label_discriminator"), shares_encoding=LABELLING_ENCODER),
-    REGULARIZE._replace(updates=LABELLING_ENCODER),
+    DISCRIMINATE._replace(
+        updates=("style_discriminator", "label_discriminator"),
+        draws=("prior_BZ", "classes_BK", "style_noise_B2Z", "label_noise_B2K"),
+        shares_encoding=LABELLING_ENCODER,
+    ),
+    REGULARIZE._replace(updates=LABELLING_ENCODER, draws=("style_noise_B2Z", "label_noise_B2K")),
 )
 REDUCING = (RECONSTRUCT._replace(updates=(*LABELLING_ENCODER, "decoder", "cluster_heads")), *LABELLING[1:])
+LABEL_REENCODE = REENCODE._replace(updates=(*LABELLING_ENCODER, "decoder"))
 
 TASKS: dict[str, Task] = {
-    "unsupervised": Task(UNSUPERVISED, "2"),
-    "label_informed": Task(UNSUPERVISED, "2.3", labels="some", label_condition=True),
-    "supervised": Task(UNSUPERVISED, "4", y="classes", labels="all"),
-    "semi_supervised": Task((*LABELLING, CLASSIFY), "5", y="classes", labels="some"),
-    "clustering": Task(LABELLING, "6", y="clusters"),
-    "reduction": Task(REDUCING, "7", y="clusters"),
-    "semi_supervised_reduction": Task((*REDUCING, CLASSIFY), "7", y="classes", labels="some"),
-    "vae": Task((NEGATIVE_ELBO,), "none: Kingma and Welling 2014, the baseline"),
+    "unsupervised": Task((*UNSUPERVISED, REENCODE), "2"),
+    "label_informed": Task((*UNSUPERVISED, REENCODE), "2.3", labels="some", label_condition=True),
+    "supervised": Task((*UNSUPERVISED, REENCODE), "4", y="classes", labels="all"),
+    "semi_supervised": Task((*LABELLING, CLASSIFY, LABEL_REENCODE), "5", y="classes", labels="some"),
+    "clustering": Task((*LABELLING, LABEL_REENCODE), "6", y="clusters"),
+    "reduction": Task((*REDUCING, LABEL_REENCODE), "7", y="clusters"),
+    "semi_supervised_reduction": Task((*REDUCING, CLASSIFY, LABEL_REENCODE), "7", y="classes", labels="some"),
+    "vae": Task((NEGATIVE_ELBO, REENCODE), "none: Kingma and Welling 2014, the baseline"),
+    "wae_mmd": Task((WAE_MMD, REENCODE), "none: Tolstikhin et al. 2018, without a discriminator"),
 }
+
+
+def phases_of(settings: RunSettings) -> tuple[Phase, ...]:
+    """The phases of a step: those of the run's task whose learning rate is above 0, each as often as it repeats."""
+    phases = (phase for phase in TASKS[settings.task].phases if setting(settings, phase.learning_rate) > 0)
+    return tuple(
+        phase for phase in phases for _ in range(setting(settings, phase.repeats) if phase.repeats is not None else 1)
+    )

@@ -7,8 +7,10 @@ a dense one, at every convolution of a convolutional one.
 Shapes: B batch, F features, E noise, Z code, K classes or clusters.
 """
 
+import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from aae_ray import settings
@@ -28,7 +30,7 @@ class Code(NamedTuple):
 class Deterministic(nn.Module):
     """z = f(x): the data are the only source of randomness."""
 
-    def __init__(self, features: int, latent_dim: int, noise_dim: int = 0) -> None:
+    def __init__(self, features: int, latent_dim: int, noise_dim: int = 0, std_floor: float = 0.0) -> None:
         super().__init__()
         self.code = OutputLinear(features, latent_dim)
 
@@ -37,24 +39,31 @@ class Deterministic(nn.Module):
 
 
 class Gaussian(nn.Module):
-    """z = mean(x) + std(x) * noise, with a diagonal Gaussian of the encoder's choice, reparameterised."""
+    """z = mean(x) + std(x) * noise, with a diagonal Gaussian of the encoder's choice, reparameterised.
 
-    def __init__(self, features: int, latent_dim: int, noise_dim: int) -> None:
+    Nothing in an adversarial autoencoder but its prior asks for noise, and in training the encoder's mostly goes to
+    zero. With a floor the variance is floor^2 more than what the encoder answers.
+    """
+
+    def __init__(self, features: int, latent_dim: int, noise_dim: int, std_floor: float = 0.0) -> None:
         super().__init__()
         self.moments = OutputLinear(features, 2 * latent_dim)
+        self.log_floor = 2 * math.log(std_floor) if std_floor else None  # of the variance
 
     def forward(self, h_BF: Tensor, noise_BE: Tensor) -> Code:
         mean_BZ, log_variance_BZ = self.moments(h_BF).chunk(2, dim=1)
+        if self.log_floor is not None:
+            log_variance_BZ = torch.logaddexp(log_variance_BZ, log_variance_BZ.new_full((), self.log_floor))
         return Code(mean_BZ + (0.5 * log_variance_BZ).exp() * noise_BE, mean_BZ, log_variance_BZ)
 
 
 class Universal(nn.Module):
     """z = f(x, noise), with noise at the trunk's hidden layers and here: q(z|x) can be any distribution."""
 
-    def __init__(self, features: int, latent_dim: int, noise_dim: int) -> None:
+    def __init__(self, features: int, latent_dim: int, noise_dim: int, std_floor: float = 0.0) -> None:
         super().__init__()
         self.code = OutputLinear(features, latent_dim)
-        self.noise_map = nn.Linear(noise_dim, latent_dim, bias=False)
+        self.noise_map = OutputLinear(noise_dim, latent_dim, bias=False)
 
     def forward(self, h_BF: Tensor, noise_BE: Tensor) -> Code:
         return Code(self.code(h_BF) + self.noise_map(noise_BE))

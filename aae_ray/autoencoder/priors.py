@@ -157,18 +157,23 @@ def _log_normal(x: Tensor, std: float) -> Tensor:
     return -0.5 * (x / std).square() - math.log(std * math.sqrt(2 * math.pi))
 
 
-def sample_classes(count: int, classes: int, generator: Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The categorical prior p(y): uniform over the classes, draws are exact one-hots, shape (count, K) (section 5)."""
-    drawn_N = torch.randint(classes, (count,), generator=generator)
-    return torch.nn.functional.one_hot(drawn_N, classes).to(dtype)
+def uniform_shares(classes: int) -> Tensor:
+    """The paper's p(y) (section 5): all classes alike, (K,), in double precision."""
+    return torch.full((classes,), 1 / classes, dtype=torch.float64)
+
+
+def sample_classes(count: int, shares_K: Tensor, generator: Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Draws of the categorical prior p(y) with these shares, exact one-hots, shape (count, K) (section 5)."""
+    drawn_N = torch.multinomial(shares_K, count, replacement=True, generator=generator)
+    return torch.nn.functional.one_hot(drawn_N, len(shares_K)).to(dtype)
 
 
 def sample_code(
-    prior: Prior, classes: int, count: int, generator: Generator, dtype: torch.dtype = torch.float32
+    prior: Prior, shares_K: Tensor | None, count: int, generator: Generator, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor | None]:
-    """Draws of p(z), (count, Z), and then of p(y), (count, K), where the code has a label of so many classes, not 0."""
+    """Draws of p(z), (count, Z), and then of p(y), (count, K), where the code has a label, whose shares are given."""
     z_NZ = prior.sample(count, generator, dtype)
-    return z_NZ, sample_classes(count, classes, generator, dtype) if classes else None
+    return z_NZ, None if shares_K is None else sample_classes(count, shares_K, generator, dtype)
 
 
 def build_prior(model: settings.Model) -> Prior:

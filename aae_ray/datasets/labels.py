@@ -38,6 +38,15 @@ def known_labels(dataset: Dataset, settings: RunSettings) -> NDArray[np.int64]:
     return known_N
 
 
+def known_shares(dataset: Dataset, settings: RunSettings) -> list[float] | None:
+    """The share of each class among the labels that training knows, or None where it knows none."""
+    if dataset.classes is None:
+        return None
+    known_N = known_labels(dataset, settings)
+    counts = np.bincount(known_N[known_N != UNKNOWN], minlength=dataset.classes)
+    return [float(share) for share in counts / counts.sum()]
+
+
 def _count(dataset: Dataset, data: Data) -> int:
     if data.labels is None:
         return len(dataset.train)
@@ -66,6 +75,10 @@ def check(settings: RunSettings, dataset: Dataset) -> None:
             missing_labels = ", ".join(map(str, sorted(missing)[:5]))
             text = f"data.name {dataset.name}: no training image has label {missing_labels}, of {classes} classes"
             problems.append((("data.name",), text))
+        shares = settings.model.label_prior
+        if task.y == "classes" and isinstance(shares, tuple) and len(shares) != classes:
+            text = f"model.label_prior has {len(shares)} shares, and data.name {dataset.name} has {classes} classes"
+            problems.append((("model.label_prior",), text))
         if task.label_condition and settings.model.prior_components < classes:
             kind = "components of the mixture" if settings.model.prior == "mixture" else "segments of the swiss roll"
             text = (

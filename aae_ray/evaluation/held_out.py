@@ -34,7 +34,7 @@ PRIOR, POSTERIOR, USE_OF_NOISE, FLOOR, PRIOR_LABELS = range(5)
 
 def sample_generator() -> torch.Generator:
     """Where the draws behind the samples of the protocol come from."""
-    return generator_for(PROTOCOL_SEED, EVALUATION, PRIOR)
+    return generator_for(PROTOCOL_SEED, EVALUATION, PRIOR, 0)
 
 
 def some_of(rows_N: np.ndarray, count: int) -> np.ndarray:
@@ -211,9 +211,9 @@ class HeldOutMetrics:
     def prior_decoder_inputs(self, count: int) -> tuple[Tensor, Tensor | None]:
         """Draws of p(z), (N, Z), and of p(y), (N, K), where the decoder is given a label; on the model's device."""
         z_NZ = self.prior_codes(count, 0).to(self.images.device, self.images.dtype)
-        if not self.model.classes:
+        if self.model.label_shares_K is None:
             return z_NZ, None
-        y_NK = sample_classes(count, self.model.classes, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR_LABELS))
+        y_NK = sample_classes(count, self.model.label_shares_K, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR_LABELS))
         return z_NZ, y_NK.to(z_NZ)
 
     def _look_at(self, part: str) -> Encoded:

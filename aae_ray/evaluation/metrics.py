@@ -168,7 +168,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 f"phase {phase}'s share of the gradients on the encoder's trunk, by their norms, before the optimizer, "
                 "in the epoch's first step",
             )
-            for phase in ("reconstruct", "regularize", "classify")
+            for phase in ("reconstruct", "regularize", "classify", "reencode")
         ),
         Metric(
             "adv/discriminator_loss_nats",
@@ -199,6 +199,14 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "the reconstruction error that is trained, reduced as train.reconstruction_reduction says; without the "
             "heads' penalty of a reduction, and before the VAE divides it by model.decoder_std squared",
         ),
+        Metric(
+            "train/reencoding_style_loss_nats",
+            "nats",
+            None,
+            "half the squared error of z, in standard deviations of the prior, of images decoded from the prior",
+        ),
+        Metric("train/reencoding_label_loss_nats", "nats", None, "cross-entropy of q(y|x) on the same images"),
+        Metric("train/squared_mmd", "ratio", None, "squared maximum mean discrepancy of codes and prior, wae_mmd"),
         Metric("train/kl_nats", "nats", None, "E_x KL(q(z|x) || p(z)) of the VAE"),
         *(
             Metric(f"quality/{name}", unit, None, meaning)

@@ -60,11 +60,11 @@ def _standing(ledger: Ledger) -> Outcome:
     for trial in ledger.trials:
         if trial.state is State.COMPLETE:
             key = (0, 0, complete.rank(complete.values[trial.number]))
-        elif trial.state in (State.RUNNING, State.WAITING) or (trial.reason is not None and trial.reason.resumable):
-            continue
-        elif trial.number in judged and trial.reason in (None, Reason.PRUNED):
+        elif trial.number in judged and (trial.state is State.PAUSED or trial.reason in (Reason.PAUSED, Reason.PRUNED)):
             ranks = ledger.rungs[judged[trial.number]].ranks
             key = (1, -judged[trial.number], ranks.rank(ranks.values[trial.number]))
+        elif trial.open or (trial.reason is not None and trial.reason.resumable):
+            continue
         elif trial.state is State.STOPPED or trial.reason is Reason.DIVERGED:
             key = (2, 0, 0)
         else:

@@ -94,7 +94,7 @@ def publish(
         card = model_card(name, trial, settings, training.model.classes, result, ledger.started.study_id)
         tags = version_tags(trial, training, ledger, result)
         exported = f"{registry.FOLDER}/{trial.name}_epoch_{trial.epoch:05d}"  # an extended study may choose another
-        registry.export(training.model, folder / exported, {key: tags[key] for key in ABOUT})
+        registry.export(training.evaluation.model, folder / exported, {key: tags[key] for key in ABOUT})
         (folder / "model_card.md").write_text(card, encoding="utf-8")
         conductor.record(events.FileWritten(number=trial.number, path="model_card.md", folder=None))
         request = {
@@ -133,9 +133,18 @@ def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result:
         "prior_scale": settings.model.prior_scale,
         "prior_components": settings.model.prior_components,
         "classes": training.model.classes,
+        "label_shares": _recorded_shares(training),
         "latent_dim": settings.model.latent_dim,
         **choice_tags(ledger.judged(trial), ledger.objectives, ledger.current_plan.settings.study.select),
         **{name: trial.metrics[name] for name in ledger.objectives},
         **{name: value for name, value in result.metrics.items() if name in test},
     }
     return {key: str(value) for key, value in tags.items()}
+
+
+def _recorded_shares(training: Training) -> str:
+    """p(y) where it is not uniform, which the number of classes alone does not tell."""
+    shares_K = training.model.label_shares_K
+    if shares_K is None or training.settings.model.label_prior == "uniform":
+        return ""
+    return ",".join(map(repr, shares_K.tolist()))

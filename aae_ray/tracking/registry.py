@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aae_ray.autoencoder.model import DECODED, Model
 from aae_ray.autoencoder.phases import decoder_input
-from aae_ray.autoencoder.priors import Prior, sample_code
+from aae_ray.autoencoder.priors import Prior, sample_code, uniform_shares
 from aae_ray.errors import UserError
 from aae_ray.search.promotion import Verdict, promote
 from aae_ray.secrets import redact, without_userinfo
@@ -52,9 +52,9 @@ class Decoder(nn.Module):
         return x_BCHW
 
 
-def draw_codes(prior: Prior, classes: int, count: int, generator: torch.Generator) -> Tensor:
+def draw_codes(prior: Prior, label_shares_K: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
     """Codes for a published decoder from its priors, (count, Z), or (count, K + Z) where the task has labels."""
-    z_NZ, y_NK = sample_code(prior, classes, count, generator)
+    z_NZ, y_NK = sample_code(prior, label_shares_K, count, generator)
     return z_NZ if y_NK is None else torch.cat([y_NK, z_NZ], dim=1)
 
 
@@ -76,7 +76,7 @@ def export(model: Model, target: Path, about: Mapping[str, Any]) -> Path:
     decoder = copy.deepcopy(Decoder(model)).to(device="cpu", dtype=torch.float32).eval()
     for parameter in decoder.parameters():
         parameter.requires_grad_(False)
-    example_BZ = draw_codes(model.prior, model.classes, 2, torch.Generator().manual_seed(0))
+    example_BZ = draw_codes(model.prior, model.label_shares_K, 2, torch.Generator().manual_seed(0))
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("float32"), (-1, example_BZ.shape[1]))]),
         Schema([TensorSpec(np.dtype("float32"), (-1, *model.shape))]),
@@ -149,7 +149,7 @@ class LoadedDecoder:
     version: str
     module: nn.Module
     prior: Prior
-    classes: int  # size of the label that it is told, 0 for none
+    label_shares_K: Tensor | None  # p(y) of the label that it is told, None for none
     data_digest: str
     shape: tuple[int, ...]  # of an image
     settings: Mapping[str, str]  # of the data that it was trained on, under their dotted keys
@@ -161,7 +161,7 @@ class LoadedDecoder:
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Images (count, C, H, W) in [0, 1] decoded from draws of the prior."""
         with torch.no_grad():
-            codes = draw_codes(self.prior, self.classes, count, generator).split(DECODED)
+            codes = draw_codes(self.prior, self.label_shares_K, count, generator).split(DECODED)
             return torch.cat([self.module(codes_BZ) for codes_BZ in codes])
 
 
@@ -224,8 +224,15 @@ def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder
         Prior(
             tags["prior"], int(tags["latent_dim"]), float(tags["prior_scale"]), int(tags.get("prior_components", 10))
         ),
-        int(tags.get("classes", 0)),
+        _label_shares(int(tags.get("classes", 0)), tags.get("label_shares", "")),
         tags.get("data.digest", ""),
         tuple(int(side) for side in tags.get("image_shape", "").split("x") if side),
         {key: value for key, value in tags.items() if key in dotted_fields()},
     )
+
+
+def _label_shares(classes: int, recorded: str) -> Tensor | None:
+    """p(y) as a version's tags have it: by its shares, or by the number of classes alone where it is uniform."""
+    if recorded:
+        return torch.tensor([float(share) for share in recorded.split(",")], dtype=torch.float64)
+    return uniform_shares(classes) if classes else None

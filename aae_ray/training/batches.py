@@ -1,20 +1,23 @@
-"""Mini-batches and noise, as functions of (seed, epoch, step, phase) and of nothing else.
+"""Mini-batches and noise, as functions of (seed, epoch, step, phase, example) and of nothing else.
 
-The global order and the global noise are drawn alike on every worker, and each takes its slice: so N workers see what
-one worker would, and a resumed run sees what the unbroken one would, with no generator's state saved.
+The global order is drawn alike on every worker, and each takes its slice. Noise is drawn for blocks of examples of the
+global batch, each with a generator of its own, and a worker draws the blocks in which it has examples. So N workers
+see what one worker would, and a resumed run sees what the unbroken one would, with no generator's state saved.
 
 Shapes: S steps, G examples of a global batch, B examples of this worker's slice, D pixels, E noise, Z code,
 K classes or clusters, N images of the set.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Generator, Tensor
 
 from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.phases import TASKS, Batch, Phase
@@ -22,12 +25,16 @@ from aae_ray.autoencoder.priors import sample_classes
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
 from aae_ray.datasets.labels import known_labels
-from aae_ray.randomness import CORRUPTION, FIRST_PHASE, LABELLED, ORDER, generator_for
+from aae_ray.randomness import CORRUPTION, DRAWS, LABELLED, ORDER, PHASE, generator_for
 from aae_ray.settings import RunSettings
 
-NOISE_BLOCK_STEPS = 32  # noise is drawn for this many steps at a time: one seeding instead of many
+# Noise comes in blocks, as a generator takes as long to seed as to draw about two thousand numbers.
+STRETCH_STEPS = 32  # what is small is drawn for this many steps
+DRAWN_EXAMPLES = 64  # ... and this many examples at a time
+CORRUPTED_VALUES = 2**14  # what is as large as the images, for as many examples of one step as have this many pixels
 
 Rows = NDArray[np.int64]
+PhaseStream = tuple[str, int]  # a phase's name, and how many of its steps came before this one on the same images
 
 
 class Step(NamedTuple):
@@ -35,6 +42,14 @@ class Step(NamedTuple):
 
     batches: list[Batch]
     examples: list[int]
+
+
+class Stretch(NamedTuple):
+    """Consecutive steps of an epoch whose global batches are of one size."""
+
+    first: int
+    steps: int
+    examples: int  # of each global batch
 
 
 class Batches:
@@ -54,31 +69,47 @@ class Batches:
         }
 
     def epoch(self, epoch: int) -> Iterator[Step]:
-        batch_size, phases = self.sizes["all"], self.model.phases
         order = self.train[torch.randperm(len(self.train), generator=generator_for(self.seed, ORDER, epoch)).numpy()]
-        starts = range(0, len(order), batch_size)
-        rounds = self._labelled_rounds(epoch, len(starts))
-        for step, start in enumerate(starts):
-            block, offset = divmod(step, NOISE_BLOCK_STEPS)
-            if offset == 0:
-                span = order[start : start + NOISE_BLOCK_STEPS * batch_size]
-                steps = min(NOISE_BLOCK_STEPS, len(starts) - step)
-                drawn = [self._drawn(index, phase, steps, span, epoch, block) for index, phase in enumerate(phases)]
-            rows = {"all": order[start : start + batch_size], "labelled": rounds[step]}
-            mine = {source: worker_slice(len(some), self.rank, self.workers) for source, some in rows.items()}
-            x_BD = {source: self.images[rows[source][mine[source]]] for source in {phase.source for phase in phases}}
+        rounds = self._labelled_rounds(epoch, -(-len(order) // self.sizes["all"]))
+        for stretch in stretches(len(order), self.sizes["all"]):
+            yield from self._steps(stretch, order, rounds, epoch)
+
+    def _steps(self, stretch: Stretch, order: Rows, rounds_SG: Rows, epoch: int) -> Iterator[Step]:
+        """The steps of a stretch, whose small numbers are drawn together."""
+        first, steps, examples = stretch
+        start, phases = first * self.sizes["all"], self.model.phases
+        rows_SG = {
+            "all": order[start : start + steps * examples].reshape(steps, examples),
+            "labelled": rounds_SG[first : first + steps],
+        }
+        sizes = {source: rows.shape[1] for source, rows in rows_SG.items()}
+        mine = {source: worker_slice(size, self.rank, self.workers) for source, size in sizes.items()}
+        streams = [(phase.name, phases[:index].count(phase)) for index, phase in enumerate(phases)]
+        drawn = [
+            self._drawn(phase, stream, rows_SG[phase.source], mine[phase.source], epoch, first)
+            for phase, stream in zip(phases, streams, strict=True)
+        ]
+        for offset in range(steps):
+            rows = {source: rows_SG[source][offset, mine[source]] for source in {phase.source for phase in phases}}
+            x_BD = {source: self.images[some] for source, some in rows.items()}
             batches = [
                 Batch(
                     x_BD[phase.source],
-                    **{name: drawn_SG[offset, mine[phase.source]] for name, drawn_SG in drawn[index].items()},
-                    **self._labels(phase, rows[phase.source][mine[phase.source]]),
+                    **{name: tensor_SB[offset] for name, tensor_SB in tensors.items()},
+                    **self._labels(phase, rows[phase.source]),
                     **self._corruption(
-                        index, x_BD[phase.source], len(rows[phase.source]), mine[phase.source], epoch, step
+                        phase,
+                        stream,
+                        x_BD[phase.source],
+                        sizes[phase.source],
+                        mine[phase.source],
+                        epoch,
+                        first + offset,
                     ),
                 )
-                for index, phase in enumerate(phases)
+                for phase, stream, tensors in zip(phases, streams, drawn, strict=True)
             ]
-            yield Step(batches, [len(rows[phase.source]) for phase in phases])
+            yield Step(batches, [sizes[phase.source] for phase in phases])
 
     def _labelled_rounds(self, epoch: int, steps: int) -> Rows:
         """Labelled images of each step, (S, G): all of them in a random order, then all of them in another, ..."""
@@ -90,55 +121,67 @@ class Batches:
         rows: Rows = self.labelled[keys.argsort(1).flatten()[: steps * size].view(steps, size).numpy()]
         return rows
 
-    def _drawn(self, index: int, phase: Phase, steps: int, span: Rows, epoch: int, block: int) -> dict[str, Any]:
-        """Posterior noise and what the phase draws from priors, each (S, G, ...), for a block of steps."""
-        generator = generator_for(self.seed, FIRST_PHASE + index, epoch, block)
+    def _drawn(
+        self, phase: Phase, stream: PhaseStream, rows_SG: Rows, mine: slice, epoch: int, first: int
+    ) -> dict[str, Any]:
+        """Posterior noise and what the phase draws from priors, each (S, B, ...), for a stretch of steps."""
         model, train, dtype = self.model, self.settings.train, self.images.dtype
-        size = (steps, self.sizes[phase.source])
+        steps, examples = rows_SG.shape
 
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*size, *shape, generator=generator, dtype=dtype)
+        def draw(generator: Generator, block: slice) -> dict[str, Tensor]:
+            size = (steps, block.stop - block.start)
 
-        def prior() -> Tensor:
-            part_N = None
-            if model.sizes.label_condition:  # labelled images are held to their part of the prior, others to all of it
-                part_N = torch.full((steps * size[1],), -1)
-                part_N[: len(span)] = self.labels_N[span]
-            return model.prior.sample(steps * size[1], generator, dtype, part_N).view(*size, -1)
+            def normal(*shape: int) -> Tensor:
+                return torch.randn(*size, *shape, generator=generator, dtype=dtype)
 
-        tensors = {}
-        if model.noise_dim:
-            tensors["posterior_noise_BE"] = normal(model.noise_dim)
-        if "prior_BZ" in phase.draws:
-            tensors["prior_BZ"] = prior()
-        if "classes_BK" in phase.draws and model.classes and "label_discriminator" in model.networks:
-            tensors["classes_BK"] = sample_classes(steps * size[1], model.classes, generator, dtype).view(*size, -1)
-        if "style_noise_B2Z" in phase.draws and train.style_noise:
-            tensors["style_noise_B2Z"] = train.style_noise * normal(2, model.prior.latent_dim)
-        if "label_noise_B2K" in phase.draws and train.label_noise and "label_discriminator" in model.networks:
-            tensors["label_noise_B2K"] = train.label_noise * normal(2, model.classes)
-        return {name: tensor.to(self.images.device) for name, tensor in tensors.items()}
+            tensors = {}
+            if model.noise_dim:
+                tensors["posterior_noise_BE"] = normal(model.noise_dim)
+            if "prior_BZ" in phase.draws:
+                # Labelled images are held to their part of the prior, others to all of it.
+                part_N = self.labels_N[rows_SG[:, block]].flatten() if model.sizes.label_condition else None
+                prior_NZ = model.prior.sample(math.prod(size), generator, dtype, part_N)
+                tensors["prior_BZ"] = prior_NZ.view(*size, -1)
+            if "classes_BK" in phase.draws and model.label_shares_K is not None:
+                classes_NK = sample_classes(math.prod(size), model.label_shares_K, generator, dtype)
+                tensors["classes_BK"] = classes_NK.view(*size, -1)
+            if "style_noise_B2Z" in phase.draws and train.style_noise:
+                tensors["style_noise_B2Z"] = train.style_noise * normal(2, model.prior.latent_dim)
+            if "label_noise_B2K" in phase.draws and train.label_noise:
+                tensors["label_noise_B2K"] = train.label_noise * normal(2, model.classes)
+            return tensors
+
+        generator = partial(generator_for, self.seed, PHASE, *stream, epoch, first, DRAWS)
+        drawn = draw_blocks(draw, generator, examples, mine, DRAWN_EXAMPLES, dim=1)
+        return {name: tensor.to(self.images.device) for name, tensor in drawn.items()}
 
     def _corruption(
-        self, index: int, x_BD: Tensor, examples: int, mine: slice, epoch: int, step: int
+        self, phase: Phase, stream: PhaseStream, x_BD: Tensor, examples: int, mine: slice, epoch: int, step: int
     ) -> dict[str, Any]:
         """Noise on the images, dropout of pixels, warped images: as large as the images, so for one step at a time."""
-        train, tensors = self.settings.train, {}
-        if not train.input_noise and not train.input_dropout and not train.input_warp:
+        train, pixels, dtype = self.settings.train, self.images.rows_ND.shape[1], self.images.dtype
+        if not phase.corrupts or not (train.input_noise or train.input_dropout or train.input_warp):
             return {}
-        generator = generator_for(self.seed, FIRST_PHASE + index, epoch, step, CORRUPTION)
-        size, dtype = (examples, self.images.rows_ND.shape[1]), self.images.dtype
-        if train.input_noise:
-            tensors["input_noise_BD"] = train.input_noise * torch.randn(*size, generator=generator, dtype=dtype)[mine]
-        if train.input_dropout:
-            kept_BD = torch.rand(*size, generator=generator, dtype=dtype)[mine] >= train.input_dropout
-            tensors["input_mask_BD"] = kept_BD.to(dtype) / (1 - train.input_dropout)
+
+        def draw(generator: Generator, block: slice) -> dict[str, Tensor]:
+            rows, tensors = block.stop - block.start, {}
+            if train.input_noise:
+                noise_BD = torch.randn(rows, pixels, generator=generator, dtype=dtype)
+                tensors["input_noise_BD"] = noise_BD.mul_(train.input_noise)
+            if train.input_dropout:
+                kept_BD = torch.rand(rows, pixels, generator=generator, dtype=dtype) >= train.input_dropout
+                tensors["input_mask_BD"] = kept_BD.to(dtype).div_(1 - train.input_dropout)
+            if train.input_warp:
+                shift_B23 = torch.randn(rows, 2, 3, generator=generator, dtype=dtype)
+                tensors["maps_B23"] = torch.eye(2, 3, dtype=dtype) + train.input_warp * shift_B23
+            return tensors
+
+        generator = partial(generator_for, self.seed, PHASE, *stream, epoch, step, CORRUPTION)
+        drawn = draw_blocks(draw, generator, examples, mine, max(1, CORRUPTED_VALUES // pixels), dim=0)
+        tensors = {name: tensor.to(self.images.device) for name, tensor in drawn.items()}
         if train.input_warp:
-            maps_G23 = torch.eye(2, 3, dtype=dtype) + train.input_warp * torch.randn(
-                examples, 2, 3, generator=generator, dtype=dtype
-            )
-            tensors["warped_BD"] = warp(x_BD, maps_G23[mine].to(self.images.device), self.model.shape)
-        return {name: tensor.to(self.images.device) for name, tensor in tensors.items()}
+            tensors["warped_BD"] = warp(x_BD, tensors.pop("maps_B23"), self.model.shape)
+        return tensors
 
     def _labels(self, phase: Phase, rows: Rows) -> Mapping[str, Any]:
         """One-hot labels of these images, or their label condition for the discriminator, where the task has any."""
@@ -152,6 +195,37 @@ class Batches:
         else:
             name, one_hot = "labels_BK", F.one_hot(labels_B, sizes.classes)
         return {name: one_hot.to(self.images.device, self.images.dtype)}
+
+
+def stretches(images: int, batch_size: int) -> Iterator[Stretch]:
+    """All steps of an epoch, at most STRETCH_STEPS together, a smaller last batch by itself."""
+    full, rest = divmod(images, batch_size)
+    for first in range(0, full, STRETCH_STEPS):
+        yield Stretch(first, min(STRETCH_STEPS, full - first), batch_size)
+    if rest:
+        yield Stretch(full, 1, rest)
+
+
+def draw_blocks(
+    draw: Callable[[Generator, slice], dict[str, Tensor]],
+    generator: Callable[[int], Generator],
+    examples: int,
+    mine: slice,
+    size: int,
+    dim: int,
+) -> dict[str, Tensor]:
+    """A worker's slice of what `draw` makes of a global batch, block after block of `size` examples along `dim`.
+
+    `draw` is given a block's generator, which its number determines, and the block's part of the batch.
+    Only blocks with examples of the slice are drawn; of an empty slice one, for the shapes.
+    """
+    first, last = mine.start // size, max(mine.stop - 1, mine.start) // size
+    drawn = [
+        draw(generator(block), slice(block * size, min((block + 1) * size, examples)))
+        for block in range(first, last + 1)
+    ]
+    start, length = mine.start - first * size, mine.stop - mine.start
+    return {name: torch.cat([part[name] for part in drawn], dim).narrow(dim, start, length) for name in drawn[0]}
 
 
 def warp(x_BD: Tensor, maps_B23: Tensor, shape: tuple[int, int, int]) -> Tensor:

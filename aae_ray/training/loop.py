@@ -19,11 +19,12 @@ from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.phases import Phase
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
-from aae_ray.datasets.labels import check
+from aae_ray.datasets.labels import check, known_shares
 from aae_ray.errors import UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import HeldOutMetrics
 from aae_ray.settings import RunSettings, epoch_at, flatten, setting
+from aae_ray.training.averaging import WeightAverage
 from aae_ray.training.batches import Batches, Step
 from aae_ray.training.health import health_stop_reason
 
@@ -83,7 +84,13 @@ class Training:
                 f"for {self.workers} workers"
             )
         check(self.settings, self.dataset)
-        self.model = build_model(self.settings, self.dataset.shape, self.device, self.dataset.classes)
+        self.model = build_model(
+            self.settings,
+            self.dataset.shape,
+            self.device,
+            self.dataset.classes,
+            known_shares(self.dataset, self.settings),
+        )
         # Wrapped one by one, while all parameters ask for gradients: one wrapper over networks that take turns leaves
         # the discriminator different on every worker, and nothing says so.
         self.wrapped = {name: self.wrap(network) for name, network in self.model.networks.items()}
@@ -96,6 +103,7 @@ class Training:
             phase.name: PhaseView(phase, self.model.networks, self.wrapped, shares_encoding)
             for phase in self.model.phases
         }
+        self.history: list[dict[str, float]] = []
         self.optimizers = {phase.name: self._optimizer(phase) for phase in self.model.phases}
         mixed = self.settings.train.mixed_precision
         self._precision = torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
@@ -103,8 +111,10 @@ class Training:
         self.batches = Batches(
             self.settings, self.model, self.images, self.dataset, rank=self.rank, workers=self.workers
         )
-        self.evaluation = HeldOutMetrics(self.settings, self.model, self.dataset, self.images, self.constants)
-        self.history: list[dict[str, float]] = []
+        decay = self.settings.train.ema_decay
+        self.average = WeightAverage(self.model, decay) if decay else None
+        evaluated = self.average.model if self.average else self.model
+        self.evaluation = HeldOutMetrics(self.settings, evaluated, self.dataset, self.images, self.constants)
 
     @property
     def epoch(self) -> int:
@@ -133,7 +143,7 @@ class Training:
 
     def _train_epoch(self) -> dict[str, float]:
         start = time.monotonic()
-        self._set_learning_rates()
+        self._set_hyperparameters()
         seen: dict[str, list[Tensor]] = {phase.name: [] for phase in self.model.phases}
         gradients: dict[str, float] = {}
         for step in self.batches.epoch(self.epoch):
@@ -141,7 +151,7 @@ class Training:
             for phase, seen_BM in zip(self.model.phases, observed, strict=True):
                 seen[phase.name].append(seen_BM)
         metrics = {"epoch": self.epoch + 1.0}
-        for phase in self.model.phases:
+        for phase in dict.fromkeys(self.model.phases):
             metrics |= phase.summary(self._gather(torch.cat(seen[phase.name])))
         if len(gradients) > 1:
             total = sum(gradients.values()) or 1.0
@@ -170,23 +180,33 @@ class Training:
                 gradients[phase.name] = get_total_norm([p.grad for p in trunk if p.grad is not None]).item()
             self.optimizers[phase.name].step()
             observed.append(loss_B.detach() if seen_BM is None else seen_BM)
+        if self.average:
+            self.average.update()
         return observed
 
     def _optimizer(self, phase: Phase) -> Optimizer:
-        optim = self.settings.optim
         parameters = [parameter for name in phase.updates for parameter in self.model.networks[name].parameters()]
-        rate, momentum = setting(self.settings, phase.learning_rate), setting(self.settings, phase.momentum)
-        if optim.algorithm == "sgd":
-            return SGD(parameters, lr=rate, momentum=momentum, fused=True)
-        return Adam(parameters, lr=rate, betas=(momentum, optim.beta2), fused=True)
+        kind = SGD if self.settings.optim.algorithm == "sgd" else Adam
+        return kind(parameters, fused=True, **self._hyperparameters(phase))
 
-    def _set_learning_rates(self) -> None:
-        """Rates drop at fractions of the budget: a longer run is the same run, stretched."""
-        epochs = self.settings.train.epochs
-        passed = sum(self.epoch >= epoch_at(milestone, epochs) for milestone in self.settings.optim.lr_milestones)
+    def _hyperparameters(self, phase: Phase) -> dict[str, Any]:
+        """What an optimizer obeys in the epoch that comes next, under PyTorch's names.
+
+        Rates drop at fractions of the budget: a longer run is the same run, stretched.
+        """
+        optim, epochs = self.settings.optim, self.settings.train.epochs
+        passed = sum(self.epoch >= epoch_at(milestone, epochs) for milestone in optim.lr_milestones)
+        rate = setting(self.settings, phase.learning_rate) * optim.lr_decay**passed
+        momentum = setting(self.settings, phase.momentum)
+        if optim.algorithm == "sgd":
+            return {"lr": rate, "momentum": momentum}
+        return {"lr": rate, "betas": (momentum, optim.beta2)}
+
+    def _set_hyperparameters(self) -> None:
+        """A loaded state brings those of its own settings with it, and these may be others."""
         for phase in self.model.phases:
             for group in self.optimizers[phase.name].param_groups:
-                group["lr"] = setting(self.settings, phase.learning_rate) * self.settings.optim.lr_decay**passed
+                group.update(self._hyperparameters(phase))
 
     def _check_health(self, metrics: dict[str, float], out_of_time: bool) -> tuple[str | None, bool]:
         metrics |= self.evaluation.cheap("val")
@@ -217,10 +237,15 @@ class Training:
             "history": [dict(metrics) for metrics in self.history],
             "networks": {name: network.state_dict() for name, network in self.model.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            **({"average": self.average.state_dict()} if self.average else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of the same data. Raises UserError when it belongs to other data."""
+        """Go on from a state of the same data, also of one with other rates, momenta, noise or weights of losses: what
+        the optimizers have gathered is taken over, what they obey is that of these settings.
+
+        Raises UserError when it belongs to other data.
+        """
         if state["data_digest"] != self.dataset.digest:
             raise UserError(
                 f"the checkpoint was trained on data with digest {state['data_digest']}, "
@@ -230,6 +255,9 @@ class Training:
         self.history = [dict(metrics) for metrics in state["history"]]
         for name, network in self.model.networks.items():
             network.load_state_dict(state["networks"][name])
+        if self.average:
+            self.average.load_state_dict(state.get("average"))
         for name, optimizer in self.optimizers.items():
             if "optimizers" in state:  # a trial that has finished is kept without
                 optimizer.load_state_dict(state["optimizers"][name])
+        self._set_hyperparameters()

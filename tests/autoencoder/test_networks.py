@@ -1,11 +1,14 @@
 """Networks: where noise enters, what initial weights depend on, normalization, and what does not fit."""
 
+import math
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch import nn
 
-from aae_ray.autoencoder import networks
-from aae_ray.autoencoder.model import build_model
+from aae_ray.autoencoder import networks, posteriors
+from aae_ray.autoencoder.model import NETWORKS, build_model
 from aae_ray.errors import UserError
 from aae_ray.settings import replace
 from tests.autoencoder.variants import SHAPE, batch_for, build, variant
@@ -21,6 +24,47 @@ def test_universal_noise_enters_hidden_layers_as_well_as_the_head() -> None:
         assert not torch.allclose(trunk(batch.x_BD, batch.posterior_noise_BE), quiet)
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+def test_the_variance_of_a_gaussian_posterior_is_the_encoders_and_that_of_the_floor(floor: float) -> None:
+    head = posteriors.Gaussian(4, 2, 2, floor).double()
+    h_BF, noise_BZ = torch.zeros(3, 4, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
+    for answered in (-40.0, 0.0, 3.0):
+        with torch.no_grad():
+            head.moments.bias.copy_(torch.tensor([1.0, 2.0, answered, answered]))
+        code = head(h_BF, noise_BZ)
+        expected = math.sqrt(math.exp(answered) + floor**2)
+        torch.testing.assert_close(code.z_BZ - code.mean_BZ, torch.full_like(noise_BZ, expected))
+        torch.testing.assert_close((0.5 * code.log_variance_BZ).exp(), torch.full_like(noise_BZ, expected))
+    code.z_BZ.sum().backward()
+    gradient = head.moments.bias.grad
+    assert gradient is not None and gradient[2:].all()  # the encoder still feels what its variance does
+
+
+def test_spectral_normalization_holds_each_layer_at_one() -> None:
+    discriminator = networks.Discriminator(5, (9, 7), spectral_norm=True).double()
+    with torch.no_grad():
+        for parameter in discriminator.parameters():
+            parameter.mul_(20)
+    for _ in range(200):
+        logits_B = discriminator(torch.randn(6, 5, dtype=torch.float64))
+    discriminator.eval()
+    for layer in discriminator.layers.children():
+        norm = torch.linalg.matrix_norm(layer.weight, 2).item()
+        assert norm == pytest.approx(1, rel=1e-3)
+    logits_B.sum().backward()
+    assert all(parameter.grad is not None for parameter in discriminator.parameters())
+
+
+def test_leaky_rectifiers_pass_a_share_of_what_is_below_zero() -> None:
+    plain, leaky = (networks.Discriminator(1, (1,), slope) for slope in (0.0, 0.2))
+    for discriminator, expected in ((plain, 0.0), (leaky, -0.4)):
+        with torch.no_grad():
+            for name, parameter in discriminator.named_parameters():
+                parameter.fill_(float(name.endswith("weight")))
+            assert discriminator(torch.tensor([[-2.0]])).item() == pytest.approx(expected)
+            assert discriminator(torch.tensor([[3.0]])).item() == pytest.approx(3)
+
+
 def test_initial_weights_depend_on_the_seed_and_on_nothing_else() -> None:
     settings = variant("unsupervised", "deterministic", "dense")
     first = build(settings)
@@ -34,6 +78,19 @@ def test_initial_weights_depend_on_the_seed_and_on_nothing_else() -> None:
         ):
             assert torch.equal(a, b) and not torch.equal(a, c)
     assert torch.equal(next(first.networks["decoder"].parameters()), next(vae.networks["decoder"].parameters()))
+
+
+def test_initial_weights_do_not_depend_on_which_networks_the_code_knows() -> None:
+    settings = variant("semi_supervised", "gaussian", "dense")
+    first = build(settings)
+    others = {"another": lambda model, sizes: nn.Linear(2, 2), **dict(reversed(NETWORKS.items()))}
+    with patch.dict(NETWORKS, others, clear=True):
+        second = build(settings)
+    for name, network in first.networks.items():
+        for (key, weight), (_, same) in zip(
+            network.named_parameters(), second.networks[name].named_parameters(), strict=True
+        ):
+            assert torch.equal(weight, same), f"{name}.{key}"
 
 
 def test_the_papers_initialization() -> None:
@@ -54,6 +111,19 @@ def test_the_papers_initialization() -> None:
         for key, p in network.named_parameters()
         if key.endswith("bias")
     )
+
+
+def test_the_shares_of_the_label_prior_are_given_known_or_uniform() -> None:
+    def shares(label_prior: object, known: list[float] | None = None) -> list[float]:
+        settings = variant("supervised", "deterministic", "dense", **{"model.label_prior": label_prior})
+        shares_K = build_model(settings, SHAPE, classes=4, known_shares=known).label_shares_K
+        assert shares_K is not None
+        return shares_K.tolist()
+
+    known = [0.5, 0.25, 0.125, 0.125]
+    assert shares("uniform", known) == [0.25] * 4 == shares("labels")
+    assert shares("labels", known) == known == shares([4, 2, 1, 1])
+    assert build(variant("unsupervised", "deterministic", "dense")).label_shares_K is None
 
 
 @pytest.mark.parametrize("network", ["dense", "convolutional"])

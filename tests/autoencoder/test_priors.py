@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from aae_ray.autoencoder.priors import Prior, sample_classes
+from aae_ray.autoencoder.priors import Prior, sample_classes, uniform_shares
 
 NAMES = ("gaussian", "uniform", "mixture", "swiss_roll")
 COUNT = 200_000
@@ -127,9 +127,15 @@ def test_a_prior_without_parts_says_so(name: str) -> None:
 
 
 def test_the_categorical_prior_draws_every_class_as_an_exact_one_hot() -> None:
-    y_NK = sample_classes(COUNT, 5, torch.Generator().manual_seed(0))
+    y_NK = sample_classes(COUNT, uniform_shares(5), torch.Generator().manual_seed(0))
     assert y_NK.shape == (COUNT, 5) and set(y_NK.unique().tolist()) == {0.0, 1.0} and (y_NK.sum(1) == 1).all()
     torch.testing.assert_close(y_NK.mean(0), torch.full((5,), 0.2), rtol=0.02, atol=0)
+
+
+def test_the_categorical_prior_has_the_shares_that_it_is_given() -> None:
+    shares_K = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    y_NK = sample_classes(COUNT, shares_K, torch.Generator().manual_seed(0), torch.float64)
+    torch.testing.assert_close(y_NK.mean(0), shares_K, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize(("name", "latent_dim"), [("gaussian", 2), ("gaussian", 5), ("mixture", 2), ("mixture", 4)])

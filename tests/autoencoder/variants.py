@@ -7,7 +7,7 @@ import torch
 
 from aae_ray.autoencoder.model import Model, build_model
 from aae_ray.autoencoder.phases import TASKS, Batch
-from aae_ray.autoencoder.priors import sample_classes
+from aae_ray.autoencoder.priors import sample_classes, uniform_shares
 from aae_ray.settings import Settings, replace
 
 SHAPE = (1, 8, 8)
@@ -29,6 +29,7 @@ def variant(task: str, posterior: str, network: str, **more: object) -> Settings
         "train.dtype": "float64",
         "model.latent_dim": 5,
         "model.clusters": 6,
+        "optim.reencoding_lr": 1e-3,
     }
     if task == "label_informed":
         values["model.prior"] = "mixture"
@@ -47,7 +48,7 @@ def batch_for(model: Model, size: int = 7, seed: int = 0) -> Batch:
         return torch.randn(size, *shape, generator=generator, dtype=torch.float64)
 
     def one_hot(classes: int) -> torch.Tensor:
-        return sample_classes(size, classes, generator, torch.float64)
+        return sample_classes(size, uniform_shares(classes), generator, torch.float64)
 
     pixels, y, label_condition = math.prod(model.shape), model.classes, model.sizes.label_condition
     return Batch(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aae_ray.datasets.dataset import Dataset
-from aae_ray.datasets.labels import check, known_labels
+from aae_ray.datasets.labels import check, known_labels, known_shares
 from aae_ray.errors import SettingsError
 from aae_ray.settings import Settings, replace
 
@@ -39,9 +39,18 @@ def test_labels_of_held_out_images_are_never_known(digits: Dataset) -> None:
     assert (known_N[digits.val] == -1).all() and (known_N[digits.test] == -1).all()
 
 
+def test_the_shares_of_classes_are_those_of_the_labels_that_are_known(digits: Dataset) -> None:
+    assert digits.labels_N is not None
+    counts = np.bincount(digits.labels_N[digits.train])
+    assert known_shares(digits, Settings()) == pytest.approx(counts / len(digits.train))
+    assert known_shares(digits, replace(Settings(), {"data.labels": 20})) == pytest.approx(np.full(10, 0.1))
+    assert known_shares(changed(digits, labels_N=None), Settings()) is None
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
+        ({"task": "supervised", "model.label_prior": [0.5, 0.5]}, "model.label_prior has 2 shares.*10 classes"),
         ({"task": "semi_supervised", "data.labels": 9}, "9 labels to 10 classes"),
         ({"task": "semi_supervised", "data.labels": 100_000}, "data.labels asks for 100000 labels"),
         (

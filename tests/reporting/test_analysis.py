@@ -14,7 +14,7 @@ from aae_ray.reporting.report import search_lines
 from aae_ray.reporting.standing import STANDING, Outcome, outcomes
 from aae_ray.search import events
 from aae_ray.search.ledger import TrialRecord
-from aae_ray.search.outcomes import FailureClass, Reason
+from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict
 from aae_ray.search.space import Plan, read_plan
 from tests.search.histories import MSE, History
 
@@ -69,7 +69,8 @@ def test_a_stopped_trial_has_its_place_by_its_last_rung_and_a_sick_one_is_last()
     history = History(train__epochs=9)
 
     def at_rung(number: int, rung: int, values: tuple[float, float], stop: bool) -> None:
-        history.add(events.Decided(number=number, rung=rung, values=values, better=0, reached=1, stop=stop))
+        verdict = RungVerdict.STOP if stop else RungVerdict.CONTINUE
+        history.add(events.Decided(number=number, rung=rung, values=values, ahead=0, reached=1, verdict=verdict))
 
     first, second, third, sick, lost, open_one, interrupted = (history.begin() for _ in range(7))
     for number, values in ((first, (0.1, 0.1)), (second, (0.2, 0.2)), (third, (0.3, 0.3)), (sick, (0.0, 0.0))):

@@ -136,10 +136,9 @@ def far_away(
     folder = tmp_path_factory.mktemp("far-away")
     for network, model in models.items():
         for batch in BATCHES:
-            np.save(
-                folder / f"{network}-{batch}.npy",
-                registry.draw_codes(model.prior, model.classes, batch, torch.Generator().manual_seed(batch)).numpy(),
-            )
+            generator = torch.Generator().manual_seed(batch)
+            codes_BZ = registry.draw_codes(model.prior, model.label_shares_K, batch, generator)
+            np.save(folder / f"{network}-{batch}.npy", codes_BZ.numpy())
     shutil.copyfile(empty_database, folder / "mlflow.db")
     uri = f"sqlite:///{folder}/mlflow.db"
     client = client_of(uri)
@@ -442,6 +441,18 @@ def test_a_registered_decoder_is_loaded_by_name_with_its_prior(
             images_NCHW, decoder.sample(5, seed=3)
         )
         assert decoder.sample(1, seed=0).shape == (1, *SHAPES[network])
+
+
+@pytest.mark.parametrize("recorded", ["", "0.7,0.1,0.1,0.1"])
+def test_a_loaded_decoder_is_told_labels_as_often_as_the_one_that_was_trained(
+    recorded: str, database: str, exported: dict[str, Path]
+) -> None:
+    client = client_of(database)
+    request = request_of("s1/a/3", [[0.2, 0.2]], folder=exported["semi_supervised"])
+    request["tags"] |= {"classes": str(CLASSES), "label_shares": recorded}
+    registry.register(client, new_run(client), request)
+    shares_K = registry.load(NAME, database).label_shares_K
+    assert shares_K is not None and shares_K.tolist() == ([0.7, 0.1, 0.1, 0.1] if recorded else [0.25] * CLASSES)
 
 
 def told(uri: str, name: str = NAME, version: str = "champion", *, within: float = 15) -> str:

@@ -8,9 +8,10 @@ from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.phases import Batch, corrupt
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
+from aae_ray.randomness import generator_for
 from aae_ray.settings import Settings, replace
 from aae_ray.training import batches as module
-from aae_ray.training.batches import Batches, warp, worker_slice
+from aae_ray.training.batches import Batches, Step, draw_blocks, stretches, warp, worker_slice
 
 
 def make(settings: Settings, digits: Dataset, rank: int = 0, workers: int = 1, seed: int = 0) -> Batches:
@@ -98,8 +99,34 @@ def test_numbers_depend_on_seed_epoch_step_and_phase_alone(settings: Settings, d
         assert tuple(other.batches[0].posterior_noise_BE.flatten().tolist()) not in set(flat)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("examples", "workers", "size"), [(200, 3, 64), (64, 40, 64), (5, 7, 64), (130, 1, 1)])
+def test_a_worker_draws_its_blocks_and_no_others(examples: int, workers: int, size: int) -> None:
+    def draw(generator: torch.Generator, block: slice) -> dict[str, torch.Tensor]:
+        drawn.append(block)
+        return {"noise": torch.randn(2, block.stop - block.start, 3, generator=generator)}
+
+    def slice_of(rank: int, workers: int) -> torch.Tensor:
+        mine = worker_slice(examples, rank, workers)
+        return draw_blocks(draw, lambda block: generator_for(1, block), examples, mine, size, dim=1)["noise"]
+
+    drawn: list[slice] = []
+    whole = slice_of(0, 1)
+    assert whole.shape == (2, examples, 3) and len(drawn) == -(-examples // size)
+    for rank in range(workers):
+        drawn.clear()
+        mine = worker_slice(examples, rank, workers)
+        assert torch.equal(slice_of(rank, workers), whole[:, mine])
+        assert sum(block.stop - block.start for block in drawn) < mine.stop - mine.start + 2 * size
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(1079, 32), (64, 64), (5, 2), (3, 3)])
+def test_stretches_are_the_steps_of_an_epoch(images: int, batch_size: int) -> None:
+    sizes = [stretch.examples for stretch in stretches(images, batch_size) for _ in range(stretch.steps)]
+    assert sum(sizes) == images and set(sizes[:-1]) <= {batch_size} and 0 < sizes[-1] <= batch_size
+
+
 def test_noise_goes_on_beyond_one_block(settings: Settings, digits: Dataset) -> None:
-    assert len(digits.train) / 32 > module.NOISE_BLOCK_STEPS
+    assert len(digits.train) / 32 > module.STRETCH_STEPS
     assert len(list(make(settings, digits).epoch(0))) == -(-len(digits.train) // 32)
 
 
@@ -108,7 +135,29 @@ def test_only_the_phase_that_needs_prior_draws_gets_them(settings: Settings, dig
     assert [batch.prior_BZ is not None for batch in step.batches] == [False, True, False]
 
 
+def test_decoded_images_are_not_corrupted(settings: Settings, digits: Dataset) -> None:
+    noise = {"train.input_noise": 0.1, "train.input_dropout": 0.1, "train.input_warp": 0.1}
+    step = next(make(replace(settings, {"optim.reencoding_lr": 1e-3} | noise), digits).epoch(0))
+    *_, regularized, reencoded = step.batches
+    for name in ("input_noise_BD", "input_mask_BD", "warped_BD"):
+        assert getattr(regularized, name) is not None and getattr(reencoded, name) is None
+
+
 # ------------------------------------------------------------------------------------------------------------- labels
+
+
+def test_classes_are_drawn_as_often_as_the_settings_say(settings: Settings, digits: Dataset) -> None:
+    shares = {"model.label_prior": tuple(range(1, 11)), "optim.reencoding_lr": 1e-3, "data.labels": 100}
+    batches = make(replace(settings, {"task": "semi_supervised"} | shares), digits)
+    drawn_K = torch.stack([y_BK.sum(0) for step in batches.epoch(0) for y_BK in classes_of(step)]).sum(0)
+    expected_K = torch.arange(1, 11).double() / 55
+    torch.testing.assert_close(drawn_K / drawn_K.sum(), expected_K, rtol=0, atol=0.03)
+
+
+def classes_of(step: Step) -> list[torch.Tensor]:
+    drawn = [batch.classes_BK for batch in step.batches if batch.classes_BK is not None]
+    assert len(drawn) == 2, "of the phases discriminate and reencode"
+    return drawn
 
 
 def test_labelled_batches_go_round_through_all_labels(settings: Settings, digits: Dataset) -> None:

@@ -25,12 +25,15 @@ from aae_ray.training.loop import Interval, Training
 
 MORE: dict[str, dict[str, Any]] = {  # what a task needs, or what makes its test a harder one
     "label_informed": {"model.prior": "mixture", "data.labels": 200},
+    "supervised": {"optim.reencoding_lr": 1e-3, "model.label_prior": "labels"},
     "semi_supervised": {
         "data.labels": 150,
         "train.labelled_batch_size": 31,
         "train.input_noise": 0.3,
         "train.label_noise": 0.2,
         "model.normalization": "batch",
+        "optim.reencoding_lr": 1e-3,
+        "model.label_prior": tuple(range(1, 11)),
     },
     "clustering": {
         "model.clusters": 12,
@@ -38,6 +41,7 @@ MORE: dict[str, dict[str, Any]] = {  # what a task needs, or what makes its test
         "train.input_dropout": 0.2,
         "train.input_warp": 0.2,
         "train.style_noise": 0.1,
+        "optim.reencoding_lr": 1e-3,
     },
     "reduction": {  # 1079 images: one worker of two has none of the last batch
         "model.clusters": 12,
@@ -57,7 +61,21 @@ VARIANTS = [
     for task, posterior in product(TASKS, ("deterministic", "gaussian", "universal"))
     if task != "vae" or posterior == "gaussian"
 ]
-IDS = [f"{values['task']}-{values['model.posterior']}" for values in VARIANTS]
+STABLE = {  # all that is to steady a discriminator, and the average of the weights
+    "train.r1_penalty": 0.5,
+    "train.discriminator_steps": 2,
+    "train.ema_decay": 0.9,
+    "model.discriminator_spectral_norm": True,
+    "model.discriminator_slope": 0.2,
+}
+VARIANTS += [
+    {"task": "unsupervised", "model.posterior": "deterministic"} | STABLE,
+    {"task": "semi_supervised", "model.posterior": "gaussian"} | MORE["semi_supervised"] | STABLE,
+]
+IDS = [
+    "-".join([values["task"], values["model.posterior"], *(["stable"] if STABLE.items() <= values.items() else [])])
+    for values in VARIANTS
+]
 
 
 def weights(training: Training) -> dict[str, torch.Tensor]:
@@ -66,6 +84,16 @@ def weights(training: Training) -> dict[str, torch.Tensor]:
         for name, network in training.model.networks.items()
         for key, value in network.state_dict().items()
     }
+
+
+def flat(networks: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {f"{name}.{key}": value for name, state in networks.items() for key, value in state.items()}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
 
 
 def without_clock(interval: Interval) -> list[dict[str, float]]:
@@ -114,7 +142,29 @@ def test_a_lent_pass_saves_one_and_changes_nothing(
         passes.append(len(seen) // 3)
     shared, own = map(weights, trainings)
     assert all(torch.equal(value, own[key]) for key, value in shared.items())
-    assert passes == [len(alone.phases) - (not drawn), len(alone.phases)]
+    phases = len(trainings[0].model.phases)
+    assert passes == [phases - (not drawn), phases]
+
+
+@pytest.mark.parametrize("task", ["unsupervised", "semi_supervised"])
+def test_a_phase_that_is_off_is_as_if_there_were_none(task: str, small_run: Settings, digits: Dataset) -> None:
+    """And one that is on changes the numbers of no other."""
+    values: dict[str, Any] = {"task": task, "model.posterior": "universal", "train.input_noise": 0.1}
+    values |= {"data.labels": 150} if TASKS[task].labels == "some" else {}
+    settings = replace(small_run, values)
+    phases = tuple(phase for phase in TASKS[task].phases if phase.name != "reencode")
+    with patch.dict(TASKS, {task: TASKS[task]._replace(phases=phases)}):
+        without = Training(settings, digits)
+    off, on = Training(settings, digits), Training(replace(settings, {"optim.reencoding_lr": 1e-3}), digits)
+    for number, steps in enumerate(zip(*(training.batches.epoch(0) for training in (without, off, on)), strict=True)):
+        if number == 3:
+            break
+        for training, step in zip((without, off), steps, strict=False):
+            training.step(step)
+        for batch, other in zip(steps[0].batches, steps[2].batches, strict=False):
+            assert all(a is None or torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+    assert len(on.model.phases) == len(off.model.phases) + 1 == len(without.model.phases) + 1
+    assert all(torch.equal(value, weights(off)[key]) for key, value in weights(without).items())
 
 
 @pytest.mark.parametrize("values", VARIANTS, ids=IDS)
@@ -137,6 +187,9 @@ def test_resume_in_mid_training_is_bit_for_bit(
     assert halves[3] == whole[3] and "val/jsd_nats" in halves[1].keys() - whole[1].keys()
     for key, value in weights(unbroken).items():
         assert torch.equal(value, weights(second)[key]), key
+    if unbroken.average and second.average:
+        averages = (flat(each.average.state_dict()["networks"]) for each in (unbroken, second) if each.average)
+        assert_same(*averages)
 
 
 @pytest.mark.parametrize("values", VARIANTS, ids=IDS)
@@ -205,6 +258,78 @@ def test_learning_rates_drop_at_fractions_of_the_budget(small_run: Settings, dig
             training.optimizers["discriminate"].param_groups[0]["lr"] / training.settings.optim.discrimination_lr
         )
     assert seen == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("algorithm", ["adam", "sgd"])
+def test_a_state_under_other_settings_keeps_its_moments_and_takes_their_hyperparameters(
+    algorithm: str, small_run: Settings, digits: Dataset
+) -> None:
+    settings = replace(small_run, {"optim.algorithm": algorithm})
+    donor = Training(settings, digits)
+    donor.train(1)
+    changed = {
+        "optim.reconstruction_lr": 5e-3,
+        "optim.discrimination_lr": 3e-4,
+        "optim.reconstruction_momentum": 0.8,
+        "optim.adversarial_momentum": 0.2,
+        "optim.beta2": 0.99,
+    }
+    heir = Training(replace(settings, changed), digits)
+    heir.load_state_dict(checkpoint.unpack(checkpoint.pack(donor.state_dict())))
+
+    def check(rate: float, momentum: float, phase: str) -> None:
+        (group,) = heir.optimizers[phase].param_groups
+        obeyed = group["betas"] if algorithm == "adam" else group["momentum"]
+        assert group["lr"] == rate and obeyed == ((momentum, 0.99) if algorithm == "adam" else momentum)
+
+    for _ in range(2):  # after loading, and in the epoch that follows
+        check(5e-3, 0.8, "reconstruct")
+        check(3e-4, 0.2, "discriminate")
+        check(small_run.optim.regularization_lr, 0.2, "regularize")
+        if heir.epoch == 1:
+            for name, optimizer in donor.optimizers.items():
+                for mine, theirs in zip(
+                    heir.optimizers[name].state_dict()["state"].values(),
+                    optimizer.state_dict()["state"].values(),
+                    strict=True,
+                ):
+                    assert all(torch.equal(mine[key], theirs[key]) for key in theirs) and theirs
+            heir.train(2)
+
+
+def test_the_average_of_the_weights_is_what_is_measured_and_kept(small_run: Settings, digits: Dataset) -> None:
+    settings = replace(small_run, {"train.ema_decay": 0.8, "task": "clustering", "model.normalization": "batch"})
+    training, plain = Training(settings, digits), Training(replace(settings, {"train.ema_decay": 0}), digits)
+    expected = weights(training)
+    for count, (step, same) in enumerate(zip(training.batches.epoch(0), plain.batches.epoch(0), strict=True), 1):
+        training.step(step)
+        plain.step(same)
+        decay = min(0.8, (1 + count) / (10 + count))
+        expected = {key: decay * expected[key] + (1 - decay) * value for key, value in weights(training).items()}
+    assert_same(weights(training), weights(plain))  # the training itself goes on without it
+    assert training.average is not None and training.evaluation.model is training.average.model
+    found = flat(training.state_dict()["average"]["networks"])
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, msg=key)
+    assert training.evaluation.cheap("val") != plain.evaluation.cheap("val")
+
+    heir = Training(settings, digits)  # of a run without an average
+    heir.load_state_dict(plain.state_dict())
+    assert heir.average is not None and heir.evaluation.cheap("val") == plain.evaluation.cheap("val")
+
+
+def test_each_of_several_discriminator_steps_has_draws_of_its_own(small_run: Settings, digits: Dataset) -> None:
+    values = {"train.discriminator_steps": 3, "train.input_noise": 0.1, "model.posterior": "gaussian"}
+    several, one = (
+        next(Training(replace(small_run, values | {"train.discriminator_steps": steps}), digits).batches.epoch(0))
+        for steps in (3, 1)
+    )
+    assert len(several.batches) == 5 and len(one.batches) == 3
+    for name in ("prior_BZ", "posterior_noise_BE", "input_noise_BD"):
+        first, second, third = (getattr(batch, name) for batch in several.batches[1:4])
+        assert torch.equal(first, getattr(one.batches[1], name))
+        assert not torch.equal(first, second) and not torch.equal(second, third)
+    assert all(torch.equal(batch.x_BD, one.batches[0].x_BD) for batch in several.batches)
 
 
 def test_a_fraction_of_the_budget_is_a_whole_number_of_epochs() -> None:
