@@ -26,7 +26,8 @@ from optuna.distributions import CategoricalDistribution
 from rich.console import Console
 
 from aae_ray.errors import MISTAKE, UserError
-from aae_ray.search.space import read_plan, spec_of
+from aae_ray.search.distributions import spec_of
+from aae_ray.search.space import read_plan
 from aae_ray.settings import dotted_fields, setting
 from benchmarks.contest import race
 from benchmarks.replay import TOP, Trace, replay

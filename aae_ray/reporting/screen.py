@@ -159,9 +159,10 @@ class Screen:
 
     def _started(self, trial: TrialRecord, event: events.AttemptStarted) -> None:
         failed = bool(trial.failures) and trial.failures[-1].attempt == event.attempt - 1
+        verb = "goes on" if event.epoch and not failed else "begins"
         again = f", attempt {event.attempt}" if failed else ""
-        begins = f"goes on{again} at epoch {event.epoch}" if event.epoch else f"begins{again}"
-        self._log_trial(trial, f"{begins}: {describe(trial.params) or 'the settings as given'}")
+        at = f" at epoch {event.epoch}" if event.epoch else ""
+        self._log_trial(trial, f"{verb}{again}{at}: {describe(trial.params) or 'the settings as given'}")
 
     def _reported(self, trial: TrialRecord) -> None:
         """A line, though not for every report: how far a trial is that takes long."""
