@@ -20,7 +20,7 @@ from aae_ray.datasets.labels import check
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import measured
-from aae_ray.search.conditions import with_parents
+from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of
 from aae_ray.search.distributions import options
 from aae_ray.search.ledger import Ledger
@@ -192,8 +192,8 @@ def largest_weights(plan: Plan, dataset: Dataset) -> int:
     largest = 0
     for chosen in product(*kinds.values()):
         values = dict(zip(kinds, chosen, strict=True))
-        for name, choices in searched.items():
-            tried = [with_parents({**values, name: choice}, plan.conditions) for choice in choices]
+        for name in reversed(parents_first(searched, plan.conditions)):  # a key that counts decides over its parents
+            tried = [with_parents({**values, name: choice}, plan.conditions) for choice in searched.get(name, ())]
             values = max((each for each in tried if each is not None), key=size, default=values)
         largest = max(largest, size(values))
     return largest
