@@ -317,20 +317,21 @@ class Sampler:
 
     def _untried(self, start: Mapping[str, Any]) -> dict[str, Any] | None:
         """The next point of a space that is not continuous, one with the values of a start point if there is any."""
-        untried = (point for point in self._points if self.key(point) not in self.tried)
+        plan = self.plan
+        size = space_size(plan.space, plan.conditions)
+        listed = size is not None and size <= LARGEST_GRID
+        every = self._shuffled if listed else points(plan.space, plan.conditions)
+        untried = (point for point in every if self.key(point) not in self.tried)
         first = next(untried, None)
         if first is None or start.items() <= first.items():
             return first
         return next((point for point in untried if start.items() <= point.items()), first)
 
     @cached_property
-    def _points(self) -> Sequence[dict[str, Any]]:
+    def _shuffled(self) -> Sequence[dict[str, Any]]:
         """The points of a space in an order of the study's own: the first of them are from all over the space."""
-        size = space_size(self.plan.space, self.plan.conditions)
-        if size is None or size > LARGEST_GRID:
-            return ()
-        order = np.random.default_rng(self._seed()).permutation(size)
         every = list(points(self.plan.space, self.plan.conditions))
+        order = np.random.default_rng(self._seed()).permutation(len(every))
         return [every[index] for index in order]
 
 
