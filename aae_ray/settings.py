@@ -496,6 +496,9 @@ SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {  # of study.sampler: the types 
 }
 
 
+WITHOUT_CONDITIONS = ("gp", "nsga2")  # types that learn only from parameters that all trials have
+
+
 def _taken(name: str, types: tuple[str, ...]) -> Rule:
     """A setting of the sampler has its default where the sampler's type does not take it."""
     default = Sampler.model_fields[name].default

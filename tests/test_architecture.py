@@ -41,6 +41,7 @@ OWNERS = {
     "ray": ("aae_ray.execution.",),
     "mlflow": ("aae_ray.tracking.",),
     "optuna": (
+        "aae_ray.search.conditions",
         "aae_ray.search.distributions",
         "aae_ray.search.space",
         "aae_ray.search.sampler",

@@ -8,7 +8,6 @@ from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting.tables import outcome_counts, searched_keys, values_of
 from aae_ray.reporting.text import counted, heading, number
-from aae_ray.search.distributions import spec_of
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.space import Plan
@@ -100,9 +99,11 @@ def resolved(plan: Plan) -> str:
         {
             "study": {key.removeprefix("study."): value for key, value in plain.items() if key.startswith("study.")},
             "run": {
-                key: value for key, value in plain.items() if not key.startswith("study.") and key not in plan.space
+                key: value
+                for key, value in plain.items()
+                if not key.startswith("study.") and (key not in plan.space or key in plan.conditions)
             },
-            "space": {key: spec_of(distribution) for key, distribution in plan.space.items()},
+            "space": {key: plan.spec(key) for key in plan.space},
             "start": [dict(point) for point in plan.start],
         },
         sort_keys=False,

@@ -1,11 +1,13 @@
 """A searched key: how a study's file writes its distribution, and what is asked of one.
 
 type: int, low, high, log, step · type: float, the same · type: categorical, choices. Optuna's terms; bounds inclusive.
+Each may have a condition, `when`: see `conditions`.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -20,6 +22,7 @@ FIELDS = {  # of a searched key: required, optional
     "int": ({"low", "high"}, {"log", "step"}),
     "categorical": ({"choices"}, set()),
 }
+WHEN = "when."  # before each key that the condition of a searched one names, as a field of it
 FIXED = ("study.", "tracking.", "data.", "train.epochs")  # settings that no trial can have to itself
 
 
@@ -32,15 +35,32 @@ def read_specs(searched: Mapping[str, Entry], problems: list[Problem]) -> dict[s
     specs: dict[str, dict[str, Entry]] = {}
     for key, entry in searched.items():
         name, _, field = key.rpartition(".")
-        if key not in dotted_fields() and name:
+        conditioned, of, parent = key.partition(f".{WHEN}")
+        if of:
+            specs.setdefault(conditioned, {})[WHEN + parent] = entry
+        elif key not in dotted_fields() and name:
             specs.setdefault(name, {})[field] = entry
         elif isinstance(entry.value, dict) and entry.value:
-            specs[key] = {str(field): Entry(value, entry.where) for field, value in entry.value.items()}
+            fields = {str(field): value for field, value in entry.value.items()}
+            when = fields.pop("when", None)
+            if isinstance(when, dict):
+                fields |= {WHEN + parent: choices for parent, choices in _dotted(when).items()}
+            elif when is not None:
+                fields["when"] = when
+            specs[key] = {field: Entry(value, entry.where) for field, value in fields.items()}
         else:
             example = "{type: int, low: 2, high: 8}"
             text = f"space {key}: must say what is searched, such as {example}, got {entry.value!r}"
             problems.append(Problem((key,), Kind.VALUE, entry.where, text))
     return specs
+
+
+def _dotted(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of mappings as dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def read_distribution(name: str, spec: Mapping[str, Entry], problems: list[Problem]) -> BaseDistribution | None:
@@ -62,7 +82,10 @@ def read_distribution(name: str, spec: Mapping[str, Entry], problems: list[Probl
         complain(f"needs a type, one of {', '.join(FIELDS)}" + (f", got {kind!r}" if kind else ""), "type")
         return None
     required, optional = FIELDS[kind]
-    for field in spec.keys() - required - optional - {"type"}:
+    if "when" in spec:
+        complain("when must name other searched keys and their choices, such as {model.prior: [mixture]}", "when")
+    fields = {field for field in spec if field != "when" and not field.startswith(WHEN)}
+    for field in fields - required - optional - {"type"}:
         complain(f"{field!r} is not part of type {kind}.{did_you_mean(field, required | optional)}", field)
     for field in sorted(required - spec.keys()):
         complain(f"type {kind} needs {field!r}")
@@ -103,6 +126,14 @@ def _range(
         complain("log and step cannot be used together", "step")
     if step is not None and step <= 0:
         complain(f"step must be above 0, got {spec['step'].value}", "step")
+    if len(problems) == before and step is not None:
+        last = _last(low, high, step)
+        if last != high:
+            complain(
+                f"step {step:g} does not divide the range from {low:g} to {high:g}, so that its last value would be "
+                f"{last:g}; give high: {last:g}, or another step",
+                "step",
+            )
     if dotted_fields()[name].annotation is bool:
         complain("is true or false; use type categorical with choices: [true, false]", "type")
     for field in ("low", "high"):
@@ -115,6 +146,12 @@ def _range(
     if kind == "int":
         return IntDistribution(int(low), int(high), log=log, step=int(step or 1))
     return FloatDistribution(low, high, log=log, step=step)
+
+
+def _last(low: float, high: float, step: float) -> float:
+    """The largest value of a range with a step, computed in decimals: 0.3 is three steps of 0.1."""
+    start, end, by = (Decimal(str(value)) for value in (low, high, step))
+    return float(end - (end - start) % by)
 
 
 def number(value: Any) -> float | None:
@@ -202,7 +239,7 @@ def values(distribution: BaseDistribution) -> Sequence[Any]:
 
 
 def spec_of(distribution: BaseDistribution) -> dict[str, Any]:
-    """A distribution as a study's file writes it."""
+    """A distribution as a study's file writes it, but for its condition."""
     if isinstance(distribution, CategoricalDistribution):
         return {"type": "categorical", "choices": list(distribution.choices)}
     spec: dict[str, Any] = {"type": "int" if isinstance(distribution, IntDistribution) else "float"}

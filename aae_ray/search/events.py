@@ -29,6 +29,7 @@ class PlanRecord(BaseModel):
     settings: dict[str, Any]  # by dotted key; tracking.uri without user and password
     space: dict[str, str]  # Optuna's distributions as JSON
     start: tuple[dict[str, Any], ...] = ()
+    conditions: dict[str, dict[str, list[Any]]] = Field(default_factory=dict)  # as `conditions.Conditions`
 
 
 class DataRecord(BaseModel):

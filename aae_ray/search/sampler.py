@@ -29,6 +29,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from aae_ray import settings
+from aae_ray.search.conditions import is_active, parents_first
 from aae_ray.search.constraints import constraints_of
 from aae_ray.search.distributions import Space, at_quantile
 from aae_ray.search.ledger import Ledger, TrialRecord
@@ -75,14 +76,14 @@ def places(ledger: Ledger) -> History:
     fitting: dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}  # params and the sampler's state
     results = []
     for number, earlier in enumerate(prior, start=-len(prior)):
-        if fits(earlier.params, plan.space):
+        if fits(earlier.params, plan.space, plan.conditions):
             metrics = dict(zip(objectives, earlier.values, strict=True))
             known = [constraint for constraint in constraints if constraint.metric in metrics]
             results.append(result(number, plan.settings.train.epochs, metrics, objectives, known))
             fitting[number] = earlier.params, {}
     for trial in ledger.firsts():
         found = result_of(trial, ledger.judged(trial), objectives, constraints)
-        if (found is not None or trial.state in UNDER_WAY) and fits(trial.params, plan.space):
+        if (found is not None or trial.state in UNDER_WAY) and fits(trial.params, plan.space, plan.conditions):
             results += [] if found is None else [found]
             fitting[trial.number] = trial.params, trial.sampler_state
     study = plan.settings.study
@@ -102,13 +103,13 @@ def measured_values(ledger: Ledger) -> History:
     constraints = constraints_of(plan.settings.study)
     trials = []
     for earlier in ledger.started.warm_start:
-        if fits(earlier.params, plan.space):
+        if fits(earlier.params, plan.space, plan.conditions):
             metrics = dict(zip(objectives, earlier.values, strict=True))
             excess = {str(constraint): constraint.excess(metrics) for constraint in constraints}
             trials.append(_shown(plan.space, earlier.params, earlier.values, {}, excess))
     for trial in ledger.firsts():
         complete = trial.state is State.COMPLETE
-        if (complete or trial.state in UNDER_WAY) and fits(trial.params, plan.space):
+        if (complete or trial.state in UNDER_WAY) and fits(trial.params, plan.space, plan.conditions):
             metrics = ledger.judged(trial)
             values = [metrics[name] for name in objectives] if complete else None
             excess = {str(one): one.excess(metrics) for one in constraints} if complete else {}
@@ -169,7 +170,6 @@ class SamplerType:
     history: Callable[[Ledger], History] = nothing
     draws: int = TRIES  # before the points that were not tried are gone through
     keeps_state: bool = False  # whether it needs to find again what it noted with a trial
-    conditions: bool = True  # whether it learns from parameters that not every trial has
 
 
 class QuasiMonteCarlo(BaseSampler):  # type: ignore[misc]
@@ -235,12 +235,11 @@ def _gp(draw: Draw) -> BaseSampler:
 
 SAMPLERS: dict[str, SamplerType] = {
     "tpe": SamplerType(_tpe, places),
-    "gp": SamplerType(_gp, measured_values, conditions=False),
+    "gp": SamplerType(_gp, measured_values),
     "nsga2": SamplerType(
         lambda draw: NSGAIISampler(seed=draw.seed, population_size=population_size(draw.study)),
         places,
         keeps_state=True,  # a trial's generation
-        conditions=False,
     ),
     "random": SamplerType(lambda draw: RandomSampler(seed=draw.seed)),
     "qmc": SamplerType(QuasiMonteCarlo),
@@ -301,7 +300,7 @@ class Sampler:
             if fixed:
                 study.enqueue_trial(dict(fixed))
             trial = study.ask()
-            params = _suggest(trial, plan.space)
+            params = _suggest(trial, plan)
             if self.key(params) not in self.tried:
                 self.tried.add(self.key(params))
                 state = study.get_trials(deepcopy=False)[trial.number].system_attrs if kind.keeps_state else {}
@@ -320,20 +319,21 @@ class Sampler:
 
     def _untried(self, start: Mapping[str, Any]) -> dict[str, Any] | None:
         """The next point of a space that is not continuous, one with the values of a start point if there is any."""
-        untried = (point for point in self._points if self.key(point) not in self.tried)
+        plan = self.plan
+        size = space_size(plan.space, plan.conditions)
+        listed = size is not None and size <= LARGEST_GRID
+        every = self._shuffled if listed else points(plan.space, plan.conditions)
+        untried = (point for point in every if self.key(point) not in self.tried)
         first = next(untried, None)
         if first is None or start.items() <= first.items():
             return first
         return next((point for point in untried if start.items() <= point.items()), first)
 
     @cached_property
-    def _points(self) -> Sequence[dict[str, Any]]:
+    def _shuffled(self) -> Sequence[dict[str, Any]]:
         """The points of a space in an order of the study's own: the first of them are from all over the space."""
-        size = space_size(self.plan.space)
-        if size is None or size > LARGEST_GRID:
-            return ()
-        order = np.random.default_rng(self._seed()).permutation(size)
-        every = list(points(self.plan.space))
+        every = list(points(self.plan.space, self.plan.conditions))
+        order = np.random.default_rng(self._seed()).permutation(len(every))
         return [every[index] for index in order]
 
 
@@ -345,10 +345,13 @@ def _study_of(history: History) -> optuna.Study:
     return study
 
 
-def _suggest(trial: Trial, space: Space) -> dict[str, Any]:
-    """The parameters of a trial, one after the other."""
+def _suggest(trial: Trial, plan: Plan) -> dict[str, Any]:
+    """The parameters of a trial, one after the other, those that are active with the ones before."""
     params: dict[str, Any] = {}
-    for name, distribution in space.items():
+    for name in parents_first(plan.space, plan.conditions):
+        distribution = plan.space[name]
+        if not is_active(name, params, plan.conditions):
+            continue
         if isinstance(distribution, CategoricalDistribution):
             params[name] = trial.suggest_categorical(name, distribution.choices)
             continue

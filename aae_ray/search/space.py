@@ -5,13 +5,14 @@ run: {train.epochs: 27, ...}                                        what every t
 space:                                                              Optuna's terms; bounds inclusive
   model.latent_dim: {type: int, low: 2, high: 16, log: true}
   model.prior: {type: categorical, choices: [gaussian, mixture]}
+  model.prior_components: {type: int, low: 2, high: 20, when: {model.prior: [mixture]}}
 start:                                                              points that are tried first
   - {model.latent_dim: 8, model.prior: gaussian}
 """
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,23 @@ from aae_ray.errors import Kind, Problem, SettingsError, UserError, did_you_mean
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reading import Entry, build, key_problems, nest, read_overrides, read_yaml, rule_problems, unclear
 from aae_ray.search.choice import RULES as RULES_OF_CHOICE
+from aae_ray.search.conditions import Conditions, is_active, parents_first, read_conditions
 from aae_ray.search.constraints import constraint_problems
 from aae_ray.search.distributions import (
     Space,
+    count,
     inside,
     number,
     options,
     plain_value,
     read_distribution,
     read_specs,
+    spec_of,
 )
 from aae_ray.search.events import PlanRecord
-from aae_ray.search.points import space_size
+from aae_ray.search.points import LARGEST_GRID, space_size
 from aae_ray.secrets import without_userinfo
-from aae_ray.settings import RULES, Settings, dotted_fields, setting
+from aae_ray.settings import RULES, WITHOUT_CONDITIONS, Sampler, Settings, dotted_fields, setting
 
 _INSTALLED = Path(__file__).parents[1] / "search_spaces"
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "search_spaces"  # in a checkout
@@ -54,6 +58,17 @@ class Plan:
     settings: Settings  # with the values that every trial shares
     space: Space
     start: tuple[dict[str, Any], ...] = ()
+    conditions: Conditions = field(default_factory=dict)
+
+    def spec(self, key: str) -> dict[str, Any]:
+        """A searched key as a study's file writes it."""
+        when = {parent: list(choices) for parent, choices in self.conditions.get(key, {}).items()}
+        return spec_of(self.space[key]) | ({"when": when} if when else {})
+
+    def describe(self, key: str) -> str:
+        """The distribution of a searched key, and its condition."""
+        when = [f"{parent} in {list(choices)}" for parent, choices in self.conditions.get(key, {}).items()]
+        return f"{self.space[key]}" + (f" when {' and '.join(when)}" if when else "")
 
     @property
     def directions(self) -> list[str]:
@@ -76,29 +91,38 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
             continue
         name = key.removeprefix("space.")
         if name in dotted_fields():  # a key, or a whole distribution, instead of the file's
-            searched = {field: spec for field, spec in searched.items() if field.rpartition(".")[0] != name}
+            searched = {field: spec for field, spec in searched.items() if not field.startswith(f"{name}.")}
         (searched if key.startswith("space.") else shared)[name] = entry
 
     specs = read_specs(searched, problems)
     found = {name: read_distribution(name, spec, problems) for name, spec in specs.items()}
     places = {name: next(iter(spec.values())).where for name, spec in specs.items()}
     space = {name: distribution for name, distribution in found.items() if distribution is not None}
+    given = {name for name in space if any(key.startswith(f"space.{name}") for key in changes)}
+    fixed = {key: entry for key, entry in changes.items() if key in dotted_fields()}
+    conditions, never = read_conditions(specs, space, fixed, given, problems)
+    space = {name: distribution for name, distribution in space.items() if name not in never}
     whole = not problems  # all that is searched is known
-    for name in specs.keys() & shared.keys():
+    conditional = {name for name, spec in specs.items() if any(key.startswith("when") for key in spec)}
+    for name in (specs.keys() & shared.keys()) - conditional:
         text = f"{name} is fixed here and searched at {places[name]}; keep one of them"
         problems.append(Problem((name,), Kind.DUPLICATE, shared[name].where, text))
-    given = {name for name in space if any(key.startswith(f"space.{name}") for key in changes)}
-    points, start_problems = _start_points(start, space, set(specs) - set(space) | set(changes), given)
+    points, start_problems = _start_points(start, space, conditions, set(specs) - set(space) | set(changes), given)
     problems += _metric_problems(shared)
     problems += constraint_problems(shared.get("study.constraints"))
     problems += key_problems(shared)
-    base = shared | {name: Entry(options(distribution)[0], places[name]) for name, distribution in space.items()}
-    contradictions = _contradictions(base, space, places, problems)
+    base = shared | {  # a key with a condition has what applies where it is not active
+        name: Entry(options(distribution)[0], places[name])
+        for name, distribution in space.items()
+        if name not in conditional
+    }
+    contradictions = _contradictions(base, space, conditions, places, problems)
     if whole:
-        contradictions += _too_few_points(base, space, places, problems)
+        contradictions += _beyond_the_sampler(base, space, conditions, places, problems)
+        contradictions += _too_few_points(base, space, conditions, places, problems)
     if problems := [*problems, *start_problems, *contradictions]:
         raise SettingsError(dict.fromkeys(problems))
-    return Plan(build(base), space, points)
+    return Plan(build(base), space, points, conditions)
 
 
 def study_file(path: str) -> str:
@@ -176,7 +200,7 @@ def _metric_problems(shared: Mapping[str, Entry]) -> list[Problem]:
 
 
 def _start_points(
-    start: Entry | None, space: Space, skipped: set[str], given: set[str]
+    start: Entry | None, space: Space, conditions: Conditions, skipped: set[str], given: set[str]
 ) -> tuple[tuple[dict[str, Any], ...], list[Problem]]:
     """The points to try first, and what is wrong with them. Points are without the keys that the command line fixed or
     that are wrong themselves, and without values that a distribution given on the command line shuts out; points that
@@ -189,7 +213,7 @@ def _start_points(
     points: list[dict[str, Any]] = []
     problems: list[Problem] = []
     whole: list[dict[str, Any]] = []  # as they were written
-    for count, point in enumerate(start.value, start=1):
+    for index, point in enumerate(start.value, start=1):
         values, written = {}, {}
         for key, value in point.items():
             written[key] = value
@@ -212,8 +236,14 @@ def _start_points(
                 problems.append(Problem((key,), Kind.VALUE, start.where, text))
                 continue
             values[key] = int(plain) if isinstance(space[key], IntDistribution) else plain
+        for key in parents_first(space, conditions):
+            if key in values and not is_active(key, values, conditions):
+                del values[key]
+                shut_out = given & point.keys() - values.keys()  # by the command line
+                if not shut_out & conditions[key].keys():
+                    problems.append(_inactive(key, values, conditions, start.where))
         if written in whole:
-            text = f"start: point {count} is the same as point {whole.index(written) + 1}; remove one of them"
+            text = f"start: point {index} is the same as point {whole.index(written) + 1}; remove one of them"
             problems.append(Problem(tuple(map(str, point)), Kind.DUPLICATE, start.where, text))
         elif values not in points:
             points.append(values)
@@ -221,15 +251,33 @@ def _start_points(
     return tuple(points), problems
 
 
+def _inactive(key: str, values: Mapping[str, Any], conditions: Conditions, where: str) -> Problem:
+    """The problem of a start point that has a key which is not active in it."""
+    needed = [
+        f"{parent} {' or '.join(map(str, choices))}, not {values.get(parent, 'left out')}"
+        for parent, choices in conditions[key].items()
+        if values.get(parent) not in choices
+    ]
+    return Problem((key,), Kind.VALUE, where, f"start: {key} is searched only with {', and with '.join(needed)}")
+
+
 def _contradictions(
-    base: Mapping[str, Entry], space: Space, places: Mapping[str, str], problems: Sequence[Problem]
+    base: Mapping[str, Entry],
+    space: Space,
+    conditions: Conditions,
+    places: Mapping[str, str],
+    problems: Sequence[Problem],
 ) -> list[Problem]:
     """Values that cannot go together, found by trying, for each rule, what is searched of its keys."""
     found: dict[tuple[str, ...], Problem] = {}
     for rule in RULES:
         searched = [name for name in space if name in rule.keys]
-        for values in itertools.product(*(options(space[name]) for name in searched)):
-            tried = {**base, **{name: Entry(value, places[name]) for name, value in zip(searched, values, strict=True)}}
+        keys = parents_first(searched, conditions)
+        for values in itertools.product(*(options(space[key]) for key in keys)):
+            active: dict[str, Any] = {}
+            for key, value in zip(keys, values, strict=True):
+                active |= {key: value} if is_active(key, active, conditions) else {}
+            tried = {**base, **{key: Entry(value, places[key]) for key, value in active.items()}}
             for problem in rule_problems(tried, problems):
                 if problem.keys == rule.keys and searched:
                     text = f"the space allows values that do not go together: {problem.text}"
@@ -239,16 +287,50 @@ def _contradictions(
     return list(found.values())
 
 
-def _too_few_points(
-    base: Mapping[str, Entry], space: Space, places: Mapping[str, str], problems: Sequence[Problem]
+def _beyond_the_sampler(
+    base: Mapping[str, Entry],
+    space: Space,
+    conditions: Conditions,
+    places: Mapping[str, str],
+    problems: Sequence[Problem],
 ) -> list[Problem]:
-    """The problem of a space with fewer points than there are trials, where both are right by themselves."""
-    key = "study.budget.trials"
-    keys, size = (key, *space), space_size(space)
-    if not space or size is None or unclear(keys, base, problems):
+    """What the type of sampler cannot take of a space, where both are right by themselves."""
+    key = "study.sampler.type"
+    if unclear((key, *space), base, problems):
         return []
-    trials = build({key: base[key]} if key in base else {}).study.budget.trials
-    if size >= trials:
+    kind, reasons = str(base[key].value) if key in base else Sampler().type, {}
+    if kind in WITHOUT_CONDITIONS:
+        reasons = dict.fromkeys(conditions, "does not learn from what only some trials have; use tpe, or remove `when`")
+    elif kind == "grid":
+        endless = "needs values that can be counted; give a step, or type categorical with choices"
+        reasons = {name: endless for name, distribution in space.items() if count(distribution) is None}
+    found = [
+        Problem((key, name), Kind.RULE, places[name], f"space {name}: {key} {kind} {reason}")
+        for name, reason in reasons.items()
+    ]
+    size = space_size(space, conditions)
+    if kind == "grid" and size is not None and size > LARGEST_GRID:
+        text = f"{key} grid lists at most {LARGEST_GRID} points, and the space has {size}; use qmc, or a smaller space"
+        found.append(Problem((key, *space), Kind.RULE, base[key].where, text))
+    return found
+
+
+def _too_few_points(
+    base: Mapping[str, Entry],
+    space: Space,
+    conditions: Conditions,
+    places: Mapping[str, str],
+    problems: Sequence[Problem],
+) -> list[Problem]:
+    """The problem of a space with fewer points than there are trials, where both are right by themselves. A grid ends
+    with its points."""
+    key, sampler = "study.budget.trials", "study.sampler.type"
+    keys, size = (key, *space), space_size(space, conditions)
+    if not space or size is None or unclear((*keys, sampler), base, problems):
+        return []
+    study = build({name: base[name] for name in (key, sampler) if name in base}).study
+    trials = study.budget.trials
+    if size >= trials or study.sampler.type == "grid":
         return []
     text = (
         f"{key} is {trials}, and the space has only {size} different point{'s' * (size != 1)}, so that trials would be "
@@ -267,7 +349,10 @@ def record_plan(plan: Plan) -> PlanRecord:
     uri = plan.settings.tracking.uri
     plain["tracking.uri"] = None if uri is None else without_userinfo(uri)
     space = {key: distribution_to_json(distribution) for key, distribution in plan.space.items()}
-    return PlanRecord(settings=plain, space=space, start=plan.start)
+    conditions = {
+        key: {parent: list(choices) for parent, choices in when.items()} for key, when in plan.conditions.items()
+    }
+    return PlanRecord(settings=plain, space=space, start=plan.start, conditions=conditions)
 
 
 def plan_from(record: PlanRecord) -> Plan:
@@ -278,4 +363,7 @@ def plan_from(record: PlanRecord) -> Plan:
     except ValidationError as error:
         keys = ", ".join(".".join(map(str, detail["loc"])) or detail["msg"] for detail in error.errors())
         raise UserError(f"it is a study of another version of aae_ray, whose settings differ: {keys}") from None
-    return Plan(settings, space, record.start)
+    conditions = {
+        key: {parent: tuple(choices) for parent, choices in when.items()} for key, when in record.conditions.items()
+    }
+    return Plan(settings, space, record.start, conditions)

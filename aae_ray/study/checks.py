@@ -1,5 +1,6 @@
 """Checks before a study starts or goes on, and estimates of the disk and memory that it needs."""
 
+import dataclasses
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ from aae_ray.errors import Kind, Problem, SettingsError, UserError
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import measured
 from aae_ray.search.choice import RULES
+from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of
 from aae_ray.search.distributions import options
 from aae_ray.search.ledger import Ledger
@@ -43,7 +45,7 @@ LEAST_FREE_BYTES = 100_000_000  # under the study's folder: with less, a study s
 
 def checked(plan: Plan) -> tuple[Plan, str, Dataset]:
     """The plan with absolute paths, MLflow's address, and the data, which are prepared. Raises UserError."""
-    plan = Plan(with_absolute_paths(plan.settings), plan.space, plan.start)
+    plan = dataclasses.replace(plan, settings=with_absolute_paths(plan.settings))
     uri = tracking_uri(plan.settings.tracking.uri)
     dataset = load(plan.settings.data)
     _check_data(plan, dataset)
@@ -90,8 +92,9 @@ def _each_structure(plan: Plan) -> Iterator[Settings]:
     yield plan.settings
     values = [(name, value) for name in STRUCTURE if name in plan.space for value in options(plan.space[name])]
     for (first, a), (second, b) in combinations_with_replacement(values, 2):
-        if first != second or a == b:
-            yield replace(plan.settings, {first: a, second: b})
+        together = with_parents({first: a, second: b}, plan.conditions)
+        if together is not None and (first != second or a == b):
+            yield replace(plan.settings, together)
 
 
 def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
@@ -163,9 +166,9 @@ def changed_settings(old: Plan, new: Plan) -> dict[str, tuple[str, str]]:
         if before[key] != after[key] and key not in searched and key != "tracking.uri"
     }
     for key in sorted(searched):
-        a, b = old.space.get(key), new.space.get(key)
+        a, b = (plan.describe(key) if key in plan.space else None for plan in (old, new))
         if a != b:
-            changes[f"space.{key}"] = (str(a or before[key]), str(b or after[key]))
+            changes[f"space.{key}"] = (a or str(before[key]), b or str(after[key]))
     return changes
 
 
@@ -191,8 +194,9 @@ def largest_weights(plan: Plan, dataset: Dataset) -> int:
     largest = 0
     for chosen in product(*kinds.values()):
         values = dict(zip(kinds, chosen, strict=True))
-        for name, choices in searched.items():
-            values[name] = max(choices, key=lambda choice: size({**values, name: choice}))
+        for name in reversed(parents_first(searched, plan.conditions)):  # a key that counts decides over its parents
+            tried = [with_parents({**values, name: choice}, plan.conditions) for choice in searched.get(name, ())]
+            values = max((each for each in tried if each is not None), key=size, default=values)
         largest = max(largest, size(values))
     return largest
 

@@ -1,5 +1,6 @@
 """A study from its plan, or from its journal, to its report: the order of events, and nothing else."""
 
+import dataclasses
 import logging
 import os
 import socket
@@ -105,7 +106,7 @@ def resume_study(
         old = ledger.current_plan
         plan = changed_plan(old, overrides)
         if uri is not None:
-            plan = Plan(replace(plan.settings, {"tracking.uri": uri}), plan.space, plan.start)
+            plan = dataclasses.replace(plan, settings=replace(plan.settings, {"tracking.uri": uri}))
         plan, address, dataset = checks.checked(plan)
         if plan.settings.tracking.uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
             address = recorded_address(here.folder) or address  # the default is of the folder where a command is typed

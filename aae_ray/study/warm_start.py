@@ -57,7 +57,7 @@ def prior_trials(
 
 def how_many_fit(prior: Sequence[events.PriorTrial], plan: Plan) -> str:
     """How many of these trials the sampler can learn from, as a sentence."""
-    fitting = sum(fits(trial.params, plan.space) for trial in prior)
+    fitting = sum(fits(trial.params, plan.space, plan.conditions) for trial in prior)
     return f"{fitting} finished trials fit the space, of {len(prior)} read"
 
 
@@ -66,7 +66,8 @@ def _same_settings(earlier: Plan, plan: Plan) -> bool:
     if earlier.space.keys() != plan.space.keys():
         return False
     one, other = flatten(earlier.settings), flatten(plan.settings)
-    return all(one[key] == other[key] for key in dotted_fields(RunSettings) if key not in plan.space)
+    shared = [key for key in dotted_fields(RunSettings) if key not in plan.space or key in plan.conditions]
+    return all(one[key] == other[key] for key in shared)
 
 
 def _of_experiment(name: str, root: Path) -> list[Path]:

@@ -96,7 +96,7 @@ def test_a_program_reads_everything_under_keys_that_stay() -> None:
     ]
     assert status["study_id"] == FOLDER.name and status["state"] == "running" and status["owner"]["alive"]
     assert status["owner"]["heartbeat_age_seconds"] == 3
-    assert status["trials"] == {"waiting": 0, "running": 1, "complete": 3, "stopped": 1, "failed": 2}
+    assert status["trials"] == {"waiting": 0, "running": 1, "paused": 0, "complete": 3, "stopped": 1, "failed": 2}
     assert [trial["name"] for trial in status["front"]] == ["t0001", "t0000"]
     assert {name: trial["name"] for name, trial in status["best"].items()} == {MSE: "t0001", JSD: "t0000"}
     assert [trial["name"] for trial in status["latest"]] == ["t0006", *(f"t000{n}" for n in range(5, -1, -1))]

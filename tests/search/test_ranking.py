@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aae_ray.search.objectives import dominates
-from aae_ray.search.outcomes import FailureClass, Reason
+from aae_ray.search.outcomes import FailureClass, Reason, State
 from aae_ray.search.ranking import Result, Standing, exclusive_hypervolumes, ranked, result_of
 from tests.search.histories import JSD, MSE, History
 
@@ -102,6 +102,15 @@ def test_what_is_learnt_of_a_trial_depends_on_how_it_ended(
     found = result_of(study.trial(number), study.trial(number).metrics, OBJECTIVES, ())
     assert (found and found.standing) == standing
     assert found is None or found.standing is Standing.BAD or (found.epochs, found.values) == (3, (0.2, 0.1))
+
+
+def test_a_trial_that_waits_at_a_rung_has_shown_what_it_has_shown_there() -> None:
+    study = History()
+    number = study.begin()
+    study.report(number, 3, 0.2, 0.1)
+    waiting = study.trial(number)
+    waiting.state = State.STOPPED  # and without a reason for an end
+    assert result_of(waiting, OBJECTIVES, ()) == Result(number, Standing.FEASIBLE, 3, (0.2, 0.1), 0.0)
 
 
 def test_a_trial_without_a_finite_objective_is_bad() -> None:

@@ -388,6 +388,15 @@ def test_a_grid_is_gone_through_once_and_ends(tmp_path: Path) -> None:
     assert conductor.message == "the space has no untried point left"
 
 
+def test_a_space_of_too_many_points_to_list_ends_with_them_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aae_ray.search.sampler.LARGEST_GRID", 3)
+    conductor = begin(tmp_path, study_of("grid", study__budget__trials=99))
+    run(conductor)
+    assert len({str(trial.params) for trial in conductor.ledger.trials}) == len(conductor.ledger.trials) == 15
+
+
 def test_an_empty_space_suggests_nothing_and_still_has_its_trials(tmp_path: Path) -> None:
     conductor = begin(tmp_path, Plan(plan_of(study__budget__trials=2).settings, {}))
     run(conductor)

@@ -391,6 +391,41 @@ def test_a_mistake_is_a_sentence_with_its_line(file: Path, text: str, line: int,
     ], found
 
 
+@pytest.mark.parametrize(
+    ("spec", "last"),
+    [
+        ("optim.beta2: {type: float, low: 0, high: 0.5, step: 0.2}", "0.4"),
+        ("optim.beta2: {type: float, low: 0.1, high: 0.95, step: 0.1}", "0.9"),
+        ("model.latent_dim: {type: int, low: 2, high: 9, step: 3}", "8"),
+        ("model.latent_dim: {type: int, low: 2, high: 4, step: 3}", "2"),
+    ],
+)
+def test_a_step_that_does_not_divide_its_range_is_told_with_the_bound_that_would_be_used(
+    file: Path, spec: str, last: str
+) -> None:
+    (told,) = complaints(file, f"space:\n  {spec}\n")
+    assert "does not divide the range from" in told and f"give high: {last}, or another step" in told
+
+
+def test_a_step_that_divides_its_range_in_decimals_is_taken(file: Path) -> None:
+    for high, step in (("0.3", "0.1"), ("0.7", "0.1"), ("0.9", "0.05")):
+        assert plan_of(file, f"space:\n  optim.beta2: {{type: float, low: 0, high: {high}, step: {step}}}\n").space
+
+
+def test_a_grid_needs_values_that_can_be_counted(file: Path) -> None:
+    text = LATENT + "  optim.beta2: {type: float, low: 0.1, high: 0.5}\n"
+    text += "  optim.reconstruction_lr: {type: float, low: 1e-4, high: 1e-2, log: true}\n"
+    found = problems_of(file, text, "study.sampler.type=grid")
+    assert [(problem.keys[1], problem.where) for problem in found] == [
+        ("optim.beta2", f"{file}:3"),
+        ("optim.reconstruction_lr", f"{file}:4"),
+    ]
+    assert all("grid needs values that can be counted" in problem.text for problem in found)
+    (large,) = complaints(file, "space:\n  seed: {type: int, low: 0, high: 200000}\n", "study.sampler.type=grid")
+    assert "grid lists at most 100000 points, and the space has 200001" in large
+    assert plan_of(file, LATENT, "study.sampler.type=grid", trials=None).settings.study.budget.trials == 24
+
+
 def test_a_broken_key_is_not_told_again_at_its_start_point(file: Path) -> None:
     """Its start point may be right: what is wrong is told once."""
     assert (
@@ -521,7 +556,7 @@ def test_a_rule_is_judged_where_the_values_of_all_its_keys_are_clear(file: Path,
     ],
 )
 def test_the_size_of_a_space_is_the_number_of_its_points(space: Space, size: int | None) -> None:
-    assert space_size(space) == size
+    assert space_size(space, {}) == size
 
 
 def test_more_trials_than_points_are_told_where_the_trials_were_written(file: Path) -> None:

@@ -1,5 +1,6 @@
 """What a study will need, told before its start: memory and room on the disk."""
 
+import dataclasses
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from aae_ray.autoencoder.model import build_model, weight_bytes
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
+from aae_ray.search.conditions import Conditions
 from aae_ray.search.distributions import Space
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
@@ -51,6 +53,24 @@ def test_the_largest_networks_of_a_space_are_found(digits: Dataset) -> None:
     alone = checks.largest_weights(largest, digits)
     assert checks.largest_weights(plan_of(space), digits) == alone
     assert checks.memory_needed(plan_of(space, study__workers_per_trial=2), digits) == alone * 4 * 2
+
+
+def test_data_and_memory_are_checked_for_the_combinations_that_there_are(digits: Dataset) -> None:
+    """The others may break rules, so that no settings can be made of them."""
+    space: Space = {
+        "model.prior": CategoricalDistribution(["uniform", "swiss_roll"]),
+        "task": CategoricalDistribution(["unsupervised", "vae"]),
+        "model.latent_dim": CategoricalDistribution([2, 64]),
+    }
+    conditions: Conditions = {
+        "model.prior": {"task": ("unsupervised",)},
+        "model.latent_dim": {"model.prior": ("swiss_roll",)},
+    }
+    searched = dataclasses.replace(plan_of(space, model__posterior="gaussian"), conditions=conditions)
+    checked, _, _ = checks.checked(searched)
+    assert checked.conditions == conditions
+    largest = plan_of(model__posterior="gaussian", model__latent_dim=64)
+    assert checks.largest_weights(searched, digits) == checks.largest_weights(largest, digits)
 
 
 def test_a_network_of_3_gb_is_told_at_once_and_takes_no_memory(
