@@ -323,6 +323,11 @@ class StudySettings(Section):
         "nearest_to_ideal", description="rule that picks the best trial from the front"
     )
 
+    @property
+    def deciding_metrics(self) -> tuple[str, ...]:
+        """Those that decide what becomes of trials."""
+        return (*self.objectives, *((self.pruner.metric,) if self.pruner.metric != "front" else ()))
+
 
 class RunSettings(Section):
     """What a trial is: all that its weights depend on, and all that the mathematics and the training see.

@@ -52,7 +52,7 @@ def evaluate_model(evaluation: HeldOutMetrics, judge: Judge | None) -> FinalEval
     """What a whole model is worth: the metrics of its training on the test images, its samples and its codes."""
     result = evaluate_samples(evaluation.samples, evaluation.dataset, judge, evaluation.constants)
     test = evaluation.cheap("test") | evaluation.costly("test")
-    result.metrics = test | result.metrics | evaluate_codes(evaluation)
+    result.metrics = test | result.metrics | evaluate_condition(evaluation, judge) | evaluate_codes(evaluation)
     return result
 
 
@@ -187,6 +187,19 @@ def _parzen(
         "quality/parzen_samples": float(score.samples),
     }
     result.remarks.append(f"Parzen windows over {score.samples} samples; {PARZEN_ADVICE}")
+
+
+@torch.no_grad()
+def evaluate_condition(evaluation: HeldOutMetrics, judge: Judge | None) -> dict[str, float]:
+    """How often samples show the class that the decoder was given; for a cluster, the majority of its images."""
+    z_NZ, y_NK = evaluation.prior_decoder_inputs(CODES)
+    classes_K = None if y_NK is None else evaluation.classes_of_labels()
+    if judge is None or y_NK is None or classes_K is None:
+        return {}
+    x_MCHW = evaluation.model.decode(z_NZ, y_NK).unflatten(1, evaluation.dataset.shape).cpu()
+    shown_M = judge.probabilities(x_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)).argmax(1)
+    given_M = classes_K[y_NK.argmax(1).cpu()]
+    return {"quality/conditional_accuracy": (shown_M == given_M).double().mean().item()}
 
 
 @torch.no_grad()

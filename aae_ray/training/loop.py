@@ -23,6 +23,7 @@ from aae_ray.datasets.labels import check
 from aae_ray.errors import UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import HeldOutMetrics
+from aae_ray.evaluation.judge import Judge
 from aae_ray.settings import RunSettings, epoch_at, flatten, setting
 from aae_ray.training.batches import Batches, Step
 from aae_ray.training.health import health_stop_reason
@@ -75,6 +76,7 @@ class Training:
     workers: int = 1
     wrap: Wrap = lambda network: network
     constants: Constants = field(default_factory=Constants)  # of held-out metrics, where others are measured beside it
+    judge: Judge | None = None  # where samples are judged at reports
 
     def __post_init__(self) -> None:
         if len(self.dataset.train) < 2 * self.workers:
@@ -103,7 +105,9 @@ class Training:
         self.batches = Batches(
             self.settings, self.model, self.images, self.dataset, rank=self.rank, workers=self.workers
         )
-        self.evaluation = HeldOutMetrics(self.settings, self.model, self.dataset, self.images, self.constants)
+        self.evaluation = HeldOutMetrics(
+            self.settings, self.model, self.dataset, self.images, self.constants, self.judge
+        )
         self.history: list[dict[str, float]] = []
 
     @property
