@@ -208,7 +208,8 @@ class HeldOutMetrics:
         """
         prior = self.model.prior
         rows_N = torch.from_numpy(some_of(np.arange(len(seen.z_NZ)), KL_CODES))
-        codes_NZ, drawn_NZ = (z_NZ.float() / prior.std_Z for z_NZ in (seen.z_NZ[rows_N], self.prior_codes(KL_CODES, 0)))
+        drawn_NZ = self.prior_codes(len(rows_N), 0)
+        codes_NZ, drawn_NZ = (z_NZ.float() / prior.std_Z for z_NZ in (seen.z_NZ[rows_N], drawn_NZ))
         aggregate = divergence.kl_nearest_neighbours(codes_NZ, drawn_NZ)
         values = {"kl_aggregate_nats": aggregate}
         if seen.posterior_entropy_N is not None and prior.has_density:

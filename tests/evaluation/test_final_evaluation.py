@@ -146,7 +146,7 @@ def test_a_whole_model_is_evaluated_the_same_each_time(
     )
     training = Training(settings, digits)
     training.train(2)
-    first, again = (final_evaluation.evaluate_model(training.evaluation, judge) for _ in range(2))
+    first, again = (final_evaluation.evaluate_model(training.evaluation, judge, training.history[-1]) for _ in range(2))
     assert first.metrics == again.metrics and set(first.metrics) <= set(METRICS)
     assert {"quality/imq_mmd", "quality/imq_mmd_floor", "quality/reencoding_error"} <= set(first.metrics)
     assert first.nearest_sheet == again.nearest_sheet

@@ -12,6 +12,7 @@ import yaml
 from optuna.trial import TrialState
 from rich.console import Console
 
+from aae_ray.evaluation.diagnostics import Illness
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.reporting import plots, tables
 from aae_ray.reporting.cards import best_config, model_card, resolved, summary
@@ -203,14 +204,15 @@ def test_trials_of_an_extended_study_have_columns_for_what_either_space_searched
 
 
 def test_a_note_says_where_the_front_differs_by_noise_alone(history: History) -> None:
-    assert tables.noise_warning(history.ledger) is None
+    assert tables.front_diagnostic(history.ledger) is None
     finish(history, 0.1, 0.300, se=0.01)
-    assert tables.noise_warning(history.ledger) is None
+    assert tables.front_diagnostic(history.ledger) is None
     finish(history, 0.2, 0.295, se=0.01)
-    warning = tables.noise_warning(history.ledger)
-    assert warning is not None and "0.0050" in warning and "0.0100" in warning
+    diagnostic = tables.front_diagnostic(history.ledger)
+    assert diagnostic is not None and diagnostic.kind is Illness.FRONT_WITHIN_NOISE
+    assert "0.0050" in diagnostic.text and "0.0100" in diagnostic.text
     finish(history, 0.3, 0.1, se=0.01)
-    assert tables.noise_warning(history.ledger) is None
+    assert tables.front_diagnostic(history.ledger) is None
 
 
 # -------------------------------------------------------------------------------------------------------------- cards
