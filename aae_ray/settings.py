@@ -428,6 +428,11 @@ class StudySettings(Section):
         "and worst; first_objective; hypervolume, what a trial adds to the front; or the name of a metric",
     )
 
+    @property
+    def deciding_metrics(self) -> tuple[str, ...]:
+        """Those that decide what becomes of trials."""
+        return (*self.objectives, *((self.pruner.metric,) if self.pruner.metric != "front" else ()))
+
 
 class RunSettings(Section):
     """What a trial is: all that its weights depend on, and all that the mathematics and the training see.

@@ -15,6 +15,7 @@ import torch
 from xdist.scheduler import LoadScopeScheduling
 
 from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.evaluation.judge import Judge, judge_for
 from aae_ray.settings import Data, Settings, replace
 from aae_ray.tracking.address import quiet_mlflow
 
@@ -66,6 +67,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digits(cache: Path) -> Dataset:
     return load(Data(cache=str(cache)))
+
+
+@pytest.fixture(scope="session")
+def judge(digits: Dataset, cache: Path) -> Judge:
+    return judge_for(digits, cache)
 
 
 @pytest.fixture(scope="session")

@@ -118,6 +118,11 @@ class Prior:
         planes += [self._rest(count, generator, dtype, self.parts, None) for _ in range(2, self.latent_dim, 2)]
         return self.scale * torch.cat(planes, dim=1)[:, : self.latent_dim]
 
+    @property
+    def has_density(self) -> bool:
+        """Whether `log_density` knows it."""
+        return self.name in ("gaussian", "mixture")
+
     def log_density(self, z_NZ: Tensor) -> Tensor:
         """log p(z), (N,), of the Gaussian and the mixture: what a VAE needs where an adversarial autoencoder samples.
 

@@ -3,8 +3,12 @@
 Shapes: N images, K clusters, C classes.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Naming = Callable[[Tensor, Tensor], Tensor]  # logits_NK and labels_N -> the label of each cluster, (K,)
 
 
 def assign_by_confidence(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
@@ -21,7 +25,19 @@ def assign_by_confidence(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     return labels_N[odds_NK.scatter(1, top_N1, logits_NK.gather(1, top_N1) - rest_N1).argmax(0)]
 
 
-def named_by_the_other_half(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+def assign_by_majority(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """The label of each cluster, (K,): the most frequent one in it, the smallest of equals.
+
+    It hangs on more than one image, so it differs less from run to run than the paper's rule, which names the clusters
+    that are empty.
+    """
+    clusters, classes = logits_NK.shape[1], int(labels_N.max()) + 1
+    cells_N = logits_NK.argmax(1) * classes + labels_N
+    counts_KC = torch.bincount(cells_N, minlength=clusters * classes).view(clusters, classes)
+    return torch.where(counts_KC.sum(1) > 0, counts_KC.argmax(1), assign_by_confidence(logits_NK, labels_N))
+
+
+def named_by_the_other_half(logits_NK: Tensor, labels_N: Tensor, naming: Naming = assign_by_confidence) -> Tensor:
     """The label that each image gets from its cluster, (N,), when every second image names the clusters of the others.
 
     Images that score clusters must not name them: of many small clusters each would be right about its own name. An
@@ -30,7 +46,7 @@ def named_by_the_other_half(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     answers_N, named_N = logits_NK.argmax(1), labels_N.clone()
     for half, other in ((0, 1), (1, 0)):
         if len(labels_N[other::2]):
-            names_K = assign_by_confidence(logits_NK[other::2], labels_N[other::2])
+            names_K = naming(logits_NK[other::2], labels_N[other::2])
             named_N[half::2] = names_K[answers_N[half::2]]
     return named_N
 

@@ -1,4 +1,5 @@
-"""How far codes are from their prior: sliced Wasserstein, and a bound on the Jensen-Shannon divergence.
+"""How far codes are from their prior: sliced Wasserstein, the Kullback-Leibler divergence by nearest neighbours, and a
+bound on that of Jensen and Shannon.
 
 The discriminator of a trial is part of what a study searches, and a weak one is fooled easily. So codes are
 compared with the prior by `jsd_bound` and `sliced_wasserstein`, which are the same for every trial.
@@ -40,7 +41,7 @@ class PriorSlices:
         """The slices of these samples for so many codes. The seed draws rows and lines."""
         generator = torch.Generator().manual_seed(seed)
         count = min(codes, len(prior_NZ), MOST_POINTS)
-        std_Z = torch.as_tensor(prior_std_Z, dtype=torch.float32, device="cpu")
+        std_Z = torch.as_tensor(prior_std_Z, dtype=torch.float32, device="cpu").expand(prior_NZ.shape[1])
         rows_N, prior_rows_N = (torch.randperm(size, generator=generator)[:count] for size in (codes, len(prior_NZ)))
         directions_DZ = functional.normalize(torch.randn(DIRECTIONS, prior_NZ.shape[1], generator=generator))
         prior_NZ = prior_NZ.detach().to("cpu", torch.float32)[prior_rows_N] / std_Z
@@ -52,16 +53,17 @@ class PriorSlices:
         if not z_NZ.isfinite().all():
             return math.nan
         gaps_DN = _sorted_projections(self.directions_DZ, z_NZ) - self.sorted_DN
-        mean_square = float(np.square(gaps_DN).mean(dtype=np.float64))
-        return math.sqrt(mean_square)
+        return math.sqrt(len(self.std_Z) * float(np.square(gaps_DN).mean(dtype=np.float64)))
 
 
 def sliced_wasserstein(codes_NZ: Tensor, prior_NZ: Tensor, prior_std_Z: Tensor | float, *, seed: int) -> float:
     """Sliced Wasserstein-2 distance of codes and prior samples, in units of the prior's standard deviation.
 
-    sqrt(E_u W2(<z, u>, <p, u>)^2) over 256 directions u, uniform on the sphere, that the seed fixes; on a line, W2
-    pairs the sorted points. It uses as many points of each side as the smaller one has, at most 2000, drawn by the
-    seed. Two independent samples of the prior, of as many points, give the floor. NaN when a code is not finite.
+    sqrt(Z E_u W2(<z, u>, <p, u>)^2) over 256 directions u, uniform on the sphere, that the seed fixes; on a line, W2
+    pairs the sorted points. Z is their size: E <s, u>^2 is |s|^2 / Z, so that without this factor the same shift s
+    would count the less the more coordinates there are. It uses as many points of each side as the smaller one has, at
+    most 2000, drawn by the seed. Two independent samples of the prior, of as many points, give the floor. NaN when a
+    code is not finite.
     """
     return PriorSlices.of(prior_NZ, prior_std_Z, len(codes_NZ), seed=seed).distance(codes_NZ)
 
@@ -69,6 +71,35 @@ def sliced_wasserstein(codes_NZ: Tensor, prior_NZ: Tensor, prior_std_Z: Tensor |
 def _sorted_projections(directions_DZ: Tensor, z_NZ: Tensor) -> NDArray[np.float32]:
     """<z, u> along each direction in rising order, (D, N). NumPy sorts floats many times faster than PyTorch."""
     return np.sort((directions_DZ @ z_NZ.T).numpy(), axis=1)
+
+
+# ------------------------------------------------------------------------------------- Kullback-Leibler divergence
+
+NEIGHBOUR = 5  # whose distance is taken
+LEAST_DISTANCE = 1e-6  # in the prior's standard deviations; codes that are nearer count as so far apart
+
+
+def kl_nearest_neighbours(codes_NZ: Tensor, prior_MZ: Tensor) -> float:
+    """KL(q(z) || p(z)) in nats, from N codes and M prior samples alone (Wang, Kulkarni and Verdu 2009, eq. 5).
+
+    Z / N sum_i log(nu_i / rho_i) + log(M / (N - 1)), with the distances nu_i and rho_i from code i to its fifth
+    neighbour among the prior samples and among the other codes. It is consistent and takes any posterior and any
+    prior, those without a density too. For equal distributions its bias cancels; what is far apart in many dimensions
+    it underestimates. May be a little below 0. NaN when a code is not finite. Raises ValueError for five or fewer
+    examples of a side.
+    """
+    codes, size = codes_NZ.shape
+    if min(codes - 1, len(prior_MZ)) < NEIGHBOUR:
+        raise ValueError(f"{NEIGHBOUR} neighbours need more than {NEIGHBOUR} examples, got {codes} and {len(prior_MZ)}")
+    if not codes_NZ.isfinite().all():
+        return math.nan
+    nu_N, rho_N = (
+        # Without the shortcut by products: near codes would lie at distances of its rounding.
+        torch.cdist(codes_NZ, some_MZ, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(k, dim=1).values
+        for some_MZ, k in ((prior_MZ, NEIGHBOUR), (codes_NZ, NEIGHBOUR + 1))  # a code is its own nearest one
+    )
+    ratio_N = nu_N.clamp_min(LEAST_DISTANCE).log() - rho_N.clamp_min(LEAST_DISTANCE).log()
+    return size * ratio_N.double().mean().item() + math.log(len(prior_MZ) / (codes - 1))
 
 
 # --------------------------------------------------------------------------------------------------- JSD bound
@@ -199,6 +230,7 @@ def _inputs(z_NZ: Tensor, reference_RZ: Tensor) -> Tensor:
     outliers from ruling, and as asinh is one-to-one nothing about a code is lost.
     """
     mean_Z, std_Z = reference_RZ.mean(0), reference_RZ.std(0)
+    std_Z = torch.where(std_Z > 0, std_Z, 1.0)  # a label so rare that no reference sample has it
     z_NZ, reference_RZ = (z_NZ - mean_Z) / std_Z, (reference_RZ - mean_Z) / std_Z
     inputs = [z_NZ.asinh(), z_NZ.square().log1p() - 0.5, _log_distance(z_NZ, reference_RZ)]
     if z_NZ.shape[1] > 2:

@@ -7,7 +7,7 @@ Shapes: N test images, M samples, C channels, H height, W width, D pixels, Z cod
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from aae_ray.errors import UserError
 from aae_ray.evaluation import drawing as figures
 from aae_ray.evaluation import sample_quality as quality
 from aae_ray.evaluation.constants import Constants, data_key, prior_key
+from aae_ray.evaluation.diagnostics import Diagnostic, diagnose
 from aae_ray.evaluation.held_out import PROTOCOL_SEED, HeldOutMetrics, some_of
 from aae_ray.evaluation.judge import SMALLEST, Judge, pixels
 
@@ -40,25 +41,40 @@ Draw = Callable[[int], Tensor]  # a number of samples -> images (M, C, H, W) in 
 
 @dataclass
 class FinalEvaluation:
-    """Metrics by name, the sheet of nearest images, the samples' classes, and remarks for the reader."""
+    """Metrics by name, the sheet of nearest images, the samples' classes, illnesses, and remarks for the reader."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     nearest_sheet: bytes = b""
     class_shares: tuple[float, ...] = ()  # of the samples, as the judge sees them; empty without a judge
-    remarks: list[str] = field(default_factory=list)
+    diagnostics: tuple[Diagnostic, ...] = ()
+    remarks: list[str] = field(default_factory=list)  # with what the diagnostics say
 
 
-def evaluate_model(evaluation: HeldOutMetrics, judge: Judge | None) -> FinalEvaluation:
-    """What a whole model is worth: the metrics of its training on the test images, its samples and its codes."""
+def evaluate_model(
+    evaluation: HeldOutMetrics, judge: Judge | None, last_report: Mapping[str, float]
+) -> FinalEvaluation:
+    """What a whole model is worth: the metrics of its training on the test images, its samples and its codes.
+
+    `last_report` are the metrics that its training ended with, which also show what it is ill of.
+    """
     result = evaluate_samples(evaluation.samples, evaluation.dataset, judge, evaluation.constants)
     test = evaluation.cheap("test") | evaluation.costly("test")
-    result.metrics = test | result.metrics | evaluate_codes(evaluation)
+    result.metrics = test | result.metrics | evaluate_condition(evaluation, judge) | evaluate_codes(evaluation)
+    name_illnesses(result, last_report)
     return result
+
+
+def name_illnesses(result: FinalEvaluation, last_report: Mapping[str, float]) -> None:
+    """Add the diagnostics, and what they say to the remarks."""
+    result.diagnostics = diagnose({**last_report, **result.metrics})
+    result.remarks += [diagnostic.text for diagnostic in result.diagnostics]
 
 
 def final_evaluation_tags(result: FinalEvaluation, judge: Judge | None) -> dict[str, str]:
     """What is recorded of a final evaluation and is not a number: the judge, the samples' classes, remarks."""
     tags = {"aae.remarks": "; ".join(result.remarks)} if result.remarks else {}
+    if result.diagnostics:
+        tags |= {"aae.diagnostics": ",".join(diagnostic.kind for diagnostic in result.diagnostics)}
     if judge:
         tags |= {"aae.judge": judge.digest}
         tags |= {"aae.class_shares": ",".join(f"{share:.4f}" for share in result.class_shares)}
@@ -187,6 +203,19 @@ def _parzen(
         "quality/parzen_samples": float(score.samples),
     }
     result.remarks.append(f"Parzen windows over {score.samples} samples; {PARZEN_ADVICE}")
+
+
+@torch.no_grad()
+def evaluate_condition(evaluation: HeldOutMetrics, judge: Judge | None) -> dict[str, float]:
+    """How often samples show the class that the decoder was given; for a cluster, the majority of its images."""
+    z_NZ, y_NK = evaluation.prior_decoder_inputs(CODES)
+    classes_K = None if y_NK is None else evaluation.classes_of_labels()
+    if judge is None or y_NK is None or classes_K is None:
+        return {}
+    x_MCHW = evaluation.model.decode(z_NZ, y_NK).unflatten(1, evaluation.dataset.shape).cpu()
+    shown_M = judge.probabilities(x_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)).argmax(1)
+    given_M = classes_K[y_NK.argmax(1).cpu()]
+    return {"quality/conditional_accuracy": (shown_M == given_M).double().mean().item()}
 
 
 @torch.no_grad()

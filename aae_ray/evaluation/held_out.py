@@ -3,7 +3,8 @@
 Shapes: N examples, M draws of noise, D pixels, E noise, Z code, K classes or clusters.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,18 +19,24 @@ from aae_ray.autoencoder.priors import sample_classes
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
 from aae_ray.evaluation import clustering_metrics as clusters
-from aae_ray.evaluation import divergence, metrics
+from aae_ray.evaluation import divergence, metrics, sample_quality
 from aae_ray.evaluation.constants import Constants, data_key, prior_key
+from aae_ray.evaluation.judge import Judge, is_judged, pixels
 from aae_ray.randomness import EVALUATION, generator_for
 from aae_ray.settings import RunSettings
 
 CHUNK = 2000  # images encoded at a time
 NOISE_DRAWS = 8  # per image, for the share of the codes' variance that is the posterior's noise
 NOISE_IMAGES = 512
+KID_IMAGES = 2000  # and as many samples, for the kernel distance
+TINY = 1e-300  # probability that every label has at least, as no draw is taken of zeros
+KL_CODES = 2000  # and as many prior samples, for the KL divergence
+
+JUDGED = "val/kid_local"  # what is measured where a study asks for it alone: it needs a judge
 
 # Protocol seed: fixed for all trials, so that their metrics differ by the model alone. Behind it, what is drawn.
 PROTOCOL_SEED = 2015
-PRIOR, POSTERIOR, USE_OF_NOISE, FLOOR, PRIOR_LABELS = range(5)
+PRIOR, POSTERIOR, USE_OF_NOISE, FLOOR, PRIOR_LABELS, LABELS = range(6)
 
 
 def sample_generator() -> torch.Generator:
@@ -49,26 +56,31 @@ def some_of(rows_N: np.ndarray, count: int) -> np.ndarray:
 
 
 class Encoded(NamedTuple):
-    """Held-out images of a part, in its order: codes z, and the logits of q(y|x) where there is a label head."""
+    """Held-out images of a part, in its order: codes z, the logits of q(y|x) where there is a label head, and the
+    entropies of q(z|x) in nats where it has a density."""
 
     z_NZ: Tensor
     logits_NK: Tensor | None
+    posterior_entropy_N: Tensor | None
     reconstruction_mse: float
 
 
 def measured(settings: RunSettings, dataset: Dataset) -> set[str]:
     """The metrics with a direction that `HeldOutMetrics` measures of held-out images for this task and these data."""
     task, labelled = TASKS[settings.task], dataset.labels_N is not None
-    names = {"reconstruction_mse", "jsd_nats", "sliced_wasserstein"}
+    names = {"reconstruction_mse", "jsd_nats", "sliced_wasserstein", "kl_aggregate_nats"}
+    if is_judged(dataset):
+        names.add("kid_local")
+    if task.y:
+        names.add("joint_jsd_nats")
     if task.label_condition and labelled:
         names.add("part_error")
     if any("label_head" in phase.updates for phase in task.phases):
         names.add("label_entropy_nats")
         if labelled:
-            names.add("classification_error")
-        if task.y == "clusters":
-            names.add("cluster_entropy_nats")
-            names |= {"hungarian_accuracy", "nmi", "ari"} if labelled else set()
+            names |= {"classification_error", "balanced_error"}
+        if labelled and task.y == "clusters":
+            names |= {"majority_error", "hungarian_accuracy", "nmi", "ari"}
     return {f"val/{name}" for name in names}
 
 
@@ -76,7 +88,8 @@ class HeldOutMetrics:
     """Measures a model on the validation or test images. The same noise and prior samples are drawn each time.
 
     A part is encoded once, and all that is asked of it is answered from there: whoever changes the weights of the model
-    says so by `weights_changed`. `constants` are those of the models that were measured before in this process.
+    says so by `weights_changed`. `constants` are those of the models that were measured before in this process. With a
+    judge, samples are held against the images at reports.
     """
 
     def __init__(
@@ -86,9 +99,11 @@ class HeldOutMetrics:
         dataset: Dataset,
         images: Images,
         constants: Constants | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.settings, self.model, self.dataset, self.images = settings, model, dataset, images
         self.constants = Constants() if constants is None else constants
+        self.judge = judge
         self._data, self._prior = data_key(dataset), prior_key(model.prior)
         self._encodings: dict[str, Encoded] = {}
 
@@ -113,8 +128,8 @@ class HeldOutMetrics:
     def _labelling(self, part: str, z_NZ: Tensor, logits_NK: Tensor | None) -> dict[str, float]:
         """How the labels that the encoder predicts, or the parts of the prior that it chose, agree with the truth.
 
-        Clusters get their labels by the paper's rule (section 6), from the validation images; on these themselves one
-        half names the clusters of the other.
+        Clusters get their labels from the validation images, by the paper's rule (section 6) and by majority; on these
+        images themselves one half names the clusters of the other.
         """
         task, values = TASKS[self.settings.task], {}
         labels_N = self._true_labels(self._indices(part))
@@ -132,28 +147,103 @@ class HeldOutMetrics:
             values["hungarian_accuracy"] = clusters.hungarian_accuracy(answers_N, labels_N)
             values["nmi"] = clusters.normalized_mutual_information(answers_N, labels_N)
             values["ari"] = clusters.adjusted_rand_index(answers_N, labels_N)
-            if part == "val":
-                answers_N = clusters.named_by_the_other_half(logits_NK, labels_N)
-            else:
-                examples_NK, known_N = self._look_at("val").logits_NK, self._true_labels(self.dataset.val)
-                assert examples_NK is not None and known_N is not None
-                answers_N = clusters.assign_by_confidence(examples_NK, known_N)[answers_N]
+            answers_N = self._named(part, logits_NK, labels_N, clusters.assign_by_confidence)
+            by_majority_N = self._named(part, logits_NK, labels_N, clusters.assign_by_majority)
+            values["majority_error"] = (by_majority_N != labels_N).double().mean().item()
+            values["balanced_error"] = metrics.balanced_error(by_majority_N, labels_N)
+        elif labels_N is not None:
+            values["balanced_error"] = metrics.balanced_error(answers_N, labels_N)
         if labels_N is not None:
-            values["classification_error"] = (answers_N != labels_N).double().mean().item()
+            error = (answers_N != labels_N).double().mean().item()
+            low, high = metrics.wilson_interval(error, len(labels_N))
+            values |= {
+                "classification_error": error,
+                "classification_error_low": low,
+                "classification_error_high": high,
+            }
         return values
+
+    def _named(self, part: str, logits_NK: Tensor, labels_N: Tensor, naming: clusters.Naming) -> Tensor:
+        """The label that each image gets from its cluster, (N,)."""
+        if part == "val":
+            return clusters.named_by_the_other_half(logits_NK, labels_N, naming)
+        examples_NK, known_N = self._look_at("val").logits_NK, self._true_labels(self.dataset.val)
+        assert examples_NK is not None and known_N is not None
+        return naming(examples_NK, known_N)[logits_NK.argmax(1)]
+
+    def classes_of_labels(self) -> Tensor | None:
+        """The class that each label of the decoder stands for, (K,): itself, or the majority of its cluster's
+        validation images. None where clusters have no labels to be named by."""
+        logits_NK, labels_N = self._look_at("val").logits_NK, self._true_labels(self.dataset.val)
+        if TASKS[self.settings.task].y == "classes":
+            return torch.arange(self.model.classes)
+        return None if labels_N is None or logits_NK is None else clusters.assign_by_majority(logits_NK, labels_N)
 
     def costly(self, part: str) -> dict[str, float]:
         """The metrics that are taken at rungs and at the end: fresh discriminators are trained on held-out codes."""
         z_NZ = self.codes(part)
-        reference = self.constants.once(
-            ("prior reference", self._prior, len(z_NZ)),
-            lambda: divergence.PriorReference.of(self.prior_codes, len(z_NZ), seed=PROTOCOL_SEED),
-        )
-        bound = reference.bound(z_NZ)
-        values = {"jsd_nats": bound.nats, "jsd_nats_se": bound.standard_error, "jsd_nats_floor": bound.floor}
+        values = self._jsd("jsd_nats", z_NZ, self.prior_codes) | self._kl(self._look_at(part))
+        if self.model.classes:
+            values |= self._jsd("joint_jsd_nats", torch.cat([z_NZ, self._labels(part)], 1), self._joint_prior)
         if self.model.noise_dim:
             values["noise_use"] = self._noise_use(part)
+        if self.judge:
+            values["kid_local"] = self._kid(part, self.judge)
         return {f"{part}/{name}": value for name, value in values.items()}
+
+    def _jsd(self, name: str, codes_NZ: Tensor, draw_prior: Callable[[int, int], Tensor]) -> dict[str, float]:
+        reference = self.constants.once(
+            (name, self._prior, self.model.classes, len(codes_NZ)),
+            lambda: divergence.PriorReference.of(draw_prior, len(codes_NZ), seed=PROTOCOL_SEED),
+        )
+        bound = reference.bound(codes_NZ)
+        return {name: bound.nats, f"{name}_se": bound.standard_error, f"{name}_floor": bound.floor}
+
+    def _kl(self, seen: Encoded) -> dict[str, float]:
+        """How far the aggregate posterior is from the prior, and what codes tell of their images, in nats.
+
+        Where posterior and prior have densities, E_x KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || p(z)) (Hoffman and
+        Johnson 2016): the left side is the posterior's entropy in closed form and log p(z) at the drawn codes, so that
+        the mutual information has the error of the divergence, by nearest neighbours, with its sign turned.
+        """
+        prior = self.model.prior
+        rows_N = torch.from_numpy(some_of(np.arange(len(seen.z_NZ)), KL_CODES))
+        drawn_NZ = self.prior_codes(len(rows_N), 0)
+        codes_NZ, drawn_NZ = (z_NZ.float() / prior.std_Z for z_NZ in (seen.z_NZ[rows_N], drawn_NZ))
+        aggregate = divergence.kl_nearest_neighbours(codes_NZ, drawn_NZ)
+        values = {"kl_aggregate_nats": aggregate}
+        if seen.posterior_entropy_N is not None and prior.has_density:
+            log_prior_N = prior.log_density(seen.z_NZ.double())
+            posterior = -(seen.posterior_entropy_N.double() + log_prior_N).mean().item()
+            values |= {"kl_posterior_nats": posterior, "mutual_information_nats": posterior - aggregate}
+        return values
+
+    def _labels(self, part: str) -> Tensor:
+        """A draw of q(y|x) for each image, one-hot, (N, K); the true label where there is no label head.
+
+        No softmax reaches a corner of the simplex, where all draws of p(y) lie, so that probabilities would be told
+        from these whatever they say; how far from the corners they are is the mean entropy of q(y|x).
+        """
+        logits_NK, answers_N = self._look_at(part).logits_NK, self._true_labels(self._indices(part))
+        if logits_NK is not None:
+            generator = generator_for(PROTOCOL_SEED, EVALUATION, LABELS)
+            probabilities_NK = logits_NK.double().softmax(1).nan_to_num()
+            answers_N = torch.multinomial(probabilities_NK + TINY, 1, generator=generator).squeeze(1)
+        assert answers_N is not None
+        return F.one_hot(answers_N, self.model.classes).to(torch.float32)
+
+    def _joint_prior(self, count: int, seed: int) -> Tensor:
+        """Draws of p(z) p(y), (N, Z + K): codes, and one-hot labels behind them."""
+        return torch.cat([self.prior_codes(count, seed), self.prior_labels(count, seed)], 1)
+
+    @torch.no_grad()
+    def _kid(self, part: str, judge: Judge) -> float:
+        indices = some_of(self._indices(part), KID_IMAGES)
+        real_NF = self.constants.once(
+            ("features", judge.digest, self._data, part), lambda: judge.features(pixels(self.dataset, indices))
+        )
+        samples_NCHW = self.samples(len(indices)).nan_to_num(0, 1, 0).clamp(0, 1)
+        return sample_quality.cubic_mmd(real_NF, judge.features(samples_NCHW))
 
     def codes(self, part: str) -> Tensor:
         """Held-out codes z_NZ in the order of the part, on the CPU, one draw of the posterior each."""
@@ -213,8 +303,13 @@ class HeldOutMetrics:
         z_NZ = self.prior_codes(count, 0).to(self.images.device, self.images.dtype)
         if self.model.label_shares_K is None:
             return z_NZ, None
-        y_NK = sample_classes(count, self.model.label_shares_K, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR_LABELS))
-        return z_NZ, y_NK.to(z_NZ)
+        return z_NZ, self.prior_labels(count, 0).to(z_NZ)
+
+    def prior_labels(self, count: int, seed: int) -> Tensor:
+        """Draws of p(y), one-hot, (N, K), a function of the seed alone, on the CPU."""
+        shares_K = self.model.label_shares_K
+        assert shares_K is not None
+        return sample_classes(count, shares_K, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR_LABELS, seed))
 
     def _look_at(self, part: str) -> Encoded:
         if part not in self._encodings:
@@ -223,14 +318,17 @@ class HeldOutMetrics:
 
     @torch.no_grad()
     def _encode(self, indices: np.ndarray) -> Encoded:
-        codes, logits, squared_error, pixels = [], [], 0.0, 0
+        codes, logits, entropies, squared_error, values = [], [], [], 0.0, 0
         for x_BD, code, y_BK in self._encoded(indices):
             squared_error += (self.model.decode(code.z_BZ, y_BK) - x_BD).square().sum(dtype=torch.float64).item()
-            pixels += x_BD.numel()
+            values += x_BD.numel()
             codes.append(code.z_BZ.cpu())
             if code.label_logits_BK is not None:
                 logits.append(code.label_logits_BK.cpu())
-        return Encoded(torch.cat(codes), torch.cat(logits) if logits else None, squared_error / pixels)
+            if code.log_variance_BZ is not None:
+                entropies.append(0.5 * (code.log_variance_BZ + math.log(2 * math.pi * math.e)).sum(1).cpu())
+        logits_NK, entropy_N = (torch.cat(some) if some else None for some in (logits, entropies))
+        return Encoded(torch.cat(codes), logits_NK, entropy_N, squared_error / values)
 
     def _encoded(self, indices: np.ndarray) -> Iterator[tuple[Tensor, Code, Tensor | None]]:
         """Chunks of images x_BD with their codes and, where the decoder takes it, y_BK: q(y|x), else the truth."""

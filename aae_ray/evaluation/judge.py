@@ -97,10 +97,14 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = no_progress) -
     return judge
 
 
+def is_judged(dataset: Dataset) -> bool:
+    """Whether a data set has a judge: not without labels, nor with images that are too small."""
+    return dataset.labels_N is not None and min(dataset.shape[1:]) >= SMALLEST
+
+
 def judge_if_any(dataset: Dataset, cache: Path) -> Judge | None:
-    """The judge of a data set; None where there can be none, without labels or with images that are too small."""
-    judged = dataset.labels_N is not None and min(dataset.shape[1:]) >= SMALLEST
-    return judge_for(dataset, cache) if judged else None
+    """The judge of a data set; None where there can be none."""
+    return judge_for(dataset, cache) if is_judged(dataset) else None
 
 
 # What torch.load and load_state_dict raise for a file that is cut short, empty, of another kind or of another network.

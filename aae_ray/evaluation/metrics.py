@@ -1,4 +1,4 @@
-"""What is measured: the table of metrics, and three small measures of codes and labels.
+"""What is measured: the table of metrics, and small measures of codes and labels.
 
 Shapes: `N` examples, `M` draws of noise per example, `Z` code, `K` classes or clusters.
 """
@@ -89,12 +89,49 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "that bound for prior against prior: what a perfect match gets",
         ),
         Metric(
+            "val/joint_jsd_nats",
+            "nats",
+            "min",
+            "the same bound for label and code together, y drawn from q(y|x), against p(y) p(z)",
+            best=Limit(0.0, "val/joint_jsd_nats_floor"),
+            worst=Limit(math.log(2)),
+        ),
+        Metric("val/joint_jsd_nats_se", "nats", None, "standard error of that bound over held-out examples"),
+        Metric(
+            "val/joint_jsd_nats_floor", "nats", None, "that bound for draws of p(y) p(z): what a perfect match gets"
+        ),
+        Metric(
+            "val/kl_aggregate_nats",
+            "nats",
+            "min",
+            "KL(q(z) || p(z)) of codes and prior, by nearest neighbours",
+        ),
+        Metric(
+            "val/kl_posterior_nats",
+            "nats",
+            None,
+            "E_x KL(q(z|x) || p(z)), where both have a density: mutual information and KL(q(z) || p(z)) together",
+        ),
+        Metric(
+            "val/mutual_information_nats",
+            "nats",
+            None,
+            "I(x; z) = E_x KL(q(z|x) || p(z)) - KL(q(z) || p(z)), where q(z|x) and p(z) have a density",
+        ),
+        Metric(
+            "val/kid_local",
+            "kernel",
+            "min",
+            "squared kernel distance of samples and held-out images, features of the data's own judge, unbiased; "
+            "measured where a study asks for it",
+        ),
+        Metric(
             "val/sliced_wasserstein",
             "prior std",
             "min",
-            "sliced Wasserstein-2 distance of codes z (not of y) and prior, in standard deviations of the prior",
+            "sliced Wasserstein-2 distance of codes z (not of y) and prior, in standard deviations of the prior, times "
+            "the root of the latent size: a shift of one coordinate counts alike at every size",
             best=Limit(0.0, "val/sliced_wasserstein_floor"),
-            worst=Limit(1.0),
         ),
         Metric(
             "val/sliced_wasserstein_floor",
@@ -118,7 +155,24 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "val/classification_error",
             "ratio",
             "min",
-            "share of images whose label q(y|x) gets wrong; clusters have the labels of other, validation images",
+            "share of images whose label q(y|x) gets wrong; a cluster has the label of its surest image among others, "
+            "validation images (the paper's rule)",
+            worst=Limit(1.0),
+        ),
+        Metric("val/classification_error_low", "ratio", None, "lower end of that share's 95 % Wilson interval"),
+        Metric("val/classification_error_high", "ratio", None, "upper end of that share's 95 % Wilson interval"),
+        Metric(
+            "val/majority_error",
+            "ratio",
+            "min",
+            "the same where a cluster has the most frequent label of the other images in it",
+            worst=Limit(1.0),
+        ),
+        Metric(
+            "val/balanced_error",
+            "ratio",
+            "min",
+            "mean over classes of the share in error, one minus the balanced accuracy; clusters named by majority",
             worst=Limit(1.0),
         ),
         Metric(
@@ -152,7 +206,9 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "mean entropy of q(y|x); 0: one-hot like all draws of p(y)",
         ),
         Metric("val/clusters_used", "clusters", None, "clusters that hold an image; the others are empty"),
-        Metric("val/cluster_entropy_nats", "nats", "max", "entropy of the sizes of the clusters"),
+        Metric(
+            "val/cluster_entropy_nats", "nats", None, "entropy of the sizes of the clusters; 0: one holds everything"
+        ),
         Metric(
             "val/part_error",
             "ratio",
@@ -228,6 +284,12 @@ METRICS: dict[str, Metric] = _with_test_twins(
                     "its standard error over subsets; sampling noise of the samples themselves is not included",
                 ),
                 ("kid_local_floor", "kernel", "that distance for real training images"),
+                (
+                    "conditional_accuracy",
+                    "ratio",
+                    "share of samples in which the judge sees the class, or the cluster's majority class, that the "
+                    "decoder was given",
+                ),
                 ("precision", "ratio", "share of samples within reach of a test image, among those features"),
                 ("recall", "ratio", "share of test images within reach of a sample"),
                 ("density", "ratio", "test images within reach of a sample, over those expected; 1: alike"),
@@ -258,6 +320,8 @@ METRICS: dict[str, Metric] = _with_test_twins(
 
 # ----------------------------------------------------------------------------------------------------- measures
 
+NORMAL_QUANTILE = 1.959964  # two-sided 95 %
+
 
 def code_std(codes_NZ: Tensor, prior_std_Z: Tensor) -> float:
     """Standard deviation of the codes over that of the prior, mean over dimensions."""
@@ -269,6 +333,20 @@ def mean_entropy(logits_NK: Tensor) -> float:
     import torch
 
     return float(torch.special.entr(logits_NK.double().softmax(1)).sum(1).mean())
+
+
+def balanced_error(answers_N: Tensor, labels_N: Tensor) -> float:
+    """Mean over the classes that there are of the share of images in error: one minus the balanced accuracy."""
+    wrong_N = (answers_N != labels_N).double()
+    return sum(wrong_N[labels_N == label].mean().item() for label in labels_N.unique()) / len(labels_N.unique())
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of so many examples (Wilson 1927): right also where few or none are in error."""
+    squared = NORMAL_QUANTILE**2 / count
+    center = share + squared / 2
+    half = (squared * (share * (1 - share) + squared / 4)) ** 0.5
+    return (center - half) / (1 + squared), (center + half) / (1 + squared)
 
 
 def noise_use(z_MNZ: Tensor) -> float:

@@ -16,10 +16,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.datasets.dataset import Dataset, cache_folder, load
 from aae_ray.errors import UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.figure_data import figure_data
+from aae_ray.evaluation.held_out import JUDGED
+from aae_ray.evaluation.judge import judge_if_any
 from aae_ray.execution.failures import Failed, describe, log_tail
 from aae_ray.execution.orders import (
     CALL_SECONDS,
@@ -155,7 +157,9 @@ class Worker:
                 "train.device is cuda and the worker has no GPU; ask for one with study.resources_per_worker.GPU=1"
             )
         dataset = self.datasets[settings.data]
-        training = Training(settings, dataset, device, self.rank, self.workers, self._wrap, self.constants)
+        judged = self.rank == 0 and JUDGED in settings.study.deciding_metrics
+        judge = judge_if_any(dataset, cache_folder(settings.data)) if judged else None
+        training = Training(settings, dataset, device, self.rank, self.workers, self._wrap, self.constants, judge)
         for name in ("cheap", "costly"):
             setattr(training.evaluation, name, self._timed(getattr(training.evaluation, name)))
         if trial.state is not None:

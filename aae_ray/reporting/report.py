@@ -71,8 +71,8 @@ def print_report(console: Console, report: StudyReport) -> None:
     failures = {trial.message for trial in ledger.trials if trial.state is State.FAILED and trial.message}
     lines += [text.bullet("failure", message) for message in sorted(failures)]
     lines += [text.bullet("note", note) for note in ledger.notes]
-    if warning := tables.noise_warning(ledger):
-        lines.append(text.bullet("note", warning))
+    if diagnostic := tables.front_diagnostic(ledger):
+        lines.append(text.bullet("note", diagnostic.text))
     lines.append(text.bullet("registered", registration_line(report)))
     lines.append(text.bullet("kept in", path))
     lines += [text.bullet("MLflow", f"refused a record: {sentence}") for sentence in report.parked]

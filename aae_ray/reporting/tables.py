@@ -6,6 +6,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from aae_ray.evaluation.diagnostics import Diagnostic, Illness
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting.console import is_ascii
 from aae_ray.reporting.text import ASCII, UNICODE, Symbols, counted, duration, heading, number
@@ -132,8 +133,8 @@ def searched_keys(ledger: Ledger) -> list[str]:
     return list(dict.fromkeys(key for trial in ledger.front() for key in trial.params))
 
 
-def noise_warning(ledger: Ledger) -> str | None:
-    """A sentence when trials on the front differ in the JSD bound by at most two standard errors."""
+def front_diagnostic(ledger: Ledger) -> Diagnostic | None:
+    """What there is to say when trials on the front differ in the JSD bound by at most two standard errors."""
     values = [
         (trial.metrics["val/jsd_nats"], trial.metrics["val/jsd_nats_se"])
         for trial in ledger.front()
@@ -145,7 +146,9 @@ def noise_warning(ledger: Ledger) -> str | None:
     error = max(se for _, se in values)
     if spread > 2 * error:
         return None
-    return (
+    return Diagnostic(
+        Illness.FRONT_WITHIN_NOISE,
+        {"val/jsd_nats_se": error},
         f"the trials on the front differ in val/jsd_nats by {spread:.4f}, "
-        f"within two of its standard errors ({error:.4f} each)"
+        f"within two of its standard errors ({error:.4f} each)",
     )

@@ -58,7 +58,7 @@ def measure(
     """What a trial is worth on the test images, which no choice has seen, and what its samples are worth."""
     training, folder = rebuild(dataset, trial, store, constants), store.local
     judge = judge_if_any(dataset, cache_folder(training.settings.data))
-    result = evaluate_model(training.evaluation, judge)
+    result = evaluate_model(training.evaluation, judge, training.history[-1])
     sheet = Path(FIGURES, trial.name, NEAREST_SHEET)
     (folder / sheet).parent.mkdir(parents=True, exist_ok=True)
     (folder / sheet).write_bytes(result.nearest_sheet)

@@ -15,6 +15,7 @@ from aae_ray.evaluation.final_evaluation import (
     evaluate_model,
     evaluate_samples,
     final_evaluation_tags,
+    name_illnesses,
 )
 from aae_ray.evaluation.held_out import sample_generator
 from aae_ray.evaluation.judge import Judge, judge_if_any
@@ -88,7 +89,7 @@ def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> S
             f"{dataset.name} has {dataset.classes or 'none'}: its weights do not fit"
         ) from None
     judge = judge_if_any(dataset, cache_folder(run.data))
-    result = evaluate_model(training.evaluation, judge)
+    result = evaluate_model(training.evaluation, judge, training.history[-1] if training.history else {})
     return StandaloneEvaluation(checkpoint_name(folder), run, dataset, judge, result, trial_params(run))
 
 
@@ -109,6 +110,7 @@ def _registered(
     _same_split(what, about, run, dataset, any_data)
     judge = judge_if_any(dataset, cache_folder(run.data))
     result = evaluate_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
+    name_illnesses(result, {})
     params = {key: value for key, value in trial_params(run).items() if key.startswith("data.")}
     return StandaloneEvaluation(f"{name}-{decoder.version}", run, dataset, judge, result, params)
 

@@ -15,9 +15,11 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.dataset import Dataset, cache_folder
 from aae_ray.errors import STOPPED, UserError
 from aae_ray.evaluation.constants import Constants
+from aae_ray.evaluation.held_out import JUDGED
+from aae_ray.evaluation.judge import judge_if_any
 from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processes, ray_cluster
 from aae_ray.execution.tune_adapter import search
 from aae_ray.execution.worker import precision_advice
@@ -211,6 +213,9 @@ class Study:
                 tracker: Tracker | None = None
                 conductor: Conductor | None = None
                 try:
+                    if JUDGED in study.deciding_metrics:
+                        screen.say("training the judge of samples")
+                        judge_if_any(self.dataset, cache_folder(plan.settings.data))  # workers find it in the cache
                     with ray_cluster(verbose=self.verbose):
                         signals.take()
                         gangs = gangs_that_fit(plan.settings)

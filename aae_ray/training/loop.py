@@ -23,6 +23,7 @@ from aae_ray.datasets.labels import check, known_shares
 from aae_ray.errors import UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import HeldOutMetrics
+from aae_ray.evaluation.judge import Judge
 from aae_ray.settings import RunSettings, epoch_at, flatten, setting
 from aae_ray.training.averaging import WeightAverage
 from aae_ray.training.batches import Batches, Step
@@ -76,6 +77,7 @@ class Training:
     workers: int = 1
     wrap: Wrap = lambda network: network
     constants: Constants = field(default_factory=Constants)  # of held-out metrics, where others are measured beside it
+    judge: Judge | None = None  # where samples are judged at reports
 
     def __post_init__(self) -> None:
         if len(self.dataset.train) < 2 * self.workers:
@@ -114,7 +116,9 @@ class Training:
         decay = self.settings.train.ema_decay
         self.average = WeightAverage(self.model, decay) if decay else None
         evaluated = self.average.model if self.average else self.model
-        self.evaluation = HeldOutMetrics(self.settings, evaluated, self.dataset, self.images, self.constants)
+        self.evaluation = HeldOutMetrics(
+            self.settings, evaluated, self.dataset, self.images, self.constants, self.judge
+        )
 
     @property
     def epoch(self) -> int:

@@ -69,3 +69,21 @@ def test_empty_clusters_are_counted_and_entropy_tells_how_even_the_others_are() 
     assert clusters.clusters_used(found, 5) == 2
     assert clusters.usage_entropy(found, 5) == pytest.approx(math.log(2))
     assert clusters.usage_entropy(torch.zeros(9, dtype=torch.long), 5) == 0
+
+
+def test_a_majority_names_a_cluster_and_its_surest_image_an_empty_one() -> None:
+    """Cluster 0 holds three images of class 1 and a very sure one of class 2; nothing lies in cluster 2."""
+    logits_N3 = torch.tensor([[9.0, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 2, 1]])
+    labels_N = torch.tensor([2, 1, 1, 1, 0, 0])
+    assert clusters.assign_by_confidence(logits_N3, labels_N).tolist() == [2, 0, 0]
+    assert clusters.assign_by_majority(logits_N3, labels_N).tolist() == [1, 0, 0]
+
+
+def test_images_that_score_clusters_do_not_name_them_by_majority_either() -> None:
+    """As many clusters as images: each would be right about its own name."""
+    labels_N = torch.arange(40) % 4
+    logits_NN = torch.eye(40)
+    naming = clusters.assign_by_majority
+    assert torch.equal(naming(logits_NN, labels_N)[logits_NN.argmax(1)], labels_N)
+    named_N = clusters.named_by_the_other_half(logits_NN, labels_N, naming)
+    assert (named_N != labels_N).double().mean() > 0.4

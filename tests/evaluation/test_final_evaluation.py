@@ -12,16 +12,11 @@ from aae_ray.datasets.images import Images
 from aae_ray.evaluation import figure_data as pictures
 from aae_ray.evaluation import final_evaluation
 from aae_ray.evaluation import held_out as evaluation
-from aae_ray.evaluation.judge import Judge, judge_for
+from aae_ray.evaluation.judge import Judge
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.settings import Settings
 from aae_ray.settings import replace as changed
 from aae_ray.training.loop import Training
-
-
-@pytest.fixture(scope="module")
-def judge(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Judge:
-    return judge_for(digits, tmp_path_factory.mktemp("judge"))
 
 
 def images(dataset: Dataset, rows: Any) -> torch.Tensor:
@@ -151,10 +146,38 @@ def test_a_whole_model_is_evaluated_the_same_each_time(
     )
     training = Training(settings, digits)
     training.train(2)
-    first, again = (final_evaluation.evaluate_model(training.evaluation, judge) for _ in range(2))
+    first, again = (final_evaluation.evaluate_model(training.evaluation, judge, training.history[-1]) for _ in range(2))
     assert first.metrics == again.metrics and set(first.metrics) <= set(METRICS)
     assert {"quality/imq_mmd", "quality/imq_mmd_floor", "quality/reencoding_error"} <= set(first.metrics)
     assert first.nearest_sheet == again.nearest_sheet
+
+
+@pytest.mark.parametrize("task", ["supervised", "clustering"])
+def test_samples_show_the_class_that_the_decoder_was_given(
+    task: str, small_run: Settings, digits: Dataset, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder that shows a training image of the class that its label stands for; three clusters for each class."""
+    assert digits.labels_N is not None
+    labels = 10 if task == "supervised" else 30
+    evaluation = Training(changed(small_run, {"task": task, "model.clusters": labels}), digits).evaluation
+    class_of_label_K = torch.arange(labels) % 10
+    if task == "clustering":
+        truth_N = torch.from_numpy(digits.labels_N[digits.val])
+        cluster_N = truth_N + 10 * (torch.arange(len(truth_N)) % 3)
+        logits_NK = 9.0 * torch.nn.functional.one_hot(cluster_N, labels)
+        seen = evaluation._look_at("val")._replace(logits_NK=logits_NK)
+        monkeypatch.setattr(evaluation, "_look_at", lambda part: seen)
+    first = [digits.train[digits.labels_N[digits.train] == label][0] for label in range(10)]
+    shown_KD = images(digits, np.array(first)).flatten(1)
+
+    def decoder(shift: int) -> Any:
+        return lambda z_NZ, y_NK: shown_KD[(class_of_label_K[y_NK.argmax(1)] + shift) % 10]
+
+    for shift, expected in ((0, 1.0), (1, 0.0)):
+        object.__setattr__(evaluation.model, "decode", decoder(shift))
+        result = final_evaluation.evaluate_condition(evaluation, judge)
+        assert result == {"quality/conditional_accuracy": pytest.approx(expected, abs=0.15)}
+    assert final_evaluation.evaluate_condition(evaluation, None) == {}
 
 
 def test_prior_samples_that_come_back_have_no_reencoding_error(small_run: Settings, digits: Dataset) -> None:

@@ -9,6 +9,7 @@ import torch
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.evaluation.figure_data import figure_data
 from aae_ray.evaluation.held_out import Encoded, HeldOutMetrics, some_of
+from aae_ray.evaluation.judge import Judge, pixels
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.settings import Settings, replace
 from aae_ray.training.loop import Training
@@ -92,7 +93,91 @@ def test_the_error_of_a_label_head_by_hand(small_run: Settings, digits: Dataset)
         logits_NK = torch.full((len(rows), 10), -5.0).scatter(1, answers_N[:, None], -4.9)
         result = evaluation._labelling(part, torch.zeros(len(rows), 8), logits_NK)
         assert result.pop("label_entropy_nats") == pytest.approx(math.log(10), abs=0.01)
-        assert result == {"classification_error": pytest.approx(WRONG / len(rows))}
+        low, high = (result.pop(f"classification_error_{end}") for end in ("low", "high"))
+        assert low < WRONG / len(rows) < high
+        truth_N = torch.from_numpy(digits.labels_N[rows])
+        recall = [(answers_N[truth_N == label] == label).double().mean().item() for label in range(10)]
+        assert result == {
+            "classification_error": pytest.approx(WRONG / len(rows)),
+            "balanced_error": pytest.approx(1 - sum(recall) / 10),
+        }
+
+
+def test_label_and_code_that_depend_on_each_other_are_seen_together_alone(
+    small_run: Settings, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes follow the prior and so do labels, but the label is the sign of a coordinate: only the pair tells."""
+    evaluation = Training(replace(small_run, {"task": "clustering", "model.clusters": 2}), digits).evaluation
+    z_NZ = evaluation.prior_codes(1000, 7)
+
+    def result(label_N: torch.Tensor) -> dict[str, float]:
+        logits_N2 = torch.full((1000, 2), -20.0).scatter(1, label_N[:, None], 20.0)
+        monkeypatch.setattr(evaluation, "_look_at", lambda part: Encoded(z_NZ, logits_N2, None, 0.0))
+        return evaluation.costly("val")
+
+    apart = result((torch.rand(1000, generator=torch.Generator().manual_seed(0)) < 0.5).long())
+    together = result((z_NZ[:, 0] > 0).long())
+    assert together["val/jsd_nats"] == apart["val/jsd_nats"] < 0.02
+    assert abs(apart["val/joint_jsd_nats"] - apart["val/joint_jsd_nats_floor"]) < 0.03
+    assert together["val/joint_jsd_nats"] > 0.12  # of 0.216: half of the pairs that p(y) p(z) has do not occur
+
+
+def test_labels_are_drawn_from_what_the_label_head_says(
+    small_run: Settings, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest probability alone would hide how unsure q(y|x) is; the probabilities lie where no prior draw does."""
+    evaluation = Training(replace(small_run, {"task": "clustering", "model.clusters": 2}), digits).evaluation
+    logits_N2 = torch.tensor([[0.75, 0.25]]).log().repeat(4000, 1)
+    monkeypatch.setattr(evaluation, "_look_at", lambda part: Encoded(torch.zeros(4000, 3), logits_N2, None, 0.0))
+    y_N2 = evaluation._labels("val")
+    assert set(y_N2.unique().tolist()) == {0.0, 1.0} and (y_N2.sum(1) == 1).all()
+    assert y_N2[:, 0].mean().item() == pytest.approx(0.75, abs=0.03)
+    assert torch.equal(y_N2, evaluation._labels("val"))
+
+
+@pytest.mark.parametrize(("gain", "noise"), [(0.8, 0.6), (1.0, 0.5), (0.6, 0.3)])
+def test_what_codes_tell_of_their_images_against_closed_forms(
+    gain: float, noise: float, small_run: Settings, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of x ~ N(0, 1) and z = a x + b e, a coordinate: q(z) = N(0, a^2 + b^2) and I(x; z) = log(1 + a^2 / b^2) / 2."""
+    evaluation = Training(replace(small_run, {"model.posterior": "gaussian"}), digits).evaluation
+    size = evaluation.model.prior.latent_dim
+    x_NZ, e_NZ = (torch.randn(2000, size, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    entropy_N = torch.full((2000,), size * (0.5 * math.log(2 * math.pi * math.e) + math.log(noise)))
+    seen = Encoded(gain * x_NZ + noise * e_NZ, None, entropy_N, 0.0)
+    variance = gain**2 + noise**2
+    aggregate = size * ((variance - 1) / 2 - math.log(variance) / 2)
+    information = size * math.log(1 + gain**2 / noise**2) / 2
+    values = evaluation._kl(seen)
+    assert values["kl_posterior_nats"] == pytest.approx(aggregate + information, abs=0.1)
+    assert values["kl_aggregate_nats"] == pytest.approx(aggregate, abs=0.15)
+    assert values["mutual_information_nats"] == pytest.approx(information, abs=0.2)
+
+
+def test_the_vae_and_the_adversarial_autoencoder_have_both_halves_of_the_kl_term(
+    small_run: Settings, digits: Dataset
+) -> None:
+    names = {f"val/{name}" for name in ("kl_aggregate_nats", "kl_posterior_nats", "mutual_information_nats")}
+    for task in ("unsupervised", "vae"):
+        training = Training(replace(small_run, {"task": task, "model.posterior": "gaussian"}), digits)
+        result = training.train(1).metrics
+        assert names <= result.keys()
+        assert result["val/kl_posterior_nats"] == pytest.approx(
+            result["val/kl_aggregate_nats"] + result["val/mutual_information_nats"]
+        )
+    swiss_roll = Training(replace(small_run, {"model.posterior": "gaussian", "model.prior": "swiss_roll"}), digits)
+    assert names & swiss_roll.evaluation.costly("val").keys() == {"val/kl_aggregate_nats"}
+
+
+def test_samples_are_judged_where_there_is_a_judge(small_run: Settings, digits: Dataset, judge: Judge) -> None:
+    """Real images are near 0, an untrained decoder's are far."""
+    training = Training(small_run, digits, judge=judge)
+    assert "val/kid_local" not in Training(small_run, digits).evaluation.costly("val")
+    untrained = training.evaluation.costly("val")["val/kid_local"]
+    rows = digits.train[: len(digits.val)]
+    training.evaluation.samples = lambda count: pixels(digits, rows)  # type: ignore[method-assign]
+    real = training.evaluation.costly("val")["val/kid_local"]
+    assert abs(real) < 0.05 * untrained
 
 
 @pytest.mark.parametrize("prior", ["mixture", "swiss_roll"])

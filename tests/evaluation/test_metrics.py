@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import Generator, Tensor
 
-from aae_ray.evaluation.metrics import METRICS, code_std, mean_entropy, noise_use
+from aae_ray.evaluation.metrics import METRICS, balanced_error, code_std, mean_entropy, noise_use, wilson_interval
 from aae_ray.settings import Settings
 
 
@@ -74,3 +75,16 @@ def test_noise_use_of_dead_dimensions_is_zero_and_one_draw_is_too_few() -> None:
     assert noise_use(z_MNZ) == pytest.approx(0.5, abs=0.01)
     with pytest.raises(ValueError, match="two or more draws"):
         noise_use(z_MNZ[:1])
+
+
+def test_the_balanced_error_weighs_classes_alike() -> None:
+    """Nine of ten images are of one class: to answer it always is right nine times of ten, and of one class of two."""
+    labels_N = torch.tensor([2] * 9 + [5])
+    assert balanced_error(torch.full((10,), 2), labels_N) == pytest.approx(0.5)
+    assert balanced_error(labels_N, labels_N) == 0
+
+
+@pytest.mark.parametrize(("wrong", "count"), [(0, 10), (1, 359), (40, 359), (359, 359)])
+def test_the_interval_of_an_error_is_wilsons(wrong: int, count: int) -> None:
+    expected = binomtest(wrong, count).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(wrong / count, count) == pytest.approx((expected.low, expected.high), abs=1e-6)

@@ -13,6 +13,7 @@ import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from rich.console import Console
 
+from aae_ray.evaluation.diagnostics import Illness
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.reporting import plots, tables
 from aae_ray.reporting.analysis import SearchAnalysis
@@ -221,14 +222,15 @@ def test_a_setting_that_a_trial_was_not_asked_for_has_no_cell() -> None:
 
 
 def test_a_note_says_where_the_front_differs_by_noise_alone(history: History) -> None:
-    assert tables.noise_warning(history.ledger) is None
+    assert tables.front_diagnostic(history.ledger) is None
     finish(history, 0.1, 0.300, se=0.01)
-    assert tables.noise_warning(history.ledger) is None
+    assert tables.front_diagnostic(history.ledger) is None
     finish(history, 0.2, 0.295, se=0.01)
-    warning = tables.noise_warning(history.ledger)
-    assert warning is not None and "0.0050" in warning and "0.0100" in warning
+    diagnostic = tables.front_diagnostic(history.ledger)
+    assert diagnostic is not None and diagnostic.kind is Illness.FRONT_WITHIN_NOISE
+    assert "0.0050" in diagnostic.text and "0.0100" in diagnostic.text
     finish(history, 0.3, 0.1, se=0.01)
-    assert tables.noise_warning(history.ledger) is None
+    assert tables.front_diagnostic(history.ledger) is None
 
 
 # -------------------------------------------------------------------------------------------------------------- cards

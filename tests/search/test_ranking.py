@@ -109,8 +109,8 @@ def test_a_trial_that_waits_at_a_rung_has_shown_what_it_has_shown_there() -> Non
     number = study.begin()
     study.report(number, 3, 0.2, 0.1)
     waiting = study.trial(number)
-    waiting.state = State.STOPPED  # and without a reason for an end
-    assert result_of(waiting, OBJECTIVES, ()) == Result(number, Standing.FEASIBLE, 3, (0.2, 0.1), 0.0)
+    waiting.state = State.PAUSED
+    assert result_of(waiting, waiting.metrics, OBJECTIVES, ()) == Result(number, Standing.FEASIBLE, 3, (0.2, 0.1), 0.0)
 
 
 def test_a_trial_without_a_finite_objective_is_bad() -> None:
