@@ -12,6 +12,7 @@ from aae_ray.search.objectives import Ranks
 from aae_ray.search.outcomes import Reason, State
 
 STANDING = "how far they came"  # of all trials
+UNDECIDED = (State.RUNNING, State.WAITING, State.FAILED)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _standing(ledger: Ledger) -> Outcome:
 
     So a stopped trial counts with what is known of it. Who only looks at the complete ones sees what the pruner has let
     through, among which a bad value looks harmless: it came with good values of all else. Trials that are under way,
-    that ended with their study, or failed for a reason outside of them say nothing.
+    that ended with their study between two rungs, or failed for a reason outside of them say nothing.
     """
     complete = Ranks()
     for trial in ledger.complete():
@@ -60,13 +61,11 @@ def _standing(ledger: Ledger) -> Outcome:
     for trial in ledger.trials:
         if trial.state is State.COMPLETE:
             key = (0, 0, complete.rank(complete.values[trial.number]))
-        elif trial.state in (State.RUNNING, State.WAITING) or (trial.reason is not None and trial.reason.resumable):
-            continue
-        elif trial.number in judged and trial.reason in (None, Reason.PRUNED):
-            ranks = ledger.rungs[judged[trial.number]].ranks
-            key = (1, -judged[trial.number], ranks.rank(ranks.values[trial.number]))
-        elif trial.state is State.STOPPED or trial.reason is Reason.DIVERGED:
+        elif trial.reason is Reason.DIVERGED or (trial.last_report is not None and trial.last_report.stop_reason):
             key = (2, 0, 0)
+        elif trial.state not in UNDECIDED and judged.get(trial.number) == trial.epoch:
+            ranks = ledger.rungs[trial.epoch].ranks
+            key = (1, -trial.epoch, ranks.rank(ranks.values[trial.number]))
         else:
             continue
         trials.append(trial)
