@@ -18,7 +18,7 @@ from aae_ray.search.space import Plan
 
 OUTLINED = {"size": 10, "line": {"width": 1, "color": "dimgray"}}  # else the front's first trial is white on white
 PLOT_HEIGHT = 550  # pixels
-CLEAR, UNCLEAR, LIMIT = "#1f5fa8", "#b8c0cc", "#c8442c"  # what is resolved, what is not, and a limit
+CLEAR, UNCLEAR, LIMIT = "#1f5fa8", "#9aa4b2", "#c8442c"  # what is resolved, what is not, and a limit
 TIMES = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 VERDICTS = {Verdict.NO_LOSS: CLEAR, Verdict.LOSS: LIMIT, Verdict.NOT_RESOLVED: UNCLEAR}
 
@@ -105,7 +105,7 @@ def _hypervolume(points: Sequence[Progress]) -> Any:
             hovertemplate="%{text}<extra></extra>",
         )
         figure.add_traces([steps, trials], rows=1, cols=column)
-        figure.update_xaxes(title=title, rangemode="tozero", row=1, col=column)
+        figure.update_xaxes(title=title, range=[0, 1.02 * max(spent[-1], 1e-9)], row=1, col=column)
     figure.update_yaxes(title="share of what there is to win", row=1, col=1)
     figure.update_yaxes(range=[0, 1.02])
     return figure.update_layout(
@@ -157,6 +157,8 @@ def _defaults(judged: Sequence[BackToDefault]) -> Any:
     figure = graph_objects.Figure()
     for verdict, colour in VERDICTS.items():
         shown = [(found, max(found.losses, key=lambda loss: loss.high)) for found in judged if found.verdict is verdict]
+        if not shown:
+            continue
         middles = [(loss.low + loss.high) / 2 for _, loss in shown]
         reach = [(loss.high - loss.low) / 2 for _, loss in shown]
         figure.add_scatter(
@@ -176,6 +178,7 @@ def _defaults(judged: Sequence[BackToDefault]) -> Any:
     figure.update_xaxes(title="places lost, share of all, on average over the trials; each bound with 95% confidence")
     return figure.update_layout(
         title="What the best trial's settings would lose at their defaults; up to the dashed line it is no loss",
+        showlegend=True,
         xaxis={"tickformat": ".0%"},
         yaxis={"automargin": True, "autorange": "reversed"},
     )

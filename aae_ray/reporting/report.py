@@ -12,6 +12,7 @@ from rich.text import Text
 from aae_ray.reporting import tables, text
 from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.defaults import Verdict
+from aae_ray.reporting.importance import LEAST_TRIALS
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import State, StudyEnd
 from aae_ray.secrets import without_userinfo
@@ -135,7 +136,7 @@ def _importance_lines(analysis: SearchAnalysis) -> list[str]:
         what = f"best quarter of {found.trials} trials by {found.outcome}"
         lines.append(f"{what}: {clear or 'no setting stands out from chance'}")
     if few:
-        lines.append(f"not resolved by so few trials: {', '.join(few)}")
+        lines.append(f"not resolved by fewer than {LEAST_TRIALS} trials: {', '.join(few)}")
     return lines
 
 

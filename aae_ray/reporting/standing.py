@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from aae_ray.search.constraints import constraints_of
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.objectives import Ranks
-from aae_ray.search.outcomes import Reason, State
+from aae_ray.search.outcomes import Reason
+from aae_ray.search.ranking import Standing, ranked, result_of
 
 STANDING = "how far they came"  # of all trials
+OF_THE_STUDY = (Reason.BUDGET, Reason.USER, Reason.INTERRUPTED)  # who ended with it was not judged
 
 
 @dataclass(frozen=True)
@@ -45,30 +47,16 @@ def outcomes(ledger: Ledger) -> list[Outcome]:
 
 
 def _standing(ledger: Ledger) -> Outcome:
-    """All trials in one order: the complete ones by their non-dominated front, before those that stayed at a rung, the
-    last rung first and there by the front, before those that a health check ended or that diverged.
+    """All trials in the order that samplers learn from (`search.ranking`), the bad ones all last.
 
     So a stopped trial counts with what is known of it. Who only looks at the complete ones sees what the pruner has let
     through, among which a bad value looks harmless: it came with good values of all else. Trials that are under way,
     that ended with their study, or failed for a reason outside of them say nothing.
     """
-    complete = Ranks()
-    for trial in ledger.complete():
-        complete.insert(trial.number, ledger.values(trial))
-    judged = {number: level for level in sorted(ledger.rungs) for number in ledger.rungs[level].ranks.values}
-    trials, keys = [], []
-    for trial in ledger.trials:
-        if trial.state is State.COMPLETE:
-            key = (0, 0, complete.rank(complete.values[trial.number]))
-        elif trial.number in judged and (trial.state is State.PAUSED or trial.reason in (Reason.PAUSED, Reason.PRUNED)):
-            ranks = ledger.rungs[judged[trial.number]].ranks
-            key = (1, -judged[trial.number], ranks.rank(ranks.values[trial.number]))
-        elif trial.open or (trial.reason is not None and trial.reason.resumable):
-            continue
-        elif trial.state is State.STOPPED or trial.reason is Reason.DIVERGED:
-            key = (2, 0, 0)
-        else:
-            continue
-        trials.append(trial)
-        keys.append(key)
-    return Outcome.of(STANDING, trials, keys)
+    constraints = constraints_of(ledger.current_plan.settings.study)
+    trials = {trial.number: trial for trial in ledger.firsts() if trial.reason not in OF_THE_STUDY}
+    found = [result_of(trial, ledger.judged(trial), ledger.objectives, constraints) for trial in trials.values()]
+    order = ranked([one for one in found if one is not None], careful=len(trials))
+    bad = len(order)
+    places = [bad if one.standing is Standing.BAD else place for place, one in enumerate(order)]
+    return Outcome.of(STANDING, [trials[one.number] for one in order], places)

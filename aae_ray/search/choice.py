@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from aae_ray.evaluation.metrics import METRICS
+from aae_ray.search.objectives import exclusive_hypervolumes
 
 RULES = ("nearest_to_ideal", "first_objective", "hypervolume")  # of study.select, beside names of metrics
 DIGITS = 9  # to which trials are equally near
@@ -62,29 +63,12 @@ def select(front: Sequence[Metrics], objectives: Sequence[str], rule: str) -> in
     if rule == "first_objective":
         return min(indices, key=lambda index: points[index])
     if rule == "hypervolume":
-        volumes = exclusive_volumes(points)
+        volumes = exclusive_hypervolumes(points, [1.0] * len(objectives))
         return min(indices, key=lambda index: (-volumes[index], *nearness[index]))
     if rule == "nearest_to_ideal":
         return min(indices, key=lambda index: nearness[index])
     values = [METRICS[rule].sign * metrics.get(rule, math.nan) for metrics in front]
     return min(indices, key=lambda index: (_last(values[index]), *nearness[index]))
-
-
-def hypervolume(points: Sequence[Sequence[float]]) -> float:
-    """The share of the unit cube that these scaled points dominate."""
-    import numpy as np
-    from optuna._hypervolume import compute_hypervolume  # who loads a decoder needs no Optuna
-
-    inside = np.array([point for point in points if all(value < 1 for value in point)], dtype=float)
-    if not len(inside):
-        return 0.0
-    return float(compute_hypervolume(inside.clip(0.0), np.ones(inside.shape[1])))
-
-
-def exclusive_volumes(points: Sequence[Sequence[float]]) -> list[float]:
-    """How much the hypervolume of these scaled points shrinks without each of them."""
-    whole = hypervolume(points)
-    return [whole - hypervolume([*points[:index], *points[index + 1 :]]) for index in range(len(points))]
 
 
 def _last(value: float) -> float:

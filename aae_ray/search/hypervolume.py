@@ -6,16 +6,13 @@ knows nothing gets, and 1 the best value that it can have: the volume is a share
 depend on the other trials where the metric has a reference of its own.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from optuna._hypervolume import compute_hypervolume
 
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search import events
 from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.objectives import hypervolume
 from aae_ray.search.outcomes import State
 
 
@@ -38,34 +35,26 @@ class Progress:
 
 
 def references(ledger: Ledger) -> list[Reference]:
-    """For each objective the value of a model that knows nothing, and the best one that there is.
-
-    The reconstruction error has the mean image's and 0; the JSD bound log 2, its largest value, and 0; a ratio 1 and 0.
-    A metric without such bounds has the worst and the best value among the complete trials.
-    """
+    """For each objective the value of a model that knows nothing, and the best one that there is, by the table of
+    metrics. One that has no worst there has the worst among the complete trials."""
     return [_reference(ledger, index, name) for index, name in enumerate(ledger.objectives)]
 
 
 def _reference(ledger: Ledger, index: int, name: str) -> Reference:
-    mean_image = (trial.metrics.get("val/mean_image_mse") for trial in ledger.trials)
-    if name == "val/reconstruction_mse" and (worst := next(filter(None, mean_image), None)) is not None:
-        return Reference(worst, 0.0)
-    if name == "val/jsd_nats":
-        return Reference(math.log(2), 0.0)
-    if METRICS[name].unit == "ratio":
-        return Reference(1.0, 0.0) if METRICS[name].direction == "min" else Reference(0.0, -1.0)
-    values = [ledger.values(trial)[index] for trial in ledger.complete()]
-    return Reference(max(values, default=0.0), min(values, default=0.0))
+    metric, metrics = METRICS[name], next((trial.metrics for trial in ledger.trials if trial.metrics), {})
+    best = metric.sign * metric.best.value  # a floor is a trial's own
+    if metric.worst is not None:
+        return Reference(metric.sign * metric.worst.of(metrics), best)
+    return Reference(max((ledger.values(trial)[index] for trial in ledger.complete()), default=best), best)
 
 
-def hypervolume(points: Iterable[Sequence[float]], of: Sequence[Reference]) -> float:
+def dominated_share(points: Iterable[Sequence[float]], of: Sequence[Reference]) -> float:
     """The share of the volume between the references that these points dominate: 0 for none, 1 for the ideal.
 
     A point that is worse than a reference dominates nothing; beyond the best value there is nothing more to win.
     """
     scaled = [[_scaled(value, reference) for value, reference in zip(point, of, strict=True)] for point in points]
-    inside = [point for point in scaled if max(point) < 1]
-    return float(compute_hypervolume(np.array(inside), np.ones(len(of)))) if inside else 0.0
+    return hypervolume(scaled, [1.0] * len(of))
 
 
 def _scaled(value: float, reference: Reference) -> float:
@@ -82,7 +71,7 @@ def progress(history: Iterable[events.Event], of: Sequence[Reference]) -> list[P
             epochs += len(event.history)
         ledger.apply(event)
         if isinstance(event, events.Ended) and (trial := ledger.trials[event.number]).state is State.COMPLETE:
-            volume = hypervolume((ledger.values(member) for member in ledger.front()), of)
+            volume = dominated_share((ledger.values(member) for member in ledger.front()), of)
             points.append(_point(ledger, trial, epochs, volume))
     return [*points, _point(ledger, None, epochs, volume)] if ledger.started else points
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 Point = Sequence[float]
 
 
@@ -54,20 +56,34 @@ def _key(member: Member) -> Any:
     return member[0]
 
 
-def exclusive_hypervolumes(front: Sequence[Point], reference: Point) -> list[float]:
-    """What each point of a front of two objectives dominates alone, up to the reference point.
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """The volume that these points dominate, up to the reference point; points that are not better than it in every
+    objective dominate nothing (Zitzler and Thiele 1999)."""
+    from optuna._hypervolume import compute_hypervolume  # who loads a decoder needs no Optuna
 
-    A point that is not better than the reference in both dominates nothing, and neither does one of two equal ones.
-    """
+    inside = [point for point in points if all(value < bound for value, bound in zip(point, reference, strict=True))]
+    return float(compute_hypervolume(np.array(inside, float), np.array(reference, float))) if inside else 0.0
+
+
+def exclusive_hypervolumes(front: Sequence[Point], reference: Point) -> list[float]:
+    """What each point of a front dominates alone, up to the reference point. Of equal points nobody does."""
+    if len(reference) == 2:
+        return _exclusive_areas(front, reference)
+    whole = hypervolume(front, reference)
+    return [whole - hypervolume([*front[:index], *front[index + 1 :]], reference) for index in range(len(front))]
+
+
+def _exclusive_areas(front: Sequence[Point], reference: Point) -> list[float]:
+    """With two objectives a front is a staircase, and a point's own area lies between its neighbours."""
     x, y = reference
     clipped = [(min(point[0], x), min(point[1], y)) for point in front]
     order = sorted(range(len(front)), key=lambda index: clipped[index])
-    volumes = [0.0] * len(front)
+    areas = [0.0] * len(front)
     for place, index in enumerate(order):
         right = clipped[order[place + 1]][0] if place + 1 < len(order) else x
         above = clipped[order[place - 1]][1] if place else y
-        volumes[index] = max(right - clipped[index][0], 0.0) * max(above - clipped[index][1], 0.0)
-    return volumes
+        areas[index] = max(right - clipped[index][0], 0.0) * max(above - clipped[index][1], 0.0)
+    return areas
 
 
 def crowding_distances(front: Sequence[Point]) -> list[float]:

@@ -23,7 +23,7 @@ from enum import IntEnum
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search.constraints import Constraint, violation
 from aae_ray.search.ledger import TrialRecord
-from aae_ray.search.objectives import Point, Ranks, dominates
+from aae_ray.search.objectives import Point, Ranks, exclusive_hypervolumes
 from aae_ray.search.outcomes import Reason, State
 
 UNDER_WAY = (State.WAITING, State.RUNNING)
@@ -125,44 +125,3 @@ def _reference(points: Sequence[Point]) -> tuple[float, ...]:
     """A point that lies beyond all of these in every objective, so that each of them dominates something."""
     columns = list(zip(*points, strict=True))
     return tuple(max(column) + MARGIN * ((max(column) - min(column)) or 1.0) for column in columns)
-
-
-def exclusive_hypervolumes(front: Sequence[Point], reference: Point) -> list[float]:
-    """For each point of a non-dominated front, the volume up to the reference point that it dominates and no other
-    one does. Of equal points nobody has any."""
-    if len(reference) == 2:
-        return _exclusive_areas(front, reference)
-    return [
-        _volume(point, reference) - _hypervolume(_limited(point, [*front[:index], *front[index + 1 :]]), reference)
-        for index, point in enumerate(front)
-    ]
-
-
-def _exclusive_areas(front: Sequence[Point], reference: Point) -> list[float]:
-    """With two objectives a front is a staircase, and a point's own area lies between its neighbours."""
-    order = sorted(range(len(front)), key=lambda index: tuple(front[index]))
-    areas = [0.0] * len(front)
-    for place, index in enumerate(order):
-        right = front[order[place + 1]][0] if place + 1 < len(order) else reference[0]
-        above = front[order[place - 1]][1] if place else reference[1]
-        areas[index] = (right - front[index][0]) * (above - front[index][1])
-    return areas
-
-
-def _hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """The volume up to the reference point that some of these points dominate, point by point (WFG, While et al.
-    2012)."""
-    return sum(
-        _volume(point, reference) - _hypervolume(_limited(point, points[index + 1 :]), reference)
-        for index, point in enumerate(points)
-    )
-
-
-def _volume(point: Point, reference: Point) -> float:
-    return math.prod(bound - value for value, bound in zip(point, reference, strict=True))
-
-
-def _limited(point: Point, others: Sequence[Point]) -> list[Point]:
-    """The parts of what others dominate that this point dominates as well, as points that no other one dominates."""
-    limited = list({tuple(map(max, point, other)) for other in others})
-    return [one for one in limited if not any(dominates(other, one) for other in limited)]

@@ -31,7 +31,7 @@ from aae_ray.reporting.text import (
     with_floor,
 )
 from aae_ray.search.ledger import TrialRecord
-from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
+from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from aae_ray.search.sampler import optuna_study
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, dotted_fields, replace, setting
@@ -176,6 +176,13 @@ def test_the_outcome_counts_every_end_and_its_reason(history: History) -> None:
     line = tables.outcome_line(history.ledger)
     ends = "1 complete, 2 stopped early, 1 failed, 1 unfinished (1 budget, 1 bug, 2 pruned)"
     assert line == f"5 trials in 1 h 0 min: {ends}"
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_has_a_word_in_the_outcome(history: History, state: State) -> None:
+    finish(history, 0.1, 0.1)
+    history.ledger.counts = dict.fromkeys(State, 0) | {state: 7}
+    assert f"7 {state}" in tables.outcome_line(history.ledger) and f"7 {state}" in summary(history.ledger)
 
 
 def test_the_time_of_a_study_is_that_of_all_its_sessions_and_of_no_pause(history: History) -> None:

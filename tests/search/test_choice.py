@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.search.choice import RULES, exclusive_volumes, hypervolume, judged_by, reference_point, scaled, select
+from aae_ray.search.choice import RULES, judged_by, reference_point, scaled, select
 
 MSE, JSD, MEAN, FLOOR = "val/reconstruction_mse", "val/jsd_nats", "val/mean_image_mse", "val/jsd_nats_floor"
 OBJECTIVES = (MSE, JSD)
@@ -84,20 +84,3 @@ def test_every_metric_that_is_searched_on_has_references_or_is_best_at_zero() ->
     for name, metric in METRICS.items():
         if metric.direction and name.startswith("val/"):
             assert metric.worst is not None or metric.direction == "min", name
-
-
-@given(st.lists(st.tuples(st.floats(0, 1.1), st.floats(0, 1.1)), max_size=6))
-def test_a_hypervolume_is_the_share_of_the_square_that_is_dominated(points: list[tuple[float, float]]) -> None:
-    cells = 40
-    hit = sum(
-        any(x <= (i + 0.5) / cells and y <= (j + 0.5) / cells for x, y in points)
-        for i in range(cells)
-        for j in range(cells)
-    )
-    assert hypervolume(points) == pytest.approx(hit / cells**2, abs=2 / cells)
-
-
-def test_a_hypervolume_in_three_dimensions_and_without_a_point() -> None:
-    assert hypervolume([]) == 0 and hypervolume([(1.0, 0.0)]) == 0
-    assert hypervolume([(0.5, 0.5, 0.5)]) == pytest.approx(0.125)
-    assert exclusive_volumes([(0.5, 0.5, 0.5), (0.6, 0.6, 0.6)]) == pytest.approx([0.125 - 0.064, 0])

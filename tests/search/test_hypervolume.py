@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aae_ray.search.hypervolume import Reference, hypervolume, progress, references
+from aae_ray.search.hypervolume import Reference, dominated_share, progress, references
 from aae_ray.search.outcomes import FailureClass, Reason
 from tests.search.histories import History
 
@@ -28,29 +28,29 @@ POINT = st.tuples(st.floats(-0.5, 1.5), st.floats(-0.5, 2.5))
     ],
 )
 def test_the_share_of_what_there_is_to_win(points: list[tuple[float, float]], share: float) -> None:
-    assert hypervolume(points, BOX) == pytest.approx(share)
+    assert dominated_share(points, BOX) == pytest.approx(share)
 
 
 @given(st.lists(POINT, max_size=8), POINT)
 def test_another_trial_never_makes_it_smaller(points: list[tuple[float, float]], more: tuple[float, float]) -> None:
-    before = hypervolume(points, BOX)
-    assert 0 <= before <= hypervolume([*points, more], BOX) + 1e-12 <= 1 + 1e-9
+    before = dominated_share(points, BOX)
+    assert 0 <= before <= dominated_share([*points, more], BOX) + 1e-12 <= 1 + 1e-9
 
 
 def test_one_objective_is_a_length() -> None:
-    assert hypervolume([(0.3,), (0.2,)], [Reference(1.0, 0.0)]) == pytest.approx(0.8)
+    assert dominated_share([(0.3,), (0.2,)], [Reference(1.0, 0.0)]) == pytest.approx(0.8)
 
 
 def test_references_are_fixed_where_the_metric_has_them() -> None:
     history = History(study__objectives="val/reconstruction_mse,val/jsd_nats,val/nmi,val/sliced_wasserstein")
-    assert references(history.ledger)[0] == Reference(0.0, 0.0)  # nothing is known yet
+    assert references(history.ledger)[0] == Reference(1.0, 0.0)  # of pixels in [0, 1], before a trial has measured it
     for mse, distance in ((0.02, 0.5), (0.03, 0.25)):
         history.finish(mse, 0.1, val__nmi=0.5, val__sliced_wasserstein=distance, val__mean_image_mse=0.08)
     assert references(history.ledger) == [
         Reference(0.08, 0.0),
         Reference(math.log(2), 0.0),
         Reference(0.0, -1.0),  # more is better: the sign is that of `Ledger.values`
-        Reference(0.5, 0.25),  # a distance has no largest value: the trials' own
+        Reference(0.5, 0.0),  # a distance has no largest value: the trials' own
     ]
 
 

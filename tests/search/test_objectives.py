@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aae_ray.search.objectives import Front, Queue, Ranks, crowding_distances, dominates, exclusive_hypervolumes
+from aae_ray.search.objectives import (
+    Front,
+    Queue,
+    Ranks,
+    crowding_distances,
+    dominates,
+    exclusive_hypervolumes,
+    hypervolume,
+)
 
 # ------------------------------------------------------------------------------------------------------------- fronts
 
@@ -169,3 +177,15 @@ def test_the_best_of_a_queue_is_the_first_in_order_of_those_that_wait(
                 waiting.discard(best)
     if not waiting:
         assert queue.best(reference) is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 1.1), st.floats(0, 1.1)), max_size=6))
+def test_a_hypervolume_is_the_share_of_the_square_that_is_dominated(points: list[tuple[float, float]]) -> None:
+    assert hypervolume(points, (1.0, 1.0)) == pytest.approx(volume(points, (1.0, 1.0)), abs=1e-9)
+
+
+def test_a_hypervolume_in_three_dimensions_and_without_a_point() -> None:
+    one = (1.0, 1.0, 1.0)
+    assert hypervolume([], one) == 0 and hypervolume([(1.0, 0.0, 0.0)], one) == 0
+    assert hypervolume([(0.5, 0.5, 0.5)], one) == pytest.approx(0.125)
+    assert exclusive_hypervolumes([(0.5, 0.5, 0.6), (0.6, 0.6, 0.5)], one) == pytest.approx([0.1 - 0.064, 0.08 - 0.064])

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aae_ray.search.objectives import dominates
+from aae_ray.search.objectives import dominates, exclusive_hypervolumes
 from aae_ray.search.outcomes import FailureClass, Reason, State
-from aae_ray.search.ranking import Result, Standing, exclusive_hypervolumes, ranked, result_of
+from aae_ray.search.ranking import Result, Standing, ranked, result_of
 from tests.search.histories import JSD, MSE, History
 
 OBJECTIVES = (MSE, JSD)

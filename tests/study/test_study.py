@@ -49,7 +49,7 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
     text = done.stdout
     assert "Pareto front" in text and "best trial" in text and re.search(r"test images +test/recon\S+ 0\.0\d+", text)
     assert re.search(r"samples +quality/fid_local \d.* \(floor .*quality/parzen_nats \d.* \(real images \d", text)
-    assert "is not evidence of better samples" in text
+    assert "is not evidence of better samples" in text and re.search(r"hypervolume +0\.\d+ of 1 after \d+ epochs", text)
     assert "aae-digits-decoder version 1, champion" in text
     assert (
         "python -m aae_ray.generate aae-digits-decoder" in text and "mlflow ui --backend-store-uri 'sqlite:///" in text
@@ -72,7 +72,8 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
     assert "COMPLETE" in states
     assert {item.path for item in client.list_artifacts(parent.info.run_id)} >= {"plots", "best_config.yaml"}
     assert {Path(item.path).name for item in client.list_artifacts(parent.info.run_id, "plots")} >= {
-        "pareto_front.html"
+        "pareto_front.html",
+        "hypervolume.html",
     }
     for child in children:
         tags, params, metrics = child.data.tags, child.data.params, child.data.metrics
