@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 from pydantic.fields import FieldInfo
 
 from aae_ray.errors import Kind, Problem, SettingsError, unknown_key
@@ -54,9 +54,17 @@ def _fractions(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _label_prior(value: Any) -> Any:
+def _label_prior(value: Any) -> str | tuple[float, ...]:
     """`uniform`, `labels`, or shares such as [0.5, 0.3, 0.2], also as they are recorded."""
-    return value if value in ("uniform", "labels") else _fractions(value)
+    if value in ("uniform", "labels"):
+        return str(value)
+    try:
+        shares = tuple(float(_not_bool(share)) for share in _fractions(value))
+    except (TypeError, ValueError):
+        shares = ()
+    if len(shares) < 2 or not all(0 < share < math.inf for share in shares):
+        raise ValueError("expected uniform, labels, or a list of two or more shares above 0, such as [0.5, 0.3, 0.2]")
+    return shares
 
 
 def _names(value: Any) -> Any:
@@ -73,10 +81,7 @@ Fraction = Annotated[Float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[Positive, ...], BeforeValidator(_widths), Field(min_length=1, max_length=8)]
 OptionalRate = Annotated[Float, Field(ge=0, le=10)]
 Milestones = Annotated[tuple[Annotated[Float, Field(gt=0, lt=1)], ...], BeforeValidator(_fractions)]
-LabelPrior = Annotated[
-    Literal["uniform", "labels"] | Annotated[tuple[Annotated[Float, Field(gt=0)], ...], Field(min_length=2)],
-    BeforeValidator(_label_prior),
-]
+LabelPrior = Annotated[str | tuple[float, ...], PlainValidator(_label_prior)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
 Duration = Annotated[Float, BeforeValidator(_seconds), Field(gt=0)]
 
