@@ -204,7 +204,7 @@ class Model(Section):
 class Optim(Section):
     algorithm: Literal["adam", "sgd"] = Field("adam", description="sgd has momentum, as in the paper")
     reconstruction_lr: Rate = Field(
-        1e-3, description="learning rate of the phase reconstruct, and of the VAE's phase negative_elbo"
+        1e-3, description="learning rate of the phases reconstruct, negative_elbo (the VAE's) and wae_mmd"
     )
     discrimination_lr: Rate = Field(2e-4, description="learning rate of the phase discriminate")
     regularization_lr: Rate = Field(2e-4, description="learning rate of the phase regularize")
@@ -215,7 +215,7 @@ class Optim(Section):
         "decoded images; 0: there is no such phase",
     )
     reconstruction_momentum: Momentum = Field(
-        0.9, description="SGD's momentum or Adam's beta1, phases reconstruct and reencode"
+        0.9, description="SGD's momentum or Adam's beta1, of the same phases and of reencode"
     )
     adversarial_momentum: Momentum = Field(
         0.5, description="the same, phases discriminate and regularize; the paper has 0.1"
