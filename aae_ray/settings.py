@@ -11,7 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from aae_ray.errors import Kind, Problem, SettingsError, unknown_key
@@ -54,9 +62,17 @@ def _fractions(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _label_prior(value: Any) -> Any:
+def _label_prior(value: Any) -> str | tuple[float, ...]:
     """`uniform`, `labels`, or shares such as [0.5, 0.3, 0.2], also as they are recorded."""
-    return value if value in ("uniform", "labels") else _fractions(value)
+    if value in ("uniform", "labels"):
+        return str(value)
+    try:
+        shares = tuple(float(_not_bool(share)) for share in _fractions(value))
+    except (TypeError, ValueError):
+        shares = ()
+    if len(shares) < 2 or not all(0 < share < math.inf for share in shares):
+        raise ValueError("expected uniform, labels, or a list of two or more shares above 0, such as [0.5, 0.3, 0.2]")
+    return shares
 
 
 def _names(value: Any) -> Any:
@@ -87,10 +103,7 @@ Fraction = Annotated[Float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[Positive, ...], BeforeValidator(_widths), Field(min_length=1, max_length=8)]
 OptionalRate = Annotated[Float, Field(ge=0, le=10)]
 Milestones = Annotated[tuple[Annotated[Float, Field(gt=0, lt=1)], ...], BeforeValidator(_fractions)]
-LabelPrior = Annotated[
-    Literal["uniform", "labels"] | Annotated[tuple[Annotated[Float, Field(gt=0)], ...], Field(min_length=2)],
-    BeforeValidator(_label_prior),
-]
+LabelPrior = Annotated[str | tuple[float, ...], PlainValidator(_label_prior)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
 Constraints = Annotated[tuple[Annotated[str, AfterValidator(_constraint)], ...], BeforeValidator(_names)]
 Duration = Annotated[Float, BeforeValidator(_seconds), Field(gt=0)]
@@ -214,7 +227,7 @@ class Model(Section):
 class Optim(Section):
     algorithm: Literal["adam", "sgd"] = Field("adam", description="sgd has momentum, as in the paper")
     reconstruction_lr: Rate = Field(
-        1e-3, description="learning rate of the phase reconstruct, and of the VAE's phase negative_elbo"
+        1e-3, description="learning rate of the phases reconstruct, negative_elbo (the VAE's) and wae_mmd"
     )
     discrimination_lr: Rate = Field(2e-4, description="learning rate of the phase discriminate")
     regularization_lr: Rate = Field(2e-4, description="learning rate of the phase regularize")
@@ -225,7 +238,7 @@ class Optim(Section):
         "decoded images; 0: there is no such phase",
     )
     reconstruction_momentum: Momentum = Field(
-        0.9, description="SGD's momentum or Adam's beta1, phases reconstruct and reencode"
+        0.9, description="SGD's momentum or Adam's beta1, of the same phases and of reencode"
     )
     adversarial_momentum: Momentum = Field(
         0.5, description="the same, phases discriminate and regularize; the paper has 0.1"

@@ -179,6 +179,20 @@ def test_a_rule_is_told_where_the_first_of_its_keys_was_written(tmp_path: Path) 
     assert problem.where == f"{file}:2"
 
 
+@pytest.mark.parametrize("value", ["foo", "[1]", "[1, 0]", "[1, x]", "[1, .nan]", "[1, true]", "true", "3", "{a: 1}"])
+def test_a_prior_of_labels_that_is_none_is_told_in_one_sentence(value: str) -> None:
+    (told,) = complaints("task=supervised", f"model.label_prior={value}")
+    assert "model.label_prior: expected uniform, labels, or a list of two or more shares above 0" in told
+
+
+@pytest.mark.parametrize("value", ["uniform", "labels", "[0.5, 0.25, 2]"])
+def test_a_prior_of_labels_is_read_as_it_is_recorded(value: str) -> None:
+    settings = build(read_overrides(["task=supervised", f"model.label_prior={value}"]))
+    recorded = flatten(settings)["model.label_prior"]
+    again = build(read_overrides(["task=supervised", f"model.label_prior={recorded}"]))
+    assert again == settings
+
+
 def test_no_two_rules_are_about_the_same_keys_and_all_of_them_exist() -> None:
     assert len({frozenset(rule.keys) for rule in RULES}) == len(RULES)
     assert {key for rule in RULES for key in rule.keys} <= dotted_fields().keys()

@@ -23,6 +23,8 @@ from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import build_prior
 from aae_ray.settings import RunSettings, setting
 
+KERNEL_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the discrepancy, times its unit
+
 Networks = Mapping[str, nn.Module]
 Source = Literal["all", "labelled"]
 
@@ -281,18 +283,22 @@ def negative_elbo(networks: Networks, batch: Batch, settings: RunSettings) -> Ou
 
 
 def inverse_multiquadric(a_BZ: Tensor, b_GZ: Tensor, scale: float) -> Tensor:
-    """The kernel C / (C + |a - b|^2), (B, G) (Tolstikhin et al. 2018, section 4)."""
-    distance_BG = torch.cdist(a_BZ, b_GZ, compute_mode="donot_use_mm_for_euclid_dist")
-    return scale / (scale + distance_BG.square())
+    """The kernel C / (C + |a - b|^2), (B, G), at most 1, as a mean over several C, multiples of the scale.
+
+    At one C, as Tolstikhin et al. 2018 write it in section 4, codes that are far out feel nothing, and stay there.
+    """
+    squared_BG = torch.cdist(a_BZ, b_GZ, compute_mode="donot_use_mm_for_euclid_dist").square()
+    kernels = [factor * scale / (factor * scale + squared_BG) for factor in KERNEL_SCALES]
+    return reduce(add, kernels) / len(kernels)
 
 
 def wae_mmd(networks: Networks, batch: Batch, settings: RunSettings) -> Outcome:
     """The single phase of the Wasserstein autoencoder with MMD: reconstruction error plus `train.mmd_weight` times the
     squared maximum mean discrepancy of codes and draws of the prior (Tolstikhin et al. 2018, algorithm 2).
 
-    The discrepancy is the unbiased estimate, which may be below zero, over the batch of all workers, with the inverse
-    multiquadric kernel and the expected squared distance of two draws of the prior for its scale, 2 Z sigma^2 for the
-    Gaussian as in the paper. Examples are coupled: each has the terms in which it comes first, and the mean over the
+    The discrepancy is the unbiased estimate, which may be below zero, over the batch of all workers, with inverse
+    multiquadric kernels around the expected squared distance of two draws of the prior, 2 Z sigma^2 for the Gaussian
+    as in the paper. Examples are coupled: each has the terms in which it comes first, and the mean over the
     batch is the estimate. A batch of one has none.
     """
     assert batch.prior_BZ is not None

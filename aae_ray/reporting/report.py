@@ -59,6 +59,10 @@ def print_report(console: Console, report: StudyReport) -> None:
     lines = [text.bullet("study", tables.outcome_line(ledger))]
     if ledger.front():
         console.print(tables.front_table(ledger, best, console), "")
+    if best and ledger.violation(best):
+        lines.append(
+            text.bullet("note", f"no trial fulfils {' and '.join(ledger.current_plan.settings.study.constraints)}")
+        )
     if ledger.end_message:
         lines.append(text.bullet("ended", ledger.end_message))
     if best:

@@ -308,7 +308,8 @@ class Conductor:
         if most == 1:
             return None
         complete = [trial for trial in self.ledger.complete() if trial.replicate_of is None]
-        return next_seed([self.ledger.seeds(trial) for trial in complete], most)
+        feasible = [trial for trial in complete if not self.ledger.violation(trial)]
+        return next_seed([self.ledger.seeds(trial) for trial in feasible], most)
 
     def _settle(self, trial: TrialRecord) -> None:
         """Draw the conclusion that a crash came between: what was decided or reported last, and not followed."""

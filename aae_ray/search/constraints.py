@@ -5,7 +5,7 @@ smaller violation is better (constrained domination, Deb 2000).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aae_ray import settings
@@ -13,6 +13,7 @@ from aae_ray.errors import Kind, Problem, did_you_mean
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reading import Entry
 
+INFEASIBLE = 1e12  # beyond all values of a trial that is in good health
 NEVER_NEGATIVE = ("squared pixel", "prior std", "ratio", "clusters")  # units of metrics that are at least 0
 
 
@@ -46,6 +47,12 @@ def violation(constraints: Iterable[Constraint], metrics: Mapping[str, float]) -
     """By how much a trial violates constraints, 0 where it fulfils them all: the sum of what it lies beyond each bound,
     as a share of the bound (of 1 for a bound of 0), so that metrics of different units add up."""
     return sum(max(constraint.excess(metrics), 0.0) / (abs(constraint.bound) or 1.0) for constraint in constraints)
+
+
+def constrained(values: Sequence[float], beyond: float) -> tuple[float, ...]:
+    """Values, smaller being better, as trials are compared by them: one that violates constraints is behind every one
+    that violates none, whatever its values are, and before those that violate more."""
+    return (INFEASIBLE + beyond,) * len(values) if beyond else tuple(values)
 
 
 def constraint_problems(entry: Entry | None) -> list[Problem]:

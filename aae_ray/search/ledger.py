@@ -12,6 +12,7 @@ from aae_ray.errors import UserError
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search import events
 from aae_ray.search.choice import reference_point
+from aae_ray.search.constraints import constrained, constraints_of, violation
 from aae_ray.search.contract import Suggestion, trial_name
 from aae_ray.search.objectives import Front
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, State, StudyEnd
@@ -319,7 +320,7 @@ class Ledger:
         if trial.replicate_of is not None:
             self._rank_anew()
         elif trial.state is State.COMPLETE:
-            self.front_points.insert(trial.number, self.values(trial))
+            self.front_points.insert(trial.number, self._constrained(trial))
             self._consider_best(trial)
 
     def _consider_best(self, trial: TrialRecord) -> None:
@@ -331,7 +332,7 @@ class Ledger:
     def _rank_anew(self) -> None:
         """After another seed of a configuration, whose means have moved."""
         complete = [trial for trial in self.complete() if trial.replicate_of is None]
-        self.front_points.replace_all({trial.number: self.values(trial) for trial in complete})
+        self.front_points.replace_all({trial.number: self._constrained(trial) for trial in complete})
         self.best_trials = {}
         for trial in complete:
             self._consider_best(trial)
@@ -422,6 +423,13 @@ class Ledger:
             sign * trial.metrics.get(name, math.inf) for name, sign in zip(self.objectives, self.signs, strict=True)
         )
 
+    def _constrained(self, trial: TrialRecord) -> tuple[float, ...]:
+        return constrained(self.values(trial), self.violation(trial))
+
+    def violation(self, trial: TrialRecord) -> float:
+        """By how much a trial violates study.constraints, 0 where it fulfils them all."""
+        return violation(constraints_of(self.current_plan.settings.study), self.judged(trial))
+
     def judged(self, trial: TrialRecord) -> dict[str, float]:
         """The metrics that a trial is judged by: its own, with means over the seeds of a complete configuration."""
         if not trial.replicates or trial.state is not State.COMPLETE:
@@ -451,7 +459,10 @@ class Ledger:
         return [trial for trial in self.trials if trial.state is State.COMPLETE]
 
     def front(self) -> list[TrialRecord]:
-        """The complete trials that no other one dominates, best first objective first, one of each configuration."""
+        """The complete trials that no other one dominates, best first objective first, one of each configuration.
+
+        While none fulfils the constraints, those that violate them least.
+        """
         return [self.trials[number] for number in self.front_points.members()]
 
     def best_of(self, objective: int) -> TrialRecord | None:

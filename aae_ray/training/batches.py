@@ -225,7 +225,8 @@ def draw_blocks(
         for block in range(first, last + 1)
     ]
     start, length = mine.start - first * size, mine.stop - mine.start
-    return {name: torch.cat([part[name] for part in drawn], dim).narrow(dim, start, length) for name in drawn[0]}
+    whole = drawn[0] if len(drawn) == 1 else {name: torch.cat([part[name] for part in drawn], dim) for name in drawn[0]}
+    return {name: tensor.narrow(dim, start, length) for name, tensor in whole.items()}
 
 
 def warp(x_BD: Tensor, maps_B23: Tensor, shape: tuple[int, int, int]) -> Tensor:

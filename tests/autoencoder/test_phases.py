@@ -242,7 +242,8 @@ def test_the_squared_discrepancy_by_hand() -> None:
     scale = 2 * 5 * 2.0**2
 
     def kernel(a_Z: torch.Tensor, b_Z: torch.Tensor) -> float:
-        return scale / (scale + float((a_Z - b_Z).square().sum()))
+        squared = float((a_Z - b_Z).square().sum())
+        return sum(f * scale / (f * scale + squared) for f in (0.1, 0.2, 0.5, 1, 2, 5, 10)) / 7
 
     pairs = [(i, j) for i in range(7) for j in range(7)]
     alike = sum(kernel(x[i], x[j]) for x in (z_BZ, prior_BZ) for i, j in pairs if i != j) / (7 * 6)

@@ -451,6 +451,15 @@ def test_the_time_that_paused_trials_took_is_counted_once(tmp_path: Path) -> Non
     assert conductor.ledger.ended_seconds[1] == pytest.approx(held)
 
 
+def test_a_trial_that_violates_a_constraint_is_not_on_the_front_while_one_fulfils_it(tmp_path: Path) -> None:
+    plan = plan_of(study__constraints=["val/reconstruction_mse <= 0.3"], study__pruner__type="none")
+    conductor = begin(tmp_path, plan)
+    for mse, front in ((0.5, [0]), (0.4, [1]), (0.3, [2]), (0.2, [3]), (0.9, [3])):
+        number = begin_trial(conductor).number
+        step(conductor, number, 27, mse, finished=True)
+        assert [trial.number for trial in conductor.ledger.front()] == front
+
+
 # ------------------------------------------------------------------------------------------------------- end and resume
 
 

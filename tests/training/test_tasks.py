@@ -40,7 +40,7 @@ NOISY = {"train.label_noise": 0.3}
 GOALS: list[tuple[str, dict[str, Any], str, float]] = [
     ("unsupervised", {}, "val/reconstruction_mse", 0.4),  # times the error of the mean image
     ("vae", {"model.posterior": "gaussian", "model.decoder_std": 0.3}, "val/reconstruction_mse", 0.6),
-    ("wae_mmd", {"train.mmd_weight": 30.0}, "val/reconstruction_mse", 0.4),
+    ("wae_mmd", {}, "val/reconstruction_mse", 0.4),
     ("supervised", {}, "val/reconstruction_mse", 0.4),
     ("label_informed", INFORMED | {"model.prior": "mixture"}, "val/part_error", 0.4),
     ("label_informed", INFORMED | {"model.prior": "swiss_roll"}, "val/part_error", 0.4),
