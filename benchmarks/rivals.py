@@ -1,7 +1,7 @@
 """What the platform's samplers and pruners are compared with: samplers as Optuna ships them, and peers' stopping rules.
 
 A rule is asked when a trial has reached a rung, and knows what all trials had at all rungs: both objectives in units of
-the reference point, smaller is better. The rules are those of papers and documentation, none is a peer's code.
+the reference point, smaller is better. The rules are written anew after papers, documentation and sources.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -254,11 +254,11 @@ def draw(curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], seconds:
             axes.step(grid, line, where="post", color=colour, linewidth=0.7, alpha=0.35)
         axes.step(grid, np.median(lines, axis=0), where="post", color=colour, linewidth=2.4, label=name)
     axes.set_xlabel("time since the command (s)")
-    axes.set_ylabel("hypervolume of finished trials (share of the reference box)")
+    axes.set_ylabel("hypervolume of the front (of at most 1)")
     axes.set_xlim(0, seconds)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(-0.01, 1)  # a search that has found nothing yet is seen too
     axes.set_title(
-        f"Search of the digits on two cores: median of {len(lines)} seeds, and each", fontsize=10, loc="left"
+        "Search of the digits on two cores: thin lines are seeds, thick ones their median", fontsize=10, loc="left"
     )
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
