@@ -66,7 +66,7 @@ def print_report(console: Console, report: StudyReport) -> None:
     if ledger.end_message:
         lines.append(text.bullet("ended", ledger.end_message))
     if best:
-        values = ", ".join(f"{name} {best.metrics[name]:.4f}" for name in ledger.objectives)
+        values = ", ".join(f"{name} {tables.objective_value(ledger, best, name)}" for name in ledger.objectives)
         settings = text.describe(best.params) or "the settings as given"
         lines.append(text.bullet("best trial", f"{best.name} ({settings}): {values}"))
         if best.test is not None:

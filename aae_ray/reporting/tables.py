@@ -47,7 +47,7 @@ def _front_table(
 ) -> Table:
     front = ledger.front()
     table = Table(
-        title=f"Pareto front: {len(front)} of {counted(len(ledger.trials), 'trial')}",
+        title=f"Pareto front: {len(front)} of {counted(ledger.configurations, 'trial')}",
         title_justify="left",
         title_style="bold",
         header_style="bold",
@@ -64,11 +64,17 @@ def _front_table(
         table.add_row(
             symbols.star if trial is best else "",
             trial.name,
-            *(f"{trial.metrics[name]:.4f}" for name in ledger.objectives),
+            *(objective_value(ledger, trial, name) for name in ledger.objectives),
             *cells(values_of(trial, searched_keys(ledger))),
             style="bold green" if trial is best else "",
         )
     return table
+
+
+def objective_value(ledger: Ledger, trial: TrialRecord, name: str) -> str:
+    """An objective of a complete trial, with its standard error where it is a mean over seeds."""
+    error = ledger.standard_errors(trial).get(name)
+    return f"{ledger.judged(trial)[name]:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _short(key: str) -> str:

@@ -397,7 +397,8 @@ class Ledger:
     @property
     def unfinished(self) -> int:
         """Trials that ended with their study, which a resume takes up again."""
-        return sum(count for reason, count in list(self.reasons.items()) if reason.resumable)
+        resumable = (count for reason, count in list(self.reasons.items()) if reason.resumable)
+        return sum(resumable) - self.reasons.get(Reason.PAUSED, 0)
 
     @property
     def ended(self) -> int:
