@@ -95,7 +95,7 @@ def kl_nearest_neighbours(codes_NZ: Tensor, prior_MZ: Tensor) -> float:
         return math.nan
     nu_N, rho_N = (
         # Without the shortcut by products: near codes would lie at distances of its rounding.
-        torch.cdist(codes_NZ, some_MZ, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(k, dim=1).values
+        torch.cdist(codes_NZ, some_MZ, compute_mode="donot_use_mm_for_euclid_dist").topk(k, largest=False).values[:, -1]
         for some_MZ, k in ((prior_MZ, NEIGHBOUR), (codes_NZ, NEIGHBOUR + 1))  # a code is its own nearest one
     )
     ratio_N = nu_N.clamp_min(LEAST_DISTANCE).log() - rho_N.clamp_min(LEAST_DISTANCE).log()

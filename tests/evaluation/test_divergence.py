@@ -232,6 +232,17 @@ def test_the_bound_of_codes_that_are_not_finite_is_nan(wrong: float) -> None:
     assert all(map(math.isnan, (result.nats, result.standard_error, result.floor)))
 
 
+def test_a_label_that_no_reference_sample_has_leaves_the_bound_a_number() -> None:
+    """Of ten thousand labels, most are in none of the 2,000 reference samples."""
+
+    def draw(count: int, seed: int) -> Tensor:
+        return torch.cat([normal(count, 2, seed), torch.zeros(count, 1)], 1)
+
+    codes_NZ = draw(60, 5)
+    codes_NZ[0, 2] = 1
+    assert math.isfinite(jsd_bound(codes_NZ, draw, seed=0).nats)
+
+
 def test_too_few_codes_are_a_user_error() -> None:
     with pytest.raises(UserError, match="at least 10 held-out images, got 9; raise data.validation_fraction"):
         jsd_bound(normal(9, 2, 0), gaussian(2), seed=0)
