@@ -169,7 +169,7 @@ def test_a_fold_is_never_trained_on_and_all_else_is() -> None:
 
 
 def test_written_out_gradients_and_steps_are_those_of_pytorch() -> None:
-    x_KBF = torch.randn(divergence.FOLDS, 12, 4, generator=seeded(1))
+    x_KBF = torch.randn(divergence.FOLDS, 2 * divergence.BATCH, 4, generator=seeded(1))
     ours = divergence.Discriminators(4, seeded(0))
     theirs = [parameter.clone().requires_grad_() for parameter in ours.parameters]
     groups = [{"params": theirs[:3], "weight_decay": 2.0}, {"params": theirs[3:], "weight_decay": 0.0}]
