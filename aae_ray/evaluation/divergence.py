@@ -95,7 +95,7 @@ def kl_nearest_neighbours(codes_NZ: Tensor, prior_MZ: Tensor) -> float:
         return math.nan
     nu_N, rho_N = (
         # Without the shortcut by products: near codes would lie at distances of its rounding.
-        torch.cdist(codes_NZ, some_MZ, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(k, dim=1).values
+        torch.cdist(codes_NZ, some_MZ, compute_mode="donot_use_mm_for_euclid_dist").topk(k, largest=False).values[:, -1]
         for some_MZ, k in ((prior_MZ, NEIGHBOUR), (codes_NZ, NEIGHBOUR + 1))  # a code is its own nearest one
     )
     ratio_N = nu_N.clamp_min(LEAST_DISTANCE).log() - rho_N.clamp_min(LEAST_DISTANCE).log()
@@ -257,14 +257,12 @@ def _held_out_losses(fake_NF: Tensor, real_NF: Tensor, generator: torch.Generato
     steps = round(STEPS * growth)
     networks = Discriminators(inputs, generator)
     fake_rows_SKB = _training_rows(steps, count, generator)
-    real_rows_SKB = _training_rows(steps, len(real_NF), generator)
-    for step, rows in enumerate(zip(fake_rows_SKB, real_rows_SKB, strict=True)):
-        fake_KBF, real_KBF = (
-            x_NF.index_select(0, rows_KB.flatten()).view(FOLDS, BATCH, inputs)
-            for x_NF, rows_KB in zip((fake_NF, real_NF), rows, strict=True)
-        )
+    real_rows_SKB = count + _training_rows(steps, len(real_NF), generator)
+    rows_SN = torch.cat([fake_rows_SKB, real_rows_SKB], 2).flatten(1)
+    both_NF = torch.cat([fake_NF, real_NF])
+    for step, rows_N in enumerate(rows_SN):
         rate = LEARNING_RATE * (1 - (1 - 1 / steps) * step / steps)
-        networks.update(torch.cat([fake_KBF, real_KBF], 1), rate, WEIGHT_DECAY / growth)
+        networks.update(both_NF.index_select(0, rows_N).view(FOLDS, 2 * BATCH, inputs), rate, WEIGHT_DECAY / growth)
     fake_KB = networks.logits(fake_NF.view(FOLDS, -1, inputs))
     real_KB = networks.logits(real_NF.view(FOLDS, -1, inputs))
     return functional.softplus(fake_KB).flatten(), functional.softplus(-real_KB).flatten()
@@ -304,6 +302,7 @@ class Discriminators:
         self.gradients = self._parts(self._gradient)
         self._mean, self._square = torch.zeros_like(self._vector), torch.zeros_like(self._vector)
         self._steps = 0
+        self._sign_B1 = torch.cat([torch.ones(BATCH, 1), -torch.ones(BATCH, 1)])  # of fake examples, and of real ones
 
     def _parts(self, vector: Tensor) -> list[Tensor]:
         parts = vector.split([math.prod(shape) for shape in self._shapes])
@@ -324,14 +323,11 @@ class Discriminators:
     def differentiate(self, x_KBF: Tensor) -> None:
         """Fill `gradients` with those of each network's loss, (mean -log(1 - D(fake)) + mean -log D(real)) / 2.
 
-        The first half of the examples is fake, the second real.
+        The first half of a batch is fake, the second real.
         """
-        half = x_KBF.shape[1] // 2
-        sign_B1 = torch.ones(2 * half, 1)
-        sign_B1[half:] = -1
         first_KBH, second_KBH, logits_KB1 = self._forward(x_KBF)
         _, weight2, weight3, *_ = self.parameters
-        back_KB1 = (logits_KB1 * sign_B1).sigmoid_().mul_(sign_B1 / (2 * half))
+        back_KB1 = (logits_KB1 * self._sign_B1).sigmoid_().mul_(self._sign_B1).div_(2 * BATCH)
         back2_KBH = (back_KB1 * weight3.mT).mul_(second_KBH.sign())  # rectified, so the sign is the derivative
         back1_KBH = torch.bmm(back2_KBH, weight2.mT).mul_(first_KBH.sign())
         gradient1, gradient2, gradient3, *bias_gradients = self.gradients
@@ -349,5 +345,6 @@ class Discriminators:
         self._decayed.mul_(1 - rate * decay)
         self._mean.lerp_(self._gradient, 1 - beta1)
         self._square.mul_(beta2).addcmul_(self._gradient, self._gradient, value=1 - beta2)
-        scale = self._square.sqrt().div_(math.sqrt(1 - beta2**self._steps)).add_(self.EPSILON)
-        self._vector.addcdiv_(self._mean, scale, value=-rate / (1 - beta1**self._steps))
+        unbiased = math.sqrt(1 - beta2**self._steps)
+        scale = self._square.sqrt().add_(self.EPSILON * unbiased)
+        self._vector.addcdiv_(self._mean, scale, value=-rate * unbiased / (1 - beta1**self._steps))

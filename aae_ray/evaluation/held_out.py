@@ -114,13 +114,10 @@ class HeldOutMetrics:
     def cheap(self, part: str) -> dict[str, float]:
         """The metrics that are taken every epoch, named after the part: `val/...` or `test/...`."""
         seen = self._look_at(part)
-        slices = self._prior_slices(len(seen.z_NZ))
         values = {
             "reconstruction_mse": seen.reconstruction_mse,
             "mean_image_mse": self._mean_image_mse(part),
             "code_std": metrics.code_std(seen.z_NZ, self.model.prior.std_Z),
-            "sliced_wasserstein": slices.distance(seen.z_NZ),
-            "sliced_wasserstein_floor": self._sliced_wasserstein_floor(len(seen.z_NZ)),
             **self._labelling(part, seen.z_NZ, seen.logits_NK),
         }
         return {f"{part}/{name}": value for name, value in values.items()}
@@ -180,9 +177,15 @@ class HeldOutMetrics:
         return None if labels_N is None or logits_NK is None else clusters.assign_by_majority(logits_NK, labels_N)
 
     def costly(self, part: str) -> dict[str, float]:
-        """The metrics that are taken at rungs and at the end: fresh discriminators are trained on held-out codes."""
+        """The metrics that are taken at rungs and at the end: how far codes are from their prior, and samples from
+        images."""
         z_NZ = self.codes(part)
-        values = self._jsd("jsd_nats", z_NZ, self.prior_codes) | self._kl(self._look_at(part))
+        values = {
+            "sliced_wasserstein": self._prior_slices(len(z_NZ)).distance(z_NZ),
+            "sliced_wasserstein_floor": self._sliced_wasserstein_floor(len(z_NZ)),
+            **self._jsd("jsd_nats", z_NZ, self.prior_codes),
+            **self._kl(self._look_at(part)),
+        }
         if self.model.classes:
             values |= self._jsd("joint_jsd_nats", torch.cat([z_NZ, self._labels(part)], 1), self._joint_prior)
         if self.model.noise_dim:

@@ -17,8 +17,17 @@ from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import State, StudyEnd
 from aae_ray.secrets import without_userinfo
 
-LABELLED = ("test/classification_error", "test/part_error")  # what a user of a task with labels asks for first
-SAMPLES = ("quality/fid_local", "quality/coverage", "quality/parzen_nats")  # what images of the prior are worth
+LABELLED = (
+    "test/classification_error",
+    "test/majority_error",
+    "test/part_error",
+)  # what a user of a task with labels asks for first
+SAMPLES = (
+    "quality/fid_local",
+    "quality/coverage",
+    "quality/conditional_accuracy",
+    "quality/parzen_nats",
+)  # what images of the prior are worth
 MOST_OF_IT = 0.9  # of the hypervolume: when it was reached says how the search went
 DEFAULT_DATABASE = "mlflow.db"
 PASSWORD = (

@@ -169,7 +169,7 @@ def test_a_fold_is_never_trained_on_and_all_else_is() -> None:
 
 
 def test_written_out_gradients_and_steps_are_those_of_pytorch() -> None:
-    x_KBF = torch.randn(divergence.FOLDS, 12, 4, generator=seeded(1))
+    x_KBF = torch.randn(divergence.FOLDS, 2 * divergence.BATCH, 4, generator=seeded(1))
     ours = divergence.Discriminators(4, seeded(0))
     theirs = [parameter.clone().requires_grad_() for parameter in ours.parameters]
     groups = [{"params": theirs[:3], "weight_decay": 2.0}, {"params": theirs[3:], "weight_decay": 0.0}]
@@ -230,6 +230,17 @@ def test_the_bound_of_codes_that_are_not_finite_is_nan(wrong: float) -> None:
     codes_NZ[7, 1] = wrong
     result = jsd_bound(codes_NZ, gaussian(2), seed=0)
     assert all(map(math.isnan, (result.nats, result.standard_error, result.floor)))
+
+
+def test_a_label_that_no_reference_sample_has_leaves_the_bound_a_number() -> None:
+    """Of ten thousand labels, most are in none of the 2,000 reference samples."""
+
+    def draw(count: int, seed: int) -> Tensor:
+        return torch.cat([normal(count, 2, seed), torch.zeros(count, 1)], 1)
+
+    codes_NZ = draw(60, 5)
+    codes_NZ[0, 2] = 1
+    assert math.isfinite(jsd_bound(codes_NZ, draw, seed=0).nats)
 
 
 def test_too_few_codes_are_a_user_error() -> None:

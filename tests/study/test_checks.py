@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from aae_ray.autoencoder.model import build_model, weight_bytes
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
-from aae_ray.errors import UserError
+from aae_ray.errors import SettingsError, UserError
 from aae_ray.search.conditions import Conditions
 from aae_ray.search.distributions import Space
 from aae_ray.search.space import Plan
@@ -157,3 +157,11 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("tempfile.TemporaryFile", read_only)
     with pytest.raises(UserError, match="Read-only file system"):
         checks.check_writable(str(tmp_path))
+
+
+def test_samples_cannot_be_judged_without_a_judge(digits: Dataset) -> None:
+    """Its objective is told before the start, with those that there are."""
+    plan = plan_of(study__objectives=("val/reconstruction_mse", "val/kid_local"))
+    checks._check_data(plan, digits)
+    with pytest.raises(SettingsError, match="val/kid_local is not measured by task unsupervised on data.name digits"):
+        checks._check_data(plan, dataclasses.replace(digits, labels_N=None))
