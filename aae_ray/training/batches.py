@@ -138,8 +138,9 @@ class Batches:
             if model.noise_dim:
                 tensors["posterior_noise_BE"] = normal(model.noise_dim)
             if "prior_BZ" in phase.draws:
-                # Labelled images are held to their part of the prior, others to all of it.
-                part_N = self.labels_N[rows_SG[:, block]].flatten() if model.sizes.label_condition else None
+                # A discriminator holds labelled images to their part of the prior, others to all of it.
+                conditional = model.sizes.label_condition and "style_discriminator" in phase.updates
+                part_N = self.labels_N[rows_SG[:, block]].flatten() if conditional else None
                 prior_NZ = model.prior.sample(math.prod(size), generator, dtype, part_N)
                 tensors["prior_BZ"] = prior_NZ.view(*size, -1)
             if "classes_BK" in phase.draws and model.label_shares_K is not None:

@@ -185,6 +185,19 @@ def test_the_label_of_an_image_travels_with_it(settings: Settings, digits: Datas
     assert [by_pixels[tuple(row.tolist())] for row in labelled.x_BD] == labelled.labels_BK.argmax(1).tolist()
 
 
+def test_reencoding_draws_from_all_of_the_prior(settings: Settings, digits: Dataset) -> None:
+    values = {"task": "label_informed", "model.prior": "mixture", "optim.reencoding_lr": 1e-3}
+    steps = list(make(replace(settings, values), digits).epoch(0))
+    model = make(replace(settings, values), digits).model
+    agree = []
+    for phase in (1, 3):  # discriminate and reencode
+        drawn = [step.batches[phase] for step in steps]
+        parts_N = model.prior.part_of(torch.cat([batch.prior_BZ for batch in drawn if batch.prior_BZ is not None]))
+        told = [batch.label_condition_BS.argmax(1) for batch in drawn if batch.label_condition_BS is not None]
+        agree.append((parts_N == torch.cat(told)).double().mean().item())
+    assert agree[0] > 0.97 and agree[1] == pytest.approx(0.1, abs=0.03)
+
+
 def test_a_labelled_image_is_held_against_its_part_of_the_prior(settings: Settings, digits: Dataset) -> None:
     """Positive draws come from the labelled image's own component, other draws from all; the conditions agree."""
     for prior in ("mixture", "swiss_roll"):
