@@ -443,8 +443,9 @@ class StudySettings(Section):
 
     @property
     def deciding_metrics(self) -> tuple[str, ...]:
-        """Those that decide what becomes of trials."""
-        return (*self.objectives, *((self.pruner.metric,) if self.pruner.metric != "front" else ()))
+        """Those that decide what becomes of trials: objectives, the pruner's, the choice's, those of constraints."""
+        constrained = (text.split()[0] for text in self.constraints)
+        return (*self.objectives, self.pruner.metric, self.select, *constrained)
 
 
 class RunSettings(Section):
