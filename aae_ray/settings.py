@@ -105,6 +105,7 @@ OptionalRate = Annotated[Float, Field(ge=0, le=10)]
 Milestones = Annotated[tuple[Annotated[Float, Field(gt=0, lt=1)], ...], BeforeValidator(_fractions)]
 LabelPrior = Annotated[str | tuple[float, ...], PlainValidator(_label_prior)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
+MaybeNames = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Constraints = Annotated[tuple[Annotated[str, AfterValidator(_constraint)], ...], BeforeValidator(_names)]
 Duration = Annotated[Float, BeforeValidator(_seconds), Field(gt=0)]
 
@@ -121,6 +122,28 @@ TaskName = Literal[
     "vae",
     "wae_mmd",
 ]
+
+
+# What may change while the weights stay: rates, momenta, noise and weights of losses.
+CHANGES_UNDER_WAY = (
+    "optim.reconstruction_lr",
+    "optim.discrimination_lr",
+    "optim.regularization_lr",
+    "optim.classification_lr",
+    "optim.reencoding_lr",
+    "optim.reconstruction_momentum",
+    "optim.adversarial_momentum",
+    "optim.classification_momentum",
+    "optim.beta2",
+    "model.decoder_std",
+    "train.input_noise",
+    "train.input_dropout",
+    "train.input_warp",
+    "train.style_noise",
+    "train.label_noise",
+    "train.r1_penalty",
+    "train.mmd_weight",
+)
 
 
 class Section(BaseModel):
@@ -375,14 +398,22 @@ class Sampler(Section):
 
 
 class Pruner(Section):
-    type: Literal["asha", "median", "none"] = Field(
+    type: Literal["asha", "median", "pbt", "none"] = Field(
         "asha",
         description="what becomes of trials that are behind at a rung: asha pauses them until later results put them "
-        "ahead; median stops those that are behind half of the others",
+        "ahead; median stops those that are behind half of the others; in pbt they take over weights and settings of "
+        "better ones, some of these settings changed",
     )
-    grace_period: Positive = Field(3, description="first rung, in epochs")
+    grace_period: Positive = Field(3, description="first rung, in epochs; of pbt the distance of all rungs")
     reduction_factor: Int = Field(
         3, ge=2, description="each rung is this many times the one before and keeps one in as many trials"
+    )
+    quantile: Float = Field(
+        0.25, gt=0, le=0.5, description="of pbt: share of the trials that take over from others, and of their donors"
+    )
+    mutation_factor: Float = Field(1.25, gt=1, description="of pbt: by which settings are multiplied or divided")
+    mutate: MaybeNames = Field(
+        (), description="of pbt: searched settings that change; all that may change under way when not given"
     )
     metric: str = Field("front", description="front: non-dominated rank over all objectives; or the name of one metric")
 

@@ -46,6 +46,7 @@ OWNERS = {
         "aae_ray.search.space",
         "aae_ray.search.sampler",
         "aae_ray.search.objectives",
+        "aae_ray.search.population",
         "aae_ray.reporting.importance",
         "aae_ray.reporting.plots",
     ),

@@ -78,6 +78,9 @@ def print_report(console: Console, report: StudyReport) -> None:
         values = ", ".join(f"{name} {tables.objective_value(ledger, best, name)}" for name in ledger.objectives)
         settings = text.describe(best.params) or "the settings as given"
         lines.append(text.bullet("best trial", f"{best.name} ({settings}): {values}"))
+        if best.donors:
+            weights = ", ".join(f"{ledger.trials[donor].name} at epoch {epoch}" for epoch, donor in best.donors)
+            lines.append(text.bullet("note", f"its settings changed under way: it took over from {weights}"))
         if best.test is not None:
             lines += _test_lines(ledger, best.test.metrics, best.test.remarks)
     if report.analysis is not None:

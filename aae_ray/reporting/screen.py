@@ -100,6 +100,9 @@ class Screen:
                 if event.verdict is RungVerdict.PAUSE:
                     trial = ledger.trials[event.number]
                     self._log_trial(trial, f"paused at epoch {trial.epoch}  {self._values(trial)}  {self._count()}")
+            case events.Exploited():
+                donor = ledger.trials[event.donor].name
+                self._log_trial(ledger.trials[event.number], f"takes over from {donor} at epoch {event.epoch}")
             case events.Ended():
                 if event.reason is not Reason.PAUSED:  # told when it was paused
                     self._ended(ledger.trials[event.number])

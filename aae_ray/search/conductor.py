@@ -12,11 +12,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+
 from aae_ray.search import events
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RETRIES, Reason, RungVerdict, State, StudyEnd
+from aae_ray.search.population import mutated, next_of_generation
 from aae_ray.search.pruner import rungs, worse_than_the_mean_image
 from aae_ray.search.racing import next_seed
 from aae_ray.search.sampler import Sampler
@@ -235,6 +238,8 @@ class Conductor:
             return True
         if self._undecided() is not None:
             return True
+        if self.ledger.current_plan.settings.study.pruner.type == "pbt":
+            return bool(self.ledger.paused)
         return any(self.ledger.pruner.promote(epoch, rung) is not None for epoch, rung in self.ledger.rungs.items())
 
     @property
@@ -285,12 +290,49 @@ class Conductor:
 
     def _promote(self) -> TrialRecord | None:
         """The best paused trial that later results have put ahead, of the highest rung first. It waits from now on."""
+        if self.ledger.current_plan.settings.study.pruner.type == "pbt":
+            return self._next_of_generation()
         for epoch in sorted(self.ledger.rungs, reverse=True):
             decided = self.ledger.pruner.promote(epoch, self.ledger.rungs[epoch])
             if decided is not None:
                 self.record(decided)
                 return self.ledger.trials[decided.number]
         return None
+
+    def _next_of_generation(self) -> TrialRecord | None:
+        """The next trial of a population of which all have come equally far; it may take over another one's weights."""
+        ledger, pruner = self.ledger, self.ledger.pruner
+        if not ledger.paused or ledger.configurations < ledger.current_plan.settings.study.budget.trials:
+            return None
+        epoch = min(trial.rung for trial in ledger.paused.values())
+        rung = ledger.rungs[epoch]
+        values = rung.ranks.values
+        if any(trial.open and trial.number not in values for trial in ledger.trials):
+            return None
+        waiting = [trial.number for trial in ledger.paused.values() if trial.rung == epoch]
+        study = ledger.current_plan.settings.study
+        random = np.random.default_rng((study.sampler.seed, epoch, len(waiting)))
+        number, donor = next_of_generation(
+            values, waiting, study.pruner, pruner.reference, lambda few: int(random.integers(few))
+        )
+        trial, happened = ledger.trials[number], list[events.Event]()
+        source = None if donor is None else ledger.trials[donor]
+        if source is not None and source.checkpoint is not None and source.checkpoint_epoch == epoch:
+            params = mutated(source.params, trial.plan.space, study.pruner, random)
+            happened.append(
+                events.Exploited(
+                    number=number, donor=source.number, epoch=epoch, checkpoint=source.checkpoint, params=params
+                )
+            )
+        ahead, reached = len(values) - len(waiting), len(values)
+        verdict = RungVerdict.CONTINUE
+        happened.append(
+            events.Decided(
+                number=number, rung=epoch, values=values[number], ahead=ahead, reached=reached, verdict=verdict
+            )
+        )
+        self.record(*happened)
+        return trial
 
     def _replicate(self) -> TrialRecord | None:
         """A configuration with another seed, where that can change its verdict."""

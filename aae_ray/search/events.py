@@ -151,6 +151,17 @@ class Decided(_Event):
         return kept | {"ahead": values["better"], "verdict": verdict}
 
 
+class Exploited(_Event):
+    """A paused trial takes over the weights, optimizer states and parameters of another one, some of these changed."""
+
+    event: Literal["exploited"] = "exploited"
+    number: int
+    donor: int
+    epoch: int
+    checkpoint: str  # the donor's
+    params: dict[str, Any]
+
+
 class AttemptFailed(_Event):
     event: Literal["attempt_failed"] = "attempt_failed"
     number: int
@@ -247,6 +258,7 @@ Event = (
     | AttemptStarted
     | Reported
     | Decided
+    | Exploited
     | AttemptFailed
     | Ended
     | FileWritten

@@ -54,6 +54,7 @@ class TrialRecord:
     sampler_state: dict[str, object] = field(default_factory=dict)
     replicate_of: int | None = None  # the trial of the same configuration with the first seed
     replicates: list[int] = field(default_factory=list)  # trials of this configuration with other seeds
+    donors: list[tuple[int, int]] = field(default_factory=list)  # epoch, and trial whose weights it took over there
     state: State = State.WAITING
     epoch: int = 0
     rung: int = 0  # the last one that was decided on
@@ -196,6 +197,11 @@ class Ledger:
                 self._report(self.trials[event.number], event)
             case events.Decided():
                 self._decide(self.trials[event.number], event)
+            case events.Exploited():
+                trial = self.trials[event.number]
+                trial.params, trial.donors = dict(event.params), [*trial.donors, (event.epoch, event.donor)]
+                trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, event.epoch
+                trial.checkpoint_bytes = self.trials[event.donor].checkpoint_bytes
             case events.AttemptFailed():
                 trial = self.trials[event.number]
                 trial.failures.append(event)

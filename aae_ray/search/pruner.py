@@ -9,6 +9,7 @@ asha      Of n trials at the rung the first ceil(n / reduction_factor) go on. Th
           checkpoints, and the best paused trial goes on as soon as it is among the first ceil(n / reduction_factor):
           before any new trial begins, those of the highest rung first.
 median    Whoever is behind half of the trials at the rung is stopped.
+pbt       Everybody is paused, and goes on when all have come as far, perhaps with another one's weights: `population`.
 none      Everybody goes on.
 
 A trial that violates constraints comes after every one that violates none, and of two that do the one that violates
@@ -37,13 +38,14 @@ from aae_ray.search.outcomes import RungVerdict
 class Rule(NamedTuple):
     """A type of pruner: a trial goes on while fewer than the share `kept` of the trials at its rung come before it."""
 
-    kept: float  # of the trials at a rung; 0 stands for one in reduction_factor
+    kept: float | None  # of the trials at a rung; None: one in reduction_factor
     otherwise: RungVerdict
 
 
 PRUNERS = {
-    "asha": Rule(0.0, RungVerdict.PAUSE),
+    "asha": Rule(None, RungVerdict.PAUSE),
     "median": Rule(0.5, RungVerdict.STOP),
+    "pbt": Rule(0.0, RungVerdict.PAUSE),
     "none": Rule(1.0, RungVerdict.STOP),
 }
 
@@ -76,8 +78,8 @@ class Pruner:
         """The decision on a trial that has reached a rung, where others may have been before."""
         values = self._values(metrics)
         ranks = rung.ranks if rung else Ranks()
-        ahead, reached = ranks.ahead(number, values, self._reference), len(ranks) + 1
-        if worse_than_the_mean_image(metrics) and self.study.pruner.type != "none":
+        ahead, reached = ranks.ahead(number, values, self.reference), len(ranks) + 1
+        if worse_than_the_mean_image(metrics) and self.study.pruner.type not in ("none", "pbt"):
             verdict = RungVerdict.STOP
         else:
             verdict = RungVerdict.CONTINUE if ahead < self._places(reached) else self._rule.otherwise
@@ -85,11 +87,13 @@ class Pruner:
 
     def promote(self, epoch: int, rung: Rung) -> Decided | None:
         """The decision that the best trial paused at a rung goes on, if later results have put it ahead."""
-        number, reached = rung.paused.best(self._reference), len(rung.ranks)
+        if self.study.pruner.type == "pbt":
+            return None
+        number, reached = rung.paused.best(self.reference), len(rung.ranks)
         if number is None:
             return None
         values = rung.ranks.values[number]
-        ahead = rung.ranks.ahead(number, values, self._reference)
+        ahead = rung.ranks.ahead(number, values, self.reference)
         if ahead >= self._places(reached):
             return None
         return Decided(
@@ -97,7 +101,8 @@ class Pruner:
         )
 
     @property
-    def _reference(self) -> Point | None:
+    def reference(self) -> Point | None:
+        """Up to which hypervolumes are taken; None where a metric of its own decides, or an objective has no worst."""
         return self.worst if self.study.pruner.metric == "front" else None
 
     @property
@@ -107,7 +112,7 @@ class Pruner:
     def _places(self, reached: int) -> int:
         """How many of the trials at a rung go on."""
         kept = self._rule.kept
-        return math.ceil(reached * kept) if kept else math.ceil(reached / self.study.pruner.reduction_factor)
+        return math.ceil(reached / self.study.pruner.reduction_factor if kept is None else reached * kept)
 
     def _values(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
         """What a trial is compared by, smaller the better; infinite where it is missing, not finite, or of no worth."""
@@ -121,6 +126,8 @@ class Pruner:
 
 def rungs(pruner: settings.Pruner, epochs: int) -> list[int]:
     """The epochs at which trials are measured in full, and compared, below the full budget."""
+    if pruner.type == "pbt":
+        return list(range(pruner.grace_period, epochs, pruner.grace_period))
     levels, rung = [], pruner.grace_period
     while rung < epochs:
         levels.append(rung)

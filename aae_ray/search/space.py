@@ -43,6 +43,7 @@ from aae_ray.search.distributions import (
 )
 from aae_ray.search.events import PlanRecord
 from aae_ray.search.points import LARGEST_GRID, space_size
+from aae_ray.search.population import mutable
 from aae_ray.secrets import without_userinfo
 from aae_ray.settings import RULES, WITHOUT_CONDITIONS, Sampler, Settings, dotted_fields, setting
 
@@ -120,6 +121,7 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
     if whole:
         contradictions += _beyond_the_sampler(base, space, conditions, places, problems)
         contradictions += _too_few_points(base, space, conditions, places, problems)
+        contradictions += _beyond_the_pruner(base, space, problems)
     if problems := [*problems, *start_problems, *contradictions]:
         raise SettingsError(dict.fromkeys(problems))
     return Plan(build(base), space, points, conditions)
@@ -313,6 +315,34 @@ def _beyond_the_sampler(
         text = f"{key} grid lists at most {LARGEST_GRID} points, and the space has {size}; use qmc, or a smaller space"
         found.append(Problem((key, *space), Kind.RULE, base[key].where, text))
     return found
+
+
+def _beyond_the_pruner(base: Mapping[str, Entry], space: Space, problems: Sequence[Problem]) -> list[Problem]:
+    """Settings of pbt where the pruner is another one, and what pbt cannot change under way."""
+    own = [f"study.pruner.{name}" for name in ("quantile", "mutation_factor", "mutate")]
+    keys = ("study.pruner.type", "study.seeds_per_trial", *own)
+    if unclear(keys, base, problems):
+        return []
+    study = build({key: base[key] for key in keys if key in base}).study
+    if study.pruner.type != "pbt":
+        text = f"is a setting of study.pruner.type pbt, and not of {study.pruner.type}; remove it"
+        defaults = [dotted_fields()[key].default for key in own]
+        given = [key for key, default in zip(own, defaults, strict=True) if setting(build(base), key) != default]
+        return [Problem((key,), Kind.RULE, base[key].where, f"{key} {text}") for key in given]
+    found, can = [], mutable(space)
+    if study.seeds_per_trial > 1:
+        text = (
+            "study.pruner.type pbt changes settings under way, so that other seeds of a trial cannot be trained alike; "
+        )
+        found.append((keys[1], f"{text}let study.seeds_per_trial be 1, got {study.seeds_per_trial}"))
+    if not can:
+        text = "study.pruner.type pbt changes rates, momenta, noise and weights of losses, and no range of these is "
+        found.append((keys[0], f"{text}searched"))
+    for name in study.pruner.mutate if can else ():
+        if name not in can:
+            text = f"study.pruner.mutate: {name} is not a searched range of what may change while the weights stay; "
+            found.append((keys[-1], f"{text}those are {', '.join(can)}.{did_you_mean(name, can)}"))
+    return [Problem((key,), Kind.VALUE, base[key].where, text) for key, text in found]
 
 
 def _too_few_points(

@@ -3,6 +3,7 @@
 import logging
 import queue
 import shutil
+from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 
 from aae_ray.evaluation import figure_data
@@ -46,10 +47,11 @@ class TrialFiles:
 
     def handle(self, event: events.Event, ledger: Ledger) -> None:
         if isinstance(event, events.Reported) and event.checkpoint is not None:
+            needed = _donated(ledger)
             if self.store.remote is None:
-                self._delete_others(ledger.trials[event.number])
+                self._delete_others(ledger.trials[event.number], needed)
             else:
-                self.executor.submit(self._delete_older, event.checkpoint)
+                self.executor.submit(self._delete_older, event.checkpoint, needed)
         elif isinstance(event, events.AttemptStarted):  # one that had ended paused, with figures, goes on
             self.drawn.discard(event.number)
             self.kept.discard(event.number)
@@ -91,7 +93,8 @@ class TrialFiles:
             return
         stay = {trial.number for trial in ledger.front()}
         paused = {number for number in self.kept if ledger.trials[number].reason is Reason.PAUSED}
-        for number in self.kept - stay - paused:
+        donors = {number for number in self.kept if ledger.trials[number].checkpoint in _donated(ledger)}
+        for number in self.kept - stay - paused - donors:
             self.kept.discard(number)
             self.executor.submit(self._delete, number)  # behind its figures
 
@@ -104,20 +107,20 @@ class TrialFiles:
     def _delete(self, number: int) -> None:
         self.store.delete(f"{TRIALS}/{trial_name(number)}")
 
-    def _delete_others(self, trial: TrialRecord) -> None:
+    def _delete_others(self, trial: TrialRecord, needed: Set[str]) -> None:
         assert trial.checkpoint is not None
         latest = self.folder / trial.checkpoint
         for other in latest.parent.glob("epoch_*"):
-            if other != latest:
+            if other != latest and str(other.relative_to(self.folder)) not in needed:
                 shutil.rmtree(other, ignore_errors=True)
 
-    def _delete_older(self, checkpoint: str) -> None:
+    def _delete_older(self, checkpoint: str, needed: Set[str]) -> None:
         """The same where it takes its time: the trial may have written its next one meanwhile."""
         folder, _, latest = checkpoint.rpartition("/")
         try:
             epochs = {name.removeprefix(f"{folder}/").partition("/")[0] for name in self.store.files(folder)}
             for epoch in sorted(epochs):
-                if epoch < latest:
+                if epoch < latest and f"{folder}/{epoch}" not in needed:
                     self.store.delete(f"{folder}/{epoch}")
         except Exception:  # it is only room that is lost
             logger.exception("older checkpoints of %s could not be deleted", folder)
@@ -133,6 +136,12 @@ class TrialFiles:
                 self.written.put(events.FileWritten(number=number, path=path, folder=FIGURES))
         except Exception:  # a figure must never cost a study
             logger.exception("the figures of %s could not be drawn", trial_name(number))
+
+
+def _donated(ledger: Ledger) -> set[str]:
+    """Checkpoints that open trials go on from, and which other trials wrote."""
+    trials = [*ledger.open.values(), *ledger.paused.values()]
+    return {trial.checkpoint for trial in trials if trial.donors and trial.checkpoint is not None}
 
 
 def _figure(number: int, name: str) -> str:

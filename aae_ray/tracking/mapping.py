@@ -111,6 +111,8 @@ class MlflowMapping:
             case events.Reported():
                 name = ledger.trials[event.number].name
                 return [LogMetrics(name, _finite(each), int(each["epoch"]), event.time) for each in fresh]
+            case events.Exploited():
+                return self._exploited(event)
             case events.AttemptFailed():
                 return self._failed(ledger.trials[event.number], event)
             case events.Ended():
@@ -171,6 +173,17 @@ class MlflowMapping:
             LogParams(trial.name, trial_params(settings)),
             LogDataset(trial.name, self.ledger.started.data),
         ]
+
+    def _exploited(self, event: events.Exploited) -> list[Call]:
+        """A run's params stay as they were: what has changed under way are metrics, at the epoch of the change."""
+        trial, donor = self.ledger.trials[event.number], self.ledger.trials[event.donor]
+        numbers = {
+            f"schedule/{name}": float(value)
+            for name, value in event.params.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        tags = {f"aae.donor.epoch_{event.epoch}": donor.name}
+        return [SetTags(trial.name, tags), LogMetrics(trial.name, numbers, event.epoch, event.time)]
 
     def _failed(self, trial: TrialRecord, event: events.AttemptFailed) -> list[Call]:
         body = "\n\n".join(part for part in (event.message, event.traceback, event.log_tail) if part)

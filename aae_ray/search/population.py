@@ -1,0 +1,78 @@
+"""Population based training (Jaderberg et al. 2017): settings that change while the weights stay.
+
+All trials of the budget are one population. Each pauses after every `grace_period` epochs. When the last of them has
+come that far, they go on: of n trials the last floor(n * quantile), by non-dominated front and within one by what they
+add to it, take over weights, optimizer states and parameters of one of the first floor(n * quantile), drawn by the
+sampler's seed. Those of its parameters that may change under way are multiplied by `mutation_factor` or divided by it.
+Structure, data and seeds stay as the donor's: its weights fit no other.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from optuna.distributions import CategoricalDistribution
+
+from aae_ray import settings
+from aae_ray.search.distributions import Space, inside
+from aae_ray.search.objectives import Point, Ranks
+
+
+class Next(NamedTuple):
+    """A paused trial that goes on, with the weights of another one if it has a donor."""
+
+    number: int
+    donor: int | None
+
+
+def next_of_generation(
+    values: Mapping[int, Point],
+    waiting: Collection[int],
+    pruner: settings.Pruner,
+    reference: Point | None,
+    choose: Callable[[int], int],
+) -> Next:
+    """Who of the paused trials goes on next, where all have come equally far.
+
+    `values` are those of the whole population, those that have gone on already among them; `choose(n)` draws below n.
+    Who takes over the weights of another one is first, so that the donor's are still there.
+    """
+    ranks = Ranks()
+    for number, point in values.items():
+        ranks.insert(number, point)
+    order = sorted(values, key=lambda number: ranks.ahead(number, values[number], reference))
+    few = math.floor(len(order) * pruner.quantile)
+    last = [number for number in order[len(order) - few :] if number in waiting]
+    if last:
+        return Next(last[0], order[choose(few)])
+    return Next(next(number for number in order if number in waiting), None)
+
+
+def mutable(space: Space) -> list[str]:
+    """The searched keys that may change under way: ranges of rates, momenta, noise and weights of losses."""
+    return [
+        name
+        for name, distribution in space.items()
+        if name in settings.CHANGES_UNDER_WAY and not isinstance(distribution, CategoricalDistribution)
+    ]
+
+
+def mutated(
+    params: Mapping[str, Any], space: Space, pruner: settings.Pruner, random: np.random.Generator
+) -> dict[str, Any]:
+    """A donor's parameters with some of them moved, each within its distribution."""
+    changed = dict(params)
+    names: Sequence[str] = pruner.mutate or mutable(space)
+    for name in names:
+        if name not in params:
+            continue
+        up = bool(random.integers(2))
+        value = params[name] * (pruner.mutation_factor if up else 1 / pruner.mutation_factor)
+        distribution = space[name]
+        value = min(max(value, distribution.low), distribution.high)
+        if distribution.step is not None:
+            value = distribution.low + round((value - distribution.low) / distribution.step) * distribution.step
+        if inside(distribution, value):
+            changed[name] = value
+    return changed
