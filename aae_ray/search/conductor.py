@@ -27,6 +27,7 @@ from aae_ray.secrets import redact
 
 logger = logging.getLogger(__name__)
 
+NO_POINT_LEFT = "the space has no untried point left"
 SAME_BUG = 3  # first trials that end in one and the same bug: the others would as well
 
 Sink = Callable[[events.Event, Ledger], None]
@@ -86,6 +87,8 @@ class Conductor:
         self.sampler = Sampler(ledger)
         self.no_more: StudyEnd | None = None  # why nothing new is suggested
         self.message: str | None = None
+        self.exhausted = False  # whether every point of the space was tried
+        self.race: tuple[object, int | None] = (None, None)  # what `_undecided` depends on, and its answer
         self.suggested: set[int] = set()  # handed out, and not ended
         for trial in list(ledger.open.values()):
             self._settle(trial)
@@ -132,15 +135,16 @@ class Conductor:
             trial = promoted
         elif (replicate := self._replicate()) is not None:
             trial = replicate
-        elif self.ledger.configurations < budget.trials:
+        elif self._room_for_another:
             number = len(self.ledger.trials)
             drawn = self.sampler.suggest(self.ledger.configurations)
             if drawn is None:
-                return self._finish(StudyEnd.PLANNED, "the space has no untried point left")
+                self.exhausted = True
+                return self.suggest()
             self.record(events.Suggested(number=number, params=drawn[0], sampler_state=drawn[1]))
             trial = self.ledger.trials[number]
         else:
-            return self._finish(StudyEnd.PLANNED, None)
+            return self._finish(StudyEnd.PLANNED, NO_POINT_LEFT if self.exhausted else None)
         self.suggested.add(trial.number)
         return self.ledger.suggestion(trial)
 
@@ -227,26 +231,34 @@ class Conductor:
     def out_of_time(self) -> None:
         """The budget's time is up: trials under way end with it."""
         self.no_more, self.message = StudyEnd.PLANNED, "study.budget.wall_clock is used up"
-        self._end_all()
+        self.end_all()
 
     @property
     def more_to_suggest(self) -> bool:
         """Whether there is something to do: a trial that is open or may go on, or room for another one."""
         if self.no_more is not None:
             return False
-        if self.ledger.open or self.ledger.configurations < self.ledger.current_plan.settings.study.budget.trials:
+        if self.ledger.open or self._room_for_another or self._undecided() is not None:
             return True
-        if self._undecided() is not None:
-            return True
-        if self.ledger.current_plan.settings.study.pruner.type == "pbt":
+        if self.ledger.pruner.rule.population:
             return bool(self.ledger.paused)
-        return any(self.ledger.pruner.promote(epoch, rung) is not None for epoch, rung in self.ledger.rungs.items())
+        return self._promotable() is not None
+
+    @property
+    def _room_for_another(self) -> bool:
+        """Whether the budget has room for another configuration, and the space a point that was not tried."""
+        return not self.exhausted and self.ledger.configurations < self.ledger.current_plan.settings.study.budget.trials
 
     @property
     def gangs_needed(self) -> int:
         """Gangs that will have a trial: fewer than fit where a resumed study has few left."""
-        left = self.ledger.current_plan.settings.study.budget.trials - self.ledger.configurations
-        return max(min(self.gangs, len(self.ledger.open) + max(left, 0)), 1)
+        ledger = self.ledger
+        needed = len(ledger.open) + max(ledger.current_plan.settings.study.budget.trials - ledger.configurations, 0)
+        if ledger.pruner.rule.population:
+            needed += len(ledger.paused)
+        elif ledger.paused and self._promotable() is not None:
+            needed += 1
+        return max(min(self.gangs, needed), 1)
 
     @property
     def time_left(self) -> float | None:
@@ -290,19 +302,25 @@ class Conductor:
 
     def _promote(self) -> TrialRecord | None:
         """The best paused trial that later results have put ahead, of the highest rung first. It waits from now on."""
-        if self.ledger.current_plan.settings.study.pruner.type == "pbt":
+        if self.ledger.pruner.rule.population:
             return self._next_of_generation()
+        decided = self._promotable()
+        if decided is None:
+            return None
+        self.record(decided)
+        return self.ledger.trials[decided.number]
+
+    def _promotable(self) -> events.Decided | None:
         for epoch in sorted(self.ledger.rungs, reverse=True):
             decided = self.ledger.pruner.promote(epoch, self.ledger.rungs[epoch])
             if decided is not None:
-                self.record(decided)
-                return self.ledger.trials[decided.number]
+                return decided
         return None
 
     def _next_of_generation(self) -> TrialRecord | None:
         """The next trial of a population of which all have come equally far; it may take over another one's weights."""
         ledger, pruner = self.ledger, self.ledger.pruner
-        if not ledger.paused or ledger.configurations < ledger.current_plan.settings.study.budget.trials:
+        if not ledger.paused or self._room_for_another:
             return None
         epoch = min(trial.rung for trial in ledger.paused.values())
         rung = ledger.rungs[epoch]
@@ -349,9 +367,11 @@ class Conductor:
         most = self.ledger.current_plan.settings.study.seeds_per_trial
         if most == 1:
             return None
-        complete = [trial for trial in self.ledger.complete() if trial.replicate_of is None]
-        feasible = [trial for trial in complete if not self.ledger.violation(trial)]
-        return next_seed([self.ledger.seeds(trial) for trial in feasible], most)
+        depends_on = (len(self.ledger.trials), dict(self.ledger.reasons))
+        if self.race[0] != depends_on:
+            feasible = [trial for trial in self.ledger.complete() if not self.ledger.violation(trial)]
+            self.race = depends_on, next_seed([self.ledger.seeds(trial) for trial in feasible], most)
+        return self.race[1]
 
     def _settle(self, trial: TrialRecord) -> None:
         """Draw the conclusion that a crash came between: what was decided or reported last, and not followed."""
@@ -371,16 +391,16 @@ class Conductor:
         if self.suggested:
             return NoSuggestion.WAIT
         self.no_more, self.message = end, message
-        self._end_all()
+        self.end_all()
         return NoSuggestion.DONE
 
-    def _end_all(self) -> None:
+    def end_all(self) -> None:
         """The budget is used up: what is open ends with it, and what is paused, of which an extension may want some."""
-        for trial in list(self.ledger.open.values()):
-            self._end(trial, Reason.BUDGET)
         keep = self.ledger.current_plan.settings.study.keep != "best"
-        for trial in list(self.ledger.paused.values()):
-            self._end(trial, Reason.PAUSED if keep else Reason.PRUNED)
+        reasons = dict.fromkeys(self.ledger.open, Reason.BUDGET)
+        reasons |= dict.fromkeys(self.ledger.paused, Reason.PAUSED if keep else Reason.PRUNED)
+        self.record(*(events.Ended(number=number, reason=reason) for number, reason in reasons.items()))
+        self.suggested.clear()
 
     def _consider_giving_up(self, failed: TrialRecord) -> None:
         """Stop a study in which all goes wrong."""

@@ -39,7 +39,12 @@ class Constraint:
 
 def constraints_of(study: settings.StudySettings) -> tuple[Constraint, ...]:
     """The constraints of a study."""
-    parts = (text.split() for text in study.constraints)
+    return parsed(study.constraints)
+
+
+def parsed(texts: Iterable[str]) -> tuple[Constraint, ...]:
+    """Constraints as study.constraints has them, a metric, `<=` or `>=`, and a number."""
+    parts = (text.split() for text in texts)
     return tuple(Constraint(metric, op, float(bound)) for metric, op, bound in parts)
 
 

@@ -15,7 +15,7 @@ from aae_ray.search.choice import reference_point
 from aae_ray.search.constraints import constrained, constraints_of, violation
 from aae_ray.search.contract import Suggestion, trial_name
 from aae_ray.search.objectives import Front
-from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, State, StudyEnd
+from aae_ray.search.outcomes import OF_THE_MACHINE, FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.pruner import Pruner, Rung
 from aae_ray.search.racing import Seeds, deviations
 from aae_ray.search.space import Plan, plan_from
@@ -121,8 +121,10 @@ class Ledger:
         self.configurations = 0  # trials that are not replicates of another one
         self.open: dict[int, TrialRecord] = {}  # wait for a gang, or have one
         self.paused: dict[int, TrialRecord] = {}  # at a rung
+        self.borrowed: dict[int, str] = {}  # checkpoints of other trials that trials will go on from
         self.front_points = Front()
         self.rungs: dict[int, Rung] = {}
+        self.worst_seen: list[float] = []  # of each objective among complete trials
         self.reference: tuple[float, ...] | None = None  # the worst of the objectives, once a trial has measured it
         self.counts: dict[State, int] = dict.fromkeys(State, 0)
         self.reasons: dict[Reason, int] = {}
@@ -168,19 +170,20 @@ class Ledger:
             case events.Suggested():
                 assert self.plan is not None and event.number == len(self.trials), "trials are numbered in order"
                 workers = self.plan.settings.study.workers_per_trial
+                first = None if event.replicate_of is None else self.trials[event.replicate_of]
                 trial = TrialRecord(
                     event.number,
                     dict(event.params),
-                    self.plan,
+                    self.plan if first is None else first.plan,  # a resume may have changed it
                     event.time,
                     workers,
                     dict(event.sampler_state),
                     event.replicate_of,
                 )
-                if event.replicate_of is None:
+                if first is None:
                     self.configurations += 1
                 else:
-                    self.trials[event.replicate_of].replicates.append(event.number)
+                    first.replicates.append(event.number)
                 self.trials.append(trial)
                 self.open[trial.number] = trial
                 self.counts[State.WAITING] += 1
@@ -202,6 +205,7 @@ class Ledger:
                 trial.params, trial.donors = dict(event.params), [*trial.donors, (event.epoch, event.donor)]
                 trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, event.epoch
                 trial.checkpoint_bytes = self.trials[event.donor].checkpoint_bytes
+                self.borrowed[trial.number] = event.checkpoint
             case events.AttemptFailed():
                 trial = self.trials[event.number]
                 trial.failures.append(event)
@@ -257,10 +261,13 @@ class Ledger:
                 self._move(trial, State.PAUSED if paused else State.WAITING)
                 (self.paused if paused else self.open)[trial.number] = trial
                 self.recent.pop(trial.number, None)
+        if event.plan is not None:  # constraints may have changed
+            self._rank_anew()
 
     def _decide(self, trial: TrialRecord, event: events.Decided) -> None:
         self.rungs.setdefault(event.rung, Rung()).apply(event)
         trial.rung = event.rung
+        self.failures_in_a_row, self.first_failures = 0, []  # it trains as it should, however far it goes
         if event.verdict is RungVerdict.PAUSE:
             self._close_attempt(trial, event.time)
             self._move(trial, State.PAUSED)
@@ -292,6 +299,7 @@ class Ledger:
         if event.checkpoint is not None:
             trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, event.epoch
             trial.checkpoint_bytes = event.checkpoint_bytes
+            self.borrowed.pop(trial.number, None)
 
     def fresh(self, event: events.Reported) -> list[dict[str, float]]:
         """The epochs of a report that the trial has not reported before. Ask before the event is applied."""
@@ -314,6 +322,7 @@ class Ledger:
             del self.recent[next(iter(self.recent))]
         if reason.resumable:
             return
+        self.borrowed.pop(trial.number, None)
         seconds = trial.worker_time.held
         self.seconds_by_reason[reason] = self.seconds_by_reason.get(reason, 0.0) + seconds
         self._count_seconds(trial, 1)
@@ -323,25 +332,28 @@ class Ledger:
                 self.first_failures.append(trial.message or "")
         else:
             self.failures_in_a_row, self.first_failures = 0, []
+        if trial.state is State.COMPLETE:
+            own = self._seed_values(trial)
+            self.worst_seen = [max(pair) for pair in zip(self.worst_seen or own, own, strict=True)]
         if trial.replicate_of is not None:
             self._rank_anew()
         elif trial.state is State.COMPLETE:
             self.front_points.insert(trial.number, self._constrained(trial))
-            self._consider_best(trial)
+            self._consider_best(trial, self.best_trials)
 
-    def _consider_best(self, trial: TrialRecord) -> None:
-        for index, value in enumerate(self.values(trial)):
-            best = self.best_trials.get(index)
-            if best is None or value < self.values(best)[index]:
-                self.best_trials[index] = trial
+    def _consider_best(self, trial: TrialRecord, best: dict[int, TrialRecord]) -> None:
+        for index, value in enumerate(self._constrained(trial)):
+            known = best.get(index)
+            if known is None or value < self._constrained(known)[index]:
+                best[index] = trial
 
     def _rank_anew(self) -> None:
-        """After another seed of a configuration, whose means have moved."""
-        complete = [trial for trial in self.complete() if trial.replicate_of is None]
+        """After another seed of a configuration, whose means have moved, or under other constraints."""
+        complete, best = self.complete(), dict[int, TrialRecord]()
         self.front_points.replace_all({trial.number: self._constrained(trial) for trial in complete})
-        self.best_trials = {}
         for trial in complete:
-            self._consider_best(trial)
+            self._consider_best(trial, best)
+        self.best_trials = best  # at once, as the screen reads it
 
     def _count_seconds(self, trial: TrialRecord, sign: int) -> None:
         """What a trial that has ended, or waits at a rung, says of how long trials take; taken back with -1."""
@@ -409,7 +421,9 @@ class Ledger:
     @property
     def ended(self) -> int:
         """Configurations that need no more work, unless later results put one that is paused ahead."""
-        return self.configurations - sum(trial.replicate_of is None for trial in list(self.open.values()))
+        open_ones = sum(trial.replicate_of is None for trial in list(self.open.values()))
+        waiting = len(self.paused) if self.pruner.rule.population else 0
+        return self.configurations - open_ones - waiting
 
     def values(self, trial: TrialRecord) -> list[float]:
         """Objective values of a complete trial, in the order of the objectives, smaller the better: means over the
@@ -417,15 +431,16 @@ class Ledger:
         return list(self.seeds(trial).means)
 
     def seeds(self, trial: TrialRecord) -> Seeds:
-        """What the seeds of a complete trial's configuration came to. One that failed, or was stopped by a health
-        check, counts as the worst that its objectives can be."""
+        """What the seeds of a complete trial's configuration came to. One that diverged, or was stopped by a health
+        check, counts as the worst that its objectives can be; one that the machine has lost says nothing."""
         replicates = [self.trials[number] for number in trial.replicates]
+        replicates = [each for each in replicates if each.reason not in OF_THE_MACHINE]
         ended = [each for each in (trial, *replicates) if each.reason is not None and not each.reason.resumable]
         return Seeds(trial.number, tuple(self._seed_values(each) for each in ended), len(replicates) + 1 - len(ended))
 
     def _seed_values(self, trial: TrialRecord) -> tuple[float, ...]:
-        if trial.state is not State.COMPLETE and self.reference is not None:
-            return self.reference
+        if trial.state is not State.COMPLETE:
+            return self.reference or tuple(self.worst_seen)
         return tuple(
             sign * trial.metrics.get(name, math.inf) for name, sign in zip(self.objectives, self.signs, strict=True)
         )
@@ -463,7 +478,8 @@ class Ledger:
         return [trial for trial in self.trials if trial.replicate_of is None]
 
     def complete(self) -> list[TrialRecord]:
-        return [trial for trial in self.trials if trial.state is State.COMPLETE]
+        """The configurations that were trained to their end."""
+        return [trial for trial in self.firsts() if trial.state is State.COMPLETE]
 
     def front(self) -> list[TrialRecord]:
         """The complete trials that no other one dominates, best first objective first, one of each configuration.

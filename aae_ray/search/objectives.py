@@ -36,9 +36,10 @@ class Front:
 
     def replace_all(self, points: Mapping[int, Point]) -> None:
         """Begin anew with these points, some of which have changed."""
-        self.points = {}
+        anew = Front()
         for number, point in points.items():
-            self.insert(number, point)
+            anew.insert(number, point)
+        self.points = anew.points  # at once, as another thread may read
 
     def members(self) -> list[int]:
         """Numbers of the points, best first objective first."""

@@ -99,6 +99,17 @@ class Reason(StrEnum):
         return self in (Reason.PAUSED, Reason.BUDGET, Reason.USER, Reason.INTERRUPTED)
 
 
+# Failures that say nothing of a trial's parameters.
+OF_THE_MACHINE = (
+    Reason.BAD_DATA,
+    Reason.LOST_WORKER,
+    Reason.PREEMPTED,
+    Reason.HUNG,
+    Reason.CANNOT_START,
+    Reason.NOT_SAVED,
+)
+
+
 class StudyEnd(StrEnum):
     """Why a study has stopped, or ended as planned."""
 

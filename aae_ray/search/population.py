@@ -2,9 +2,9 @@
 
 All trials of the budget are one population. Each pauses after every `grace_period` epochs. When the last of them has
 come that far, they go on: of n trials the last floor(n * quantile), by non-dominated front and within one by what they
-add to it, take over weights, optimizer states and parameters of one of the first floor(n * quantile), drawn by the
-sampler's seed. Those of its parameters that may change under way are multiplied by `mutation_factor` or divided by it.
-Structure, data and seeds stay as the donor's: its weights fit no other.
+add to it, and whoever is worse than the mean image, take over weights, optimizer states and parameters of one of the
+first floor(n * quantile), drawn by the sampler's seed. Those of its parameters that may change under way are multiplied
+by `mutation_factor` or divided by it. Structure, data and seeds stay as the donor's: its weights fit no other.
 """
 
 import math
@@ -43,9 +43,11 @@ def next_of_generation(
         ranks.insert(number, point)
     order = sorted(values, key=lambda number: ranks.ahead(number, values[number], reference))
     few = math.floor(len(order) * pruner.quantile)
-    last = [number for number in order[len(order) - few :] if number in waiting]
-    if last:
-        return Next(last[0], order[choose(few)])
+    of_worth = [number for number in order if all(map(math.isfinite, values[number]))]
+    donors, last = of_worth[: max(few, 1)], [*order[len(order) - few :], *order[len(of_worth) :]]
+    taking = [number for number in last if number in waiting and number not in donors]
+    if taking and donors:
+        return Next(taking[0], donors[choose(len(donors))])
     return Next(next(number for number in order if number in waiting), None)
 
 

@@ -4,8 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from aae_ray import settings
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.search.choice import judged_by, select
+from aae_ray.search.choice import RULES, judged_by, select
+from aae_ray.search.constraints import Constraint, constrained, constraints_of, violation
 from aae_ray.search.objectives import dominates
 
 CHOICE_METRICS = "choice_metrics"  # the tag of a version
@@ -26,36 +28,61 @@ class Verdict(NamedTuple):
 
 
 def promote(
-    champion: Mapping[str, str], version: str, own: Mapping[str, str], front: Sequence[Mapping[str, float]], rule: str
+    champion: Mapping[str, str],
+    version: str,
+    own: Mapping[str, str],
+    front: Sequence[Mapping[str, float]],
+    rule: str,
+    constraints: Sequence[Constraint] = (),
 ) -> Verdict:
     """Hold a new decoder against the champion, `version` of its name, by the tags of both.
 
     The champion takes part in the choice as one more trial of the study's front (`front`: metrics of its trials):
-    it stays when the rule that chose the study's best, `study.select`, would choose it.
+    it stays when the rule that chose the study's best, `study.select`, would choose it. A decoder that violates
+    constraints of its study never takes the place of one that is not known to.
     """
     for tag, what in SAME:
         if champion.get(tag) != own[tag]:
             return Verdict(False, f"version {version} {what}; compare them and move the alias by hand")
-    rival, mine = json.loads(champion["objective_values"]), json.loads(own["objective_values"])
-    if mine == rival or dominates(rival, mine):
-        return Verdict(False, f"version {version} is as good or better in every objective")
     objectives = own["objectives"].split(",")
-    trials = [_metrics(champion, objectives), *front]  # the champion first: it stays when the rule is indifferent
-    points = [[METRICS[name].sign * metrics[name] for name in objectives] for metrics in trials]
+    rival, mine = _metrics(champion, objectives), _metrics(own, objectives)
+    known = [each for each in constraints if each.metric in rival]
+    if violation(constraints, mine) and not violation(known, rival):
+        broken = next(each for each in constraints if each.excess(mine) > 0)
+        return Verdict(False, f"it violates {broken}, and version {version} is not known to")
+    if not violation(known, rival):
+        values = [[METRICS[name].sign * metrics[name] for name in objectives] for metrics in (rival, mine)]
+        if values[0] == values[1] or dominates(*values):
+            return Verdict(False, f"version {version} is as good or better in every objective")
+    if rule not in RULES and rule not in rival:
+        return Verdict(False, f"version {version} was registered without {rule}, by which study.select chooses")
+    limits = judged_by(objectives, rule) - {*objectives, rule}  # of the data: an old champion was registered without
+    rival = {name: front[0][name] for name in limits if name in front[0]} | rival
+    trials = [rival, *front]  # the champion first: it stays when the rule is indifferent
+    points = [
+        constrained([METRICS[name].sign * metrics[name] for name in objectives], violation(known, metrics))
+        for metrics in trials
+    ]
     first = [index for index, point in enumerate(points) if not any(dominates(other, point) for other in points)]
     if first[select([trials[index] for index in first], objectives, rule)] == 0:
         return Verdict(False, f"study.select={rule} chooses version {version}")
     return Verdict(True, f"better than version {version}")
 
 
-def choice_tags(metrics: Mapping[str, float], objectives: Sequence[str], rule: str) -> dict[str, str]:
+def choice_tags(metrics: Mapping[str, float], study: settings.StudySettings) -> dict[str, str]:
     """What a version keeps of its trial's metrics for later comparisons."""
-    known = {name: metrics[name] for name in sorted(judged_by(objectives, rule)) if name in metrics}
+    kept = choice_metrics(metrics, study)
     return {
-        "objectives": ",".join(objectives),
-        "objective_values": json.dumps([METRICS[name].sign * metrics[name] for name in objectives]),
-        CHOICE_METRICS: json.dumps(known),
+        "objectives": ",".join(study.objectives),
+        "objective_values": json.dumps([METRICS[name].sign * metrics[name] for name in study.objectives]),
+        CHOICE_METRICS: json.dumps(dict(sorted(kept.items()))),
     }
+
+
+def choice_metrics(metrics: Mapping[str, float], study: settings.StudySettings) -> dict[str, float]:
+    """The metrics of a trial that a choice looks at, and those of constraints."""
+    names = judged_by(study.objectives, study.select) | {each.metric for each in constraints_of(study)}
+    return {name: value for name, value in metrics.items() if name in names}
 
 
 def _metrics(tags: Mapping[str, str], objectives: Sequence[str]) -> dict[str, float]:

@@ -40,13 +40,15 @@ class Rule(NamedTuple):
 
     kept: float | None  # of the trials at a rung; None: one in reduction_factor
     otherwise: RungVerdict
+    asks_for_more_than_the_mean_image: bool = True
+    population: bool = False  # all trials go on together
 
 
 PRUNERS = {
     "asha": Rule(None, RungVerdict.PAUSE),
     "median": Rule(0.5, RungVerdict.STOP),
-    "pbt": Rule(0.0, RungVerdict.PAUSE),
-    "none": Rule(1.0, RungVerdict.STOP),
+    "pbt": Rule(0.0, RungVerdict.PAUSE, asks_for_more_than_the_mean_image=False, population=True),
+    "none": Rule(1.0, RungVerdict.STOP, asks_for_more_than_the_mean_image=False),
 }
 
 
@@ -79,15 +81,15 @@ class Pruner:
         values = self._values(metrics)
         ranks = rung.ranks if rung else Ranks()
         ahead, reached = ranks.ahead(number, values, self.reference), len(ranks) + 1
-        if worse_than_the_mean_image(metrics) and self.study.pruner.type not in ("none", "pbt"):
+        if worse_than_the_mean_image(metrics) and self.rule.asks_for_more_than_the_mean_image:
             verdict = RungVerdict.STOP
         else:
-            verdict = RungVerdict.CONTINUE if ahead < self._places(reached) else self._rule.otherwise
+            verdict = RungVerdict.CONTINUE if ahead < self._places(reached) else self.rule.otherwise
         return Decided(number=number, rung=epoch, values=values, ahead=ahead, reached=reached, verdict=verdict)
 
     def promote(self, epoch: int, rung: Rung) -> Decided | None:
         """The decision that the best trial paused at a rung goes on, if later results have put it ahead."""
-        if self.study.pruner.type == "pbt":
+        if self.rule.population:
             return None
         number, reached = rung.paused.best(self.reference), len(rung.ranks)
         if number is None:
@@ -106,12 +108,12 @@ class Pruner:
         return self.worst if self.study.pruner.metric == "front" else None
 
     @property
-    def _rule(self) -> Rule:
+    def rule(self) -> Rule:
         return PRUNERS[self.study.pruner.type]
 
     def _places(self, reached: int) -> int:
         """How many of the trials at a rung go on."""
-        kept = self._rule.kept
+        kept = self.rule.kept
         return math.ceil(reached / self.study.pruner.reduction_factor if kept is None else reached * kept)
 
     def _values(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
@@ -126,7 +128,7 @@ class Pruner:
 
 def rungs(pruner: settings.Pruner, epochs: int) -> list[int]:
     """The epochs at which trials are measured in full, and compared, below the full budget."""
-    if pruner.type == "pbt":
+    if PRUNERS[pruner.type].population:
         return list(range(pruner.grace_period, epochs, pruner.grace_period))
     levels, rung = [], pruner.grace_period
     while rung < epochs:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aae_ray.search.objectives import dominates
+from aae_ray.search.objectives import Front, dominates
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ def next_seed(configurations: Sequence[Seeds], most: int) -> int | None:
     """The configuration that another seed is for, None where no verdict is open.
 
     A verdict is open while a configuration has fewer than `most` seeds and may belong to the front: with its means a
-    standard error better than they are, nobody dominates it whose means are a standard error worse. Of several the one
-    with the fewest seeds is next, then the earliest.
+    standard error better than they are, nobody dominates it whose means are a standard error worse. So those that
+    surely belong to it get all their seeds as well, as their means are what the study answers. Of several the one with
+    the fewest seeds is next, then the earliest. One configuration alone has nobody to be held against.
     """
-    noise = deviations(configurations)
-    worse = {each.number: _shifted(each, noise, 1.0) for each in configurations}
+    if len(configurations) < 2:
+        return None
+    noise, sure = deviations(configurations), Front()
+    for each in configurations:
+        sure.insert(each.number, _shifted(each, noise, 1.0))
     open_ones = [
         each
         for each in configurations
         if len(each.values) + each.under_way < most
-        and not any(
-            dominates(worse[other.number], _shifted(each, noise, -1.0))
-            for other in configurations
-            if other.number != each.number
-        )
+        and not any(dominates(worse, _shifted(each, noise, -1.0)) for worse in sure.points.values())
     ]
     first = min(open_ones, key=lambda each: (len(each.values) + each.under_way, each.number), default=None)
     return None if first is None else first.number

@@ -24,18 +24,10 @@ from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search.constraints import Constraint, violation
 from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.objectives import Point, Ranks, exclusive_hypervolumes
-from aae_ray.search.outcomes import Reason, State
+from aae_ray.search.outcomes import OF_THE_MACHINE, Reason, State
 
 UNDER_WAY = (State.WAITING, State.RUNNING)
 WITHOUT_FAULT = (Reason.COMPLETED, Reason.PRUNED, Reason.PAUSED, Reason.BUDGET, Reason.USER, Reason.INTERRUPTED)
-OF_THE_MACHINE = (  # failures that say nothing of the parameters
-    Reason.BAD_DATA,
-    Reason.LOST_WORKER,
-    Reason.PREEMPTED,
-    Reason.HUNG,
-    Reason.CANNOT_START,
-    Reason.NOT_SAVED,
-)
 MARGIN = 0.1  # the reference point lies beyond the worst values, by this share of their range
 
 

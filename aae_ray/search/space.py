@@ -122,6 +122,7 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
         contradictions += _beyond_the_sampler(base, space, conditions, places, problems)
         contradictions += _too_few_points(base, space, conditions, places, problems)
         contradictions += _beyond_the_pruner(base, space, problems)
+        contradictions += _beyond_the_seeds(base, space, problems)
     if problems := [*problems, *start_problems, *contradictions]:
         raise SettingsError(dict.fromkeys(problems))
     return Plan(build(base), space, points, conditions)
@@ -326,9 +327,9 @@ def _beyond_the_pruner(base: Mapping[str, Entry], space: Space, problems: Sequen
     study = build({key: base[key] for key in keys if key in base}).study
     if study.pruner.type != "pbt":
         text = f"is a setting of study.pruner.type pbt, and not of {study.pruner.type}; remove it"
-        defaults = [dotted_fields()[key].default for key in own]
-        given = [key for key, default in zip(own, defaults, strict=True) if setting(build(base), key) != default]
-        return [Problem((key,), Kind.RULE, base[key].where, f"{key} {text}") for key in given]
+        given = {key: getattr(study.pruner, key.rpartition(".")[2]) for key in own}
+        others = [key for key, value in given.items() if value != dotted_fields()[key].default]
+        return [Problem((key,), Kind.RULE, base[key].where, f"{key} {text}") for key in others]
     found, can = [], mutable(space)
     if study.seeds_per_trial > 1:
         text = (
@@ -343,6 +344,26 @@ def _beyond_the_pruner(base: Mapping[str, Entry], space: Space, problems: Sequen
             text = f"study.pruner.mutate: {name} is not a searched range of what may change while the weights stay; "
             found.append((keys[-1], f"{text}those are {', '.join(can)}.{did_you_mean(name, can)}"))
     return [Problem((key,), Kind.VALUE, base[key].where, text) for key, text in found]
+
+
+def _beyond_the_seeds(base: Mapping[str, Entry], space: Space, problems: Sequence[Problem]) -> list[Problem]:
+    """Seeds that a study gives its trials where there are none to give."""
+    keys = ("seed", "study.seeds_per_trial")
+    if unclear(keys, base, problems):
+        return []
+    built = build({key: base[key] for key in keys if key in base})
+    most = built.study.seeds_per_trial
+    if most > 1 and "seed" in space:
+        text = (
+            f"study.seeds_per_trial={most} gives each configuration seeds of its own, and `seed` is searched as well; "
+        )
+        return [Problem(keys, Kind.RULE, base[keys[1]].where, text + "remove one of them")]
+    if built.seed + most > 2**32:
+        text = (
+            f"seed={built.seed} leaves no larger seeds for study.seeds_per_trial={most}; the largest is {2**32 - most}"
+        )
+        return [Problem(keys, Kind.RULE, base[keys[0]].where, text)]
+    return []
 
 
 def _too_few_points(

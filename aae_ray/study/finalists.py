@@ -10,10 +10,10 @@ from aae_ray.evaluation.final_evaluation import NEAREST_SHEET, FinalEvaluation, 
 from aae_ray.evaluation.judge import judge_if_any
 from aae_ray.reporting.cards import best_config, model_card
 from aae_ray.search import events
-from aae_ray.search.choice import judged_by, select
+from aae_ray.search.choice import select
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.promotion import choice_tags
+from aae_ray.search.promotion import choice_metrics, choice_tags
 from aae_ray.search.store import Store
 from aae_ray.settings import flatten, replace
 from aae_ray.study.files import FIGURES
@@ -89,6 +89,7 @@ def publish(
     best_config(settings, folder / "best_config.yaml")
     conductor.record(events.FileWritten(number=None, path="best_config.yaml", folder=None))
     request: dict[str, Any] | None = None
+    study = ledger.current_plan.settings.study
     if register:
         name = settings.tracking.model_name or f"aae-{settings.data.name}-decoder"
         card = model_card(name, trial, settings, training.model.classes, result, ledger.started.study_id)
@@ -103,16 +104,11 @@ def publish(
             "tags": tags,
             "card": card,
             "description": f"Decoders of autoencoders of {settings.data.name}: codes in, images out.",
-            "front": [_judged(member, ledger) for member in ledger.front()],
+            "front": [choice_metrics(ledger.judged(member), study) for member in ledger.front()],
+            "constraints": list(study.constraints),
             "rule": settings.study.select,
         }
     conductor.record(events.Chosen(number=trial.number, registration=request))
-
-
-def _judged(trial: TrialRecord, ledger: Ledger) -> dict[str, float]:
-    """The metrics of a trial that the choice of the best one looks at."""
-    names = judged_by(ledger.objectives, ledger.current_plan.settings.study.select)
-    return {name: value for name, value in ledger.judged(trial).items() if name in names}
 
 
 def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result: FinalEvaluation) -> dict[str, str]:
@@ -135,7 +131,7 @@ def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result:
         "classes": training.model.classes,
         "label_shares": _recorded_shares(training),
         "latent_dim": settings.model.latent_dim,
-        **choice_tags(ledger.judged(trial), ledger.objectives, ledger.current_plan.settings.study.select),
+        **choice_tags(ledger.judged(trial), ledger.current_plan.settings.study),
         **{name: trial.metrics[name] for name in ledger.objectives},
         **{name: value for name, value in result.metrics.items() if name in test},
     }

@@ -122,12 +122,14 @@ def resume_study(
             trial.reason is not None and trial.reason.resumable and trial.reason is not Reason.PAUSED
             for trial in ledger.trials
         )
-        if extend and ledger.end is StudyEnd.PLANNED and checks.changed_settings(old, plan) and not more:
+        changed = checks.changed_settings(old, plan)
+        more = more or not changed.keys().isdisjoint(("study.seeds_per_trial", "study.pruner.reduction_factor"))
+        if extend and ledger.end is StudyEnd.PLANNED and changed and not more:
             raise UserError(
                 f"{name} has {ledger.configurations} trials already, and study.budget.trials="
                 f"{plan.settings.study.budget.trials} asks for no more; give a larger one"
             )
-        if extend and not checks.changed_settings(old, plan) and ledger.end is StudyEnd.PLANNED:
+        if extend and not changed and ledger.end is StudyEnd.PLANNED:
             raise UserError(
                 f"--extend {name} changes nothing; give a larger study.budget.trials, a space, or more epochs"
             )
@@ -312,6 +314,8 @@ class Study:
         try:
             no_room = ledger.end is StudyEnd.DISK and checks.disk_problem(self.folder, checks.LEAST_FREE_TO_CHOOSE)
             if ledger.end is not StudyEnd.USER and not no_room:
+                if ledger.end is None:
+                    conductor.end_all()
                 files.close()
                 conductor.record(*files.drain())
                 self._measure(conductor, screen)

@@ -19,6 +19,7 @@ from aae_ray.autoencoder.model import DECODED, Model
 from aae_ray.autoencoder.phases import decoder_input
 from aae_ray.autoencoder.priors import Prior, sample_code, uniform_shares
 from aae_ray.errors import UserError
+from aae_ray.search.constraints import parsed
 from aae_ray.search.promotion import Verdict, promote
 from aae_ray.secrets import redact, without_userinfo
 from aae_ray.settings import dotted_fields
@@ -133,7 +134,8 @@ def _move_alias(client: Any, name: str, version: Any, request: Mapping[str, Any]
             return verdict if moved else Verdict(True, "it is the champion already")
         if current is not None:
             tags = client.get_model_version(name, current).tags
-            verdict = promote(tags, current, request["tags"], request["front"], request["rule"])
+            constraints = parsed(request.get("constraints", ()))
+            verdict = promote(tags, current, request["tags"], request["front"], request["rule"], constraints)
             if not verdict.champion:
                 return verdict
         moved = True

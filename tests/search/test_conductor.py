@@ -460,6 +460,53 @@ def test_a_trial_that_violates_a_constraint_is_not_on_the_front_while_one_fulfil
         assert [trial.number for trial in conductor.ledger.front()] == front
 
 
+def test_a_pause_ends_a_row_of_failures(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__budget__trials=20, study__budget__failures_in_a_row=3))
+    for turn in range(6):
+        number = begin_trial(conductor).number
+        if turn % 2:
+            conductor.failed(Failure(number, FailureClass.DIVERGED, "nan"))
+        else:
+            step(conductor, number, 3, 0.1 + 0.1 * turn)
+            if conductor.ledger.trials[number].open and number in conductor.suggested:
+                conductor.taken_back(number)
+    assert conductor.ledger.end is None and conductor.ledger.failures_in_a_row == 1
+
+
+def test_a_study_that_was_killed_as_it_ended_ends_its_paused_trials(tmp_path: Path) -> None:
+    conductor = paused_study(tmp_path)
+    assert begin_trial(conductor).number == 1 and step(conductor, 1, 9, 0.2) == Pause()
+    conductor.journal.close()
+    again = resume(tmp_path)
+    assert not again.more_to_suggest and len(again.ledger.paused) == 3
+    again.end_all()  # as the study does before it is over
+    assert not again.ledger.paused and again.ledger.reasons[Reason.PAUSED] == 3
+
+
+def test_other_constraints_rank_what_is_complete_anew(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__pruner__type="none"))
+    for mse, jsd in ((0.5, 0.1), (0.2, 0.4)):
+        number = begin_trial(conductor).number
+        history = ({"epoch": 27.0, "val/reconstruction_mse": mse, "val/jsd_nats": jsd},)
+        conductor.reported(Report(number, 27, history, finished=True, checkpoint="t/27"))
+    assert [trial.number for trial in conductor.ledger.front()] == [1, 0]
+    bound = plan_of(study__pruner__type="none", study__constraints=["val/reconstruction_mse <= 0.3"])
+    conductor.record(events.StudyResumed(plan=record_plan(bound), host="h", pid=2))
+    assert [trial.number for trial in conductor.ledger.front()] == [1]
+    assert conductor.ledger.best_of(1) is conductor.ledger.trials[1]
+
+
+def test_a_population_whose_space_is_exhausted_goes_on(tmp_path: Path) -> None:
+    space = {
+        "model.latent_dim": CategoricalDistribution([2, 4, 8]),
+        "train.input_noise": FloatDistribution(0, 1, step=0.5),
+    }
+    changes = {"study__pruner__type": "pbt", "study__sampler__type": "grid", "study__budget__trials": 30}
+    conductor = begin(tmp_path, Plan(plan_of(**changes).settings, space))
+    run(conductor)
+    assert len(conductor.ledger.trials) == 9 and len(conductor.ledger.complete()) == 9
+
+
 # ------------------------------------------------------------------------------------------------------- end and resume
 
 

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from aae_ray.errors import SettingsError
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor, NoSuggestion
 from aae_ray.search.contract import Failure, Report, Suggestion
+from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import FailureClass, Reason, State
 from aae_ray.search.racing import Seeds, deviations, next_seed
+from aae_ray.search.space import read_plan, record_plan
 from tests.search.test_conductor import begin, outcome, plan_of, resume
 
 MSE, JSD, MEAN = "val/reconstruction_mse", "val/jsd_nats", "val/mean_image_mse"
@@ -91,19 +94,72 @@ def test_with_little_noise_few_seeds_are_spent(tmp_path: Path) -> None:
 
 
 def test_a_seed_that_fails_counts_as_the_worst(tmp_path: Path) -> None:
-    conductor = begin(tmp_path, plan_of(study__seeds_per_trial=2, study__budget__trials=1))
-    first = conductor.suggest()
-    assert isinstance(first, Suggestion)
-    conductor.started(0)
-    conductor.reported(Report(0, 27, (worth(first, 0.0),), finished=True, checkpoint="t0/27"))
+    conductor = begin(tmp_path, plan_of(study__seeds_per_trial=2, study__budget__trials=2, study__pruner__type="none"))
+    configurations = []
+    for number in (0, 1):
+        suggestion = conductor.suggest()
+        assert isinstance(suggestion, Suggestion) and "seed" not in suggestion.params
+        configurations.append(worth(suggestion, 0.0))
+        conductor.started(number)
+        conductor.reported(Report(number, 27, (configurations[-1],), finished=True, checkpoint=f"t{number}/27"))
     second = conductor.suggest()
     assert isinstance(second, Suggestion) and second.params["seed"] == 1
-    conductor.started(1)
-    conductor.failed(Failure(1, FailureClass.DIVERGED, "nan"))
-    assert conductor.ledger.trials[1].reason is Reason.DIVERGED
-    values = conductor.ledger.values(conductor.ledger.trials[0])
-    alone = worth(first, 0.0)
-    assert values == pytest.approx([(alone[MSE] + 0.5) / 2, (alone[JSD] + math.log(2)) / 2])
+    first = conductor.ledger.trials[2].replicate_of
+    assert first is not None
+    conductor.started(2)
+    conductor.failed(Failure(2, FailureClass.DIVERGED, "nan"))
+    assert conductor.ledger.trials[2].reason is Reason.DIVERGED
+    alone = configurations[first]
+    expected = [(alone[MSE] + 0.5) / 2, (alone[JSD] + math.log(2)) / 2]
+    assert conductor.ledger.values(conductor.ledger.trials[first]) == pytest.approx(expected)
+
+
+def test_a_seed_that_the_machine_has_lost_says_nothing(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__seeds_per_trial=2, study__budget__trials=2, study__pruner__type="none"))
+    for number in (0, 1):
+        suggestion = conductor.suggest()
+        assert isinstance(suggestion, Suggestion)
+        conductor.started(number)
+        history = (worth(suggestion, 0.0),)
+        conductor.reported(Report(number, 27, history, finished=True, checkpoint=f"t{number}/27"))
+    conductor.suggest()
+    first = conductor.ledger.trials[conductor.ledger.trials[2].replicate_of or 0]
+    before = conductor.ledger.values(first)
+    conductor.started(2)
+    for _ in range(3):
+        conductor.failed(Failure(2, FailureClass.NOT_SAVED, "the disk is full"))
+        if conductor.ledger.trials[2].open:
+            conductor.suggest()
+            conductor.started(2)
+    assert conductor.ledger.trials[2].reason is Reason.NOT_SAVED and conductor.ledger.values(first) == before
+
+
+def test_seeds_of_old_configurations_keep_their_plan(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__budget__trials=2, study__pruner__type="none"))
+    run(conductor, 0.02)
+    conductor.record(events.StudyEnded())
+    conductor.journal.close()
+    journal = Journal.open(tmp_path)
+    ledger = Ledger.replay(journal.history)
+    longer = plan_of(study__budget__trials=2, study__pruner__type="none", study__seeds_per_trial=2, train__epochs=81)
+    for event in journal.append(events.StudyResumed(plan=record_plan(longer), host="h", pid=2)):
+        ledger.apply(event)
+    suggestion = Conductor(journal, ledger, 1).suggest()
+    assert isinstance(suggestion, Suggestion) and suggestion.settings["train.epochs"] == 27
+    assert ledger.trials[2].replicate_of is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["study.seeds_per_trial=3", "space.seed={type: int, low: 0, high: 9}"], "remove one of them"),
+        (["study.seeds_per_trial=3", "seed=4294967295"], "the largest is 4294967293"),
+        (["study.seeds_per_trial=0"], "study.seeds_per_trial"),
+    ],
+)
+def test_seeds_that_there_are_none_of_are_told_before_the_start(changes: list[str], told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        read_plan("digits", changes)
 
 
 def test_a_study_with_seeds_goes_on_as_the_unbroken_one(tmp_path: Path) -> None:

@@ -225,6 +225,9 @@ def test_images_of_a_linear_decoder_are_images_too(models: dict[str, Model]) -> 
 # ------------------------------------------------------------------------------------------------- versions, champion
 
 
+MEASURED = {"val/mean_image_mse": 1.0}
+
+
 def request_of(
     trial: str,
     front: Sequence[Sequence[float]],
@@ -236,8 +239,11 @@ def request_of(
     objectives: str = "val/reconstruction_mse,val/jsd_nats",
     rule: str = "nearest_to_ideal",
     card: str = "# a card",
+    constraints: Sequence[str] = (),
+    old: bool = False,
 ) -> dict[str, Any]:
-    """What a study asks for: its front, and which member of it is the decoder that is registered."""
+    """What a study asks for: its front, and which member of it is the decoder that is registered. An old one was
+    registered before versions kept their metrics."""
     tags = about_of(run or settings_of("dense")) | {
         "aae.trial": trial,
         "data.digest": digest,
@@ -245,14 +251,18 @@ def request_of(
         "objectives": objectives,
         "objective_values": json.dumps(list(front[best])),
     }
+    trials = [dict(zip(objectives.split(","), point, strict=True)) | MEASURED for point in front]
+    if not old:
+        tags["choice_metrics"] = json.dumps(trials[best])
     return {
         "name": NAME,
         "folder": str(folder),
         "tags": tags,
         "card": card,
         "description": "Decoders.",
-        "front": [list(p) for p in front],
+        "front": trials,
         "rule": rule,
+        "constraints": list(constraints),
     }
 
 
@@ -363,9 +373,33 @@ def test_between_two_that_each_lead_somewhere_the_rule_of_selection_decides(deco
     beaten = decoders.add("s3/a/3", [[0.25, 0.0]], rule="first_objective")  # better in the second objective
     assert (beaten["champion"], beaten["reason"]) == (False, "study.select=first_objective chooses version 2")
     # The knee of all points stays the champion against the end of a front.
-    knee = decoders.add("s4/a/3", [[0.1, 0.9], [0.15, 0.15], [0.9, 0.1]], best=1)
+    knee = decoders.add("s4/a/3", [[0.1, 0.6], [0.15, 0.1], [0.9, 0.05]], best=1)
     assert knee["champion"] is True and decoders.champion == "4"
-    assert decoders.add("s5/a/3", [[0.12, 0.85], [0.85, 0.12]], best=0)["champion"] is False
+    assert decoders.add("s5/a/3", [[0.12, 0.55], [0.85, 0.08]], best=0)["champion"] is False
+
+
+def test_a_decoder_that_violates_a_constraint_never_replaces_one_that_does_not(decoders: Registry) -> None:
+    bound = ["val/reconstruction_mse <= 0.3"]
+    decoders.add("s1/a/3", [[0.29, 0.6]], constraints=bound)
+    made = decoders.add("s2/a/3", [[0.35, 0.01]], constraints=bound)
+    assert made["champion"] is False and "violates val/reconstruction_mse <= 0.3" in made["reason"]
+    assert decoders.add("s3/a/3", [[0.29, 0.3]], constraints=bound)["champion"] is True
+    tighter = decoders.add("s4/a/3", [[0.2, 0.5]], constraints=["val/reconstruction_mse <= 0.25"])
+    assert tighter["champion"] is True  # the champion violates what this study asks for
+
+
+def test_a_champion_that_was_registered_without_its_metrics_is_scaled_as_the_new_one(decoders: Registry) -> None:
+    """Without the mean image's error, its own would be scaled by 1 and look like next to nothing."""
+    decoders.add("s1/a/3", [[0.03, 0.02]], old=True)
+    trials = request_of("s2/a/3", [[0.012, 0.03]], folder=decoders.folder)
+    trials["front"][0]["val/mean_image_mse"] = 0.07
+    assert registry.register(decoders.client, new_run(decoders.client), trials)["champion"] is True
+
+
+def test_a_champion_that_lacks_the_metric_of_the_rule_is_left_alone(decoders: Registry) -> None:
+    decoders.add("s1/a/3", [[0.2, 0.1]])
+    made = decoders.add("s2/a/3", [[0.4, 0.09]], rule="val/kid_local")
+    assert made["champion"] is False and "without val/kid_local" in made["reason"]
 
 
 @pytest.mark.parametrize(
