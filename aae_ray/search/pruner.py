@@ -12,9 +12,9 @@ median    Whoever is behind half of the trials at the rung is stopped.
 pbt       Everybody is paused, and goes on when all have come as far, perhaps with another one's weights: `population`.
 none      Everybody goes on.
 
-A trial that violates constraints comes after every one that violates none, and of two that do the one that violates
-them less comes first. A trial whose reconstructions are worse than the mean image is stopped at a rung, whatever else
-it is good at: codes of an encoder that has learned nothing match their prior by themselves.
+A trial whose reconstructions are worse than the mean image is stopped at a rung, whatever else it is good at: codes of
+an encoder that has learned nothing match their prior by themselves. Constraints are asked of those that were trained to
+their end: at a rung nearly all violate them still, and would be put in order by that alone.
 
 The first trial at a rung goes on at once: it has nobody to wait for. With one metric in place of the fronts this is
 promotion-type ASHA (Li et al. 2020, algorithm 2) with ceil in place of floor. MO-ASHA (Schmucker et al. 2021; Syne
@@ -29,7 +29,6 @@ from typing import NamedTuple
 
 from aae_ray import settings
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.search.constraints import constrained, constraints_of, violation
 from aae_ray.search.events import Decided
 from aae_ray.search.objectives import Point, Queue, Ranks
 from aae_ray.search.outcomes import RungVerdict
@@ -122,8 +121,7 @@ class Pruner:
         if worse_than_the_mean_image(metrics):
             return (math.inf,) * len(names)
         values = [METRICS[name].sign * metrics.get(name, math.nan) for name in names]
-        finite = [value if math.isfinite(value) else math.inf for value in values]
-        return constrained(finite, violation(constraints_of(self.study), metrics))
+        return tuple(value if math.isfinite(value) else math.inf for value in values)
 
 
 def rungs(pruner: settings.Pruner, epochs: int) -> list[int]:

@@ -3,9 +3,9 @@
 Most trials of a study are stopped early, so that Optuna has no final values of them, and with several objectives no
 other ones either. Here every trial that is not under way has a place among all others, the best one first, by
 
-1. its standing: one that fulfils the constraints before one that violates some, and last one that was bad;
+1. its standing: last is one that was bad;
 2. the epochs that it has reached, more before fewer: who was let go on at a rung is better than who was not;
-3. where it violates constraints, by how much (Deb 2000);
+3. by how much it violates constraints (Deb 2000), which are asked of those alone that were trained to their end;
 4. its non-dominated front among those that ended after as many epochs;
 5. within a front, the hypervolume that it alone dominates, the largest first;
 6. its number.
@@ -59,7 +59,8 @@ def result_of(
         return None
     if trial.reason is not None and trial.reason not in WITHOUT_FAULT:
         return Result(trial.number, Standing.BAD)
-    return result(trial.number, trial.epoch, metrics, objectives, constraints)
+    asked = constraints if trial.state is State.COMPLETE else ()
+    return result(trial.number, trial.epoch, metrics, objectives, asked)
 
 
 def result(
@@ -86,7 +87,7 @@ def ranked(results: Iterable[Result], careful: int) -> list[Result]:
         if one.standing is Standing.BAD:
             bad.append(one)
         else:
-            alike.setdefault((one.standing, -one.epochs, one.violation), []).append(one)
+            alike.setdefault((-one.epochs, one.violation), []).append(one)
     order: list[Result] = []
     for _, block in sorted(alike.items()):
         order += _by_front(block, careful - len(order))

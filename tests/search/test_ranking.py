@@ -38,7 +38,7 @@ def test_the_order_goes_by_standing_then_epochs_then_front_then_number() -> None
         shown(6, 9, 0.05, 0.05),
         Result(7, Standing.BAD),
         shown(8, 27, 0.3, 0.3),
-    ) == [4, 3, 8, 6, 2, 5, 1, 0, 7]
+    ) == [4, 3, 8, 5, 1, 6, 2, 0, 7]
 
 
 def test_within_a_front_the_trial_comes_first_that_dominates_most_alone() -> None:

@@ -261,8 +261,9 @@ def test_a_trial_that_a_machine_has_lost_is_not_told_and_one_under_way_is_runnin
 def test_who_violates_a_constraint_is_behind_all_who_do_not() -> None:
     history = history_of("tpe", study__constraints=("val/reconstruction_mse <= 0.3",))
     halved(history, 0.1, 27, 0.31, Reason.COMPLETED)
-    halved(history, 0.2, 3, 0.29)
-    assert [trial.value for trial in places(history.ledger).trials] == [1.0, 0.0]
+    halved(history, 0.2, 27, 0.29, Reason.COMPLETED)
+    halved(history, 0.3, 3, 0.5)  # whose constraint is not asked for yet
+    assert [trial.value for trial in places(history.ledger).trials] == [1.0, 0.0, 2.0]
 
 
 def test_the_gaussian_process_is_told_the_complete_trials_with_their_constraints() -> None:
