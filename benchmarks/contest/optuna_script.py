@@ -24,8 +24,9 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import cross_val_predict
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import MultiStepLR
 
-EPOCHS, BATCH, PROCESSES = 81, 50, 2
+EPOCHS, BATCH, DROP, PROCESSES = 243, 100, 0.6, 2
 
 
 def mlp(*sizes: int) -> nn.Sequential:
@@ -56,6 +57,9 @@ def objective(trial: optuna.Trial, train: Tensor, val: Tensor, folder: Path) -> 
     lr = trial.suggest_float("optim.reconstruction_lr", 5e-4, 1e-2, log=True)
     lr_discriminator = trial.suggest_float("optim.discrimination_lr", 1e-4, 1e-2, log=True)
     lr_encoder = trial.suggest_float("optim.regularization_lr", 1e-4, 1e-2, log=True)
+    decay = trial.suggest_float("optim.lr_decay", 0.05, 1.0, log=True)
+    input_noise = trial.suggest_float("train.input_noise", 0.0, 0.4)
+    steps = trial.suggest_int("train.discriminator_steps", 1, 3)
 
     noise_dim = dim if posterior == "universal" else 0
     encoder = mlp(train.shape[1] + noise_dim, *hidden, 2 * dim if posterior == "gaussian" else dim)
@@ -71,15 +75,21 @@ def objective(trial: optuna.Trial, train: Tensor, val: Tensor, folder: Path) -> 
     autoencode = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr)
     discriminate = torch.optim.Adam(discriminator.parameters(), lr_discriminator, betas=(0.5, 0.999))
     regularize = torch.optim.Adam(encoder.parameters(), lr_encoder, betas=(0.5, 0.999))
+    drop = [math.ceil(DROP * EPOCHS)]
+    schedules = [MultiStepLR(each, drop, decay) for each in (autoencode, discriminate, regularize)]
     for _ in range(EPOCHS):
         for x in train[torch.randperm(len(train))].split(BATCH):
-            loss = F.mse_loss(decoder(encode(x)).sigmoid(), x, reduction="sum") / (2 * len(x))
+            noisy = x + input_noise * torch.randn_like(x)
+            loss = F.mse_loss(decoder(encode(noisy)).sigmoid(), x, reduction="sum") / (2 * len(x))
             autoencode.zero_grad(), loss.backward(), autoencode.step()
-            real, fake = discriminator(sample_prior(prior, len(x), dim)), discriminator(encode(x).detach())
-            loss = F.softplus(-real).mean() + F.softplus(fake).mean()
-            discriminate.zero_grad(), loss.backward(), discriminate.step()
-            loss = F.softplus(-discriminator(encode(x))).mean()
+            for _ in range(steps):
+                real, fake = discriminator(sample_prior(prior, len(x), dim)), discriminator(encode(noisy).detach())
+                loss = F.softplus(-real).mean() + F.softplus(fake).mean()
+                discriminate.zero_grad(), loss.backward(), discriminate.step()
+            loss = F.softplus(-discriminator(encode(noisy))).mean()
             regularize.zero_grad(), loss.backward(), regularize.step()
+        for schedule in schedules:
+            schedule.step()
 
     with torch.no_grad():
         codes = encode(val)

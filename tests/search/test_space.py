@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.search.distributions import Space
+from aae_ray.search.distributions import Space, options
 from aae_ray.search.points import space_size
 from aae_ray.search.space import SHIPPED, Plan, read_plan, study_file
 from aae_ray.settings import RULES, dotted_fields, replace, setting
@@ -632,3 +632,18 @@ def test_the_corners_of_a_search_space_make_settings(path: Path) -> None:
                 point[key] = pick(distribution.low, distribution.high)
                 assert math.isfinite(point[key])
         replace(plan.settings, point)
+
+
+def test_the_default_study_keeps_its_space_wide() -> None:
+    """It is to find a good decoder among many, and not to be told where one lies."""
+    plan = read_plan("digits")
+    space = plan.space
+    assert {"model.prior", "model.posterior", "model.hidden", "model.discriminator_hidden"} <= space.keys()
+    assert set(options(space["model.prior"])) == {"gaussian", "uniform", "mixture", "swiss_roll"}
+    assert set(options(space["model.posterior"])) == {"deterministic", "gaussian", "universal"}
+    assert len(options(space["model.hidden"])) >= 3 and len(options(space["model.discriminator_hidden"])) >= 2
+    assert options(space["model.latent_dim"]) == (2, 16)
+    for rate, decades in (("reconstruction", 1.3), ("discrimination", 2), ("regularization", 2)):
+        low, high = options(space[f"optim.{rate}_lr"])
+        assert math.log10(high / low) >= decades
+    assert len({point["model.latent_dim"] for point in plan.start}) >= 3
