@@ -363,7 +363,7 @@ class Tracking(Section):
 
 
 class Budget(Section):
-    trials: Positive = Field(24, description="trials in all")
+    trials: Positive = Field(24, description="configurations in all; further seeds of them are trials beside these")
     wall_clock: Duration | None = Field(None, description="such as 90s, 10m or 2h; no limit when not given")
     worker_hours: Float | None = Field(
         None, gt=0, description="hours of all workers together (GPU-hours on GPUs); no limit when not given"
@@ -439,8 +439,8 @@ class StudySettings(Section):
     pruner: Pruner = Pruner()
     seeds_per_trial: Positive = Field(
         1,
-        description="seeds with which a configuration is trained where they can change the verdict; its objectives are "
-        "the means over them",
+        description="seeds with which a configuration is trained where they can change the verdict, each a trial of its "
+        "own beyond study.budget.trials; its objectives are the means over them",
     )
     workers_per_trial: Positive = Field(1, description="data-parallel workers of a gang")
     resources_per_worker: dict[str, Annotated[Float, Field(gt=0)]] = Field(

@@ -481,6 +481,19 @@ def test_optunas_own_tools_can_read_the_copy_in_which_nothing_runs(tmp_path: Pat
     assert study.metric_names == [MSE, JSD] and study.trials[0].user_attrs == {"trial": "t0000"}
 
 
+def test_the_copy_gets_means_over_seeds_when_they_move_no_more(tmp_path: Path) -> None:
+    history = History(study__seeds_per_trial=2)
+    history.finish(0.1, 0.2, {})
+    history.end(history.begin({}), Reason.PRUNED)
+    copy = OptunaCopy(tmp_path, history.ledger)
+    assert [trial.user_attrs["trial"] for trial in copy.study.trials] == ["t0001"]
+    history.another_seed(0, 0.3, 0.2)
+    history.add(events.StudyEnded())
+    copy.add(history.ledger, history.ledger.trials)
+    assert [trial.user_attrs["trial"] for trial in copy.study.trials] == ["t0001", "t0000"]
+    assert copy.study.trials[1].values == pytest.approx([0.2, 0.2])
+
+
 def test_the_copy_says_which_constraints_a_trial_keeps_to(tmp_path: Path) -> None:
     constraint = "val/reconstruction_mse <= 0.3"
     conductor = begin(tmp_path, plan_of(study__constraints=(constraint,), train__epochs=3))
