@@ -439,8 +439,8 @@ class StudySettings(Section):
     pruner: Pruner = Pruner()
     seeds_per_trial: Positive = Field(
         1,
-        description="seeds with which a configuration is trained where they can change the verdict, each a trial of its "
-        "own beyond study.budget.trials; its objectives are the means over them",
+        description="seeds with which a configuration is trained where they can change the verdict, each a trial of "
+        "its own beyond study.budget.trials; its objectives are the means over them",
     )
     workers_per_trial: Positive = Field(1, description="data-parallel workers of a gang")
     resources_per_worker: dict[str, Annotated[Float, Field(gt=0)]] = Field(
@@ -460,8 +460,8 @@ class StudySettings(Section):
     step_timeout: Duration = Field(1800, description="after this long without an answer a gang counts as hung")
     keep: Literal["front", "best", "all"] = Field(
         "front",
-        description="checkpoints that stay when trials have ended: those of the front, of the best trials alone, or "
-        "all",
+        description="checkpoints that stay when trials have ended. front: those of the front, and of paused trials, "
+        "with which an extension can go on; best: when the study has ended, that of the best trial alone; all",
     )
     finalists: Literal["best", "front", "all"] = Field(
         "front", description="trials that are measured on the test images when the study ends"

@@ -119,9 +119,7 @@ class StudyStatus:
     front_size: int
     front: tuple[TrialStatus, ...]  # best first objective first
     best: tuple[TrialStatus, ...]  # for each objective, where a trial is complete
-    trials: tuple[
-        TrialStatus, ...
-    ]  # that run or wait for a gang, then the last ones that paused or ended, newest first
+    trials: tuple[TrialStatus, ...]  # that are under way, then the last ones that paused or ended, newest first
     forecast: Forecast
     failures: tuple[FailureStatus, ...]
     notes: tuple[str, ...]

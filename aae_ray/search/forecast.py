@@ -44,8 +44,8 @@ class Forecast:
 def forecast(ledger: Ledger, now: float) -> Forecast:
     """The forecast at a time, which for a study that does not run any more is that of its last event.
 
-    The cost grows with the open and paused trials, and not with those that have ended. The study may go on meanwhile, in another
-    thread: what may be taken away is read once.
+    The cost grows with the open and paused trials, and not with those that have ended. The study may go on meanwhile,
+    in another thread: what may be taken away is read once.
     """
     study = ledger.current_plan.settings.study
     elapsed, started = ledger.active_seconds, ledger.session_started
