@@ -19,8 +19,8 @@ from aae_ray.settings import RunSettings, dotted_fields, flatten
 def prior_trials(
     names: Sequence[str], plan: Plan, dataset: Dataset, note: Callable[[str], None]
 ) -> list[events.PriorTrial]:
-    """The complete configurations of earlier studies, by name, folder or experiment, with means over their seeds. Raises
-    UserError for unlike studies.
+    """The complete configurations of earlier studies, by name, folder or experiment, with means over their seeds.
+    Raises UserError for unlike studies.
 
     Of several studies of an experiment, those that cannot be read are left out with a note.
     """
