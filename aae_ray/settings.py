@@ -533,7 +533,8 @@ def largest_population(trials: int) -> int:
     return max(trials // 5, 2)
 
 
-SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {  # of study.sampler: the types that take each
+# Settings that not all types take, each with those that do.
+SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {
     "n_startup_trials": ("tpe", "gp"),
     "n_ei_candidates": ("tpe",),
     "gamma": ("tpe",),
@@ -544,19 +545,25 @@ SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {  # of study.sampler: the types 
     "qmc_type": ("qmc",),
     "scramble": ("qmc",),
 }
+PRUNER_SETTINGS: dict[str, tuple[str, ...]] = {
+    "reduction_factor": ("asha", "median", "none"),  # with none, trials are still measured in full at the rungs
+    "quantile": ("pbt",),
+    "mutation_factor": ("pbt",),
+    "mutate": ("pbt",),
+}
 
 
 WITHOUT_CONDITIONS = ("gp", "nsga2")  # types that learn only from parameters that all trials have
 
 
-def _taken(name: str, types: tuple[str, ...]) -> Rule:
-    """A setting of the sampler has its default where the sampler's type does not take it."""
-    default = Sampler.model_fields[name].default
+def _taken(section: str, name: str, types: tuple[str, ...]) -> Rule:
+    """A setting of the sampler or pruner has its default where its type does not take it."""
+    key, kind = f"study.{section}.{name}", f"study.{section}.type"
+    default = {"sampler": Sampler, "pruner": Pruner}[section].model_fields[name].default
     return Rule(
-        ("study.sampler.type", f"study.sampler.{name}"),
-        lambda kind, value: kind in types or value == default,
-        f"study.sampler.{name} is a setting of study.sampler.type {' and '.join(types)}, and not of {{type}}; "
-        f"remove it, got {{{name}}}",
+        (kind, key),
+        lambda chosen, value: chosen in types or value == default,
+        f"{key} is a setting of {kind} {' and '.join(types)}, and not of {{type}}; remove it, got {{{name}}}",
     )
 
 
@@ -639,7 +646,8 @@ RULES: tuple[Rule, ...] = (
         "study.folder must have no user and no password in its address, as they would be written to the journal; "
         "use the environment's AWS credentials",
     ),
-    *(_taken(name, types) for name, types in SAMPLER_SETTINGS.items()),
+    *(_taken("sampler", name, types) for name, types in SAMPLER_SETTINGS.items()),
+    *(_taken("pruner", name, types) for name, types in PRUNER_SETTINGS.items()),
     Rule(
         ("study.sampler.gamma",),
         lambda gamma: gamma < 1 or gamma == int(gamma),

@@ -318,17 +318,11 @@ def _beyond_the_sampler(
 
 
 def _beyond_the_pruner(base: Mapping[str, Entry], space: Space, problems: Sequence[Problem]) -> list[Problem]:
-    """Settings of pbt where the pruner is another one, and what pbt cannot change under way."""
-    own = [f"study.pruner.{name}" for name in ("quantile", "mutation_factor", "mutate")]
-    keys = ("study.pruner.type", "study.seeds_per_trial", *own)
-    if unclear(keys, base, problems):
+    """What pbt cannot change under way."""
+    keys = ("study.pruner.type", "study.seeds_per_trial", "study.pruner.mutate")
+    if unclear(keys, base, problems) or keys[0] not in base or base[keys[0]].value != "pbt":
         return []
     study = build({key: base[key] for key in keys if key in base}).study
-    if study.pruner.type != "pbt":
-        text = f"is a setting of study.pruner.type pbt, and not of {study.pruner.type}; remove it"
-        defaults = [dotted_fields()[key].default for key in own]
-        given = [key for key, default in zip(own, defaults, strict=True) if setting(build(base), key) != default]
-        return [Problem((key,), Kind.RULE, base[key].where, f"{key} {text}") for key in given]
     found, can = [], mutable(space)
     if study.seeds_per_trial > 1:
         text = (
