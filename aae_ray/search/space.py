@@ -73,8 +73,9 @@ class Plan:
 
     @property
     def directions(self) -> list[str]:
-        """`min` or `max` for each objective, from the table of metrics."""
-        return [str(METRICS[name].direction) for name in self.settings.study.objectives]
+        """`min` or `max` for each objective, from the table of metrics. One that an earlier version could optimise, and
+        that has no direction any more, was maximised."""
+        return ["min" if METRICS[name].sign > 0 else "max" for name in self.settings.study.objectives]
 
 
 def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:

@@ -494,6 +494,15 @@ def test_the_copy_gets_means_over_seeds_when_they_move_no_more(tmp_path: Path) -
     assert copy.study.trials[1].values == pytest.approx([0.2, 0.2])
 
 
+def test_a_study_of_an_objective_that_has_no_direction_any_more_can_be_looked_at() -> None:
+    history = History(study__objectives=("val/reconstruction_mse", "val/cluster_entropy_nats"))
+    history.finish(0.1, params={}, val__cluster_entropy_nats=1.0)
+    history.finish(0.2, params={}, val__cluster_entropy_nats=2.0)
+    study = optuna_study(history.ledger)
+    assert [direction.name for direction in study.directions] == ["MINIMIZE", "MAXIMIZE"]
+    assert len(study.best_trials) == len(history.ledger.front()) == 2
+
+
 def test_the_copy_says_which_constraints_a_trial_keeps_to(tmp_path: Path) -> None:
     constraint = "val/reconstruction_mse <= 0.3"
     conductor = begin(tmp_path, plan_of(study__constraints=(constraint,), train__epochs=3))
