@@ -10,6 +10,7 @@ final states COMPLETE, PRUNED (stopped early) or FAIL.
 """
 
 import copy
+import itertools
 import math
 import warnings
 import zlib
@@ -264,6 +265,7 @@ class Sampler:
         self.ledger, self.plan = ledger, ledger.current_plan
         self.tried: set[tuple[Any, ...]] = set()  # configurations that were suggested
         self.seen = 0  # trials that are among these
+        self.passed = 0  # points of a space that is gone through, all of which were tried
         # A study that learns from others draws what they have not: with their seed it would repeat their first trials.
         prior = ledger.started.warm_start
         self.entropy = [zlib.crc32("\n".join(earlier.source for earlier in prior).encode())] if prior else []
@@ -323,11 +325,17 @@ class Sampler:
         size = space_size(plan.space, plan.conditions)
         listed = size is not None and size <= LARGEST_GRID
         every = self._shuffled if listed else points(plan.space, plan.conditions)
-        untried = (point for point in every if self.key(point) not in self.tried)
-        first = next(untried, None)
+        left = itertools.islice(every, self.passed, None)
+        first = None
+        for point in left:
+            if self.key(point) not in self.tried:
+                first = point
+                break
+            self.passed += 1
         if first is None or start.items() <= first.items():
             return first
-        return next((point for point in untried if start.items() <= point.items()), first)
+        wanted = (point for point in left if start.items() <= point.items() and self.key(point) not in self.tried)
+        return next(wanted, first)
 
     @cached_property
     def _shuffled(self) -> Sequence[dict[str, Any]]:

@@ -3,9 +3,10 @@
 import math
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import optuna
 import pytest
@@ -386,6 +387,28 @@ def test_a_grid_is_gone_through_once_and_ends(tmp_path: Path) -> None:
     assert len(tried) == len(set(tried)) == 15 and dict(tried[0])["model.latent_dim"] == 5
     assert len({dict(point)["model.latent_dim"] for point in tried[:6]}) > 2  # not one side after the other
     assert conductor.message == "the space has no untried point left"
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_next_point_of_a_grid_is_found_without_a_look_at_all_before_it(
+    monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    class Counting(Sampler):
+        looks = 0
+
+        def key(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
+            self.looks += 1
+            return super().key(params)
+
+    if not listed:
+        monkeypatch.setattr("aae_ray.search.sampler.LARGEST_GRID", 3)
+    history = History(Plan(plan_of().settings, {"model.latent_dim": IntDistribution(2, 201)}))
+    sampler = Counting(history.ledger)
+    found = []
+    while (point := sampler._untried({})) is not None:
+        found.append(point["model.latent_dim"])
+        sampler.tried.add(sampler.key(point))
+    assert sorted(found) == list(range(2, 202)) and sampler.looks <= 4 * len(found)
 
 
 def test_a_space_of_too_many_points_to_list_ends_with_them_as_well(
