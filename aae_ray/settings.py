@@ -473,10 +473,16 @@ class StudySettings(Section):
     )
 
     @property
+    def bounds(self) -> tuple[tuple[str, str, float], ...]:
+        """Metric, side and bound of each constraint."""
+        parts = (text.split() for text in self.constraints)
+        return tuple((metric, side, float(bound)) for metric, side, bound in parts)
+
+    @property
     def deciding_metrics(self) -> tuple[str, ...]:
         """Those that decide what becomes of trials: objectives, the pruner's, the choice's, those of constraints."""
-        constrained = (text.split()[0] for text in self.constraints)
-        return (*self.objectives, self.pruner.metric, self.select, *constrained)
+        named = (name for name in (self.pruner.metric, self.select) if "/" in name)  # a rule's name has none
+        return (*self.objectives, *named, *(metric for metric, _, _ in self.bounds))
 
 
 class RunSettings(Section):
@@ -556,10 +562,10 @@ PRUNER_SETTINGS: dict[str, tuple[str, ...]] = {
 WITHOUT_CONDITIONS = ("gp", "nsga2")  # types that learn only from parameters that all trials have
 
 
-def _taken(section: str, name: str, types: tuple[str, ...]) -> Rule:
+def _taken(section: type[Section], name: str, types: tuple[str, ...]) -> Rule:
     """A setting of the sampler or pruner has its default where its type does not take it."""
-    key, kind = f"study.{section}.{name}", f"study.{section}.type"
-    default = {"sampler": Sampler, "pruner": Pruner}[section].model_fields[name].default
+    of = f"study.{section.__name__.lower()}"
+    key, kind, default = f"{of}.{name}", f"{of}.type", section.model_fields[name].default
     return Rule(
         (kind, key),
         lambda chosen, value: chosen in types or value == default,
@@ -646,8 +652,8 @@ RULES: tuple[Rule, ...] = (
         "study.folder must have no user and no password in its address, as they would be written to the journal; "
         "use the environment's AWS credentials",
     ),
-    *(_taken("sampler", name, types) for name, types in SAMPLER_SETTINGS.items()),
-    *(_taken("pruner", name, types) for name, types in PRUNER_SETTINGS.items()),
+    *(_taken(Sampler, name, types) for name, types in SAMPLER_SETTINGS.items()),
+    *(_taken(Pruner, name, types) for name, types in PRUNER_SETTINGS.items()),
     Rule(
         ("study.sampler.gamma",),
         lambda gamma: gamma < 1 or gamma == int(gamma),

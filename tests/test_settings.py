@@ -230,6 +230,14 @@ BREAKING: list[dict[str, Any]] = [
 ]
 
 
+def test_what_decides_are_metrics_and_no_rules() -> None:
+    study = Settings().study
+    assert study.deciding_metrics == study.objectives
+    named = {"study.pruner.metric": "val/nmi", "study.select": "val/ari", "study.constraints": ("val/code_std>=0.5",)}
+    study = replace(Settings(), named).study
+    assert study.deciding_metrics == (*study.objectives, "val/nmi", "val/ari", "val/code_std")
+
+
 @pytest.mark.parametrize(("rule", "values"), list(zip(RULES, BREAKING, strict=True)))
 def test_settings_that_break_a_rule_are_not_made(rule: Rule, values: dict[str, Any]) -> None:
     """Neither from a file nor in code."""

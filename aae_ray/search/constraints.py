@@ -38,8 +38,7 @@ class Constraint:
 
 def constraints_of(study: settings.StudySettings) -> tuple[Constraint, ...]:
     """The constraints of a study."""
-    parts = (text.split() for text in study.constraints)
-    return tuple(Constraint(metric, op, float(bound)) for metric, op, bound in parts)
+    return tuple(Constraint(*bound) for bound in study.bounds)
 
 
 def violation(constraints: Iterable[Constraint], metrics: Mapping[str, float]) -> float:

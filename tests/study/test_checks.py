@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_trials_at_a_time_are_what_the_cores_or_the_user_allow(monkeypatch: pyte
     ],
 )
 def test_the_disk_holds_what_is_under_way_what_is_paused_and_what_stays(
-    changes: dict[str, object], weights: int, digits: Dataset
+    changes: dict[str, Any], weights: int, digits: Dataset
 ) -> None:
     plan = plan_of(study__concurrent_trials=1, study__budget__trials=30, **changes)
     under_way = 2 * 3
