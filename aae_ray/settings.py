@@ -363,7 +363,7 @@ class Tracking(Section):
 
 
 class Budget(Section):
-    trials: Positive = Field(24, description="trials in all")
+    trials: Positive = Field(24, description="configurations in all; further seeds of them are trials beside these")
     wall_clock: Duration | None = Field(None, description="such as 90s, 10m or 2h; no limit when not given")
     worker_hours: Float | None = Field(
         None, gt=0, description="hours of all workers together (GPU-hours on GPUs); no limit when not given"
@@ -439,8 +439,8 @@ class StudySettings(Section):
     pruner: Pruner = Pruner()
     seeds_per_trial: Positive = Field(
         1,
-        description="seeds with which a configuration is trained where they can change the verdict; its objectives are "
-        "the means over them",
+        description="seeds with which a configuration is trained where they can change the verdict, each a trial of "
+        "its own beyond study.budget.trials; its objectives are the means over them",
     )
     workers_per_trial: Positive = Field(1, description="data-parallel workers of a gang")
     resources_per_worker: dict[str, Annotated[Float, Field(gt=0)]] = Field(
@@ -460,8 +460,8 @@ class StudySettings(Section):
     step_timeout: Duration = Field(1800, description="after this long without an answer a gang counts as hung")
     keep: Literal["front", "best", "all"] = Field(
         "front",
-        description="checkpoints that stay when trials have ended: those of the front, of the best trials alone, or "
-        "all",
+        description="checkpoints that stay when trials have ended. front: those of the front, and of paused trials, "
+        "with which an extension can go on; best: when the study has ended, that of the best trial alone; all",
     )
     finalists: Literal["best", "front", "all"] = Field(
         "front", description="trials that are measured on the test images when the study ends"
@@ -473,10 +473,16 @@ class StudySettings(Section):
     )
 
     @property
+    def bounds(self) -> tuple[tuple[str, str, float], ...]:
+        """Metric, side and bound of each constraint."""
+        parts = (text.split() for text in self.constraints)
+        return tuple((metric, side, float(bound)) for metric, side, bound in parts)
+
+    @property
     def deciding_metrics(self) -> tuple[str, ...]:
         """Those that decide what becomes of trials: objectives, the pruner's, the choice's, those of constraints."""
-        constrained = (text.split()[0] for text in self.constraints)
-        return (*self.objectives, self.pruner.metric, self.select, *constrained)
+        named = (name for name in (self.pruner.metric, self.select) if "/" in name)  # a rule's name has none
+        return (*self.objectives, *named, *(metric for metric, _, _ in self.bounds))
 
 
 class RunSettings(Section):
@@ -533,7 +539,8 @@ def largest_population(trials: int) -> int:
     return max(trials // 5, 2)
 
 
-SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {  # of study.sampler: the types that take each
+# Settings that not all types take, each with those that do.
+SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {
     "n_startup_trials": ("tpe", "gp"),
     "n_ei_candidates": ("tpe",),
     "gamma": ("tpe",),
@@ -544,19 +551,25 @@ SAMPLER_SETTINGS: dict[str, tuple[str, ...]] = {  # of study.sampler: the types 
     "qmc_type": ("qmc",),
     "scramble": ("qmc",),
 }
+PRUNER_SETTINGS: dict[str, tuple[str, ...]] = {
+    "reduction_factor": ("asha", "median", "none"),  # with none, trials are still measured in full at the rungs
+    "quantile": ("pbt",),
+    "mutation_factor": ("pbt",),
+    "mutate": ("pbt",),
+}
 
 
 WITHOUT_CONDITIONS = ("gp", "nsga2")  # types that learn only from parameters that all trials have
 
 
-def _taken(name: str, types: tuple[str, ...]) -> Rule:
-    """A setting of the sampler has its default where the sampler's type does not take it."""
-    default = Sampler.model_fields[name].default
+def _taken(section: type[Section], name: str, types: tuple[str, ...]) -> Rule:
+    """A setting of the sampler or pruner has its default where its type does not take it."""
+    of = f"study.{section.__name__.lower()}"
+    key, kind, default = f"{of}.{name}", f"{of}.type", section.model_fields[name].default
     return Rule(
-        ("study.sampler.type", f"study.sampler.{name}"),
-        lambda kind, value: kind in types or value == default,
-        f"study.sampler.{name} is a setting of study.sampler.type {' and '.join(types)}, and not of {{type}}; "
-        f"remove it, got {{{name}}}",
+        (kind, key),
+        lambda chosen, value: chosen in types or value == default,
+        f"{key} is a setting of {kind} {' and '.join(types)}, and not of {{type}}; remove it, got {{{name}}}",
     )
 
 
@@ -639,7 +652,8 @@ RULES: tuple[Rule, ...] = (
         "study.folder must have no user and no password in its address, as they would be written to the journal; "
         "use the environment's AWS credentials",
     ),
-    *(_taken(name, types) for name, types in SAMPLER_SETTINGS.items()),
+    *(_taken(Sampler, name, types) for name, types in SAMPLER_SETTINGS.items()),
+    *(_taken(Pruner, name, types) for name, types in PRUNER_SETTINGS.items()),
     Rule(
         ("study.sampler.gamma",),
         lambda gamma: gamma < 1 or gamma == int(gamma),

@@ -116,7 +116,7 @@ class OptunaSampler(Sampler):
 
     def ended(self, trial: TrialRecord) -> None:
         state = final_state(trial)
-        values = objective_values(trial, self.plan) if state is TrialState.COMPLETE else None
+        values = objective_values(trial.metrics, self.plan) if state is TrialState.COMPLETE else None
         self.own.tell(self.asked[trial.number], values, state=state)
 
 

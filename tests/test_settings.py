@@ -220,10 +220,22 @@ BREAKING: list[dict[str, Any]] = [
     {"study.sampler.type": "tpe", "study.sampler.population_size": 2},
     {"study.sampler.type": "tpe", "study.sampler.qmc_type": "halton"},
     {"study.sampler.type": "grid", "study.sampler.scramble": False},
+    {"study.pruner.type": "pbt", "study.pruner.reduction_factor": 2},
+    {"study.pruner.type": "none", "study.pruner.quantile": 0.5},
+    {"study.pruner.type": "median", "study.pruner.mutation_factor": 2},
+    {"study.pruner.type": "asha", "study.pruner.mutate": ["optim.reconstruction_lr"]},
     {"study.sampler.gamma": 1.5},
     {"study.sampler.multivariate": False},
     {"study.sampler.type": "nsga2", "study.sampler.population_size": 5},
 ]
+
+
+def test_what_decides_are_metrics_and_no_rules() -> None:
+    study = Settings().study
+    assert study.deciding_metrics == study.objectives
+    named = {"study.pruner.metric": "val/nmi", "study.select": "val/ari", "study.constraints": ("val/code_std>=0.5",)}
+    study = replace(Settings(), named).study
+    assert study.deciding_metrics == (*study.objectives, "val/nmi", "val/ari", "val/code_std")
 
 
 @pytest.mark.parametrize(("rule", "values"), list(zip(RULES, BREAKING, strict=True)))

@@ -1,7 +1,7 @@
 """The figures of a trial: reconstructions, samples, and the codes against their prior.
 
 A worker only collects the data behind the figures, which is cheap. Whoever keeps the records draws them, once a trial
-has ended, off the path of the training.
+pauses or has ended, off the path of the training.
 
 Shapes: N images or codes, C channels, H height, W width, Z code.
 """

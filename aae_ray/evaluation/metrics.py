@@ -31,7 +31,8 @@ class Limit:
 class Metric:
     """One thing that is measured; a study can optimise it where it has a direction and is of held-out images.
 
-    `best` and `worst` are the references between which trials are compared on several metrics at once.
+    `best` and `worst` are the references between which trials are compared on several metrics at once; where they are
+    not measured they are limits, beyond which an estimate may lie by `noise`.
     """
 
     name: str
@@ -40,6 +41,14 @@ class Metric:
     meaning: str
     best: Limit = Limit(0.0)
     worst: Limit | None = None
+    noise: float = 0.0  # an estimate's, in its unit
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """What it cannot be below and above, but for noise."""
+        beyond = -math.inf if self.direction == "max" else math.inf
+        worst = beyond if self.worst is None or self.worst.measured is not None else self.worst.value
+        return min(self.best.value, worst), max(self.best.value, worst)
 
     @property
     def sign(self) -> float:
@@ -80,6 +89,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "lower bound on the Jensen-Shannon divergence of codes z (not of y) and prior, by a fresh discriminator",
             best=Limit(0.0, "val/jsd_nats_floor"),
             worst=Limit(math.log(2)),
+            noise=0.1,
         ),
         Metric("val/jsd_nats_se", "nats", None, "standard error of that bound over held-out examples"),
         Metric(
@@ -87,6 +97,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "nats",
             None,
             "that bound for prior against prior: what a perfect match gets",
+            noise=0.1,
         ),
         Metric(
             "val/joint_jsd_nats",
@@ -95,16 +106,22 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "the same bound for label and code together, y drawn from q(y|x), against p(y) p(z)",
             best=Limit(0.0, "val/joint_jsd_nats_floor"),
             worst=Limit(math.log(2)),
+            noise=0.1,
         ),
         Metric("val/joint_jsd_nats_se", "nats", None, "standard error of that bound over held-out examples"),
         Metric(
-            "val/joint_jsd_nats_floor", "nats", None, "that bound for draws of p(y) p(z): what a perfect match gets"
+            "val/joint_jsd_nats_floor",
+            "nats",
+            None,
+            "that bound for draws of p(y) p(z): what a perfect match gets",
+            noise=0.1,
         ),
         Metric(
             "val/kl_aggregate_nats",
             "nats",
             "min",
             "KL(q(z) || p(z)) of codes and prior, by nearest neighbours",
+            noise=0.5,
         ),
         Metric(
             "val/kl_posterior_nats",
@@ -117,6 +134,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "nats",
             None,
             "I(x; z) = E_x KL(q(z|x) || p(z)) - KL(q(z) || p(z)), where q(z|x) and p(z) have a density",
+            noise=0.5,
         ),
         Metric(
             "val/kid_local",
@@ -124,6 +142,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "min",
             "squared kernel distance of samples and held-out images, features of the data's own judge, unbiased; "
             "measured where a study asks for it",
+            noise=0.1,
         ),
         Metric(
             "val/sliced_wasserstein",
@@ -198,6 +217,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "adjusted Rand index of clusters and classes; 0: random",
             best=Limit(1.0),
             worst=Limit(0.0),
+            noise=0.5,
         ),
         Metric(
             "val/label_entropy_nats",

@@ -6,7 +6,7 @@ import yaml
 
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.reporting.tables import outcome_counts, searched_keys, values_of
+from aae_ray.reporting.tables import objective_value, outcome_counts, searched_keys, trials_text, values_of
 from aae_ray.reporting.text import counted, heading, number
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import StudyEnd
@@ -74,7 +74,7 @@ def summary(ledger: Ledger) -> str:
     rows = [
         [
             trial.name,
-            *(f"{trial.metrics[name]:.4f}" for name in ledger.objectives),
+            *(objective_value(ledger, trial, name) for name in ledger.objectives),
             *(number(values[key]) if key in values else "" for key in keys),
         ]
         for trial in ledger.front()
@@ -82,7 +82,7 @@ def summary(ledger: Ledger) -> str:
     ]
     table = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     counts = ", ".join(f"{count} {what}" for what, count in outcome_counts(ledger).items())
-    lines = [f"{counted(len(ledger.trials), 'trial')}: {counts}."]
+    lines = [f"{trials_text(ledger)}: {counts}."]
     if ledger.end is not None and ledger.end is not StudyEnd.PLANNED:
         lines.append(f"Stopped before its planned end: {ledger.end_message or ledger.end}.")
     return "\n".join([*lines, "", "Pareto front:", "", *table])

@@ -196,8 +196,9 @@ class Screen:
         return f"[{self.ledger.ended}/{self.ledger.current_plan.settings.study.budget.trials}]"
 
     def _values(self, trial: TrialRecord) -> str:
-        names = self.plan.settings.study.objectives
-        return "  ".join(f"{name}={trial.metrics[name]:.4f}" for name in names if name in trial.metrics)
+        assert self.ledger is not None
+        metrics = self.ledger.judged(trial)
+        return "  ".join(f"{name}={metrics[name]:.4f}" for name in self.ledger.objectives if name in metrics)
 
     def _log_trial(self, trial: TrialRecord, what: str) -> None:
         self.mentioned[trial.number] = time.monotonic()

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from aae_ray.reporting.text import RESUME, first_line, shell_path
+from aae_ray.search.contract import trial_name
 from aae_ray.search.forecast import Forecast, forecast
 from aae_ray.search.journal import Owner
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RETRIES, FailureClass, State, StudyEnd
 from aae_ray.secrets import redact
 
-ROWS = 12  # trials in the table that have ended; those that run come before them
+ROWS = 12  # trials in the table that are paused or have ended; those that run come before them
 OPEN_ROWS = 16  # and of these so many
 FRONT_ROWS = 5  # trials of the front
 
@@ -33,12 +34,14 @@ class TrialStatus:
     epoch: int
     epochs: int  # its budget
     attempts: int
-    values: Mapping[str, float]  # the objectives at its last epoch, those that were measured
+    retries: int  # of these, how many followed a failure; the others go on after a pause, or with their study
+    replicate_of: str | None  # the trial of the same configuration with the first seed
+    values: Mapping[str, float]  # the objectives that were measured: those at its last epoch, or their means over seeds
     params: Mapping[str, Any]
 
     @classmethod
     def of(cls, trial: TrialRecord, ledger: Ledger) -> "TrialStatus":
-        metrics, reason = trial.metrics, trial.reason  # read once: the study may go on meanwhile
+        metrics, reason = ledger.judged(trial), trial.reason  # read once: the study may go on meanwhile
         values = {name: metrics[name] for name in ledger.objectives if name in metrics}
         return cls(
             trial.number,
@@ -49,16 +52,18 @@ class TrialStatus:
             trial.epoch,
             trial.epochs,
             trial.attempts,
+            sum(failure.retry for failure in list(trial.failures)),
+            None if trial.replicate_of is None else trial_name(trial.replicate_of),
             values,
             trial.params,
         )
 
     @property
     def state_text(self) -> str:
-        """How it stands, with the reason for an early end, or the attempt where it is not the first."""
+        """How it stands, with the reason for an early end, or the attempt where one has failed."""
         if self.state in (State.STOPPED, State.FAILED) and self.reason is not None:
             return f"{self.state}: {self.reason}"
-        if self.state is State.RUNNING and self.attempts > 1:
+        if self.state is State.RUNNING and self.retries:
             return f"{self.state}, attempt {self.attempts}"
         return str(self.state)
 
@@ -71,6 +76,8 @@ class TrialStatus:
             "epoch": self.epoch,
             "epochs": self.epochs,
             "attempts": self.attempts,
+            "retries": self.retries,
+            "replicate_of": self.replicate_of,
             "values": {name: _finite(value) for name, value in self.values.items()},
             "params": {key: _finite(value) for key, value in self.params.items()},
         }
@@ -107,11 +114,12 @@ class StudyStatus:
     started: float  # seconds since 1970
     at: float  # when this was so
     objectives: tuple[str, ...]
+    configurations: int  # trials without further seeds of earlier ones
     counts: Mapping[State, int]
     front_size: int
     front: tuple[TrialStatus, ...]  # best first objective first
     best: tuple[TrialStatus, ...]  # for each objective, where a trial is complete
-    trials: tuple[TrialStatus, ...]  # those that are open, then the last ones that ended, newest first
+    trials: tuple[TrialStatus, ...]  # that are under way, then the last ones that paused or ended, newest first
     forecast: Forecast
     failures: tuple[FailureStatus, ...]
     notes: tuple[str, ...]
@@ -164,6 +172,7 @@ class StudyStatus:
             started=started.time,
             at=now,
             objectives=tuple(ledger.objectives),
+            configurations=ledger.configurations,
             counts=dict(ledger.counts),
             front_size=len(members),
             front=tuple(TrialStatus.of(trial, ledger) for trial in listed),
@@ -219,6 +228,7 @@ class StudyStatus:
             "at": self.at,
             "elapsed_seconds": self.forecast.elapsed,
             "trials": {str(state): self.counts.get(state, 0) for state in State},
+            "configurations": self.configurations,
             "objectives": list(self.objectives),
             "front": [trial.to_json() for trial in self.front],
             "best": {name: trial.to_json() for name, trial in zip(self.objectives, self.best, strict=False)},
@@ -257,11 +267,13 @@ def _state(end: StudyEnd | None, alive: bool) -> str:
 
 
 def _latest(ledger: Ledger) -> list[TrialRecord]:
-    """The open trials, those that run first, then the last ones that ended."""
+    """The trials under way, those that run first, then the last ones that paused or ended, newest first."""
     unended, ended = list(ledger.open.values()), list(ledger.recent.values())  # at once: the study may go on meanwhile
+    resting = [*reversed(ended), *islice(reversed(list(ledger.paused.values())), ROWS)]
+    resting.sort(key=lambda trial: trial.ended or trial.heard or 0.0, reverse=True)
     running = (trial for trial in unended if trial.state is State.RUNNING)
     others = (trial for trial in unended if trial.state is not State.RUNNING)
-    return [*islice(chain(running, others), OPEN_ROWS), *islice(reversed(ended), ROWS)]
+    return [*islice(chain(running, others), OPEN_ROWS), *resting[:ROWS]]
 
 
 def _failures(ledger: Ledger) -> tuple[FailureStatus, ...]:

@@ -118,7 +118,8 @@ def _progress(status: StudyStatus, symbols: Symbols, size: int) -> Text:
     done, budget = int(status.forecast.trials.used), int(status.forecast.trials.limit or 0)
     filled = min(size, round(size * done / max(budget, 1)))
     bar = ((symbols.filled * filled, "green"), (symbols.empty * (size - filled), "dim"))
-    return Text.assemble(*bar, f"  {done}/{budget}  {_counts_text(status)}")
+    noun = "" if status.configurations == sum(status.counts.values()) else " configurations"
+    return Text.assemble(*bar, f"  {done}/{budget}{noun}  {_counts_text(status)}")
 
 
 def _pace(status: StudyStatus, symbols: Symbols) -> Text:

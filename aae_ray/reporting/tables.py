@@ -45,9 +45,9 @@ def _front_table(
     cells: Callable[[Mapping[str, Any]], list[str]],
     symbols: Symbols,
 ) -> Table:
-    front = ledger.front()
+    front, noun = ledger.front(), "trial" if ledger.configurations == len(ledger.trials) else "configuration"
     table = Table(
-        title=f"Pareto front: {len(front)} of {counted(ledger.configurations, 'trial')}",
+        title=f"Pareto front: {len(front)} of {counted(ledger.configurations, noun)}",
         title_justify="left",
         title_style="bold",
         header_style="bold",
@@ -106,8 +106,15 @@ def outcome_line(ledger: Ledger) -> str:
     counts = {reason: count for reason, count in ledger.reasons.items() if count and reason is not Reason.COMPLETED}
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     ends = ", ".join(f"{count} {what}" for what, count in outcome_counts(ledger).items())
-    line = f"{counted(len(ledger.trials), 'trial')} in {duration(seconds)}: {ends}"
+    line = f"{trials_text(ledger)} in {duration(seconds)}: {ends}"
     return line + (f" ({reasons})" if reasons else "")
+
+
+def trials_text(ledger: Ledger) -> str:
+    """How many trials there are, and of how many configurations where some have several seeds."""
+    trials = counted(len(ledger.trials), "trial")
+    same = ledger.configurations == len(ledger.trials)
+    return trials if same else f"{counted(ledger.configurations, 'configuration')}, {trials}"
 
 
 def outcome_counts(ledger: Ledger) -> dict[str, int]:
@@ -140,13 +147,19 @@ def searched_keys(ledger: Ledger) -> list[str]:
 
 
 def front_diagnostic(ledger: Ledger) -> Diagnostic | None:
-    """What there is to say when trials on the front differ in the JSD bound by at most two standard errors."""
+    """What there is to say when trials on the front differ in the JSD bound by at most two standard errors: of the mean
+    over seeds, of one seed that over its held-out examples."""
+    if "val/jsd_nats" not in ledger.objectives:
+        return None
     values = [
-        (trial.metrics["val/jsd_nats"], trial.metrics["val/jsd_nats_se"])
+        (
+            ledger.judged(trial)["val/jsd_nats"],
+            ledger.standard_errors(trial).get("val/jsd_nats", trial.metrics["val/jsd_nats_se"]),
+        )
         for trial in ledger.front()
         if "val/jsd_nats_se" in trial.metrics
     ]
-    if len(values) < 2 or "val/jsd_nats" not in ledger.objectives:
+    if len(values) < 2:
         return None
     spread = max(value for value, _ in values) - min(value for value, _ in values)
     error = max(se for _, se in values)

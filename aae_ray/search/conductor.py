@@ -20,10 +20,11 @@ from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RETRIES, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.population import mutated, next_of_generation
-from aae_ray.search.pruner import rungs, worse_than_the_mean_image
+from aae_ray.search.pruner import rungs
 from aae_ray.search.racing import next_seed
 from aae_ray.search.sampler import Sampler
 from aae_ray.secrets import redact
+from aae_ray.training.health import worse_than_the_mean_image
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reading import Entry
 
 INFEASIBLE = 1e12  # beyond all values of a trial that is in good health
-NEVER_NEGATIVE = ("squared pixel", "prior std", "ratio", "clusters")  # units of metrics that are at least 0
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,12 @@ class Constraint:
 
 def constraints_of(study: settings.StudySettings) -> tuple[Constraint, ...]:
     """The constraints of a study."""
-    return parsed(study.constraints)
+    return tuple(Constraint(*bound) for bound in study.bounds)
 
 
 def parsed(texts: Iterable[str]) -> tuple[Constraint, ...]:
     """Constraints as study.constraints has them, a metric, `<=` or `>=`, and a number."""
-    parts = (text.split() for text in texts)
-    return tuple(Constraint(metric, op, float(bound)) for metric, op, bound in parts)
+    return constraints_of(settings.StudySettings(constraints=tuple(texts)))
 
 
 def violation(constraints: Iterable[Constraint], metrics: Mapping[str, float]) -> float:
@@ -57,7 +55,7 @@ def violation(constraints: Iterable[Constraint], metrics: Mapping[str, float]) -
 def constrained(values: Sequence[float], beyond: float) -> tuple[float, ...]:
     """Values, smaller being better, as trials are compared by them: one that violates constraints is behind every one
     that violates none, whatever its values are, and before those that violate more."""
-    return (INFEASIBLE + beyond,) * len(values) if beyond else tuple(values)
+    return (INFEASIBLE * (1 + beyond),) * len(values) if beyond else tuple(values)
 
 
 def constraint_problems(entry: Entry | None) -> list[Problem]:
@@ -79,9 +77,13 @@ def constraint_problems(entry: Entry | None) -> list[Problem]:
         if one.metric not in held_out
     ]
     for one in found:
-        metric = METRICS.get(one.metric)
-        if metric and metric.unit in NEVER_NEGATIVE and one.op == "<=" and one.bound < 0:
-            problems.append(problem(f"{one} cannot be met, as {one.metric} is never below 0"))
+        if one.metric not in held_out:
+            continue
+        (least, most), noise = METRICS[one.metric].limits, METRICS[one.metric].noise
+        if one.op == "<=" and one.bound < least - noise:
+            problems.append(problem(f"{one} cannot be met, as {one.metric} is never below {least:g}"))
+        if one.op == ">=" and one.bound > most + noise:
+            problems.append(problem(f"{one} cannot be met, as {one.metric} is never above {most:.3g}"))
     for upper in found:
         for lower in found:
             if (upper.metric, upper.op, lower.op) == (lower.metric, "<=", ">=") and lower.bound > upper.bound:

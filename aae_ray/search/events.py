@@ -95,6 +95,7 @@ class StudyResumed(_Event):
     """Trials that were open, or ended with the study, wait again. `plan` is the whole plan where it has changed."""
 
     event: Literal["study_resumed"] = "study_resumed"
+    schema_version: int = SCHEMA  # of the program that goes on with it, which may be newer than the one that began it
     plan: PlanRecord | None = None
     host: str
     pid: int

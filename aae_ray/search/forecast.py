@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from aae_ray.search.ledger import Ledger, TrialRecord, WorkerTime
-from aae_ray.search.outcomes import State
+from aae_ray.search.outcomes import Reason, State
 
 LEAST_ENDED = 3  # trials that must have ended before anything is said of the rest
 DEVIATIONS = 2.0  # standard deviations on either side of what is expected: 95% of the time
@@ -34,7 +34,7 @@ class Forecast:
     trials_per_hour: float | None  # trials that ended, over that time
     left: Interval | None  # seconds until the study ends; None where too little is known, or nothing is left
     worker_time: WorkerTime  # seconds of workers, with those of the attempts under way
-    stopped_early: float  # of these, seconds of trials that the pruner or a health check stopped
+    stopped_early: float  # of these, seconds of trials that the pruner or a health check stopped, or that are paused
     failed: dict[str, float]  # and of failed trials, by the class of failure
     trials: Use
     wall_clock: Use  # seconds
@@ -44,8 +44,8 @@ class Forecast:
 def forecast(ledger: Ledger, now: float) -> Forecast:
     """The forecast at a time, which for a study that does not run any more is that of its last event.
 
-    The cost grows with the open trials, and not with those that have ended. The study may go on meanwhile, in another
-    thread: what may be taken away is read once.
+    The cost grows with the open and paused trials, and not with those that have ended. The study may go on meanwhile,
+    in another thread: what may be taken away is read once.
     """
     study = ledger.current_plan.settings.study
     elapsed, started = ledger.active_seconds, ledger.session_started
@@ -65,12 +65,31 @@ def forecast(ledger: Ledger, now: float) -> Forecast:
         trials_per_hour=3600 * ledger.ended_seconds[0] / elapsed if ledger.ended_seconds[0] and elapsed else None,
         left=None if ledger.end is not None else _left(ledger, now, wall_clock, worker_hours),
         worker_time=worker_time,
-        stopped_early=sum(by_state[State.STOPPED].values()),
+        stopped_early=sum(by_state[State.STOPPED].values()) + _paused(ledger),
         failed=by_state[State.FAILED],
         trials=Use(ledger.ended, study.budget.trials),
         wall_clock=wall_clock,
         worker_hours=worker_hours,
     )
+
+
+def _paused(ledger: Ledger) -> float:
+    """Worker seconds of trials that wait at a rung, or ended there with their study. A population goes on as one."""
+    if ledger.current_plan.settings.study.pruner.type == "pbt":
+        return 0.0
+    paused = list(ledger.paused.values())
+    if ledger.reasons.get(Reason.PAUSED):
+        paused += [trial for trial in list(ledger.trials) if trial.reason is Reason.PAUSED]
+    return sum(trial.worker_time.held for trial in paused)
+
+
+def _seeds_to_come(ledger: Ledger) -> int:
+    """Further seeds that study.seeds_per_trial asks for as far as is known: of those that the front has now."""
+    most = ledger.current_plan.settings.study.seeds_per_trial
+    if most == 1:
+        return 0
+    front = [trial for trial in ledger.front() if not ledger.violation(trial)]
+    return sum(max(most - 1 - len(trial.replicates), 0) for trial in front)
 
 
 def _waiting(trial: TrialRecord, now: float) -> float:
@@ -83,10 +102,16 @@ def _waiting(trial: TrialRecord, now: float) -> float:
 
 
 def _left(ledger: Ledger, now: float, wall_clock: Use, worker_hours: Use) -> Interval | None:
-    """Time left: what the remaining trials will take of workers, as the ended ones did, over the gangs at a time."""
+    """Time left: what the remaining trials will take of workers, as the ended ones did, over the gangs at a time.
+
+    Further seeds are trained to the end, and take as long as the complete trials.
+    """
     count, total, squares = ledger.ended_seconds
     study = ledger.current_plan.settings.study
-    remaining = max(study.budget.trials - ledger.ended, len(ledger.open))
+    under_way = [trial.replicate_of is None for trial in list(ledger.open.values())]
+    configurations = max(study.budget.trials - ledger.ended, sum(under_way))
+    seeds = len(under_way) - sum(under_way) + _seeds_to_come(ledger)
+    remaining = configurations + seeds
     if count < LEAST_ENDED or remaining == 0:
         return None
     mean = total / count
@@ -95,7 +120,8 @@ def _left(ledger: Ledger, now: float, wall_clock: Use, worker_hours: Use) -> Int
         trial.worker_time.busy + trial.worker_time.waiting + _waiting(trial, now)
         for trial in list(ledger.open.values())
     ]
-    expected = remaining * mean - sum(min(seconds, mean) for seconds in held)
+    complete = ledger.seconds_by_reason.get(Reason.COMPLETED, 0.0) / max(ledger.count(State.COMPLETE), 1)
+    expected = configurations * mean + seeds * complete - sum(min(seconds, mean) for seconds in held)
     # Of the remaining trials themselves, and of the mean that is known from a few.
     spread = DEVIATIONS * math.sqrt(remaining * variance + remaining**2 * variance / count)
     gangs = min(study.concurrent_trials or ledger.most_running or 1, remaining)

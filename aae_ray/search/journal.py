@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from aae_ray.errors import UserError
-from aae_ray.search.events import ADAPTER, SCHEMA, Evaluated, Event, StudyStarted
+from aae_ray.search.events import ADAPTER, SCHEMA, Evaluated, Event, StudyResumed, StudyStarted
 
 JOURNAL, LOCK, OWNER = "journal.jsonl", "study.lock", "owner.json"
 HEARTBEAT_SECONDS = 5.0
@@ -70,8 +70,8 @@ def _read(folder: Path) -> tuple[list[Event], int]:
                 f"{path}, line {number}: is not an event of a study ({reason}); {left}. Nothing was changed: "
                 f"correct that line, or move it and all lines after it to another file"
             ) from None
-    if lines:
-        _check_schema(path, lines[0])
+        if isinstance(events[-1], StudyStarted | StudyResumed):
+            _check_schema(path, line)
     if not events:
         raise UserError(f"{path} holds no event: the study had not begun; start it anew")
     if not isinstance(events[0], StudyStarted | Evaluated):

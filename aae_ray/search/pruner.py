@@ -32,6 +32,7 @@ from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search.events import Decided
 from aae_ray.search.objectives import Point, Queue, Ranks
 from aae_ray.search.outcomes import RungVerdict
+from aae_ray.training.health import worse_than_the_mean_image
 
 
 class Rule(NamedTuple):
@@ -133,8 +134,3 @@ def rungs(pruner: settings.Pruner, epochs: int) -> list[int]:
         levels.append(rung)
         rung *= pruner.reduction_factor
     return levels
-
-
-def worse_than_the_mean_image(metrics: Mapping[str, float]) -> bool:
-    """Whether a trial has learned less than what everybody knows before the first epoch."""
-    return metrics.get("val/reconstruction_mse", 0.0) > metrics.get("val/mean_image_mse", math.inf)

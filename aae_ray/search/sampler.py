@@ -5,11 +5,12 @@ unbroken one would have: a study of Optuna's is made anew in memory for each sug
 sampler what that one can learn from: one value each, their place in the order of `ranking` (tpe, nsga2); the objectives
 and constraints of the complete ones (gp); or nothing. Those under way are RUNNING in it.
 
-The copy for Optuna's own tools has the values as they were measured, and as final states COMPLETE, PRUNED (stopped
-early) or FAIL.
+The copy for Optuna's own tools has the values as they were measured, means over seeds where there are several, and as
+final states COMPLETE, PRUNED (stopped early) or FAIL.
 """
 
 import copy
+import itertools
 import math
 import warnings
 import zlib
@@ -264,6 +265,7 @@ class Sampler:
         self.ledger, self.plan = ledger, ledger.current_plan
         self.tried: set[tuple[Any, ...]] = set()  # configurations that were suggested
         self.seen = 0  # trials that are among these
+        self.passed = 0  # points of a space that is gone through, all of which were tried
         # A study that learns from others draws what they have not: with their seed it would repeat their first trials.
         prior = ledger.started.warm_start
         self.entropy = [zlib.crc32("\n".join(earlier.source for earlier in prior).encode())] if prior else []
@@ -323,11 +325,17 @@ class Sampler:
         size = space_size(plan.space, plan.conditions)
         listed = size is not None and size <= LARGEST_GRID
         every = self._shuffled if listed else points(plan.space, plan.conditions)
-        untried = (point for point in every if self.key(point) not in self.tried)
-        first = next(untried, None)
+        left = itertools.islice(every, self.passed, None)
+        first = None
+        for point in left:
+            if self.key(point) not in self.tried:
+                first = point
+                break
+            self.passed += 1
         if first is None or start.items() <= first.items():
             return first
-        return next((point for point in untried if start.items() <= point.items()), first)
+        wanted = (point for point in left if start.items() <= point.items() and self.key(point) not in self.tried)
+        return next(wanted, first)
 
     @cached_property
     def _shuffled(self) -> Sequence[dict[str, Any]]:
@@ -378,7 +386,7 @@ def optuna_study(ledger: Ledger) -> optuna.Study:
     """The ended trials as a study in memory, for Optuna's plots."""
     assert ledger.started is not None
     study = new_study(ledger.current_plan, ledger.started.study_id)
-    study.add_trials([_recorded(trial) for trial in ledger.firsts() if not trial.open])
+    study.add_trials([_recorded(trial, ledger) for trial in ledger.firsts() if not trial.open])
     return study
 
 
@@ -389,8 +397,8 @@ def final_state(trial: TrialRecord) -> TrialState:
     return TrialState.COMPLETE if trial.state is State.COMPLETE else TrialState.PRUNED
 
 
-def objective_values(trial: TrialRecord, plan: Plan) -> list[float]:
-    return [float(trial.metrics.get(name, math.nan)) for name in plan.settings.study.objectives]
+def objective_values(metrics: Mapping[str, float], plan: Plan) -> list[float]:
+    return [float(metrics.get(name, math.nan)) for name in plan.settings.study.objectives]
 
 
 class NoLock:
@@ -418,24 +426,29 @@ class OptunaCopy:
         self.add(ledger, [trial for trial in ledger.trials if not trial.open])
 
     def add(self, ledger: Ledger, trials: Sequence[TrialRecord]) -> None:
-        """Add trials that have ended. Raises OSError when the file cannot be written."""
+        """Add trials that have ended. Raises OSError when the file cannot be written.
+
+        Optuna changes no trial that has ended: where means over seeds still move, who is complete comes in at the end.
+        """
+        moving = ledger.current_plan.settings.study.seeds_per_trial > 1 and ledger.end is None
         for trial in trials:
-            if trial.number not in self.written and trial.replicate_of is None:
-                self.study.add_trial(_recorded(trial))
+            wait = moving and trial.state is State.COMPLETE
+            if trial.number not in self.written and trial.replicate_of is None and not wait:
+                self.study.add_trial(_recorded(trial, ledger))
                 self.written.add(trial.number)
 
 
-def _recorded(trial: TrialRecord) -> FrozenTrial:
+def _recorded(trial: TrialRecord, ledger: Ledger) -> FrozenTrial:
     """An ended trial as it was: with the distributions that it was drawn from, within which its parameters lie even
-    where the space has changed, with the values that it had, and its times."""
-    plan, state = trial.plan, final_state(trial)
+    where the space has changed, with the values that it is judged by, and its times."""
+    plan, state, metrics = trial.plan, final_state(trial), ledger.judged(trial)
     complete = state is TrialState.COMPLETE
-    excess = {str(one): one.excess(trial.metrics) for one in constraints_of(plan.settings.study)}
+    excess = {str(one): one.excess(metrics) for one in constraints_of(plan.settings.study)}
     frozen = create_trial(
         state=state,
         params=dict(trial.params),
         distributions={name: plan.space[name] for name in trial.params},
-        values=objective_values(trial, plan) if complete else None,
+        values=objective_values(metrics, plan) if complete else None,
         intermediate_values={} if complete or len(plan.directions) > 1 else dict(trial.intermediate_values),
         user_attrs={"trial": trial.name},
         system_attrs=dict(trial.sampler_state),

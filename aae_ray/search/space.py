@@ -73,8 +73,9 @@ class Plan:
 
     @property
     def directions(self) -> list[str]:
-        """`min` or `max` for each objective, from the table of metrics."""
-        return [str(METRICS[name].direction) for name in self.settings.study.objectives]
+        """`min` or `max` for each objective, from the table of metrics. One that an earlier version could optimise, and
+        that has no direction any more, was maximised."""
+        return ["min" if METRICS[name].sign > 0 else "max" for name in self.settings.study.objectives]
 
 
 def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
@@ -319,17 +320,11 @@ def _beyond_the_sampler(
 
 
 def _beyond_the_pruner(base: Mapping[str, Entry], space: Space, problems: Sequence[Problem]) -> list[Problem]:
-    """Settings of pbt where the pruner is another one, and what pbt cannot change under way."""
-    own = [f"study.pruner.{name}" for name in ("quantile", "mutation_factor", "mutate")]
-    keys = ("study.pruner.type", "study.seeds_per_trial", *own)
-    if unclear(keys, base, problems):
+    """What pbt cannot change under way."""
+    keys = ("study.pruner.type", "study.seeds_per_trial", "study.pruner.mutate")
+    if unclear(keys, base, problems) or keys[0] not in base or base[keys[0]].value != "pbt":
         return []
     study = build({key: base[key] for key in keys if key in base}).study
-    if study.pruner.type != "pbt":
-        text = f"is a setting of study.pruner.type pbt, and not of {study.pruner.type}; remove it"
-        given = {key: getattr(study.pruner, key.rpartition(".")[2]) for key in own}
-        others = [key for key, value in given.items() if value != dotted_fields()[key].default]
-        return [Problem((key,), Kind.RULE, base[key].where, f"{key} {text}") for key in others]
     found, can = [], mutable(space)
     if study.seeds_per_trial > 1:
         text = (

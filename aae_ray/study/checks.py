@@ -1,6 +1,7 @@
 """Checks before a study starts or goes on, and estimates of the disk and memory that it needs."""
 
 import dataclasses
+import math
 import os
 import platform
 import re
@@ -25,6 +26,7 @@ from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of
 from aae_ray.search.distributions import options
 from aae_ray.search.ledger import Ledger
+from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, flatten, replace, setting
 from aae_ray.tracking.address import tracking_uri
@@ -34,7 +36,14 @@ STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.pr
 FREE = ("study.budget.", "study.concurrent_trials", "study.workers_per_trial", "study.resources_per_worker",
         "study.start_timeout", "study.step_timeout", "study.max_failures", "study.keep", "study.finalists",
         "tracking.")  # fmt: skip
-FIXED = ("study.name", "study.folder", "study.objectives", "data.")  # what even an extension may not
+FIXED = (
+    "study.name",
+    "study.folder",
+    "study.objectives",
+    "study.pruner.type",
+    "study.pruner.metric",
+    "data.",
+)  # what even an extension may not
 VERSIONS = ("torch", "optuna", "numpy")  # packages that change what a study computes
 EXPECTED_FRONT = 12  # trials whose checkpoints stay at a time; a front is seldom wider
 OPTIMIZER_COPIES = 3  # weights, and Adam's two moments of them
@@ -132,7 +141,8 @@ def check_resume(name: str, ledger: Ledger, plan: Plan, dataset: Dataset, *, ext
     if wrong:
         lines = [f"  {key}: {old} -> {new}" for key, (old, new) in wrong.items()]
         how = (
-            "an extended study keeps its name, folder, objectives and data; start a new one with --warm-start " + name
+            "an extended study keeps its name, folder, objectives and data, and the type and metric of its pruner, by "
+            f"which paused trials are held against later ones; start a new one with --warm-start {name}"
             if extend
             else "a resumed study keeps its settings, except for budget, resources, timeouts and tracking; to "
             f"change them for new trials, use --extend {name}"
@@ -209,12 +219,23 @@ def trials_at_a_time(settings: Settings) -> int:
 
 
 def disk_needed(plan: Plan, dataset: Dataset) -> int:
-    """About how many bytes the checkpoints of a study will take at once: those of the trials under way, with the state
-    of their optimizers, and those that stay by study.keep."""
-    trials = plan.settings.study.budget.trials
-    stay = trials if plan.settings.study.keep == "all" else min(trials, EXPECTED_FRONT)
-    under_way = 2 * OPTIMIZER_COPIES * trials_at_a_time(plan.settings)  # the next is there before the last one goes
-    return largest_weights(plan, dataset) * (stay + under_way)
+    """About how many bytes the checkpoints of a study will take at once: those of the trials under way or paused, with
+    the state of their optimizers, and those of complete trials that stay by study.keep."""
+    study = plan.settings.study
+    paused = _paused_at_most(plan.settings)
+    ended = study.budget.trials - paused
+    stay = ended if study.keep == "all" or study.seeds_per_trial > 1 else min(ended, EXPECTED_FRONT)
+    under_way = 2 * trials_at_a_time(plan.settings)  # the next is there before the last one goes
+    return largest_weights(plan, dataset) * (stay + OPTIMIZER_COPIES * (under_way + paused))
+
+
+def _paused_at_most(settings: Settings) -> int:
+    """How many trials wait at rungs at the end of a study, or of a generation."""
+    study = settings.study
+    if not rungs(study.pruner, settings.train.epochs):
+        return 0
+    go_on = {"asha": math.ceil(study.budget.trials / study.pruner.reduction_factor), "pbt": 0}
+    return study.budget.trials - go_on.get(study.pruner.type, study.budget.trials)
 
 
 def memory_needed(plan: Plan, dataset: Dataset) -> int:

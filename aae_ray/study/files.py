@@ -1,4 +1,7 @@
-"""The files of a study's trials: figures are drawn when a trial has ended, checkpoints go that nobody needs."""
+"""The files of a study's trials: figures are drawn when a trial pauses or has ended, checkpoints go that nobody needs.
+
+Figures lie in a folder of the state that they show, so that a trial that goes on after a pause gets new ones.
+"""
 
 import logging
 import queue
@@ -10,7 +13,7 @@ from aae_ray.evaluation import figure_data
 from aae_ray.search import events
 from aae_ray.search.contract import trial_name
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.outcomes import Reason
+from aae_ray.search.outcomes import Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.store import TRIALS, Store
 
 FIGURES = "figures"
@@ -25,7 +28,7 @@ class TrialFiles:
         self.store, self.folder, self.keep = store, store.local, keep
         self.executor = ThreadPoolExecutor(1, "figures")
         self.written: queue.SimpleQueue[events.FileWritten] = queue.SimpleQueue()  # for the journal, by its own thread
-        self.drawn: set[int] = set()  # trials whose figures are drawn, or in line for it
+        self.drawn: set[str] = set()  # folders whose figures are drawn, or in line for it
         self.kept: set[int] = set()  # ended trials that have a checkpoint
 
     def take_up(self, ledger: Ledger) -> None:
@@ -38,25 +41,31 @@ class TrialFiles:
         except Exception:  # figures and room must never cost a study
             logger.exception("the checkpoints of ended trials could not be listed")
             return
-        # The last figure of a trial: whoever has it, has the others.
-        self.drawn |= {trial.number for trial in ended if _figure(trial.number, figure_data.FIGURES[-1]) in trial.files}
+        for trial in ended:  # whoever has the last figure has the others
+            if f"{_figures(trial)}/{figure_data.FIGURES[-1]}" in trial.files:
+                self.drawn.add(_figures(trial))
         for trial in ended:
             if trial.checkpoint in saved:
                 self._keep(trial)
         self.release(ledger)
 
     def handle(self, event: events.Event, ledger: Ledger) -> None:
-        if isinstance(event, events.Reported) and event.checkpoint is not None:
-            needed = _donated(ledger)
-            if self.store.remote is None:
-                self._delete_others(ledger.trials[event.number], needed)
-            else:
-                self.executor.submit(self._delete_older, event.checkpoint, needed)
-        elif isinstance(event, events.AttemptStarted):  # one that had ended paused, with figures, goes on
-            self.drawn.discard(event.number)
-            self.kept.discard(event.number)
-        elif isinstance(event, events.Ended):
-            self._ended(ledger.trials[event.number], ledger)
+        match event:
+            case events.Reported(checkpoint=str(checkpoint)):
+                needed = set(ledger.borrowed.values())
+                if self.store.remote is None:
+                    self._delete_others(ledger.trials[event.number], needed)
+                else:
+                    self.executor.submit(self._delete_older, checkpoint, needed)
+            case events.Decided(verdict=RungVerdict.PAUSE):
+                if _pauses_to_stay(ledger):
+                    self._draw_once(ledger.trials[event.number])
+            case events.Ended():
+                self._ended(ledger.trials[event.number], ledger)
+            case events.StudyEnded():
+                for number in self._unneeded(ledger):  # the thread has come to its end
+                    self.kept.discard(number)
+                    self._delete(number)
 
     def drain(self) -> list[events.FileWritten]:
         """Figures that were drawn since the last call."""
@@ -83,20 +92,32 @@ class TrialFiles:
         if trial.checkpoint is None:
             return
         self.kept.add(trial.number)
-        if trial.number not in self.drawn:
-            self.drawn.add(trial.number)
-            self.executor.submit(self._draw, trial.number, trial.checkpoint)
+        self._draw_once(trial)
+
+    def _draw_once(self, trial: TrialRecord) -> None:
+        if trial.checkpoint is not None and (folder := _figures(trial)) not in self.drawn:
+            self.drawn.add(folder)
+            self.executor.submit(self._draw, trial.number, trial.checkpoint, folder)
 
     def release(self, ledger: Ledger) -> None:
         """Delete the checkpoints of ended trials that are not to stay."""
-        if self.keep == "all":
-            return
-        stay = {trial.number for trial in ledger.front()}
-        paused = {number for number in self.kept if ledger.trials[number].reason is Reason.PAUSED}
-        donors = {number for number in self.kept if ledger.trials[number].checkpoint in _donated(ledger)}
-        for number in self.kept - stay - paused - donors:
+        for number in self._unneeded(ledger):
             self.kept.discard(number)
             self.executor.submit(self._delete, number)  # behind its figures
+
+    def _unneeded(self, ledger: Ledger) -> Set[int]:
+        """Ended trials whose checkpoints nobody needs: not those of the front, of paused trials, of donors. While there
+        are seeds to come, which move the means of configurations, each of these may get to the front."""
+        if self.keep == "all":
+            return frozenset()
+        stay, borrowed = {trial.number for trial in ledger.front()}, set(ledger.borrowed.values())
+        moving = ledger.current_plan.settings.study.seeds_per_trial > 1 and ledger.end is not StudyEnd.PLANNED
+        for number in self.kept - stay:
+            trial = ledger.trials[number]
+            contender = moving and trial.state is State.COMPLETE and trial.replicate_of is None
+            if contender or trial.reason is Reason.PAUSED or trial.checkpoint in borrowed:
+                stay.add(number)
+        return self.kept - stay
 
     def release_all_but(self, number: int) -> None:
         """When the study has ended, with study.keep=best."""
@@ -125,12 +146,12 @@ class TrialFiles:
         except Exception:  # it is only room that is lost
             logger.exception("older checkpoints of %s could not be deleted", folder)
 
-    def _draw(self, number: int, checkpoint: str) -> None:
-        """The figures of a trial, into the study's folder; runs in a thread of its own."""
+    def _draw(self, number: int, checkpoint: str, folder: str) -> None:
+        """The figures of a trial, into a folder of the study's; runs in a thread of its own."""
         try:
             data = figure_data.load(self.store.fetch(checkpoint))
             for name, png in (figure_data.draw(data) if data else {}).items():
-                path = _figure(number, name)
+                path = f"{folder}/{name}"
                 (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (self.folder / path).write_bytes(png)
                 self.written.put(events.FileWritten(number=number, path=path, folder=FIGURES))
@@ -138,11 +159,12 @@ class TrialFiles:
             logger.exception("the figures of %s could not be drawn", trial_name(number))
 
 
-def _donated(ledger: Ledger) -> set[str]:
-    """Checkpoints that open trials go on from, and which other trials wrote."""
-    trials = [*ledger.open.values(), *ledger.paused.values()]
-    return {trial.checkpoint for trial in trials if trial.donors and trial.checkpoint is not None}
+def _pauses_to_stay(ledger: Ledger) -> bool:
+    """Whether a pause may be a trial's end. A population goes on as one, and has nothing drawn on its way."""
+    return ledger.current_plan.settings.study.pruner.type != "pbt"
 
 
-def _figure(number: int, name: str) -> str:
-    return f"{FIGURES}/{trial_name(number)}/{name}"
+def _figures(trial: TrialRecord) -> str:
+    """The folder of the figures that show a trial's last saved state."""
+    assert trial.checkpoint is not None
+    return f"{FIGURES}/{trial.name}/{trial.checkpoint.rpartition('/')[2]}"

@@ -9,6 +9,7 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
 from aae_ray.search import events
 from aae_ray.search.journal import first_event
+from aae_ray.search.outcomes import State
 from aae_ray.search.points import fits
 from aae_ray.search.space import Plan
 from aae_ray.search.store import find_study, local_root, read_ledger, studies
@@ -18,7 +19,8 @@ from aae_ray.settings import RunSettings, dotted_fields, flatten
 def prior_trials(
     names: Sequence[str], plan: Plan, dataset: Dataset, note: Callable[[str], None]
 ) -> list[events.PriorTrial]:
-    """The finished trials of earlier studies, by name, folder or experiment. Raises UserError for unlike studies.
+    """The complete configurations of earlier studies, by name, folder or experiment, with means over their seeds.
+    Raises UserError for unlike studies.
 
     Of several studies of an experiment, those that cannot be read are left out with a note.
     """
@@ -46,11 +48,12 @@ def prior_trials(
             trials += [
                 events.PriorTrial(
                     params=trial.params,
-                    values=tuple(trial.metrics[objective] for objective in objectives),
+                    values=tuple(ledger.judged(trial)[objective] for objective in objectives),
                     source=f"{folder.name}/{trial.name}",
                     same_settings=_same_settings(trial.plan, plan),
                 )
-                for trial in ledger.complete()
+                for trial in ledger.firsts()
+                if trial.state is State.COMPLETE
             ]
     return trials
 

@@ -11,7 +11,7 @@ from aae_ray.reporting import text
 from aae_ray.reporting.cards import summary
 from aae_ray.search import events
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.outcomes import State, StudyEnd
+from aae_ray.search.outcomes import RungVerdict, State, StudyEnd
 from aae_ray.search.space import record_plan
 from aae_ray.settings import Settings, flatten, replace
 
@@ -90,6 +90,7 @@ class MlflowMapping:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
+        self.ends = 0  # of trials, so far: one that was taken up again ends again
 
     def calls(self, event: events.Event) -> list[Call]:
         """What to do about the next event."""
@@ -115,7 +116,10 @@ class MlflowMapping:
                 return self._exploited(event)
             case events.AttemptFailed():
                 return self._failed(ledger.trials[event.number], event)
+            case events.Decided():
+                return self._decided(ledger.trials[event.number], event)
             case events.Ended():
+                self.ends += 1
                 return [*self._ended(ledger.trials[event.number]), self._progress(event.time)]
             case events.FileWritten():
                 run = STUDY if event.number is None else ledger.trials[event.number].name
@@ -174,6 +178,13 @@ class MlflowMapping:
             LogDataset(trial.name, self.ledger.started.data),
         ]
 
+    def _decided(self, trial: TrialRecord, event: events.Decided) -> list[Call]:
+        """A trial that waits at a rung says so, and no more once it goes on."""
+        if event.verdict is RungVerdict.PAUSE:
+            return [SetTags(trial.name, {"aae.paused_at_epoch": event.rung})]
+        goes_on = trial.state is State.WAITING  # empty, as MLflow keeps a tag until it gets another
+        return [SetTags(trial.name, {"aae.paused_at_epoch": ""})] if goes_on else []
+
     def _exploited(self, event: events.Exploited) -> list[Call]:
         """A run's params stay as they were: what has changed under way are metrics, at the epoch of the change."""
         trial, donor = self.ledger.trials[event.number], self.ledger.trials[event.donor]
@@ -226,8 +237,8 @@ class MlflowMapping:
             for index, name in enumerate(ledger.objectives):
                 best = ledger.best_of(index)
                 assert best is not None
-                metrics[f"study/best_{name.partition('/')[2]}"] = best.metrics[name]
-        return LogMetrics(STUDY, metrics, ledger.ended, time)
+                metrics[f"study/best_{name.partition('/')[2]}"] = ledger.judged(best)[name]
+        return LogMetrics(STUDY, metrics, self.ends, time)
 
     def _over(self, event: events.StudyStopped | events.StudyEnded) -> list[Call]:
         stopped = self.ledger.end in (StudyEnd.USER, StudyEnd.INTERRUPTED)

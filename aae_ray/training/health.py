@@ -52,8 +52,13 @@ def _clusters_collapsed(metrics: Metrics, health: Health) -> bool:
     return metrics.get("val/cluster_entropy_nats", math.inf) < health.collapsed_clusters_nats
 
 
+def worse_than_the_mean_image(metrics: Metrics) -> bool:
+    """Whether a trial has learned less than what everybody knows before the first epoch."""
+    return metrics.get("val/reconstruction_mse", 0.0) > metrics.get("val/mean_image_mse", math.inf)
+
+
 def _worse_than_mean(metrics: Metrics, health: Health) -> bool:
-    return metrics["val/reconstruction_mse"] > metrics["val/mean_image_mse"]
+    return worse_than_the_mean_image(metrics)
 
 
 SIGNS = {

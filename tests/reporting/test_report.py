@@ -185,6 +185,18 @@ def test_every_state_has_a_word_in_the_outcome(history: History, state: State) -
     assert f"7 {state}" in tables.outcome_line(history.ledger) and f"7 {state}" in summary(history.ledger)
 
 
+def test_configurations_with_several_seeds_are_told_as_means_and_counted_once() -> None:
+    history = History(study__seeds_per_trial=2)
+    finish(history, 0.1, 0.2)
+    finish(history, 0.3, 0.1)
+    history.another_seed(0, 0.2, 0.2)
+    ledger = history.ledger
+    assert tables.outcome_line(ledger).startswith("2 configurations, 3 trials in ")
+    assert summary(ledger).startswith("2 configurations, 3 trials: 3 complete")
+    assert "Pareto front: 2 of 2 configurations" in printed(tables.front_table(ledger, None, Console()), 200)
+    assert "| t0000 | 0.1500 ± " in summary(ledger)
+
+
 def test_the_time_of_a_study_is_that_of_all_its_sessions_and_of_no_pause(history: History) -> None:
     history.now = START + 600
     history.stop()
@@ -237,6 +249,16 @@ def test_a_note_says_where_the_front_differs_by_noise_alone(history: History) ->
     assert diagnostic is not None and diagnostic.kind is Illness.FRONT_WITHIN_NOISE
     assert "0.0050" in diagnostic.text and "0.0100" in diagnostic.text
     finish(history, 0.3, 0.1, se=0.01)
+    assert tables.front_diagnostic(history.ledger) is None
+
+
+def test_a_note_on_noise_compares_means_over_seeds() -> None:
+    history = History(study__seeds_per_trial=2)
+    finish(history, 0.1, 0.20, se=0.1)
+    finish(history, 0.2, 0.10, se=0.1)
+    assert tables.front_diagnostic(history.ledger) is not None
+    for first, jsd in ((0, 0.2), (1, 0.1)):
+        history.another_seed(first, 0.1 + 0.1 * first, jsd)
     assert tables.front_diagnostic(history.ledger) is None
 
 

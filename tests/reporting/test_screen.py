@@ -226,6 +226,18 @@ def test_a_log_has_a_line_for_each_event_and_nothing_that_moves() -> None:
     ]
 
 
+def test_a_log_tells_the_best_trial_by_its_means_over_seeds() -> None:
+    history = History(study__seeds_per_trial=2)
+    history.finish(0.1, 0.2)
+    history.another_seed(0, 0.2, 0.4)
+    history.add(events.Chosen(number=0, registration={}))
+    screen, out = in_log(history)
+    replayed(history, screen)
+    *_, seed, best = [line.partition("] ")[2] for line in out.getvalue().splitlines()]
+    assert seed.startswith(f"t0001 complete after 27 epochs  {MSE}=0.2000  {JSD}=0.4000")
+    assert best == f"t0000 is the best trial  {MSE}=0.1500  {JSD}=0.3000"
+
+
 def test_a_log_says_how_a_study_ends() -> None:
     history = History(train__epochs=3)
     number = history.finish(0.1, 0.2).number

@@ -18,7 +18,7 @@ from aae_ray.reporting.status import StudyStatus
 from aae_ray.reporting.status_view import left_to_do, render
 from aae_ray.search import events
 from aae_ray.search.journal import OWNER, Owner
-from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
+from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.tracking.mapping import MlflowMapping, SetTags
 from tests.search.histories import JSD, MSE, START, History, write_evaluation
 
@@ -76,6 +76,7 @@ def test_a_program_reads_everything_under_keys_that_stay() -> None:
         "at",
         "elapsed_seconds",
         "trials",
+        "configurations",
         "objectives",
         "front",
         "best",
@@ -104,6 +105,46 @@ def test_a_program_reads_everything_under_keys_that_stay() -> None:
     failure = status["failures"]["out_of_memory"]
     assert (failure["count"], failure["message"], failure["trial"]) == (2, "CUDA out of memory", "t0005")
     assert status["budget"]["trials"] == {"used": 6, "limit": 8} and status["seconds_left"]["low"] >= 0
+
+
+def test_means_over_seeds_are_the_values_of_a_configuration() -> None:
+    history = History(study__seeds_per_trial=2, study__budget__trials=2)
+    history.finish(0.1, 0.2)
+    history.finish(0.3, 0.1)
+    history.another_seed(0, 0.2, 0.4)
+    status = of(history)
+    assert status.front[0].values == pytest.approx({MSE: 0.15, JSD: 0.3})
+    assert status.to_json()["best"][MSE]["values"] == pytest.approx({MSE: 0.15, JSD: 0.3})
+    assert [trial.to_json()["replicate_of"] for trial in status.trials] == ["t0000", None, None]
+    assert status.trials[0].values == pytest.approx({MSE: 0.2, JSD: 0.4})  # a seed's own
+    assert status.to_json()["configurations"] == 2 and "2/2 configurations" in printed(status)
+
+
+def test_paused_trials_are_listed_with_those_that_ended_newest_first() -> None:
+    history = History()
+    history.finish(0.1, 0.2)
+    paused = history.begin()
+    history.report(paused, 3, 0.2, 0.2)
+    history.pause(paused)
+    history.finish(0.3, 0.1)
+    running = history.begin()
+    assert [trial.number for trial in of(history).trials] == [running, 2, paused, 0]
+    assert "paused" in printed(of(history))
+
+
+def test_who_goes_on_after_a_pause_is_no_retry() -> None:
+    history = History()
+    number = history.begin()
+    history.report(number, 3, 0.2, 0.2)
+    history.pause(number)
+    history.pause(number, RungVerdict.CONTINUE)
+    history.attempt(number)
+    (status,) = of(history).trials
+    assert (status.attempts, status.retries, status.state_text) == (2, 0, "running")
+    history.fail(number, FailureClass.LOST_WORKER, retry=True)
+    history.attempt(number)
+    (status,) = of(history).trials
+    assert status.to_json()["retries"] == 1 and status.state_text == "running, attempt 3"
 
 
 @pytest.mark.parametrize(

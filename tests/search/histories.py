@@ -7,7 +7,7 @@ from typing import Any
 from aae_ray.search import events
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
+from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
 from aae_ray.search.space import Plan, record_plan
 from aae_ray.settings import Settings, replace
 
@@ -139,6 +139,22 @@ class History:
         number = self.begin(params)
         self.report(number, self.plan.settings.train.epochs, mse, jsd, **more)
         return self.end(number)
+
+    def another_seed(self, first: int, mse: float, jsd: float | None = None) -> TrialRecord:
+        """A complete configuration is trained with another seed to its end."""
+        number = len(self.ledger.trials)
+        params = {**self.trial(first).params, "seed": len(self.trial(first).replicates) + 1}
+        self.add(events.Suggested(number=number, params=params, replicate_of=first), wait=0)
+        self.attempt(number)
+        self.report(number, self.plan.settings.train.epochs, mse, jsd)
+        return self.end(number)
+
+    def pause(self, number: int, verdict: RungVerdict = RungVerdict.PAUSE) -> events.Event:
+        """At the epoch of its last report; with another verdict it goes on from there."""
+        epoch = self.trial(number).epoch
+        return self.add(
+            events.Decided(number=number, rung=epoch, values=(0.5, 0.5), ahead=1, reached=2, verdict=verdict), wait=0
+        )
 
     def stop(self, end: StudyEnd = StudyEnd.USER, message: str | None = None) -> None:
         self.add(events.StudyStopped(end=end, message=message))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aae_ray.errors import SettingsError
-from aae_ray.search.constraints import Constraint, constraints_of, violation
+from aae_ray.search.constraints import Constraint, constrained, constraints_of, violation
 from aae_ray.search.space import read_plan
 
 MSE, STD = "val/reconstruction_mse", "val/code_std"
@@ -60,6 +60,13 @@ def test_a_constraint_holds_where_nothing_lies_beyond_it(bound: float, value: fl
         ("[val/reconstructon_mse <= 0.03]", "is not a metric of held-out images. Did you mean val/reconstruction_mse?"),
         ("[test/jsd_nats <= 0.03]", "test/jsd_nats is not a metric of held-out images"),
         ("[val/reconstruction_mse <= -1]", "cannot be met, as val/reconstruction_mse is never below 0"),
+        ("[val/code_std <= -0.1]", "cannot be met, as val/code_std is never below 0"),
+        ("[val/jsd_nats <= -0.5]", "cannot be met, as val/jsd_nats is never below 0"),
+        ("[val/jsd_nats >= 0.9]", "cannot be met, as val/jsd_nats is never above 0.693"),
+        ("[val/kid_local <= -0.5]", "cannot be met, as val/kid_local is never below 0"),
+        ("[val/nmi >= 1.5]", "cannot be met, as val/nmi is never above 1"),
+        ("[val/nmi <= -0.1]", "cannot be met, as val/nmi is never below 0"),
+        ("[val/classification_error >= 2]", "cannot be met, as val/classification_error is never above 1"),
         (
             "[val/jsd_nats <= 0.1, val/jsd_nats >= 0.2]",
             "val/jsd_nats <= 0.1 and val/jsd_nats >= 0.2 cannot be met together",
@@ -76,6 +83,26 @@ def test_what_nobody_can_keep_to_is_told_with_its_line(tmp_path: Path, constrain
     assert part in told.text and told.concerns("study.constraints")
 
 
-def test_bounds_that_can_be_met_are_taken() -> None:
-    plan = read_plan(None, ["study.constraints=[val/jsd_nats >= 0.1, val/jsd_nats <= 0.1, val/jsd_nats >= -1]"])
-    assert len(plan.settings.study.constraints) == 3
+@pytest.mark.parametrize(
+    "constraints",
+    [
+        "[val/jsd_nats >= 0.1, val/jsd_nats <= 0.1, val/jsd_nats >= -1]",
+        "[val/kid_local <= -0.001, val/jsd_nats <= -0.001, val/ari <= -0.1]",  # as estimates may come out by chance
+        "[val/reconstruction_mse <= 0, val/nmi >= 1, val/label_entropy_nats >= 3, val/clusters_used >= 16]",
+    ],
+)
+def test_bounds_that_can_be_met_are_taken(constraints: str) -> None:
+    found = read_plan(None, [f"study.constraints={constraints}"]).settings.study.constraints
+    assert len(found) == constraints.count("=")
+
+
+@given(st.floats(1e-12, 1e6), st.floats(1e-6, 1), st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=3))
+def test_of_two_that_violate_constraints_the_smaller_violation_comes_first(
+    beyond: float, more: float, values: list[float]
+) -> None:
+    near, far = constrained(values, beyond), constrained(values, beyond * (1 + more) + 1e-12)
+    assert tuple(values) == constrained(values, 0.0) < near < far and all(map(math.isfinite, far))
+
+
+def test_small_violations_are_told_apart() -> None:
+    assert constrained([0.1], 2e-5) < constrained([0.1], 3e-5) < constrained([0.1], math.inf)

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from aae_ray.search import events
 from aae_ray.search.forecast import Forecast, forecast
 from aae_ray.search.ledger import RECENT
-from aae_ray.search.outcomes import FailureClass, Reason, StudyEnd
+from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
 from tests.search.histories import History
 
 
@@ -133,6 +134,35 @@ def test_a_trial_that_ends_with_its_study_is_neither_stopped_early_nor_twice_in_
     history.end(number)
     of = now(history)
     assert of.stopped_early == 0 and of.worker_time.training == 40 and of.worker_time.waiting == pytest.approx(10)
+
+
+@pytest.mark.parametrize("end", [None, StudyEnd.PLANNED, StudyEnd.USER])
+def test_what_paused_trials_took_is_told_whether_the_study_goes_on_or_has_ended(end: StudyEnd | None) -> None:
+    history = History()
+    number = history.begin()
+    history.report(number, 3, 0.1, training=20, evaluation=5, wait=30)
+    history.pause(number)
+    if end is StudyEnd.PLANNED:
+        history.end(number, Reason.PAUSED)
+        history.add(events.StudyEnded())
+    elif end is not None:
+        history.stop(end)
+    assert now(history).stopped_early == pytest.approx(30)
+    if end is not None:
+        history.resume()
+    history.pause(number, RungVerdict.CONTINUE)
+    assert now(history).stopped_early == 0
+
+
+def test_seeds_to_come_are_forecast_as_far_as_the_front_asks_for_them() -> None:
+    history = one_after_another(3, budget=3, study__seeds_per_trial=3)  # all equal: each is on the front
+    history.finish(0.2, 0.3, wait=100)
+    left = now(history).left
+    assert left is not None and left.low == pytest.approx(600)
+    history.another_seed(0, 0.2, 0.3)  # no longer on the front
+    history.another_seed(1, 0.1, 0.2)
+    few = now(history).left
+    assert few is not None and few.high < left.low
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -18,7 +18,10 @@ from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.space import Plan, plan_from, record_plan
 from aae_ray.secrets import redact, without_userinfo
 from aae_ray.settings import Settings, replace
+from tests.search.histories import History
 from tests.search.test_conductor import begin, plan_of, run
+
+STARTED = (History().events[0].model_dump_json() + "\n").encode()
 
 
 @pytest.fixture
@@ -80,6 +83,8 @@ def test_a_line_in_the_middle_that_cannot_be_read_is_told_with_what_is_left(stud
         (b'{"time":1.0,"event":"study_ended","message":null}\n', "begins with study_ended"),
         (b'{"event":"study_started","schema_version":99,"new":1}\n{"event":"what"}\n', "newer aae_ray"),
         (b'{"event":"study_started","schema_version":99,"new":1}\n', "newer aae_ray"),
+        (STARTED + b'{"event":"study_resumed","schema_version":99,"host":"h","pid":1}\n', "newer aae_ray"),
+        (STARTED + b'{"event":"study_resumed","schema_version":99,"new":1}\n', "newer aae_ray"),
         (b'{"do":"open"}\n{"do":"create"}\n', "line 1: is not an event"),
     ],
 )

@@ -3,9 +3,10 @@
 import math
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import optuna
 import pytest
@@ -389,6 +390,28 @@ def test_a_grid_is_gone_through_once_and_ends(tmp_path: Path) -> None:
     assert conductor.message == "the space has no untried point left"
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_next_point_of_a_grid_is_found_without_a_look_at_all_before_it(
+    monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    class Counting(Sampler):
+        looks = 0
+
+        def key(self, params: Mapping[str, Any]) -> tuple[Any, ...]:
+            self.looks += 1
+            return super().key(params)
+
+    if not listed:
+        monkeypatch.setattr("aae_ray.search.sampler.LARGEST_GRID", 3)
+    history = History(Plan(plan_of().settings, {"model.latent_dim": IntDistribution(2, 201)}))
+    sampler = Counting(history.ledger)
+    found = []
+    while (point := sampler._untried({})) is not None:
+        found.append(point["model.latent_dim"])
+        sampler.tried.add(sampler.key(point))
+    assert sorted(found) == list(range(2, 202)) and sampler.looks <= 4 * len(found)
+
+
 def test_a_space_of_too_many_points_to_list_ends_with_them_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,6 +503,28 @@ def test_optunas_own_tools_can_read_the_copy_in_which_nothing_runs(tmp_path: Pat
     study = optuna.load_study(study_name=summary.study_name, storage=storage)
     assert [trial.state for trial in study.trials] == [TrialState.PRUNED] * 2
     assert study.metric_names == [MSE, JSD] and study.trials[0].user_attrs == {"trial": "t0000"}
+
+
+def test_the_copy_gets_means_over_seeds_when_they_move_no_more(tmp_path: Path) -> None:
+    history = History(study__seeds_per_trial=2)
+    history.finish(0.1, 0.2, {})
+    history.end(history.begin({}), Reason.PRUNED)
+    copy = OptunaCopy(tmp_path, history.ledger)
+    assert [trial.user_attrs["trial"] for trial in copy.study.trials] == ["t0001"]
+    history.another_seed(0, 0.3, 0.2)
+    history.add(events.StudyEnded())
+    copy.add(history.ledger, history.ledger.trials)
+    assert [trial.user_attrs["trial"] for trial in copy.study.trials] == ["t0001", "t0000"]
+    assert copy.study.trials[1].values == pytest.approx([0.2, 0.2])
+
+
+def test_a_study_of_an_objective_that_has_no_direction_any_more_can_be_looked_at() -> None:
+    history = History(study__objectives=("val/reconstruction_mse", "val/cluster_entropy_nats"))
+    history.finish(0.1, params={}, val__cluster_entropy_nats=1.0)
+    history.finish(0.2, params={}, val__cluster_entropy_nats=2.0)
+    study = optuna_study(history.ledger)
+    assert [direction.name for direction in study.directions] == ["MINIMIZE", "MAXIMIZE"]
+    assert len(study.best_trials) == len(history.ledger.front()) == 2
 
 
 def test_the_copy_says_which_constraints_a_trial_keeps_to(tmp_path: Path) -> None:

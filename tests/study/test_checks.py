@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from aae_ray.search.distributions import Space
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
 from aae_ray.study import checks
+from tests.search.histories import History
 from tests.study.commands import command
 
 LIMIT = 1_000_000_000
@@ -108,6 +110,40 @@ def test_trials_at_a_time_are_what_the_cores_or_the_user_allow(monkeypatch: pyte
         )
     ]
     assert counts == [8, 3, 5, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights"),
+    [
+        ({"study__pruner__type": "none"}, 12),
+        ({"study__pruner__type": "none", "study__keep": "all"}, 30),
+        ({"study__pruner__type": "median"}, 12),
+        ({}, 10 + 3 * 20),  # one trial in three goes on from the first rung
+        ({"study__keep": "all"}, 10 + 3 * 20),
+        ({"study__pruner__reduction_factor": 2}, 12 + 3 * 15),
+        ({"study__pruner__grace_period": 27}, 12),  # no rung below the budget of epochs
+        ({"study__pruner__type": "pbt"}, 3 * 30),
+        ({"study__pruner__type": "none", "study__seeds_per_trial": 2}, 30),
+    ],
+)
+def test_the_disk_holds_what_is_under_way_what_is_paused_and_what_stays(
+    changes: dict[str, Any], weights: int, digits: Dataset
+) -> None:
+    plan = plan_of(study__concurrent_trials=1, study__budget__trials=30, **changes)
+    under_way = 2 * 3
+    assert checks.disk_needed(plan, digits) == checks.largest_weights(plan, digits) * (weights + under_way)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("study.pruner.type", "median"), ("study.pruner.metric", "val/jsd_nats"), ("data.labels", 100)]
+)
+def test_an_extension_changes_nothing_by_which_earlier_trials_were_judged(
+    key: str, value: object, digits: Dataset
+) -> None:
+    history = History()
+    changed = Plan(replace(history.plan.settings, {key: value}), {})
+    with pytest.raises(UserError, match=f"(?s){key}: .* -> {value}.*type and metric of its pruner.*--warm-start old"):
+        checks.check_resume("old", history.ledger, changed, digits, extend=True, any_version=True)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_resume_draws_what_the_journal_does_not_have(tmp_path: Path) -> None:
     sheet = "figures/t0001/nearest.png"  # of a finalist, and no figure of its training
     history.add(events.FileWritten(number=1, path=sheet, folder="figures"))
     first = session(history, store)
-    assert first == [f"figures/t000{number}/{name}" for number in range(3) for name in figure_data.FIGURES]
+    assert first == [f"figures/t000{number}/27/{name}" for number in range(3) for name in figure_data.FIGURES]
     assert store.asked == 1
     assert session(history, store) == []
     history.finish(0.1, 0.2)
@@ -133,27 +133,101 @@ def test_ctrl_c_waits_for_one_figure_at_most(tmp_path: Path, digits: Dataset) ->
     assert {event.number for event in files.drain()} <= {0}
 
 
-def test_a_paused_trial_keeps_its_checkpoint_and_is_drawn_again_when_it_has_gone_on(tmp_path: Path) -> None:
-    history, store = ended(tmp_path, 1), Store(tmp_path)
-    number = history.begin()
-    history.report(number, 3, 0.9, 0.9)
-    saved = tmp_path / str(history.trial(number).checkpoint)
+def save(folder: Path, checkpoint: str | None) -> Path:
+    """The checkpoint of a trial, as its worker would have written it."""
+    saved = folder / str(checkpoint)
     saved.mkdir(parents=True)
     (saved / "state.pt").write_bytes(b"state")
-    history.add(events.Decided(number=number, rung=3, values=(0.9, 0.9), ahead=1, reached=2, verdict=RungVerdict.PAUSE))
-    files = TrialFiles(store, "front")
-    files.take_up(history.ledger)
+    return saved
+
+
+def decided(number: int, verdict: RungVerdict) -> events.Decided:
+    return events.Decided(number=number, rung=3, values=(0.9, 0.9), ahead=1, reached=2, verdict=verdict)
+
+
+def test_a_trial_is_drawn_when_it_pauses_and_keeps_its_checkpoint_when_the_study_ends(tmp_path: Path) -> None:
+    history, files = ended(tmp_path, 1), TrialFiles(Store(tmp_path), "front")
+    number = history.begin()
+    history.report(number, 3, 0.9, 0.9)
+    saved = save(tmp_path, history.trial(number).checkpoint)
+    files.handle(history.add(decided(number, RungVerdict.PAUSE)), history.ledger)
+    files.executor.submit(lambda: None).result()
+    assert {event.path for event in files.drain()} == {f"figures/t0001/3/{name}" for name in figure_data.FIGURES}
     files.handle(history.add(events.Ended(number=number, reason=Reason.PAUSED)), history.ledger)
     files.close()
-    drawn = [event.path for event in files.drain()]
-    assert f"figures/t0001/{figure_data.FIGURES[0]}" in drawn and saved.exists()
-    history.add(events.StudyEnded())
-    history.resume()
-    files = TrialFiles(store, "front")
-    again = events.Decided(number=number, rung=3, values=(0.9, 0.9), ahead=1, reached=2, verdict=RungVerdict.CONTINUE)
-    files.handle(history.add(again), history.ledger)
+    assert files.drain() == [] and saved.exists()
+
+
+@pytest.mark.parametrize("crash", [False, True], ids=["in one session", "a crash before the new figures"])
+def test_a_trial_that_goes_on_after_a_pause_is_drawn_anew(tmp_path: Path, crash: bool) -> None:
+    history, files = ended(tmp_path, 1), TrialFiles(Store(tmp_path), "all")
+    number = history.begin()
+    history.report(number, 3, 0.9, 0.9)
+    save(tmp_path, history.trial(number).checkpoint)
+    files.handle(history.add(decided(number, RungVerdict.PAUSE)), history.ledger)
+    files.handle(history.add(decided(number, RungVerdict.CONTINUE)), history.ledger)
     files.handle(history.add(events.AttemptStarted(number=number, attempt=2, epoch=3)), history.ledger)
+    files.executor.submit(lambda: None).result()
+    for event in files.drain():  # drawn when it had gone on already
+        history.add(event)
     history.report(number, 27, 0.05, 0.05)
-    files.handle(history.add(events.Ended(number=number, reason=Reason.COMPLETED)), history.ledger)
+    save(tmp_path, history.trial(number).checkpoint)
+    last = history.add(events.Ended(number=number, reason=Reason.COMPLETED))
+    if crash:
+        files.close()
+        files = TrialFiles(Store(tmp_path), "all")
+        files.take_up(history.ledger)
+    else:
+        files.handle(last, history.ledger)
     files.close()
-    assert f"figures/t0001/{figure_data.FIGURES[0]}" in [event.path for event in files.drain()]
+    new = {event.path for event in files.drain() if event.number == number}
+    assert new == {f"figures/t0001/27/{name}" for name in figure_data.FIGURES}
+
+
+def test_who_may_come_back_to_the_front_keeps_its_checkpoint_until_the_end(tmp_path: Path) -> None:
+    history = History(study__seeds_per_trial=2)
+    files = TrialFiles(Store(tmp_path), "front")
+
+    def end(number: int) -> None:
+        trial = history.trial(number)
+        trial.checkpoint = f"trials/{trial.name}/epoch_00027"
+        save(tmp_path, trial.checkpoint)
+        files.handle(history.add(events.Ended(number=number, reason=Reason.COMPLETED)), history.ledger)
+
+    for mse, seed_of in ((0.1, None), (0.11, None), (0.3, None), (0.2, 0)):
+        number = len(history.ledger.trials)
+        history.add(events.Suggested(number=number, params={}, replicate_of=seed_of))
+        history.attempt(number)
+        history.report(number, 27, mse, mse)
+        end(number)
+    assert [trial.number for trial in history.ledger.front()] == [1]  # 0 was before its second seed
+
+    def kept() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "trials").iterdir())
+
+    files.close()
+    assert kept() == ["t0000", "t0001", "t0002"]
+    files.handle(history.add(events.StudyEnded()), history.ledger)
+    assert kept() == ["t0001"]
+
+
+def test_a_population_keeps_the_checkpoints_that_others_go_on_from(tmp_path: Path) -> None:
+    history = History(study__pruner__type="pbt")
+    files = TrialFiles(Store(tmp_path), "front")
+    for number, mse in enumerate((0.1, 0.9)):
+        history.begin()
+        history.report(number, 3, mse, mse)
+        history.trial(number).checkpoint = f"trials/t000{number}/epoch_00003"
+        save(tmp_path, history.trial(number).checkpoint)
+        files.handle(history.add(decided(number, RungVerdict.PAUSE)), history.ledger)
+    donated = str(history.trial(0).checkpoint)
+    history.add(events.Exploited(number=1, donor=0, epoch=3, checkpoint=donated, params={}))
+    files.handle(history.add(decided(0, RungVerdict.CONTINUE)), history.ledger)
+    history.attempt(0)
+    saved = save(tmp_path, "trials/t0000/epoch_00006")
+    report = history.report(0, 6, 0.05, 0.05).model_copy(update={"checkpoint": "trials/t0000/epoch_00006"})
+    history.trial(0).checkpoint = "trials/t0000/epoch_00006"
+    files.handle(report, history.ledger)
+    files.close()
+    assert saved.exists() and (tmp_path / donated).exists()
+    assert files.drain() == []  # it goes on as a whole, and is drawn at its end

@@ -37,6 +37,21 @@ def sources(plan: Plan, digits: Dataset, *names: str) -> tuple[list[str], str]:
     return [trial.source for trial in prior], "".join(notes)
 
 
+def test_a_configuration_with_several_seeds_is_one_earlier_trial_with_their_means(
+    plan: Plan, digits: Dataset, tmp_path: Path
+) -> None:
+    history = History(study_id="seeds-20270119-080000-abcd", study__seeds_per_trial=2)
+    started = history.events[0]
+    history.events[0] = started.model_copy(
+        update={"data": started.data.model_copy(update={"digest": digits.digest})}  # type: ignore[union-attr]
+    )
+    history.finish(0.1, 0.2)
+    history.another_seed(0, 0.2, 0.4)
+    history.write(tmp_path / "seeds-20270119-080000-abcd")
+    (prior,) = prior_trials(["seeds-20270119-080000-abcd"], plan, digits, lambda note: None)
+    assert prior.values == pytest.approx((0.15, 0.3)) and prior.source.endswith("/t0000")
+
+
 def break_settings(tmp_path: Path, name: str) -> None:
     path = tmp_path / name / JOURNAL
     path.write_text(path.read_text().replace('"train.epochs"', '"train.eras"'))
