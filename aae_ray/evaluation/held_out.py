@@ -15,7 +15,7 @@ from torch import Tensor
 from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.posteriors import Code
-from aae_ray.autoencoder.priors import sample_classes
+from aae_ray.autoencoder.priors import build_prior, sample_classes
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
 from aae_ray.evaluation import clustering_metrics as clusters
@@ -30,7 +30,7 @@ NOISE_DRAWS = 8  # per image, for the share of the codes' variance that is the p
 NOISE_IMAGES = 512
 KID_IMAGES = 2000  # and as many samples, for the kernel distance
 TINY = 1e-300  # probability that every label has at least, as no draw is taken of zeros
-KL_CODES = 2000  # and as many prior samples, for the KL divergence
+KL_CODES = 2000  # at most, and as many prior samples, for the KL divergence
 
 JUDGED = "val/kid_local"  # what is measured where a study asks for it alone: it needs a judge
 
@@ -66,9 +66,11 @@ class Encoded(NamedTuple):
 
 
 def measured(settings: RunSettings, dataset: Dataset) -> set[str]:
-    """The metrics with a direction that `HeldOutMetrics` measures of held-out images for this task and these data."""
+    """The metrics with a direction that `HeldOutMetrics` measures of held-out images for this task, prior and data."""
     task, labelled = TASKS[settings.task], dataset.labels_N is not None
-    names = {"reconstruction_mse", "jsd_nats", "sliced_wasserstein", "kl_aggregate_nats"}
+    names = {"reconstruction_mse", "jsd_nats", "sliced_wasserstein"}
+    if build_prior(settings.model).has_density:
+        names.add("kl_aggregate_nats")
     if is_judged(dataset):
         names.add("kid_local")
     if task.y:
@@ -207,15 +209,23 @@ class HeldOutMetrics:
 
         Where posterior and prior have densities, E_x KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || p(z)) (Hoffman and
         Johnson 2016): the left side is the posterior's entropy in closed form and log p(z) at the drawn codes, so that
-        the mutual information has the error of the divergence, by nearest neighbours, with its sign turned.
+        the mutual information has the error of the divergence with its sign turned. Nothing for priors without a
+        density: it is infinite of codes beside the swiss roll, or outside of the uniform prior's cube.
         """
         prior = self.model.prior
-        rows_N = torch.from_numpy(some_of(np.arange(len(seen.z_NZ)), KL_CODES))
-        drawn_NZ = self.prior_codes(len(rows_N), 0)
-        codes_NZ, drawn_NZ = (z_NZ.float() / prior.std_Z for z_NZ in (seen.z_NZ[rows_N], drawn_NZ))
-        aggregate = divergence.kl_nearest_neighbours(codes_NZ, drawn_NZ)
+        if not prior.has_density:
+            return {}
+        count = min(len(seen.z_NZ), KL_CODES)
+
+        def from_prior(z_NZ: Tensor) -> float:
+            return divergence.kl_by_entropy(z_NZ, prior.log_density(z_NZ.double()), prior.std_Z)
+
+        floor = self.constants.once(
+            ("kl of prior samples", self._prior, count), lambda: from_prior(self.prior_codes(count, 0))
+        )
+        aggregate = from_prior(seen.z_NZ[torch.from_numpy(some_of(np.arange(len(seen.z_NZ)), count))]) - floor
         values = {"kl_aggregate_nats": aggregate}
-        if seen.posterior_entropy_N is not None and prior.has_density:
+        if seen.posterior_entropy_N is not None:
             log_prior_N = prior.log_density(seen.z_NZ.double())
             posterior = -(seen.posterior_entropy_N.double() + log_prior_N).mean().item()
             values |= {"kl_posterior_nats": posterior, "mutual_information_nats": posterior - aggregate}

@@ -104,7 +104,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "val/kl_aggregate_nats",
             "nats",
             "min",
-            "KL(q(z) || p(z)) of codes and prior, by nearest neighbours",
+            "KL(q(z) || p(z)) of codes and prior, where the prior has a density; by the entropy of nearest neighbours",
         ),
         Metric(
             "val/kl_posterior_nats",

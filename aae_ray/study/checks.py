@@ -109,7 +109,8 @@ def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
             (key,),
             Kind.DATA,
             "settings",
-            f"{key}: {name} is not measured by task {settings.task} on data.name {dataset.name}; "
+            f"{key}: {name} is not measured by task {settings.task} on data.name {dataset.name} with model.prior "
+            f"{settings.model.prior}; "
             f"those that are: {', '.join(sorted(metrics))}",
         )
         for key, name in asked

@@ -40,5 +40,5 @@ def test_a_second_trial_finds_what_the_first_has_measured(small_run: Settings, d
     held = dict(shared._values)
     second = Training(replace(small_run, {"seed": 1}), digits, constants=shared).train(1).metrics
     assert {**second, "perf/images_per_second": 0} == {**alone, "perf/images_per_second": 0}
-    assert len(held) == 4 and shared._values.keys() == held.keys()
+    assert len(held) == 5 and shared._values.keys() == held.keys()
     assert all(shared._values[key] is value for key, value in held.items())
