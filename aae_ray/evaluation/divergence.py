@@ -94,8 +94,9 @@ def entropy_nearest_neighbours(z_NZ: Tensor) -> float:
     rho_N = distance_NN.topk(NEIGHBOUR + 1, largest=False).values[:, -1]  # a sample is its own nearest one
     log_rho = rho_N.clamp_min(LEAST_DISTANCE).log().double().mean().item()
     log_ball = size / 2 * math.log(math.pi) - math.lgamma(size / 2 + 1)
-    digamma_count, digamma_neighbour = torch.tensor([count, NEIGHBOUR], dtype=torch.float64).digamma().tolist()
-    return digamma_count - digamma_neighbour + log_ball + size * log_rho
+    digammas = torch.tensor([count, NEIGHBOUR], dtype=torch.float64).digamma()
+    gap: float = (digammas[0] - digammas[1]).item()
+    return gap + log_ball + size * log_rho
 
 
 def kl_by_entropy(z_NZ: Tensor, log_prior_N: Tensor, prior_std_Z: Tensor) -> float:

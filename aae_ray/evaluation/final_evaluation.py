@@ -222,17 +222,17 @@ def evaluate_condition(evaluation: HeldOutMetrics, judge: Judge | None) -> dict[
 def evaluate_codes(evaluation: HeldOutMetrics) -> dict[str, float]:
     """What the encoder is worth: reconstruction, codes against prior, prior samples decoded and encoded again."""
     model, images = evaluation.model, evaluation.images
-    codes_NZ = evaluation.codes("test")
+    codes_NZ = evaluation.unit_codes("test")
     count = min(len(codes_NZ), CODES)
-    prior_std = model.prior.std_Z.double().square().mean().sqrt().item()
-    prior = evaluation.prior_codes(count, 0)
+    prior_std = model.prior.at_unit_scale.std_Z.double().square().mean().sqrt().item()
+    prior = evaluation.unit_prior_codes(count, 0)
     metrics = {
         "quality/imq_mmd": quality.imq_mmd(
             codes_NZ[torch.from_numpy(some_of(np.arange(len(codes_NZ)), count))], prior, prior_std
         ),
         "quality/imq_mmd_floor": evaluation.constants.once(
             ("imq mmd floor", prior_key(model.prior), count),
-            lambda: quality.imq_mmd(evaluation.prior_codes(count, 1), prior, prior_std),
+            lambda: quality.imq_mmd(evaluation.unit_prior_codes(count, 1), prior, prior_std),
         ),
     }
     z_NZ, y_NK = evaluation.prior_decoder_inputs(count)

@@ -126,15 +126,15 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "measured where a study asks for it",
         ),
         Metric(
-            "val/sliced_wasserstein",
+            "val/scaled_sliced_wasserstein",
             "prior std",
             "min",
             "sliced Wasserstein-2 distance of codes z (not of y) and prior, in standard deviations of the prior, times "
             "the root of the latent size: a shift of one coordinate counts alike at every size",
-            best=Limit(0.0, "val/sliced_wasserstein_floor"),
+            best=Limit(0.0, "val/scaled_sliced_wasserstein_floor"),
         ),
         Metric(
-            "val/sliced_wasserstein_floor",
+            "val/scaled_sliced_wasserstein_floor",
             "prior std",
             None,
             "that distance for prior against prior: what a perfect match gets",

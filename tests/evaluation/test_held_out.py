@@ -66,6 +66,13 @@ def test_a_report_encodes_the_images_once(
     assert not torch.equal(before, training.evaluation.codes("val"))
 
 
+def test_classes_name_themselves_without_a_look_at_an_image(small_run: Settings, digits: Dataset) -> None:
+    evaluation = Training(replace(small_run, {"task": "semi_supervised"}), digits).evaluation
+    classes_K = evaluation.classes_of_labels()
+    assert classes_K is not None and torch.equal(classes_K, torch.arange(10))
+    assert not evaluation._encodings
+
+
 def test_noise_use_is_measured_for_stochastic_posteriors_alone(small_run: Settings, digits: Dataset) -> None:
     for posterior, measured in (("deterministic", False), ("gaussian", True), ("universal", True)):
         result = Training(replace(small_run, {"model.posterior": posterior}), digits).evaluation.costly("val")
@@ -144,11 +151,10 @@ def test_what_codes_tell_of_their_images_against_closed_forms(
     size = evaluation.model.prior.latent_dim
     x_NZ, e_NZ = (torch.randn(2000, size, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     entropy_N = torch.full((2000,), size * (0.5 * math.log(2 * math.pi * math.e) + math.log(noise)))
-    seen = Encoded(gain * x_NZ + noise * e_NZ, None, entropy_N, 0.0)
     variance = gain**2 + noise**2
     aggregate = size * ((variance - 1) / 2 - math.log(variance) / 2)
     information = size * math.log(1 + gain**2 / noise**2) / 2
-    values = evaluation._kl(seen)
+    values = evaluation._kl(gain * x_NZ + noise * e_NZ, entropy_N)
     assert values["kl_posterior_nats"] == pytest.approx(aggregate + information, abs=0.1)
     assert values["kl_aggregate_nats"] == pytest.approx(aggregate, rel=0.05, abs=0.1)
     assert values["mutual_information_nats"] == pytest.approx(information, abs=0.2)

@@ -372,7 +372,7 @@ def test_between_two_that_each_lead_somewhere_the_rule_of_selection_decides(deco
     ("changes", "what"),
     [
         ({"digest": "e" * 32}, "other data"),
-        ({"objectives": "val/reconstruction_mse,val/sliced_wasserstein"}, "other objectives"),
+        ({"objectives": "val/reconstruction_mse,val/scaled_sliced_wasserstein"}, "other objectives"),
         ({"run": replace(settings_of("dense"), {"task": "supervised"})}, "another task"),
     ],
 )

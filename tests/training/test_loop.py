@@ -252,7 +252,7 @@ def test_a_training_learns_to_reconstruct_and_to_match_the_prior(small_run: Sett
     first = training.train(1).metrics
     last = training.train().metrics
     assert last["val/reconstruction_mse"] < 0.6 * last["val/mean_image_mse"]
-    assert last["val/sliced_wasserstein"] < first["val/sliced_wasserstein"]
+    assert last["val/scaled_sliced_wasserstein"] < first["val/scaled_sliced_wasserstein"]
     assert last["val/jsd_nats"] < 0.35 < math.log(2)
 
 
