@@ -22,6 +22,7 @@ from aae_ray.evaluation.constants import Constants, data_key, prior_key
 from aae_ray.evaluation.diagnostics import Diagnostic, diagnose
 from aae_ray.evaluation.held_out import PROTOCOL_SEED, HeldOutMetrics, some_of
 from aae_ray.evaluation.judge import SMALLEST, Judge, pixels
+from aae_ray.settings import RunSettings
 
 PARZEN_SAMPLES = 10_000
 PARZEN_VALIDATION = 1000  # images that choose the window
@@ -60,13 +61,13 @@ def evaluate_model(
     result = evaluate_samples(evaluation.samples, evaluation.dataset, judge, evaluation.constants)
     test = evaluation.cheap("test") | evaluation.costly("test")
     result.metrics = test | result.metrics | evaluate_condition(evaluation, judge) | evaluate_codes(evaluation)
-    name_illnesses(result, last_report)
+    name_illnesses(result, last_report, evaluation.settings)
     return result
 
 
-def name_illnesses(result: FinalEvaluation, last_report: Mapping[str, float]) -> None:
+def name_illnesses(result: FinalEvaluation, last_report: Mapping[str, float], settings: RunSettings) -> None:
     """Add the diagnostics, and what they say to the remarks."""
-    result.diagnostics = diagnose({**last_report, **result.metrics})
+    result.diagnostics = diagnose({**last_report, **result.metrics}, settings)
     result.remarks += [diagnostic.text for diagnostic in result.diagnostics]
 
 

@@ -18,8 +18,10 @@ from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.labels import check
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
+from aae_ray.evaluation.diagnostics import diagnose
 from aae_ray.evaluation.divergence import LEAST_CODES
-from aae_ray.evaluation.held_out import measured
+from aae_ray.evaluation.held_out import JUDGED, measured
+from aae_ray.evaluation.judge import Judge
 from aae_ray.search.choice import RULES
 from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of
@@ -85,6 +87,12 @@ def labels_advice(plan: Plan) -> str | None:
     if settings.data.labels is None or any(TASKS[task].labels == "some" for task in tasks):
         return None
     return f"data.labels={settings.data.labels:g} has no effect: task {' and '.join(tasks)} learns from no labels"
+
+
+def judge_advice(judge: Judge | None, settings: Settings) -> str | None:
+    """A sentence when a study decides by the features of a judge that hardly knows its images."""
+    found = () if judge is None else diagnose({"quality/judge_accuracy": judge.accuracy}, settings)
+    return next((f"the study decides by {JUDGED}, but {diagnostic.text}" for diagnostic in found), None)
 
 
 def _each_structure(plan: Plan) -> Iterator[Settings]:

@@ -13,7 +13,7 @@ DEAD = "discriminator_dead"
 COLLAPSED = "code_collapse"
 CLUSTERS_COLLAPSED = "cluster_collapse"
 WORSE_THAN_MEAN = "worse_than_mean_image"
-LEAST_OF_PRIOR_ENTROPY = 0.5  # share of the entropy of p(y) with which no clusters have collapsed
+LEAST_OF_PRIOR_ENTROPY = 0.5  # share of the entropy of p(y): clusters that have it are not collapsed
 EXPLODED = 1e9  # no metric of ours reaches this in a run that learns
 
 Metrics = Mapping[str, float]

@@ -16,6 +16,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import SGD, Adam, Optimizer
 
 from aae_ray.autoencoder.model import build_model
+from aae_ray.autoencoder.networks import BatchNorm
 from aae_ray.autoencoder.phases import Phase
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
@@ -56,6 +57,10 @@ class PhaseView:
         self.networks = {name: wrapped[name] if name in used else network for name, network in networks.items()}
         self.trainable = [p for name, network in networks.items() if name in used for p in network.parameters()]
         self.frozen = [p for name, network in networks.items() if name not in used for p in network.parameters()]
+        self.encodes_samples = phase.encodes_samples
+        self.norms = [
+            part for network in networks.values() for part in network.modules() if isinstance(part, BatchNorm)
+        ]
 
     def begin(self) -> dict[str, nn.Module]:
         """The networks, with no gradients left from other phases."""
@@ -63,6 +68,8 @@ class PhaseView:
             parameter.requires_grad, parameter.grad = True, None
         for parameter in self.frozen:
             parameter.requires_grad = False
+        for norm in self.norms:
+            norm.tracks = not self.encodes_samples
         return self.networks
 
 

@@ -13,6 +13,7 @@ from aae_ray.autoencoder.model import build_model, weight_bytes
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import SettingsError, UserError
+from aae_ray.evaluation.judge import Judge
 from aae_ray.search.conditions import Conditions
 from aae_ray.search.distributions import Space
 from aae_ray.search.space import Plan
@@ -165,3 +166,9 @@ def test_samples_cannot_be_judged_without_a_judge(digits: Dataset) -> None:
     checks._check_data(plan, digits)
     with pytest.raises(SettingsError, match="val/kid_local is not measured by task unsupervised on data.name digits"):
         checks._check_data(plan, dataclasses.replace(digits, labels_N=None))
+
+
+def test_a_poor_judge_is_told_before_a_study_decides_by_it(judge: Judge) -> None:
+    assert checks.judge_advice(judge, Settings()) is None and checks.judge_advice(None, Settings()) is None
+    advice = checks.judge_advice(dataclasses.replace(judge, accuracy=0.5), Settings())
+    assert advice is not None and "val/kid_local" in advice and "right on 50%" in advice

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from aae_ray.autoencoder.networks import BatchNorm
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.errors import UserError
@@ -174,6 +175,20 @@ def test_a_phase_that_is_off_is_as_if_there_were_none(task: str, small_run: Sett
             assert all(a is None or torch.equal(a, b) for a, b in zip(batch, other, strict=True))
     assert len(on.model.phases) == len(off.model.phases) + 1 == len(without.model.phases) + 1
     assert all(torch.equal(value, weights(off)[key]) for key, value in weights(without).items())
+
+
+def test_decoded_samples_are_not_in_the_statistics_of_images(small_run: Settings, digits: Dataset) -> None:
+    """The phase reencode, which comes last, moves the encoder and leaves the running statistics to the other phases."""
+    values = {"model.normalization": "batch", "optim.reconstruction_lr": 1e-10, "optim.regularization_lr": 1e-10}
+    settings = replace(small_run, values | {"optim.algorithm": "sgd"})
+    statistics = []
+    for rate in (0.0, 1e-10):
+        training = Training(replace(settings, {"optim.reencoding_lr": rate}), digits)
+        training.step(next(training.batches.epoch(0)))
+        (norm, *_) = (part for part in training.model.networks["trunk"].modules() if isinstance(part, BatchNorm))
+        assert (norm.mean != 0).all()
+        statistics.append(torch.cat([norm.mean, norm.variance]))
+    torch.testing.assert_close(*statistics)
 
 
 @pytest.mark.parametrize("values", VARIANTS, ids=IDS)
