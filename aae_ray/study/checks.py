@@ -30,6 +30,7 @@ from aae_ray.search.ledger import Ledger
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, flatten, replace, setting
 from aae_ray.tracking.address import tracking_uri
+from aae_ray.training.loop import StateBytes, state_bytes
 
 STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components")
 # What a resume may change: how much is done, where it runs and where it is recorded, not what is searched.
@@ -38,10 +39,10 @@ FREE = ("study.budget.", "study.concurrent_trials", "study.workers_per_trial", "
         "tracking.")  # fmt: skip
 FIXED = ("study.name", "study.folder", "study.objectives", "data.")  # what even an extension may not
 VERSIONS = ("torch", "optuna", "numpy")  # packages that change what a study computes
+# Settings beside model.* on which the size of a training's state depends.
+SIZED_BY = ("task", "optim.algorithm", "optim.reencoding_lr", "train.ema_decay")
 EXPECTED_FRONT = 12  # trials whose checkpoints stay at a time; a front is seldom wider
-OPTIMIZER_COPIES = 3  # weights, and Adam's two moments of them
 LEAST_FREE_TO_CHOOSE = 20_000_000  # for the figures, the export and the card of the best trial
-TRAINING_COPIES = OPTIMIZER_COPIES + 1  # and their gradients
 LEAST_FREE_BYTES = 100_000_000  # under the study's folder: with less, a study stops while its journal can be written
 
 
@@ -189,25 +190,28 @@ def versions() -> Mapping[str, str]:
 # -------------------------------------------------------------------------------------------------- disk and memory
 
 
-def largest_weights(plan: Plan, dataset: Dataset) -> int:
-    """The bytes of the weights of the largest networks that a study may try."""
+def largest_state(plan: Plan, dataset: Dataset) -> StateBytes:
+    """The bytes that the largest training takes of those that a study may try."""
     searched = {
-        name: options(values) for name, values in plan.space.items() if name == "task" or name.startswith("model.")
+        name: options(values) for name, values in plan.space.items() if name in SIZED_BY or name.startswith("model.")
     }
 
-    def size(values: Mapping[str, Any]) -> int:
-        return weight_bytes(replace(plan.settings, values), dataset.shape, dataset.classes)
+    def size(values: Mapping[str, Any]) -> StateBytes:
+        return state_bytes(replace(plan.settings, values), dataset.shape, dataset.classes)
+
+    def total(values: Mapping[str, Any]) -> int:
+        return size(values).total
 
     # Task and kind of network decide which of the other keys count, and for each of those more is more.
     kinds = {name: searched.pop(name) for name in ("task", "model.network") if name in searched}
-    largest = 0
+    largest: dict[str, Any] = {}
     for chosen in product(*kinds.values()):
         values = dict(zip(kinds, chosen, strict=True))
         for name in reversed(parents_first(searched, plan.conditions)):  # a key that counts decides over its parents
             tried = [with_parents({**values, name: choice}, plan.conditions) for choice in searched.get(name, ())]
-            values = max((each for each in tried if each is not None), key=size, default=values)
-        largest = max(largest, size(values))
-    return largest
+            values = max((each for each in tried if each is not None), key=total, default=values)
+        largest = max(largest, values, key=total) if largest else values
+    return size(largest)
 
 
 def trials_at_a_time(settings: Settings) -> int:
@@ -222,14 +226,16 @@ def disk_needed(plan: Plan, dataset: Dataset) -> int:
     of their optimizers, and those that stay by study.keep."""
     trials = plan.settings.study.budget.trials
     stay = trials if plan.settings.study.keep == "all" else min(trials, EXPECTED_FRONT)
-    under_way = 2 * OPTIMIZER_COPIES * trials_at_a_time(plan.settings)  # the next is there before the last one goes
-    return largest_weights(plan, dataset) * (stay + under_way)
+    under_way = 2 * trials_at_a_time(plan.settings)  # the next is there before the last one goes
+    largest = largest_state(plan, dataset)
+    return largest.published * stay + largest.total * under_way
 
 
 def memory_needed(plan: Plan, dataset: Dataset) -> int:
-    """How many bytes a trial of the largest networks takes at least: weights, gradients and Adam's moments, in each
-    worker. Images, activations and the libraries come on top."""
-    return largest_weights(plan, dataset) * TRAINING_COPIES * plan.settings.study.workers_per_trial
+    """How many bytes a trial of the largest networks takes at least: weights, their gradients and average, and the
+    moments of the optimizers, in each worker. Images, activations and the libraries come on top."""
+    largest = largest_state(plan, dataset)
+    return (largest.total + largest.weights) * plan.settings.study.workers_per_trial
 
 
 def memory_available(root: Path = Path("/")) -> int:
