@@ -169,7 +169,7 @@ def _judged(
 
 def _classes(histogram: quality.ClassHistogram) -> dict[str, float]:
     return {
-        "quality/class_kl_nats": histogram.kl_to_uniform_nats,
+        "quality/class_kl_nats": histogram.kl_to_real_nats,
         "quality/class_confidence": histogram.confidence,
         "quality/class_entropy_nats": histogram.entropy_nats,
         "quality/classes_missing": float(len(histogram.missing)),

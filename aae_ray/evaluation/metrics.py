@@ -295,7 +295,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 ("density", "ratio", "test images within reach of a sample, over those expected; 1: alike"),
                 ("coverage", "ratio", "share of test images that have a sample within reach"),
                 ("coverage_floor", "ratio", "that share for as many real training images"),
-                ("class_kl_nats", "nats", "divergence of the samples' classes from uniform over those of real images"),
+                ("class_kl_nats", "nats", "divergence of the samples' classes from those of real images"),
                 ("class_confidence", "ratio", "mean confidence of the judge in the class of a sample"),
                 ("class_entropy_nats", "nats", "mean entropy of the judge's prediction for a sample"),
                 ("classes_missing", "classes", "classes with less than a fifth of their share of real images"),
