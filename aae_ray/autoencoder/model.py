@@ -76,9 +76,7 @@ def _label_discriminator(model: ModelSettings, sizes: Sizes) -> nn.Module:
 
 
 def _discriminator(model: ModelSettings, inputs: int) -> nn.Module:
-    return Discriminator(
-        inputs, model.discriminator_hidden, model.discriminator_slope, model.discriminator_spectral_norm
-    )
+    return Discriminator(inputs, model.discriminator_hidden, model.discriminator_slope)
 
 
 def _pixels(shape: Shape) -> int:
@@ -181,6 +179,8 @@ def build_model(
             network = build(settings.model, sizes)
             if settings.model.initialization == "normal" and name != "cluster_heads":
                 paper_initialization(network)
+            if settings.model.discriminator_spectral_norm and isinstance(network, Discriminator):
+                network.normalize_spectrally()
         networks[name] = network.to(device=device, dtype=dtype)
     return Model(
         networks,

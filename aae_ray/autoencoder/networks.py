@@ -296,15 +296,16 @@ class Discriminator(nn.Module):
     stays as it is.
     """
 
-    def __init__(
-        self, latent_dim: int, hidden: tuple[int, ...], slope: float = 0.0, spectral_norm: bool = False
-    ) -> None:
+    def __init__(self, latent_dim: int, hidden: tuple[int, ...], slope: float = 0.0) -> None:
         super().__init__()
-        self.slope, self.spectral_norm = slope, spectral_norm
+        self.slope, self.spectral_norm = slope, False
         self.layers = mlp(latent_dim, (*hidden, 1))
-        if spectral_norm:
-            for layer in self.layers:
-                parametrizations.spectral_norm(layer)
+
+    def normalize_spectrally(self) -> None:
+        """From now on; when the weights have their initial values, as it begins with the singular vectors of these."""
+        self.spectral_norm = True
+        for layer in self.layers:
+            parametrizations.spectral_norm(layer)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         *hidden, last = self.layers
