@@ -275,7 +275,7 @@ def test_the_card_says_what_the_decoder_is_and_how_good() -> None:
         "aae-digits-decoder",
         TrialRecord(7, {}, Plan(run, {}), 0.0, 1, epoch=27),
         run,
-        0,
+        [],
         FinalEvaluation(
             {"test/reconstruction_mse": 0.01234, "test/jsd_nats": 0.2, "other": 1.0}, remarks=["few samples"]
         ),

@@ -393,6 +393,11 @@ def test_a_checkpoint_of_other_data_is_refused(small_run: Settings, digits: Data
 # ------------------------------------------------------------------------------------------------- several workers
 
 
+def averaged(training: Training) -> dict[str, torch.Tensor]:
+    """The averaged weights, none where there is no average."""
+    return flat(training.average.state_dict()["networks"]) if training.average else {}
+
+
 def _worker(rank: int, workers: int, folder: str, runs: list[Settings]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
@@ -405,7 +410,11 @@ def _worker(rank: int, workers: int, folder: str, runs: list[Settings]) -> None:
             wrap=lambda network: DistributedDataParallel(network, forward_sync_buffers=False),
         )
         interval = training.train()
-        result = {"weights": weights(training), "history": [dict(m) for m in interval.history]}
+        result = {
+            "weights": weights(training),
+            "average": averaged(training),
+            "history": [dict(m) for m in interval.history],
+        }
         torch.save(result, f"{folder}/{index}-{rank}.pt")
     # In order: while a wrapped network lives the group lives on, into the end of the interpreter and its threads.
     del training
@@ -431,16 +440,19 @@ def test_two_workers_equal_one_and_agree_exactly(
 ) -> None:
     runs, folder = shared_out
     first, second = (torch.load(folder / f"{index}-{rank}.pt") for rank in range(2))
-    for key, value in first["weights"].items():
-        assert torch.equal(value, second["weights"][key]), f"{key} differs between the workers"
+    for kind in ("weights", "average"):
+        for key, value in first[kind].items():
+            assert torch.equal(value, second[kind][key]), f"{kind}: {key} differs between the workers"
 
     alone = Training(runs[index], digits)
     history = alone.train(2).history
     assert len(history) == len(first["history"]) == 2
-    for key, value in weights(alone).items():
-        torch.testing.assert_close(
-            value, first["weights"][key], rtol=1e-9, atol=1e-12, msg=f"{key} differs from one worker"
-        )
+    for kind, mine in (("weights", weights(alone)), ("average", averaged(alone))):
+        assert mine.keys() == first[kind].keys()
+        for key, value in mine.items():
+            torch.testing.assert_close(
+                value, first[kind][key], rtol=1e-9, atol=1e-12, msg=f"{kind}: {key} differs from one worker"
+            )
     for one, two in zip(history, first["history"], strict=True):
         for name in one:
             if not name.startswith(("perf/", "val/jsd")):
