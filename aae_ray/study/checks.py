@@ -7,14 +7,14 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from itertools import combinations_with_replacement, product
 from pathlib import Path
 from typing import Any
 
 from aae_ray.autoencoder.model import weight_bytes
-from aae_ray.autoencoder.phases import TASKS
+from aae_ray.autoencoder.phases import TASKS, Task
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.labels import check
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
@@ -81,13 +81,67 @@ def _check_data(plan: Plan, dataset: Dataset) -> None:
         raise SettingsError(problems)
 
 
-def labels_advice(plan: Plan) -> str | None:
-    """A sentence when labels are counted that no task of the study learns from."""
-    settings = plan.settings
-    tasks = options(plan.space["task"]) if "task" in plan.space else [settings.task]
-    if settings.data.labels is None or any(TASKS[task].labels == "some" for task in tasks):
-        return None
-    return f"data.labels={settings.data.labels:g} has no effect: task {' and '.join(tasks)} learns from no labels"
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """What a setting needs to have an effect."""
+
+    keys: tuple[str, ...]
+    holds: Callable[[Task, str], bool]  # of a task and a posterior
+    without: str  # what is said of tasks and posteriors without it
+
+
+def _has_phase(name: str) -> Callable[[Task, str], bool]:
+    return lambda task, _: any(phase.name == name for phase in task.phases)
+
+
+USES = (
+    Use(("data.labels", "data.labels_drawn"), lambda task, _: task.labels == "some", "learns from no labels"),
+    Use(
+        (
+            "model.discriminator_hidden",
+            "model.discriminator_slope",
+            "model.discriminator_spectral_norm",
+            "optim.discrimination_lr",
+            "optim.regularization_lr",
+            "optim.adversarial_momentum",
+            "train.adversarial_loss",
+            "train.discriminator_steps",
+            "train.r1_penalty",
+            "train.style_noise",
+        ),
+        _has_phase("discriminate"),
+        "has no discriminator",
+    ),
+    Use(
+        ("train.label_noise",),
+        lambda task, _: any("label_discriminator" in phase.updates for phase in task.phases),
+        "has no discriminator of labels",
+    ),
+    Use(("optim.classification_lr", "optim.classification_momentum"), _has_phase("classify"), "has no phase classify"),
+    Use(("model.decoder_std",), _has_phase("negative_elbo"), "has no evidence lower bound"),
+    Use(("train.mmd_weight",), _has_phase("wae_mmd"), "has no discrepancy in its loss"),
+    Use(("model.posterior_std_floor",), lambda _, posterior: posterior == "gaussian", "has no Gaussian posterior"),
+)
+
+
+def idle_settings(plan: Plan) -> list[str]:
+    """A sentence for each setting that was changed or is searched and that no trial of the study can feel."""
+    tasks, posteriors = (
+        options(plan.space[key]) if key in plan.space else [setting(plan.settings, key)]
+        for key in ("task", "model.posterior")
+    )
+    what, defaults, sentences = f"task {' and '.join(tasks)}", Settings(), []
+    for use in USES:
+        if any(use.holds(TASKS[task], posterior) for task, posterior in product(tasks, posteriors)):
+            continue
+        for key in use.keys:
+            value = setting(plan.settings, key)
+            if key in plan.space:
+                sentences.append(f"{key} is searched and has no effect: {what} {use.without}")
+            elif value != setting(defaults, key):
+                shown = f"{value:g}" if isinstance(value, float) else flatten(plan.settings)[key]
+                sentences.append(f"{key}={shown} has no effect: {what} {use.without}")
+    return sentences
 
 
 def judge_advice(judge: Judge | None, settings: Settings) -> str | None:

@@ -236,7 +236,7 @@ class Study:
                         screen.handle(journal.history[-1], ledger)
                         for advice in (
                             precision_advice(plan.settings),
-                            checks.labels_advice(plan),
+                            *checks.idle_settings(plan),
                             checks.judge_advice(judge, plan.settings),
                         ):
                             if advice:
