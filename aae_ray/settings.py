@@ -181,8 +181,13 @@ class Data(Section):
     labels: Float | None = Field(
         None,
         gt=0,
-        description="labels that training knows, evenly over the classes, drawn by `seed`: a number, or a "
-        "fraction of the training images below 1; all when not given",
+        description="labels that training knows, drawn by `seed`: a number, or a fraction of the training images below "
+        "1; all when not given",
+    )
+    labels_drawn: Literal["evenly", "in_proportion"] = Field(
+        "evenly",
+        description="how many of `data.labels` each class has: as many as the others, or in proportion to its share of "
+        "the training images, but one at least",
     )
 
 
@@ -214,7 +219,7 @@ class Model(Section):
     label_prior: LabelPrior = Field(
         "uniform",
         description="p(y), the distribution imposed on classes or clusters: uniform, as in the paper; labels, the "
-        "classes' shares among the labels that training knows (of which `data.labels` draws as many of each class); or "
+        "classes' shares among the labels that training knows (uniform too where `data.labels` are drawn evenly); or "
         "shares such as [0.5, 0.3, 0.2], of which the sum does not matter",
     )
     posterior: PosteriorName = Field("deterministic", description="q(z|x)")
@@ -346,7 +351,8 @@ class Health(Section):
     collapsed_clusters_nats: Float = Field(
         0.69,
         ge=0,
-        description="entropy of the clusters' sizes below which they have collapsed: less than two of equal size have",
+        description="entropy of the clusters' sizes below which they have collapsed: less than two of equal size have; "
+        "or half the entropy of p(y), where that is less",
     )
 
 

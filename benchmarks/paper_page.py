@@ -118,7 +118,7 @@ TABLES = {
             "quality/fid_local",
             "quality/fid_local_floor",
             "quality/coverage",
-            "test/sliced_wasserstein",
+            "test/scaled_sliced_wasserstein",
         ),
     ),
 }
@@ -129,7 +129,7 @@ TRAINED_ON = ("train/kl_nats", "adv/encoder_loss_nats")  # in the last epoch: wh
 COMPARED = (
     "test/reconstruction_mse",
     "test/jsd_nats",
-    "test/sliced_wasserstein",
+    "test/scaled_sliced_wasserstein",
     "quality/imq_mmd",
     "quality/fid_local",
     "quality/kid_local",

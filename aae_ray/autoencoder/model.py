@@ -76,9 +76,7 @@ def _label_discriminator(model: ModelSettings, sizes: Sizes) -> nn.Module:
 
 
 def _discriminator(model: ModelSettings, inputs: int) -> nn.Module:
-    return Discriminator(
-        inputs, model.discriminator_hidden, model.discriminator_slope, model.discriminator_spectral_norm
-    )
+    return Discriminator(inputs, model.discriminator_hidden, model.discriminator_slope)
 
 
 def _pixels(shape: Shape) -> int:
@@ -181,6 +179,8 @@ def build_model(
             network = build(settings.model, sizes)
             if settings.model.initialization == "normal" and name != "cluster_heads":
                 paper_initialization(network)
+            if settings.model.discriminator_spectral_norm and isinstance(network, Discriminator):
+                network.normalize_spectrally()
         networks[name] = network.to(device=device, dtype=dtype)
     return Model(
         networks,
@@ -204,8 +204,14 @@ def _label_shares(
     return shares_K / shares_K.sum()
 
 
-def weight_bytes(settings: RunSettings, shape: Shape, classes: int | None = None) -> int:
-    """How much memory the weights of `build_model` take, which are not made for it. Raises SettingsError as it does."""
+def weight_bytes(settings: RunSettings, shape: Shape, classes: int | None = None) -> dict[str, int]:
+    """How much memory the weights of each network of `build_model` take, which are not made for it.
+
+    Raises SettingsError as it does.
+    """
     with torch.device("meta"):
-        networks = build_model(settings, shape, "meta", classes).networks.values()
-    return sum(weight.numel() * weight.element_size() for network in networks for weight in network.parameters())
+        networks = build_model(settings, shape, "meta", classes).networks
+    return {
+        name: sum(weight.numel() * weight.element_size() for weight in network.parameters())
+        for name, network in networks.items()
+    }

@@ -24,8 +24,9 @@ class BatchNorm(nn.Module):
 
     The batch is that of all workers (PyTorch's own synchronised one needs a GPU): N workers compute what one would,
     also where their slices differ in size. Held-out images are scaled by running statistics instead, which are taken
-    only in phases that update the encoder: what a phase does not update stays as it is. A short last batch weighs less
-    in them, by its size. An image alone does not differ from its mean, so a last batch of one is scaled by them too.
+    only in phases that update the encoder, as what a phase does not update stays as it is, and where `tracks` is set,
+    as decoded samples are not images. A short last batch weighs less in them, by its size. An image alone does not
+    differ from its mean, so a last batch of one is scaled by them too.
     """
 
     UPDATE = 0.1  # weight of a full batch in the running statistics
@@ -36,6 +37,7 @@ class BatchNorm(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
+        self.tracks = True  # whether what it is given are images, by whose like held-out ones are to be scaled
         self.weight, self.bias = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("variance", torch.ones(features))
@@ -55,7 +57,7 @@ class BatchNorm(nn.Module):
         mean_F = torch.where(alone, self.mean, sums_F1[:-1] / count)
         centred_BF = h_BF - mean_F.view(stretched)
         variance_F = torch.where(alone, self.variance, all_reduce_sum(centred_BF.square().sum(across)) / count)
-        if self.weight.requires_grad:
+        if self.tracks and self.weight.requires_grad:
             torch.maximum(self.full, count, out=self.full)
             self.mean.lerp_(mean_F.detach(), self.UPDATE * count / self.full)
             self.variance.lerp_(variance_F.detach(), self.UPDATE * count / self.full)
@@ -294,15 +296,16 @@ class Discriminator(nn.Module):
     stays as it is.
     """
 
-    def __init__(
-        self, latent_dim: int, hidden: tuple[int, ...], slope: float = 0.0, spectral_norm: bool = False
-    ) -> None:
+    def __init__(self, latent_dim: int, hidden: tuple[int, ...], slope: float = 0.0) -> None:
         super().__init__()
-        self.slope, self.spectral_norm = slope, spectral_norm
+        self.slope, self.spectral_norm = slope, False
         self.layers = mlp(latent_dim, (*hidden, 1))
-        if spectral_norm:
-            for layer in self.layers:
-                parametrizations.spectral_norm(layer)
+
+    def normalize_spectrally(self) -> None:
+        """From now on; when the weights have their initial values, as it begins with the singular vectors of these."""
+        self.spectral_norm = True
+        for layer in self.layers:
+            parametrizations.spectral_norm(layer)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         *hidden, last = self.layers

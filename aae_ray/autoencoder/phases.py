@@ -79,7 +79,8 @@ class Phase(NamedTuple):
     shares_encoding: tuple[str, ...] = ()  # networks whose encoding the next phase reuses, if it sees the same
     repeats: str | None = None  # dotted key of how many steps in a row it takes, one where there is none
     couples: bool = False  # whether an example's loss depends on others of the batch
-    corrupts: bool = True  # whether the encoder sees its images as `train.input_noise` and the like say
+    encodes_samples: bool = False  # whether the encoder sees decoded draws of the prior in place of images: these are
+    # not corrupted as `train.input_noise` and the like say, and are not in the statistics of batch normalization
 
 
 class Task(NamedTuple):
@@ -416,7 +417,7 @@ REENCODE = Phase(
     "optim.reconstruction_momentum",
     reencode_summary,
     draws=("prior_BZ", "classes_BK"),
-    corrupts=False,
+    encodes_samples=True,
 )
 NEGATIVE_ELBO = Phase("negative_elbo", (*ENCODER, "decoder"), negative_elbo, *RECONSTRUCTION, negative_elbo_summary)
 WAE_MMD = Phase(

@@ -103,6 +103,11 @@ class Prior:
         rest_std = plane_std[0] if name == "uniform" else 1.0
         self.std_Z = scale * torch.tensor([*plane_std, *[rest_std] * (latent_dim - 2)])
 
+    @property
+    def at_unit_scale(self) -> "Prior":
+        """The same geometry at scale 1: of it are the draws of this prior, divided by the scale."""
+        return Prior(self.name, self.latent_dim, parts=self.parts)
+
     def sample(
         self,
         count: int,

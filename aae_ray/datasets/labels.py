@@ -15,8 +15,9 @@ LABELS = 1  # behind the seed: what the numbers are for
 def known_labels(dataset: Dataset, settings: RunSettings) -> NDArray[np.int64]:
     """Labels (N,) of all images of the set as training knows them, -1 for those that it does not.
 
-    Only training images have any. `data.labels` of them are known, drawn by the settings' seed, in equal numbers for
-    each class (to within one, as long as a class has as many); all where it is not given.
+    Only training images have any. `data.labels` of them are known, drawn by the settings' seed; all where it is not
+    given. Each class has equal numbers (to within one, as long as it has as many), or with `data.labels_drawn` in
+    proportion its share of the training images, rounded, and one at least where there are as many labels as classes.
     """
     known_N = np.full(len(dataset.images_NCHW), UNKNOWN, np.int64)
     if dataset.labels_N is None or dataset.classes is None:
@@ -31,9 +32,11 @@ def known_labels(dataset: Dataset, settings: RunSettings) -> NDArray[np.int64]:
         by_class = shuffled[np.argsort(labels_T[shuffled], kind="stable")]
         sizes = np.bincount(labels_T, minlength=dataset.classes)
         rank = np.arange(len(by_class)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        # The first of every class, then the second of every class, ...; ties between classes in random order.
+        # The first of every class, then the second of every class, ..., or the first of every class and then of each as
+        # large a part as of the others; ties between classes in random order.
         turn = random.permutation(dataset.classes)[labels_T[by_class]]
-        chosen = dataset.train[by_class[np.lexsort((turn, rank))[:count]]]
+        place = rank if settings.data.labels_drawn == "evenly" else rank / sizes[labels_T[by_class]]
+        chosen = dataset.train[by_class[np.lexsort((turn, place))[:count]]]
     known_N[chosen] = np.asarray(dataset.labels_N)[chosen]
     return known_N
 
@@ -44,7 +47,7 @@ def known_shares(dataset: Dataset, settings: RunSettings) -> list[float] | None:
         return None
     known_N = known_labels(dataset, settings)
     counts = np.bincount(known_N[known_N != UNKNOWN], minlength=dataset.classes)
-    return [float(share) for share in counts / counts.sum()]
+    return [float(share) for share in counts / counts.sum()] if counts.any() else None
 
 
 def _count(dataset: Dataset, data: Data) -> int:

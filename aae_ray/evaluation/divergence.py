@@ -1,5 +1,5 @@
-"""How far codes are from their prior: sliced Wasserstein, the Kullback-Leibler divergence by nearest neighbours, and a
-bound on that of Jensen and Shannon.
+"""How far codes are from their prior: sliced Wasserstein, the Kullback-Leibler divergence by entropies, and a bound on
+that of Jensen and Shannon.
 
 The discriminator of a trial is part of what a study searches, and a weak one is fooled easily. So codes are
 compared with the prior by `jsd_bound` and `sliced_wasserstein`, which are the same for every trial.
@@ -79,27 +79,39 @@ NEIGHBOUR = 5  # whose distance is taken
 LEAST_DISTANCE = 1e-6  # in the prior's standard deviations; codes that are nearer count as so far apart
 
 
-def kl_nearest_neighbours(codes_NZ: Tensor, prior_MZ: Tensor) -> float:
-    """KL(q(z) || p(z)) in nats, from N codes and M prior samples alone (Wang, Kulkarni and Verdu 2009, eq. 5).
+def entropy_nearest_neighbours(z_NZ: Tensor) -> float:
+    """H(z) in nats of the distribution that N samples are from (Kozachenko and Leonenko 1987; Kraskov, Stoegbauer and
+    Grassberger 2004, equation 20).
 
-    Z / N sum_i log(nu_i / rho_i) + log(M / (N - 1)), with the distances nu_i and rho_i from code i to its fifth
-    neighbour among the prior samples and among the other codes. It is consistent and takes any posterior and any
-    prior, those without a density too. For equal distributions its bias cancels; what is far apart in many dimensions
-    it underestimates. May be a little below 0. NaN when a code is not finite. Raises ValueError for five or fewer
-    examples of a side.
+    psi(N) - psi(5) + log V_Z + Z / N sum_i log rho_i, with the distance rho_i from sample i to its fifth neighbour, the
+    volume V_Z of the unit ball and the digamma function psi. Raises ValueError for five or fewer samples.
     """
-    codes, size = codes_NZ.shape
-    if min(codes - 1, len(prior_MZ)) < NEIGHBOUR:
-        raise ValueError(f"{NEIGHBOUR} neighbours need more than {NEIGHBOUR} examples, got {codes} and {len(prior_MZ)}")
-    if not codes_NZ.isfinite().all():
+    count, size = z_NZ.shape
+    if count <= NEIGHBOUR:
+        raise ValueError(f"{NEIGHBOUR} neighbours need more than {NEIGHBOUR} examples, got {count}")
+    # Without the shortcut by products: near samples would lie at distances of its rounding.
+    distance_NN = torch.cdist(z_NZ, z_NZ, compute_mode="donot_use_mm_for_euclid_dist")
+    rho_N = distance_NN.topk(NEIGHBOUR + 1, largest=False).values[:, -1]  # a sample is its own nearest one
+    log_rho = rho_N.clamp_min(LEAST_DISTANCE).log().double().mean().item()
+    log_ball = size / 2 * math.log(math.pi) - math.lgamma(size / 2 + 1)
+    digammas = torch.tensor([count, NEIGHBOUR], dtype=torch.float64).digamma()
+    gap: float = (digammas[0] - digammas[1]).item()
+    return gap + log_ball + size * log_rho
+
+
+def kl_by_entropy(z_NZ: Tensor, log_prior_N: Tensor, prior_std_Z: Tensor) -> float:
+    """KL(q(z) || p(z)) = E_q[-log p(z)] - H(q) in nats, of N samples of q and log p at them.
+
+    H(q) is that of `entropy_nearest_neighbours`, whose distances are in standard deviations of the prior. Its bias
+    grows with the number of coordinates and is alike for alike distributions: take what as many samples of the prior
+    get off the result. Unlike a ratio of distances to two sets of samples (Wang, Kulkarni and Verdu 2009) it holds for
+    codes that are wider than the prior too, where no prior sample is near. It may be a little below 0. NaN where a
+    sample is not finite. Raises ValueError for five or fewer samples.
+    """
+    if not z_NZ.isfinite().all():
         return math.nan
-    nu_N, rho_N = (
-        # Without the shortcut by products: near codes would lie at distances of its rounding.
-        torch.cdist(codes_NZ, some_MZ, compute_mode="donot_use_mm_for_euclid_dist").topk(k, largest=False).values[:, -1]
-        for some_MZ, k in ((prior_MZ, NEIGHBOUR), (codes_NZ, NEIGHBOUR + 1))  # a code is its own nearest one
-    )
-    ratio_N = nu_N.clamp_min(LEAST_DISTANCE).log() - rho_N.clamp_min(LEAST_DISTANCE).log()
-    return size * ratio_N.double().mean().item() + math.log(len(prior_MZ) / (codes - 1))
+    entropy = entropy_nearest_neighbours(z_NZ.double() / prior_std_Z) + prior_std_Z.double().log().sum().item()
+    return -log_prior_N.double().mean().item() - entropy
 
 
 # --------------------------------------------------------------------------------------------------- JSD bound

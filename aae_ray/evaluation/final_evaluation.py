@@ -22,6 +22,7 @@ from aae_ray.evaluation.constants import Constants, data_key, prior_key
 from aae_ray.evaluation.diagnostics import Diagnostic, diagnose
 from aae_ray.evaluation.held_out import PROTOCOL_SEED, HeldOutMetrics, some_of
 from aae_ray.evaluation.judge import SMALLEST, Judge, pixels
+from aae_ray.settings import RunSettings
 
 PARZEN_SAMPLES = 10_000
 PARZEN_VALIDATION = 1000  # images that choose the window
@@ -60,13 +61,13 @@ def evaluate_model(
     result = evaluate_samples(evaluation.samples, evaluation.dataset, judge, evaluation.constants)
     test = evaluation.cheap("test") | evaluation.costly("test")
     result.metrics = test | result.metrics | evaluate_condition(evaluation, judge) | evaluate_codes(evaluation)
-    name_illnesses(result, last_report)
+    name_illnesses(result, last_report, evaluation.settings)
     return result
 
 
-def name_illnesses(result: FinalEvaluation, last_report: Mapping[str, float]) -> None:
+def name_illnesses(result: FinalEvaluation, last_report: Mapping[str, float], settings: RunSettings) -> None:
     """Add the diagnostics, and what they say to the remarks."""
-    result.diagnostics = diagnose({**last_report, **result.metrics})
+    result.diagnostics = diagnose({**last_report, **result.metrics}, settings)
     result.remarks += [diagnostic.text for diagnostic in result.diagnostics]
 
 
@@ -168,7 +169,7 @@ def _judged(
 
 def _classes(histogram: quality.ClassHistogram) -> dict[str, float]:
     return {
-        "quality/class_kl_nats": histogram.kl_to_uniform_nats,
+        "quality/class_kl_nats": histogram.kl_to_real_nats,
         "quality/class_confidence": histogram.confidence,
         "quality/class_entropy_nats": histogram.entropy_nats,
         "quality/classes_missing": float(len(histogram.missing)),
@@ -222,17 +223,17 @@ def evaluate_condition(evaluation: HeldOutMetrics, judge: Judge | None) -> dict[
 def evaluate_codes(evaluation: HeldOutMetrics) -> dict[str, float]:
     """What the encoder is worth: reconstruction, codes against prior, prior samples decoded and encoded again."""
     model, images = evaluation.model, evaluation.images
-    codes_NZ = evaluation.codes("test")
+    codes_NZ = evaluation.unit_codes("test")
     count = min(len(codes_NZ), CODES)
-    prior_std = model.prior.std_Z.double().square().mean().sqrt().item()
-    prior = evaluation.prior_codes(count, 0)
+    prior_std = model.prior.at_unit_scale.std_Z.double().square().mean().sqrt().item()
+    prior = evaluation.unit_prior_codes(count, 0)
     metrics = {
         "quality/imq_mmd": quality.imq_mmd(
             codes_NZ[torch.from_numpy(some_of(np.arange(len(codes_NZ)), count))], prior, prior_std
         ),
         "quality/imq_mmd_floor": evaluation.constants.once(
             ("imq mmd floor", prior_key(model.prior), count),
-            lambda: quality.imq_mmd(evaluation.prior_codes(count, 1), prior, prior_std),
+            lambda: quality.imq_mmd(evaluation.unit_prior_codes(count, 1), prior, prior_std),
         ),
     }
     z_NZ, y_NK = evaluation.prior_decoder_inputs(count)

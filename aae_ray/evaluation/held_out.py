@@ -4,7 +4,7 @@ Shapes: N examples, M draws of noise, D pixels, E noise, Z code, K classes or cl
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.posteriors import Code
-from aae_ray.autoencoder.priors import sample_classes
+from aae_ray.autoencoder.priors import build_prior, sample_classes
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
 from aae_ray.evaluation import clustering_metrics as clusters
@@ -30,7 +30,7 @@ NOISE_DRAWS = 8  # per image, for the share of the codes' variance that is the p
 NOISE_IMAGES = 512
 KID_IMAGES = 2000  # and as many samples, for the kernel distance
 TINY = 1e-300  # probability that every label has at least, as no draw is taken of zeros
-KL_CODES = 2000  # and as many prior samples, for the KL divergence
+KL_CODES = 2000  # at most, and as many prior samples, for the KL divergence
 
 JUDGED = "val/kid_local"  # what is measured where a study asks for it alone: it needs a judge
 
@@ -66,9 +66,11 @@ class Encoded(NamedTuple):
 
 
 def measured(settings: RunSettings, dataset: Dataset) -> set[str]:
-    """The metrics with a direction that `HeldOutMetrics` measures of held-out images for this task and these data."""
+    """The metrics with a direction that `HeldOutMetrics` measures of held-out images for this task, prior and data."""
     task, labelled = TASKS[settings.task], dataset.labels_N is not None
-    names = {"reconstruction_mse", "jsd_nats", "sliced_wasserstein", "kl_aggregate_nats"}
+    names = {"reconstruction_mse", "jsd_nats", "scaled_sliced_wasserstein"}
+    if build_prior(settings.model).has_density:
+        names.add("kl_aggregate_nats")
     if is_judged(dataset):
         names.add("kid_local")
     if task.y:
@@ -105,6 +107,7 @@ class HeldOutMetrics:
         self.constants = Constants() if constants is None else constants
         self.judge = judge
         self._data, self._prior = data_key(dataset), prior_key(model.prior)
+        self._unit_prior = model.prior.at_unit_scale
         self._encodings: dict[str, Encoded] = {}
 
     def weights_changed(self) -> None:
@@ -171,53 +174,72 @@ class HeldOutMetrics:
     def classes_of_labels(self) -> Tensor | None:
         """The class that each label of the decoder stands for, (K,): itself, or the majority of its cluster's
         validation images. None where clusters have no labels to be named by."""
-        logits_NK, labels_N = self._look_at("val").logits_NK, self._true_labels(self.dataset.val)
         if TASKS[self.settings.task].y == "classes":
             return torch.arange(self.model.classes)
+        logits_NK, labels_N = self._look_at("val").logits_NK, self._true_labels(self.dataset.val)
         return None if labels_N is None or logits_NK is None else clusters.assign_by_majority(logits_NK, labels_N)
 
     def costly(self, part: str) -> dict[str, float]:
         """The metrics that are taken at rungs and at the end: how far codes are from their prior, and samples from
         images."""
-        z_NZ = self.codes(part)
+        z_NZ = self.unit_codes(part)
         values = {
-            "sliced_wasserstein": self._prior_slices(len(z_NZ)).distance(z_NZ),
-            "sliced_wasserstein_floor": self._sliced_wasserstein_floor(len(z_NZ)),
-            **self._jsd("jsd_nats", z_NZ, self.prior_codes),
-            **self._kl(self._look_at(part)),
+            "scaled_sliced_wasserstein": self._prior_slices(len(z_NZ)).distance(z_NZ),
+            "scaled_sliced_wasserstein_floor": self._sliced_wasserstein_floor(len(z_NZ)),
+            **self._jsd("jsd_nats", (self._prior,), z_NZ, self.unit_prior_codes),
+            **self._kl(z_NZ, self._look_at(part).posterior_entropy_N),
         }
-        if self.model.classes:
-            values |= self._jsd("joint_jsd_nats", torch.cat([z_NZ, self._labels(part)], 1), self._joint_prior)
+        shares_K = self.model.label_shares_K
+        if shares_K is not None:
+            key, joint_NC = (self._prior, *shares_K.tolist()), torch.cat([z_NZ, self._labels(part)], 1)
+            values |= self._jsd("joint_jsd_nats", key, joint_NC, self._joint_prior)
         if self.model.noise_dim:
             values["noise_use"] = self._noise_use(part)
         if self.judge:
             values["kid_local"] = self._kid(part, self.judge)
         return {f"{part}/{name}": value for name, value in values.items()}
 
-    def _jsd(self, name: str, codes_NZ: Tensor, draw_prior: Callable[[int, int], Tensor]) -> dict[str, float]:
+    def _jsd(
+        self,
+        name: str,
+        key: tuple[Hashable, ...],
+        codes_NZ: Tensor,
+        draw_prior: Callable[[int, int], Tensor],
+    ) -> dict[str, float]:
+        """The bound, its standard error and its floor; `key` tells the prior that is drawn from others."""
         reference = self.constants.once(
-            (name, self._prior, self.model.classes, len(codes_NZ)),
+            (name, *key, len(codes_NZ)),
             lambda: divergence.PriorReference.of(draw_prior, len(codes_NZ), seed=PROTOCOL_SEED),
         )
         bound = reference.bound(codes_NZ)
         return {name: bound.nats, f"{name}_se": bound.standard_error, f"{name}_floor": bound.floor}
 
-    def _kl(self, seen: Encoded) -> dict[str, float]:
+    def _kl(self, z_NZ: Tensor, posterior_entropy_N: Tensor | None) -> dict[str, float]:
         """How far the aggregate posterior is from the prior, and what codes tell of their images, in nats.
 
         Where posterior and prior have densities, E_x KL(q(z|x) || p(z)) = I(x; z) + KL(q(z) || p(z)) (Hoffman and
         Johnson 2016): the left side is the posterior's entropy in closed form and log p(z) at the drawn codes, so that
-        the mutual information has the error of the divergence, by nearest neighbours, with its sign turned.
+        the mutual information has the error of the divergence with its sign turned. Nothing for priors without a
+        density: it is infinite of codes beside the swiss roll, or outside of the uniform prior's cube.
+
+        Codes and prior are those at scale 1; entropies of q(z|x) are of the codes themselves.
         """
-        prior = self.model.prior
-        rows_N = torch.from_numpy(some_of(np.arange(len(seen.z_NZ)), KL_CODES))
-        drawn_NZ = self.prior_codes(len(rows_N), 0)
-        codes_NZ, drawn_NZ = (z_NZ.float() / prior.std_Z for z_NZ in (seen.z_NZ[rows_N], drawn_NZ))
-        aggregate = divergence.kl_nearest_neighbours(codes_NZ, drawn_NZ)
+        prior = self._unit_prior
+        if not prior.has_density:
+            return {}
+        count = min(len(z_NZ), KL_CODES)
+
+        def from_prior(z_NZ: Tensor) -> float:
+            return divergence.kl_by_entropy(z_NZ, prior.log_density(z_NZ.double()), prior.std_Z)
+
+        floor = self.constants.once(
+            ("kl of prior samples", self._prior, count), lambda: from_prior(self.unit_prior_codes(count, 0))
+        )
+        aggregate = from_prior(z_NZ[torch.from_numpy(some_of(np.arange(len(z_NZ)), count))]) - floor
         values = {"kl_aggregate_nats": aggregate}
-        if seen.posterior_entropy_N is not None and prior.has_density:
-            log_prior_N = prior.log_density(seen.z_NZ.double())
-            posterior = -(seen.posterior_entropy_N.double() + log_prior_N).mean().item()
+        if posterior_entropy_N is not None:
+            entropy_N = posterior_entropy_N.double() - prior.latent_dim * math.log(self.model.prior.scale)
+            posterior = -(entropy_N + prior.log_density(z_NZ.double())).mean().item()
             values |= {"kl_posterior_nats": posterior, "mutual_information_nats": posterior - aggregate}
         return values
 
@@ -236,8 +258,8 @@ class HeldOutMetrics:
         return F.one_hot(answers_N, self.model.classes).to(torch.float32)
 
     def _joint_prior(self, count: int, seed: int) -> Tensor:
-        """Draws of p(z) p(y), (N, Z + K): codes, and one-hot labels behind them."""
-        return torch.cat([self.prior_codes(count, seed), self.prior_labels(count, seed)], 1)
+        """Draws of p(z) at scale 1 and p(y), (N, Z + K): codes, and one-hot labels behind them."""
+        return torch.cat([self.unit_prior_codes(count, seed), self.prior_labels(count, seed)], 1)
 
     @torch.no_grad()
     def _kid(self, part: str, judge: Judge) -> float:
@@ -251,6 +273,10 @@ class HeldOutMetrics:
     def codes(self, part: str) -> Tensor:
         """Held-out codes z_NZ in the order of the part, on the CPU, one draw of the posterior each."""
         return self._look_at(part).z_NZ
+
+    def unit_codes(self, part: str) -> Tensor:
+        """The same in units of the prior's scale: constants of a prior at scale 1 then hold for all of them."""
+        return self.codes(part) / self.model.prior.scale
 
     @torch.no_grad()
     def decoder_inputs(self, part: str) -> Tensor:
@@ -299,7 +325,11 @@ class HeldOutMetrics:
 
     def prior_codes(self, count: int, seed: int) -> Tensor:
         """Draws of p(z), (N, Z), a function of the seed alone, on the CPU."""
-        return self.model.prior.sample(count, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR, seed))
+        return self.model.prior.scale * self.unit_prior_codes(count, seed)
+
+    def unit_prior_codes(self, count: int, seed: int) -> Tensor:
+        """The same draws at scale 1."""
+        return self._unit_prior.sample(count, generator_for(PROTOCOL_SEED, EVALUATION, PRIOR, seed))
 
     def prior_decoder_inputs(self, count: int) -> tuple[Tensor, Tensor | None]:
         """Draws of p(z), (N, Z), and of p(y), (N, K), where the decoder is given a label; on the model's device."""
@@ -368,16 +398,16 @@ class HeldOutMetrics:
         return metrics.noise_use(z_MNZ.cpu())
 
     def _prior_slices(self, count: int) -> divergence.PriorSlices:
-        std_Z = self.model.prior.std_Z
+        std_Z = self._unit_prior.std_Z
         return self.constants.once(
             ("prior slices", self._prior, count),
-            lambda: divergence.PriorSlices.of(self.prior_codes(count, 0), std_Z, count, seed=PROTOCOL_SEED),
+            lambda: divergence.PriorSlices.of(self.unit_prior_codes(count, 0), std_Z, count, seed=PROTOCOL_SEED),
         )
 
     def _sliced_wasserstein_floor(self, count: int) -> float:
         return self.constants.once(
             ("sliced wasserstein floor", self._prior, count),
-            lambda: self._prior_slices(count).distance(self.prior_codes(count, FLOOR)),
+            lambda: self._prior_slices(count).distance(self.unit_prior_codes(count, FLOOR)),
         )
 
     def _mean_image_mse(self, part: str) -> float:

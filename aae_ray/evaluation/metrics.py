@@ -120,7 +120,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "val/kl_aggregate_nats",
             "nats",
             "min",
-            "KL(q(z) || p(z)) of codes and prior, by nearest neighbours",
+            "KL(q(z) || p(z)) of codes and prior, where the prior has a density; by the entropy of nearest neighbours",
             noise=0.5,
         ),
         Metric(
@@ -145,15 +145,15 @@ METRICS: dict[str, Metric] = _with_test_twins(
             noise=0.1,
         ),
         Metric(
-            "val/sliced_wasserstein",
+            "val/scaled_sliced_wasserstein",
             "prior std",
             "min",
             "sliced Wasserstein-2 distance of codes z (not of y) and prior, in standard deviations of the prior, times "
             "the root of the latent size: a shift of one coordinate counts alike at every size",
-            best=Limit(0.0, "val/sliced_wasserstein_floor"),
+            best=Limit(0.0, "val/scaled_sliced_wasserstein_floor"),
         ),
         Metric(
-            "val/sliced_wasserstein_floor",
+            "val/scaled_sliced_wasserstein_floor",
             "prior std",
             None,
             "that distance for prior against prior: what a perfect match gets",
@@ -315,7 +315,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 ("density", "ratio", "test images within reach of a sample, over those expected; 1: alike"),
                 ("coverage", "ratio", "share of test images that have a sample within reach"),
                 ("coverage_floor", "ratio", "that share for as many real training images"),
-                ("class_kl_nats", "nats", "divergence of the samples' classes from uniform over those of real images"),
+                ("class_kl_nats", "nats", "divergence of the samples' classes from those of real images"),
                 ("class_confidence", "ratio", "mean confidence of the judge in the class of a sample"),
                 ("class_entropy_nats", "nats", "mean entropy of the judge's prediction for a sample"),
                 ("classes_missing", "classes", "classes with less than a fifth of their share of real images"),

@@ -138,7 +138,7 @@ class ClassHistogram:
     """Which classes a classifier sees in samples."""
 
     share_K: tuple[float, ...]
-    kl_to_uniform_nats: float  # uniform over the classes that real images have
+    kl_to_real_nats: float  # over the classes that real images have
     confidence: float  # mean of the largest probability
     entropy_nats: float  # mean over samples
     missing: tuple[int, ...]  # the coverage warning: classes with less than a fifth of their share of real images
@@ -146,14 +146,15 @@ class ClassHistogram:
 
 def class_histogram(probabilities_MK: Tensor, real_K: Tensor) -> ClassHistogram:
     """Of samples, beside the number of real images of each class: a class that has none is not missed, and the
-    divergence is over those that have some."""
+    divergence of the samples' shares from those of real images is over the classes that have some."""
     classes = probabilities_MK.shape[1]
     p_MK, real_K = probabilities_MK.double(), real_K.double()
     share_K = torch.bincount(p_MK.argmax(1), minlength=classes).double() / len(p_MK)
     known_K = share_K[real_K > 0] / share_K[real_K > 0].sum().clamp_min(1e-300)
+    expected_K = real_K[real_K > 0] / real_K.sum()
     return ClassHistogram(
         tuple(share_K.tolist()),
-        math.log(len(known_K)) + torch.special.xlogy(known_K, known_K).sum().item(),
+        torch.special.xlogy(known_K, known_K / expected_K).sum().item(),
         p_MK.amax(1).mean().item(),
         -torch.special.xlogy(p_MK, p_MK).sum(1).mean().item(),
         tuple(torch.nonzero(share_K < MISSING_SHARE * real_K / real_K.sum()).flatten().tolist()),

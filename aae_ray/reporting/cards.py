@@ -1,5 +1,6 @@
 """What a study leaves behind to be read: the best trial's settings, the model card, the summary on the parent run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -32,10 +33,18 @@ def best_config(settings: Settings, path: Path) -> Path:
 
 
 def model_card(
-    name: str, trial: TrialRecord, settings: Settings, classes: int, result: FinalEvaluation, study_id: str
+    name: str,
+    trial: TrialRecord,
+    settings: Settings,
+    label_shares: Sequence[float],
+    result: FinalEvaluation,
+    study_id: str,
 ) -> str:
-    """Markdown: what the decoder is, how good it is on images that no choice has seen, and how to use it."""
-    model = settings.model
+    """Markdown: what the decoder is, how good it is on images that no choice has seen, and how to use it.
+
+    `label_shares` are p(y) of the label that the decoder is given, none where there is no label.
+    """
+    model, classes = settings.model, len(label_shares)
     codes = f"{classes} + {model.latent_dim}: a one-hot label, then a style" if classes else model.latent_dim
     rows = [
         f"| {metric} | {value:.4f} | {METRICS[metric].unit} |"
@@ -50,6 +59,7 @@ def model_card(
             f"posterior, {model.latent_dim}-dimensional {model.prior} "
             f"prior of scale {model.prior_scale:g}, trained on {settings.data.name} for "
             f"{counted(trial.epoch, 'epoch')}.",
+            *([f"Labels are drawn from p(y) = {_shares(label_shares)}."] if classes else []),
             "",
             "| metric on the test images | value | unit |",
             "|---|---:|---|",
@@ -65,6 +75,12 @@ def model_card(
             "",
         ]
     )
+
+
+def _shares(shares: Sequence[float]) -> str:
+    if len(set(shares)) == 1:
+        return f"1 / {len(shares)} each"
+    return ", ".join(f"{share:.3g}" for share in shares)
 
 
 def summary(ledger: Ledger) -> str:

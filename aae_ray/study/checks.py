@@ -8,19 +8,21 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from itertools import combinations_with_replacement, product
 from pathlib import Path
 from typing import Any
 
 from aae_ray.autoencoder.model import weight_bytes
-from aae_ray.autoencoder.phases import TASKS
+from aae_ray.autoencoder.phases import TASKS, Task
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.labels import check
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
+from aae_ray.evaluation.diagnostics import diagnose
 from aae_ray.evaluation.divergence import LEAST_CODES
-from aae_ray.evaluation.held_out import measured
+from aae_ray.evaluation.held_out import JUDGED, measured
+from aae_ray.evaluation.judge import Judge
 from aae_ray.search.choice import RULES
 from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of
@@ -30,6 +32,7 @@ from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, flatten, replace, setting
 from aae_ray.tracking.address import tracking_uri
+from aae_ray.training.loop import StateBytes, state_bytes
 
 STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components")
 # What a resume may change: how much is done, where it runs and where it is recorded, not what is searched.
@@ -45,10 +48,10 @@ FIXED = (
     "data.",
 )  # what even an extension may not
 VERSIONS = ("torch", "optuna", "numpy")  # packages that change what a study computes
+# Settings beside model.* on which the size of a training's state depends.
+SIZED_BY = ("task", "optim.algorithm", "optim.reencoding_lr", "train.ema_decay")
 EXPECTED_FRONT = 12  # trials whose checkpoints stay at a time; a front is seldom wider
-OPTIMIZER_COPIES = 3  # weights, and Adam's two moments of them
 LEAST_FREE_TO_CHOOSE = 20_000_000  # for the figures, the export and the card of the best trial
-TRAINING_COPIES = OPTIMIZER_COPIES + 1  # and their gradients
 LEAST_FREE_BYTES = 100_000_000  # under the study's folder: with less, a study stops while its journal can be written
 
 
@@ -87,13 +90,73 @@ def _check_data(plan: Plan, dataset: Dataset) -> None:
         raise SettingsError(problems)
 
 
-def labels_advice(plan: Plan) -> str | None:
-    """A sentence when labels are counted that no task of the study learns from."""
-    settings = plan.settings
-    tasks = options(plan.space["task"]) if "task" in plan.space else [settings.task]
-    if settings.data.labels is None or any(TASKS[task].labels == "some" for task in tasks):
-        return None
-    return f"data.labels={settings.data.labels:g} has no effect: task {' and '.join(tasks)} learns from no labels"
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """What a setting needs to have an effect."""
+
+    keys: tuple[str, ...]
+    holds: Callable[[Task, str], bool]  # of a task and a posterior
+    without: str  # what is said of tasks and posteriors without it
+
+
+def _has_phase(name: str) -> Callable[[Task, str], bool]:
+    return lambda task, _: any(phase.name == name for phase in task.phases)
+
+
+USES = (
+    Use(("data.labels", "data.labels_drawn"), lambda task, _: task.labels == "some", "learns from no labels"),
+    Use(
+        (
+            "model.discriminator_hidden",
+            "model.discriminator_slope",
+            "model.discriminator_spectral_norm",
+            "optim.discrimination_lr",
+            "optim.regularization_lr",
+            "optim.adversarial_momentum",
+            "train.adversarial_loss",
+            "train.discriminator_steps",
+            "train.r1_penalty",
+            "train.style_noise",
+        ),
+        _has_phase("discriminate"),
+        "has no discriminator",
+    ),
+    Use(
+        ("train.label_noise",),
+        lambda task, _: any("label_discriminator" in phase.updates for phase in task.phases),
+        "has no discriminator of labels",
+    ),
+    Use(("optim.classification_lr", "optim.classification_momentum"), _has_phase("classify"), "has no phase classify"),
+    Use(("model.decoder_std",), _has_phase("negative_elbo"), "has no evidence lower bound"),
+    Use(("train.mmd_weight",), _has_phase("wae_mmd"), "has no discrepancy in its loss"),
+    Use(("model.posterior_std_floor",), lambda _, posterior: posterior == "gaussian", "has no Gaussian posterior"),
+)
+
+
+def idle_settings(plan: Plan) -> list[str]:
+    """A sentence for each setting that was changed or is searched and that no trial of the study can feel."""
+    tasks, posteriors = (
+        options(plan.space[key]) if key in plan.space else [setting(plan.settings, key)]
+        for key in ("task", "model.posterior")
+    )
+    what, defaults, sentences = f"task {' and '.join(tasks)}", Settings(), []
+    for use in USES:
+        if any(use.holds(TASKS[task], posterior) for task, posterior in product(tasks, posteriors)):
+            continue
+        for key in use.keys:
+            value = setting(plan.settings, key)
+            if key in plan.space:
+                sentences.append(f"{key} is searched and has no effect: {what} {use.without}")
+            elif value != setting(defaults, key):
+                shown = f"{value:g}" if isinstance(value, float) else flatten(plan.settings)[key]
+                sentences.append(f"{key}={shown} has no effect: {what} {use.without}")
+    return sentences
+
+
+def judge_advice(judge: Judge | None, settings: Settings) -> str | None:
+    """A sentence when a study decides by the features of a judge that hardly knows its images."""
+    found = () if judge is None else diagnose({"quality/judge_accuracy": judge.accuracy}, settings)
+    return next((f"the study decides by {JUDGED}, but {diagnostic.text}" for diagnostic in found), None)
 
 
 def _each_structure(plan: Plan) -> Iterator[Settings]:
@@ -118,7 +181,8 @@ def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
             (key,),
             Kind.DATA,
             "settings",
-            f"{key}: {name} is not measured by task {settings.task} on data.name {dataset.name}; "
+            f"{key}: {name} is not measured by task {settings.task} on data.name {dataset.name} with model.prior "
+            f"{settings.model.prior}; "
             f"those that are: {', '.join(sorted(metrics))}",
         )
         for key, name in asked
@@ -190,25 +254,28 @@ def versions() -> Mapping[str, str]:
 # -------------------------------------------------------------------------------------------------- disk and memory
 
 
-def largest_weights(plan: Plan, dataset: Dataset) -> int:
-    """The bytes of the weights of the largest networks that a study may try."""
+def largest_state(plan: Plan, dataset: Dataset) -> StateBytes:
+    """The bytes that the largest training takes of those that a study may try."""
     searched = {
-        name: options(values) for name, values in plan.space.items() if name == "task" or name.startswith("model.")
+        name: options(values) for name, values in plan.space.items() if name in SIZED_BY or name.startswith("model.")
     }
 
-    def size(values: Mapping[str, Any]) -> int:
-        return weight_bytes(replace(plan.settings, values), dataset.shape, dataset.classes)
+    def size(values: Mapping[str, Any]) -> StateBytes:
+        return state_bytes(replace(plan.settings, values), dataset.shape, dataset.classes)
+
+    def total(values: Mapping[str, Any]) -> int:
+        return size(values).total
 
     # Task and kind of network decide which of the other keys count, and for each of those more is more.
     kinds = {name: searched.pop(name) for name in ("task", "model.network") if name in searched}
-    largest = 0
+    largest: dict[str, Any] = {}
     for chosen in product(*kinds.values()):
         values = dict(zip(kinds, chosen, strict=True))
         for name in reversed(parents_first(searched, plan.conditions)):  # a key that counts decides over its parents
             tried = [with_parents({**values, name: choice}, plan.conditions) for choice in searched.get(name, ())]
-            values = max((each for each in tried if each is not None), key=size, default=values)
-        largest = max(largest, size(values))
-    return largest
+            values = max((each for each in tried if each is not None), key=total, default=values)
+        largest = max(largest, values, key=total) if largest else values
+    return size(largest)
 
 
 def trials_at_a_time(settings: Settings) -> int:
@@ -226,7 +293,8 @@ def disk_needed(plan: Plan, dataset: Dataset) -> int:
     ended = study.budget.trials - paused
     stay = ended if study.keep == "all" or study.seeds_per_trial > 1 else min(ended, EXPECTED_FRONT)
     under_way = 2 * trials_at_a_time(plan.settings)  # the next is there before the last one goes
-    return largest_weights(plan, dataset) * (stay + OPTIMIZER_COPIES * (under_way + paused))
+    largest = largest_state(plan, dataset)
+    return largest.published * stay + largest.total * (under_way + paused)
 
 
 def _paused_at_most(settings: Settings) -> int:
@@ -239,9 +307,10 @@ def _paused_at_most(settings: Settings) -> int:
 
 
 def memory_needed(plan: Plan, dataset: Dataset) -> int:
-    """How many bytes a trial of the largest networks takes at least: weights, gradients and Adam's moments, in each
-    worker. Images, activations and the libraries come on top."""
-    return largest_weights(plan, dataset) * TRAINING_COPIES * plan.settings.study.workers_per_trial
+    """How many bytes a trial of the largest networks takes at least: weights, their gradients and average, and the
+    moments of the optimizers, in each worker. Images, activations and the libraries come on top."""
+    largest = largest_state(plan, dataset)
+    return (largest.total + largest.weights) * plan.settings.study.workers_per_trial
 
 
 def memory_available(root: Path = Path("/")) -> int:

@@ -21,7 +21,18 @@ from aae_ray.tracking import registry
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Training
 
-ABOUT = ("task", "prior", "prior_scale", "prior_components", "latent_dim", "classes", "image_shape", "data.digest")
+# Tags that an exported decoder keeps with it: what its codes are drawn from, and what it was trained on.
+ABOUT = (
+    "task",
+    "prior",
+    "prior_scale",
+    "prior_components",
+    "latent_dim",
+    "classes",
+    "label_shares",
+    "image_shape",
+    "data.digest",
+)
 
 
 def choose(ledger: Ledger, rule: str) -> TrialRecord | None:
@@ -92,8 +103,10 @@ def publish(
     study = ledger.current_plan.settings.study
     if register:
         name = settings.tracking.model_name or f"aae-{settings.data.name}-decoder"
-        card = model_card(name, trial, settings, training.model.classes, result, ledger.started.study_id)
         tags = version_tags(trial, training, ledger, result)
+        shares_K = training.model.label_shares_K
+        shares = [] if shares_K is None else shares_K.tolist()
+        card = model_card(name, trial, settings, shares, result, ledger.started.study_id)
         exported = f"{registry.FOLDER}/{trial.name}_epoch_{trial.epoch:05d}"  # an extended study may choose another
         registry.export(training.evaluation.model, folder / exported, {key: tags[key] for key in ABOUT})
         (folder / "model_card.md").write_text(card, encoding="utf-8")

@@ -110,7 +110,7 @@ def _registered(
     _same_split(what, about, run, dataset, any_data)
     judge = judge_if_any(dataset, cache_folder(run.data))
     result = evaluate_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
-    name_illnesses(result, {})
+    name_illnesses(result, {}, run)
     params = {key: value for key, value in trial_params(run).items() if key.startswith("data.")}
     return StandaloneEvaluation(f"{name}-{decoder.version}", run, dataset, judge, result, params)
 

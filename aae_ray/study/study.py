@@ -19,7 +19,7 @@ from aae_ray.datasets.dataset import Dataset, cache_folder
 from aae_ray.errors import STOPPED, UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import JUDGED
-from aae_ray.evaluation.judge import judge_if_any
+from aae_ray.evaluation.judge import Judge, judge_if_any
 from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processes, ray_cluster
 from aae_ray.execution.tune_adapter import search
 from aae_ray.execution.worker import precision_advice
@@ -215,9 +215,10 @@ class Study:
                 tracker: Tracker | None = None
                 conductor: Conductor | None = None
                 try:
-                    if JUDGED in study.deciding_metrics:
+                    judge: Judge | None = None
+                    if JUDGED in study.deciding_metrics:  # workers find it in the cache
                         screen.say("training the judge of samples")
-                        judge_if_any(self.dataset, cache_folder(plan.settings.data))  # workers find it in the cache
+                        judge = judge_if_any(self.dataset, cache_folder(plan.settings.data))
                     with ray_cluster(verbose=self.verbose):
                         signals.take()
                         gangs = gangs_that_fit(plan.settings)
@@ -235,7 +236,11 @@ class Study:
                         sinks = (files.handle, screen.handle, copy.handle, lambda event, ledger: tracker.wake())
                         conductor = Conductor(journal, ledger, gangs, sinks, uninterrupted=signals.deferred)
                         screen.handle(journal.history[-1], ledger)
-                        for advice in (precision_advice(plan.settings), checks.labels_advice(plan)):
+                        for advice in (
+                            precision_advice(plan.settings),
+                            *checks.idle_settings(plan),
+                            checks.judge_advice(judge, plan.settings),
+                        ):
                             if advice:
                                 screen.note(advice)
                         if own_processes() and (advice := checks.memory_advice(plan, self.dataset, gangs)):

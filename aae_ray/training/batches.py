@@ -161,7 +161,7 @@ class Batches:
     ) -> dict[str, Any]:
         """Noise on the images, dropout of pixels, warped images: as large as the images, so for one step at a time."""
         train, pixels, dtype = self.settings.train, self.images.rows_ND.shape[1], self.images.dtype
-        if not phase.corrupts or not (train.input_noise or train.input_dropout or train.input_warp):
+        if phase.encodes_samples or not (train.input_noise or train.input_dropout or train.input_warp):
             return {}
 
         def draw(generator: Generator, block: slice) -> dict[str, Tensor]:

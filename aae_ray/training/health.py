@@ -5,7 +5,7 @@ discriminator must not look like a good fit.
 import math
 from collections.abc import Mapping, Sequence
 
-from aae_ray.settings import Health, RunSettings, epoch_at
+from aae_ray.settings import RunSettings, epoch_at
 
 DIVERGED = "diverged"
 SATURATED = "discriminator_saturated"
@@ -13,6 +13,7 @@ DEAD = "discriminator_dead"
 COLLAPSED = "code_collapse"
 CLUSTERS_COLLAPSED = "cluster_collapse"
 WORSE_THAN_MEAN = "worse_than_mean_image"
+LEAST_OF_PRIOR_ENTROPY = 0.5  # share of the entropy of p(y): clusters that have it are not collapsed
 EXPLODED = 1e9  # no metric of ours reaches this in a run that learns
 
 Metrics = Mapping[str, float]
@@ -32,24 +33,36 @@ def health_stop_reason(history: Sequence[Metrics], settings: RunSettings) -> str
     started = len(history) - health.patience >= epoch_at(health.grace_fraction, settings.train.epochs)
     if not health.stop or not started:
         return None
-    return next((reason for reason, shows in SIGNS.items() if all(shows(metrics, health) for metrics in recent)), None)
+    return next(
+        (reason for reason, shows in SIGNS.items() if all(shows(metrics, settings) for metrics in recent)), None
+    )
 
 
-def _saturated(metrics: Metrics, health: Health) -> bool:
-    return metrics.get("adv/discriminator_loss_nats", math.inf) < health.saturated_loss_nats
+def _saturated(metrics: Metrics, settings: RunSettings) -> bool:
+    return metrics.get("adv/discriminator_loss_nats", math.inf) < settings.health.saturated_loss_nats
 
 
-def _dead(metrics: Metrics, health: Health) -> bool:
+def _dead(metrics: Metrics, settings: RunSettings) -> bool:
     stds = (metrics.get(name, math.inf) for name in ("adv/logit_std", "adv/label_logit_std"))
-    return any(std < health.dead_logit_std for std in stds)
+    return any(std < settings.health.dead_logit_std for std in stds)
 
 
-def _collapsed(metrics: Metrics, health: Health) -> bool:
-    return metrics["val/code_std"] < health.collapsed_code_std
+def _collapsed(metrics: Metrics, settings: RunSettings) -> bool:
+    return metrics["val/code_std"] < settings.health.collapsed_code_std
 
 
-def _clusters_collapsed(metrics: Metrics, health: Health) -> bool:
-    return metrics.get("val/cluster_entropy_nats", math.inf) < health.collapsed_clusters_nats
+def _clusters_collapsed(metrics: Metrics, settings: RunSettings) -> bool:
+    """A match of few or uneven clusters has no more entropy than p(y), and is none."""
+    limit = min(settings.health.collapsed_clusters_nats, LEAST_OF_PRIOR_ENTROPY * _label_prior_entropy(settings))
+    return metrics.get("val/cluster_entropy_nats", math.inf) < limit
+
+
+def _label_prior_entropy(settings: RunSettings) -> float:
+    """Of p(y) over the clusters, in nats."""
+    shares = settings.model.label_prior
+    if isinstance(shares, str):
+        return math.log(settings.model.clusters)
+    return -sum(share / sum(shares) * math.log(share / sum(shares)) for share in shares)
 
 
 def worse_than_the_mean_image(metrics: Metrics) -> bool:
@@ -57,7 +70,7 @@ def worse_than_the_mean_image(metrics: Metrics) -> bool:
     return metrics.get("val/reconstruction_mse", 0.0) > metrics.get("val/mean_image_mse", math.inf)
 
 
-def _worse_than_mean(metrics: Metrics, health: Health) -> bool:
+def _worse_than_mean(metrics: Metrics, settings: RunSettings) -> bool:
     return worse_than_the_mean_image(metrics)
 
 

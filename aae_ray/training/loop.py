@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import SGD, Adam, Optimizer
 
-from aae_ray.autoencoder.model import build_model
-from aae_ray.autoencoder.phases import Phase
+from aae_ray.autoencoder.model import Shape, build_model, weight_bytes
+from aae_ray.autoencoder.networks import BatchNorm
+from aae_ray.autoencoder.phases import Phase, phases_of
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
 from aae_ray.datasets.labels import check, known_shares
@@ -45,6 +46,35 @@ class Interval:
         return self.history[-1]
 
 
+class StateBytes(NamedTuple):
+    """How much memory the parts of a training's state take at least: what holds no weights or moments is small."""
+
+    weights: int
+    average: int  # of the weights, where there is one
+    optimizers: int
+
+    @property
+    def published(self) -> int:
+        """What is left of the state of a trial that has trained to its end."""
+        return self.weights + self.average
+
+    @property
+    def total(self) -> int:
+        return self.published + self.optimizers
+
+
+def state_bytes(settings: RunSettings, shape: Shape, classes: int | None = None) -> StateBytes:
+    """Of a training with these settings, which is not made for it: each phase has an optimizer of its own, with moments
+    of the weights of all networks that it updates. Raises SettingsError when a network does not fit the images."""
+    sizes = weight_bytes(settings, shape, classes)
+    weights = sum(sizes.values())
+    optimizers = 0
+    for phase in dict.fromkeys(phases_of(settings)):
+        moments = 2 if settings.optim.algorithm == "adam" else int(setting(settings, phase.momentum) > 0)
+        optimizers += moments * sum(sizes[name] for name in phase.updates)
+    return StateBytes(weights, weights if settings.train.ema_decay else 0, optimizers)
+
+
 class PhaseView:
     """The networks as one phase sees them: those it updates or shares wrapped, trainable, all others bare, frozen."""
 
@@ -56,6 +86,10 @@ class PhaseView:
         self.networks = {name: wrapped[name] if name in used else network for name, network in networks.items()}
         self.trainable = [p for name, network in networks.items() if name in used for p in network.parameters()]
         self.frozen = [p for name, network in networks.items() if name not in used for p in network.parameters()]
+        self.encodes_samples = phase.encodes_samples
+        self.norms = [
+            part for network in networks.values() for part in network.modules() if isinstance(part, BatchNorm)
+        ]
 
     def begin(self) -> dict[str, nn.Module]:
         """The networks, with no gradients left from other phases."""
@@ -63,6 +97,8 @@ class PhaseView:
             parameter.requires_grad, parameter.grad = True, None
         for parameter in self.frozen:
             parameter.requires_grad = False
+        for norm in self.norms:
+            norm.tracks = not self.encodes_samples
         return self.networks
 
 

@@ -41,7 +41,8 @@ def test_the_variance_of_a_gaussian_posterior_is_the_encoders_and_that_of_the_fl
 
 
 def test_spectral_normalization_holds_each_layer_at_one() -> None:
-    discriminator = networks.Discriminator(5, (9, 7), spectral_norm=True).double()
+    discriminator = networks.Discriminator(5, (9, 7)).double()
+    discriminator.normalize_spectrally()
     with torch.no_grad():
         for parameter in discriminator.parameters():
             parameter.mul_(20)
@@ -53,6 +54,15 @@ def test_spectral_normalization_holds_each_layer_at_one() -> None:
         assert norm == pytest.approx(1, rel=1e-3)
     logits_B.sum().backward()
     assert all(parameter.grad is not None for parameter in discriminator.parameters())
+
+
+@pytest.mark.parametrize("initialization", ["pytorch", "normal"])
+def test_spectral_normalization_begins_with_the_initial_weights(initialization: str) -> None:
+    """The singular vectors of other weights would leave these many times too large, or too small."""
+    values = {"model.discriminator_spectral_norm": True, "model.initialization": initialization}
+    discriminator = build(variant("unsupervised", "deterministic", "dense", **values)).networks["style_discriminator"]
+    for layer in discriminator.eval().layers.children():  # type: ignore[union-attr]
+        assert torch.linalg.matrix_norm(layer.weight, 2).item() == pytest.approx(1, rel=0.15)
 
 
 def test_leaky_rectifiers_pass_a_share_of_what_is_below_zero() -> None:

@@ -45,6 +45,24 @@ def test_the_shares_of_classes_are_those_of_the_labels_that_are_known(digits: Da
     assert known_shares(digits, Settings()) == pytest.approx(counts / len(digits.train))
     assert known_shares(digits, replace(Settings(), {"data.labels": 20})) == pytest.approx(np.full(10, 0.1))
     assert known_shares(changed(digits, labels_N=None), Settings()) is None
+    assert known_shares(digits, replace(Settings(), {"data.labels": 1e-4})) is None  # none of 1,079
+
+
+@pytest.mark.parametrize("labels", [10, 50, 200, 0.5])
+def test_labels_are_drawn_in_proportion(digits: Dataset, labels: float) -> None:
+    """Of classes 3, 5 and 8 there are few images: as few labels, but one at least of each, whatever the seed."""
+    assert digits.labels_N is not None
+    labels_T = digits.labels_N[digits.train]
+    rare_T = np.isin(labels_T, (3, 5, 8))
+    few = changed(digits, train=np.concatenate([digits.train[~rare_T], digits.train[rare_T][::10]]))
+    counts_K = np.bincount(digits.labels_N[few.train], minlength=10)
+    settings = replace(Settings(), {"data.labels": labels, "data.labels_drawn": "in_proportion"})
+    for seed in range(3):
+        known_N = known_labels(few, replace(settings, {"seed": seed}))
+        drawn_K = np.bincount(known_N[known_N >= 0], minlength=10)
+        assert drawn_K.sum() == (labels if labels >= 1 else round(labels * len(few.train)))
+        assert drawn_K.min() >= 1 and np.abs(drawn_K - drawn_K.sum() * counts_K / counts_K.sum()).max() <= 1.5
+        assert known_shares(few, replace(settings, {"seed": seed})) == pytest.approx(drawn_K / drawn_K.sum())
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ FOOLED = {"val/jsd_nats": 0.17}
 
 
 def test_a_model_that_is_well_has_no_illness() -> None:
-    assert diagnose(WELL) == () == diagnose({})
+    assert diagnose(WELL, Settings()) == () == diagnose({}, Settings())
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_model_that_is_well_has_no_illness() -> None:
     ],
 )
 def test_an_illness_is_named_with_the_metrics_that_show_it(kind: Illness, sign: dict[str, float]) -> None:
-    (diagnostic,) = diagnose(WELL | sign)
+    (diagnostic,) = diagnose(WELL | sign, Settings())
     assert diagnostic.kind is kind and sign.items() <= diagnostic.evidence.items()
     assert diagnostic.evidence.items() <= (WELL | sign).items()
 
@@ -43,7 +43,32 @@ def test_an_illness_is_named_with_the_metrics_that_show_it(kind: Illness, sign: 
 @pytest.mark.parametrize("unlike", [{"adv/discriminator_loss_nats": 0.6}, {"val/jsd_nats_se": 0.05}])
 def test_a_discriminator_is_fooled_where_a_fresh_one_clearly_is_not(unlike: dict[str, float]) -> None:
     """One that tells codes apart is at work; a bound within its errors of the floor says nothing against the codes."""
-    assert diagnose(WELL | FOOLED | unlike) == ()
+    assert diagnose(WELL | FOOLED | unlike, Settings()) == ()
+
+
+@pytest.mark.parametrize("name", WELL)
+def test_what_is_not_a_number_is_no_illness(name: str) -> None:
+    assert diagnose(dict.fromkeys(WELL, math.nan), Settings()) == ()
+    assert diagnose(WELL | {name: math.nan}, Settings()) == ()
+    if name != "val/jsd_nats" and name.startswith(("adv/", "val/jsd")):
+        assert diagnose(WELL | FOOLED | {name: math.nan}, Settings()) == ()
+
+
+def test_without_a_report_the_test_images_show_illnesses() -> None:
+    """Of a checkpoint of an epoch without a report, the bound is known of the test images alone."""
+    sign = {"val/noise_use": 1e-7}
+    twins = {name.replace("val/", "test/"): value for name, value in (WELL | FOOLED | sign).items()}
+    assert [diagnostic.kind for diagnostic in diagnose(twins, Settings())] == [Illness.FOOLED, Illness.NOISE_LOST]
+    assert "test/jsd_nats 0.1700" in diagnose(twins, Settings())[0].text
+    assert diagnose(twins | WELL, Settings()) == (), "the validation images go first"
+
+
+def test_a_discriminator_is_fooled_by_the_codes_that_it_sees() -> None:
+    """With noise on them, which is named; not of averaged weights, whose codes it has never seen."""
+    noisy, averaged = (replace(Settings(), {f"train.{key}": 0.5}) for key in ("style_noise", "ema_decay"))
+    (diagnostic,) = diagnose(WELL | FOOLED, noisy)
+    assert "train.style_noise=0.5" in diagnostic.text and "discrimination_lr" not in diagnostic.text
+    assert diagnose(WELL | FOOLED, averaged) == ()
 
 
 def test_the_final_evaluation_names_illnesses(small_run: Settings, digits: Dataset, judge: Judge) -> None:

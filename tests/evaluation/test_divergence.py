@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from aae_ray.autoencoder.priors import Prior
 from aae_ray.errors import UserError
 from aae_ray.evaluation import divergence
-from aae_ray.evaluation.divergence import jsd_bound, kl_nearest_neighbours, sliced_wasserstein
+from aae_ray.evaluation.divergence import entropy_nearest_neighbours, jsd_bound, kl_by_entropy, sliced_wasserstein
 
 
 def seeded(seed: int) -> Generator:
@@ -79,21 +79,65 @@ def test_sliced_wasserstein_of_codes_that_are_not_finite_is_nan(wrong: float) ->
 # ------------------------------------------------------------------------------------- Kullback-Leibler divergence
 
 
+def kl_to_the_standard_normal(codes_NZ: Tensor) -> float:
+    """As it is measured: what as many prior samples get is taken off."""
+    size = codes_NZ.shape[1]
+    prior = Prior("gaussian", size)
+    codes, samples = (
+        kl_by_entropy(z_NZ, prior.log_density(z_NZ), prior.std_Z) for z_NZ in (codes_NZ, normal(len(codes_NZ), size, 2))
+    )
+    return codes - samples
+
+
 @pytest.mark.parametrize(
-    ("size", "std", "shift"), [(2, 1.0, 0.0), (8, 1.0, 0.0), (2, 0.5, 0.0), (4, 1.0, 1.5), (4, 0.6, 0.5)]
+    ("size", "std", "shift"),
+    [
+        *((size, std, 0.0) for size in (2, 8, 16) for std in (0.5, 1.0, 1.2, 1.5)),
+        (4, 1.0, 1.5),
+        (4, 0.6, 0.5),
+    ],
 )
 def test_the_kl_divergence_of_gaussians(size: int, std: float, shift: float) -> None:
-    """KL(N(m, s^2) || N(0, 1)) = (s^2 + m^2 - 1) / 2 - log s, a coordinate; a fifth is lost to too few neighbours."""
+    """KL(N(m, s^2) || N(0, 1)) = (s^2 + m^2 - 1) / 2 - log s, a coordinate: also of codes wider than the prior."""
     expected = size * ((std**2 - 1) / 2 - math.log(std)) + shift**2 / 2
     codes_NZ = shifted(std * normal(2000, size, 1), shift)
-    assert kl_nearest_neighbours(codes_NZ, normal(2000, size, 2)) == pytest.approx(expected, rel=0.25, abs=0.1)
+    assert kl_to_the_standard_normal(codes_NZ) == pytest.approx(expected, rel=0.05, abs=0.08)
+
+
+@pytest.mark.parametrize("size", [2, 8, 16])
+def test_the_kl_divergence_grows_with_the_distance_to_the_prior(size: int) -> None:
+    z_NZ = normal(1000, size, 1)
+    wider = [kl_to_the_standard_normal(std * z_NZ) for std in (1.0, 1.2, 1.5, 2.0)]
+    narrower = [kl_to_the_standard_normal(std * z_NZ) for std in (1.0, 0.8, 0.5, 0.1)]
+    assert wider == sorted(wider) and narrower == sorted(narrower) and abs(wider[0]) < 0.1
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_the_kl_divergence_to_a_scaled_mixture(size: int) -> None:
+    """0 of the prior's own samples, and more the wider they are blurred, at any scale of the prior."""
+    for scale in (1.0, 5.0):
+        prior = Prior("mixture", size, scale)
+
+        def result(off: float, prior: Prior = prior) -> float:
+            samples_NZ = prior.sample(1000, seeded(1)) + off * prior.scale * normal(1000, prior.latent_dim, 2)
+            return kl_by_entropy(samples_NZ, prior.log_density(samples_NZ), prior.std_Z)
+
+        floor = kl_by_entropy(own := prior.sample(1000, seeded(3)), prior.log_density(own), prior.std_Z)
+        values = [result(off) - floor for off in (0.0, 0.1, 0.3)]
+        assert abs(values[0]) < 0.15 and values[0] + 0.5 < values[1] < values[2]
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_the_entropy_of_gaussians(size: int) -> None:
+    expected = size * (0.5 * math.log(2 * math.pi * math.e) + math.log(3))
+    assert entropy_nearest_neighbours(3 * normal(2000, size, 1)) == pytest.approx(expected, abs=0.04 * size)
 
 
 def test_the_kl_divergence_of_codes_that_coincide_is_a_number() -> None:
-    assert 10 < kl_nearest_neighbours(torch.zeros(50, 2), normal(50, 2, 0)) < 100
-    assert math.isnan(kl_nearest_neighbours(torch.full((50, 2), math.nan), normal(50, 2, 0)))
-    with pytest.raises(ValueError, match="more than 5 examples, got 5 and 50"):
-        kl_nearest_neighbours(normal(5, 2, 0), normal(50, 2, 0))
+    assert 10 < kl_to_the_standard_normal(torch.zeros(50, 2)) < 100
+    assert math.isnan(kl_to_the_standard_normal(torch.full((50, 2), math.nan)))
+    with pytest.raises(ValueError, match="more than 5 examples, got 5"):
+        kl_to_the_standard_normal(normal(5, 2, 0))
 
 
 # --------------------------------------------------------------------------------------------------- JSD bound

@@ -66,6 +66,13 @@ def test_a_report_encodes_the_images_once(
     assert not torch.equal(before, training.evaluation.codes("val"))
 
 
+def test_classes_name_themselves_without_a_look_at_an_image(small_run: Settings, digits: Dataset) -> None:
+    evaluation = Training(replace(small_run, {"task": "semi_supervised"}), digits).evaluation
+    classes_K = evaluation.classes_of_labels()
+    assert classes_K is not None and torch.equal(classes_K, torch.arange(10))
+    assert not evaluation._encodings
+
+
 def test_noise_use_is_measured_for_stochastic_posteriors_alone(small_run: Settings, digits: Dataset) -> None:
     for posterior, measured in (("deterministic", False), ("gaussian", True), ("universal", True)):
         result = Training(replace(small_run, {"model.posterior": posterior}), digits).evaluation.costly("val")
@@ -135,7 +142,7 @@ def test_labels_are_drawn_from_what_the_label_head_says(
     assert torch.equal(y_N2, evaluation._labels("val"))
 
 
-@pytest.mark.parametrize(("gain", "noise"), [(0.8, 0.6), (1.0, 0.5), (0.6, 0.3)])
+@pytest.mark.parametrize(("gain", "noise"), [(0.8, 0.6), (1.0, 0.5), (0.6, 0.3), (1.3, 0.8)])
 def test_what_codes_tell_of_their_images_against_closed_forms(
     gain: float, noise: float, small_run: Settings, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,13 +151,12 @@ def test_what_codes_tell_of_their_images_against_closed_forms(
     size = evaluation.model.prior.latent_dim
     x_NZ, e_NZ = (torch.randn(2000, size, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     entropy_N = torch.full((2000,), size * (0.5 * math.log(2 * math.pi * math.e) + math.log(noise)))
-    seen = Encoded(gain * x_NZ + noise * e_NZ, None, entropy_N, 0.0)
     variance = gain**2 + noise**2
     aggregate = size * ((variance - 1) / 2 - math.log(variance) / 2)
     information = size * math.log(1 + gain**2 / noise**2) / 2
-    values = evaluation._kl(seen)
+    values = evaluation._kl(gain * x_NZ + noise * e_NZ, entropy_N)
     assert values["kl_posterior_nats"] == pytest.approx(aggregate + information, abs=0.1)
-    assert values["kl_aggregate_nats"] == pytest.approx(aggregate, abs=0.15)
+    assert values["kl_aggregate_nats"] == pytest.approx(aggregate, rel=0.05, abs=0.1)
     assert values["mutual_information_nats"] == pytest.approx(information, abs=0.2)
 
 
@@ -165,8 +171,9 @@ def test_the_vae_and_the_adversarial_autoencoder_have_both_halves_of_the_kl_term
         assert result["val/kl_posterior_nats"] == pytest.approx(
             result["val/kl_aggregate_nats"] + result["val/mutual_information_nats"]
         )
-    swiss_roll = Training(replace(small_run, {"model.posterior": "gaussian", "model.prior": "swiss_roll"}), digits)
-    assert names & swiss_roll.evaluation.costly("val").keys() == {"val/kl_aggregate_nats"}
+    for prior in ("swiss_roll", "uniform"):  # without a density wherever codes may lie: infinite
+        other = Training(replace(small_run, {"model.posterior": "gaussian", "model.prior": prior}), digits)
+        assert not names & other.evaluation.costly("val").keys()
 
 
 def test_samples_are_judged_where_there_is_a_judge(small_run: Settings, digits: Dataset, judge: Judge) -> None:

@@ -106,7 +106,7 @@ def test_the_class_histogram_by_hand_and_its_alarm() -> None:
     p_4K = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.4, 0.0], [0.1, 0.9, 0.0], [0.8, 0.1, 0.1]])
     result = quality.class_histogram(p_4K, torch.tensor([5, 5, 5]))
     assert result.share_K == pytest.approx((0.75, 0.25, 0.0))
-    assert result.kl_to_uniform_nats == pytest.approx(math.log(3) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert result.kl_to_real_nats == pytest.approx(math.log(3) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert result.confidence == pytest.approx((0.7 + 0.6 + 0.9 + 0.8) / 4)
     assert result.missing == (2,)
     entropy = -sum(p * math.log(p) for row in p_4K.tolist() for p in row if p) / 4
@@ -115,16 +115,18 @@ def test_the_class_histogram_by_hand_and_its_alarm() -> None:
 
 
 def test_a_class_is_missing_that_real_images_have() -> None:
-    """Labels from 1 to 3, of which the last is rare: samples like the real images raise no alarm."""
+    """Labels from 1 to 3, of which the last is rare: samples like the real images raise no alarm, and are as the data
+    are; samples that show each alike are not."""
     real_K = torch.tensor([0, 50, 45, 5])
     like_real = torch.eye(4).repeat_interleave(real_K, 0)
     result = quality.class_histogram(like_real, real_K)
-    assert result.missing == ()
+    assert result.missing == () and result.kl_to_real_nats == pytest.approx(0, abs=1e-12)
     assert quality.class_histogram(like_real[:95], real_K).missing == (3,)
     even = quality.class_histogram(torch.eye(4)[1:].repeat(5, 1), real_K)
-    assert even.kl_to_uniform_nats == pytest.approx(0, abs=1e-12) and even.missing == ()
+    expected = -sum(math.log(3 * share) for share in (0.5, 0.45, 0.05)) / 3
+    assert even.kl_to_real_nats == pytest.approx(expected) and even.missing == ()
     beyond = quality.class_histogram(torch.eye(4), real_K)  # one sample of the class that no real image has
-    assert beyond.kl_to_uniform_nats == pytest.approx(0, abs=1e-12)
+    assert beyond.kl_to_real_nats == pytest.approx(expected)
 
 
 def test_the_nearest_image_is_itself_when_it_was_copied() -> None:

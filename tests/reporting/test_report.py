@@ -297,7 +297,7 @@ def test_the_card_says_what_the_decoder_is_and_how_good() -> None:
         "aae-digits-decoder",
         TrialRecord(7, {}, Plan(run, {}), 0.0, 1, epoch=27),
         run,
-        0,
+        [],
         FinalEvaluation(
             {"test/reconstruction_mse": 0.01234, "test/jsd_nats": 0.2, "other": 1.0}, remarks=["few samples"]
         ),
@@ -412,7 +412,7 @@ def searched(
     for index in range(complete):
         params = {key: _any_value(distribution, generator) for key, distribution in plan.space.items()}
         mse, jsd = (1.0, 1.0) if equal else (0.1 / (index + 1), 0.1 * (index + 1))
-        history.finish(mse, jsd, params, val__sliced_wasserstein=mse, val__mean_image_mse=0.2)
+        history.finish(mse, jsd, params, val__scaled_sliced_wasserstein=mse, val__mean_image_mse=0.2)
     params = {key: _any_value(distribution, generator) for key, distribution in plan.space.items()}
     history.fail(history.begin(params), FailureClass.BUG)
     history.end(history.begin(params), Reason.PRUNED)
@@ -441,7 +441,7 @@ def check_page(page: Path) -> None:
     [
         ((MSE, JSD), "pareto_front.html"),
         ((MSE,), "history.html"),
-        ((MSE, JSD, "val/sliced_wasserstein"), "pareto_front.html"),
+        ((MSE, JSD, "val/scaled_sliced_wasserstein"), "pareto_front.html"),
     ],
 )
 def test_plots_are_web_pages_that_need_nothing_else(

@@ -23,7 +23,7 @@ def choose(*front: dict[str, float], rule: str = "nearest_to_ideal") -> int:
     return select(front, OBJECTIVES, rule)
 
 
-@pytest.mark.parametrize("rule", [*RULES, "val/sliced_wasserstein"])
+@pytest.mark.parametrize("rule", [*RULES, "val/scaled_sliced_wasserstein"])
 def test_of_one_trial_that_one(rule: str) -> None:
     assert choose(trial(0.02, 0.1), rule=rule) == 0
 

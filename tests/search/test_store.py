@@ -245,6 +245,7 @@ def test_a_piece_within_another_one_and_one_that_is_damaged_are_not_joined(tmp_p
     [
         (lambda lines: lines[:1] + lines[2:], 2),  # the suggestion of the first trial is missing
         (lambda lines: [lines[0].replace('"train.epochs"', '"train.eposch"'), *lines[1:]], 1),  # of another version
+        (lambda lines: [lines[0].replace("val/jsd_nats", "val/sliced_wasserstein"), *lines[1:]], 4),  # and a metric
         (lambda lines: [lines[0].replace('"unsupervised"', '"of a later version"'), *lines[1:]], 1),
     ],
 )

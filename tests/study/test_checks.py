@@ -14,11 +14,13 @@ from aae_ray.autoencoder.model import build_model, weight_bytes
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import SettingsError, UserError
+from aae_ray.evaluation.judge import Judge
 from aae_ray.search.conditions import Conditions
 from aae_ray.search.distributions import Space
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
 from aae_ray.study import checks
+from aae_ray.training.loop import Training, state_bytes
 from tests.search.histories import History
 from tests.study.commands import command
 
@@ -37,7 +39,7 @@ def test_weights_are_counted_without_being_made(task: str, digits: Dataset) -> N
     settings = replace(Settings(), changes)
     networks = build_model(settings, digits.shape, classes=digits.classes).networks.values()
     made = sum(weight.numel() * 8 for network in networks for weight in network.parameters())
-    assert weight_bytes(settings, digits.shape, digits.classes) == made
+    assert sum(weight_bytes(settings, digits.shape, digits.classes).values()) == made
     assert torch.zeros(()).device.type == "cpu"
 
 
@@ -52,9 +54,49 @@ def test_the_largest_networks_of_a_space_are_found(digits: Dataset) -> None:
     }
     largest = plan_of(model__hidden="2000-2000", model__posterior="universal", model__latent_dim=64,
                       model__discriminator_hidden="512-512")  # fmt: skip
-    alone = checks.largest_weights(largest, digits)
-    assert checks.largest_weights(plan_of(space), digits) == alone
-    assert checks.memory_needed(plan_of(space, study__workers_per_trial=2), digits) == alone * 4 * 2
+    alone = checks.largest_state(largest, digits)
+    assert checks.largest_state(plan_of(space), digits) == alone
+    twice = checks.memory_needed(plan_of(space, study__workers_per_trial=2), digits)
+    assert twice == 2 * (2 * alone.weights + alone.optimizers)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"train.ema_decay": 0.9, "optim.reencoding_lr": 1e-3, "train.discriminator_steps": 2},
+        {"optim.algorithm": "sgd", "optim.adversarial_momentum": 0.0},
+        {"task": "semi_supervised", "data.labels": 50, "train.ema_decay": 0.9},
+        {"task": "wae_mmd", "train.dtype": "float32"},
+    ],
+)
+def test_the_state_of_a_training_is_counted_without_being_made(
+    values: dict[str, object], small_run: Settings, digits: Dataset
+) -> None:
+    """Weights, their average, and moments for every phase: an encoder is updated by several."""
+    training = Training(replace(small_run, values), digits)
+    training.step(next(training.batches.epoch(0)))
+
+    def held(part: object) -> int:
+        if isinstance(part, torch.Tensor):
+            return part.nbytes if part.dim() else 0  # an optimizer counts its steps
+        parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return sum(map(held, parts))
+
+    state, counted = training.state_dict(), state_bytes(training.settings, digits.shape, digits.classes)
+    assert counted == (held(state["networks"]), held(state.get("average")), held(state["optimizers"]))
+
+
+def test_searched_settings_that_take_memory_count(digits: Dataset) -> None:
+    space: Space = {
+        "train.ema_decay": FloatDistribution(0.0, 0.999),
+        "optim.algorithm": CategoricalDistribution(["sgd", "adam"]),
+        "optim.reencoding_lr": FloatDistribution(0.0, 1e-3),
+    }
+    most = plan_of(train__ema_decay=0.999, optim__reencoding_lr=1e-3)
+    assert checks.largest_state(plan_of(space), digits) == checks.largest_state(most, digits)
+    assert checks.memory_needed(most, digits) > checks.memory_needed(plan_of(), digits)
+    assert checks.disk_needed(most, digits) > checks.disk_needed(plan_of(), digits)
 
 
 def test_data_and_memory_are_checked_for_the_combinations_that_there_are(digits: Dataset) -> None:
@@ -72,23 +114,23 @@ def test_data_and_memory_are_checked_for_the_combinations_that_there_are(digits:
     checked, _, _ = checks.checked(searched)
     assert checked.conditions == conditions
     largest = plan_of(model__posterior="gaussian", model__latent_dim=64)
-    assert checks.largest_weights(searched, digits) == checks.largest_weights(largest, digits)
+    assert checks.largest_state(searched, digits) == checks.largest_state(largest, digits)
 
 
 def test_a_network_of_3_gb_is_told_at_once_and_takes_no_memory(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(model__hidden="20000-20000", study__budget__trials=8)
-    monkeypatch.setattr(checks, "memory_available", lambda: 16 * LIMIT)
+    monkeypatch.setattr(checks, "memory_available", lambda: 24 * LIMIT)
     start = time.monotonic()
     told = checks.memory_advice(plan, digits, 2)
     assert told == (
-        "a trial of the largest networks needs at least 12.8 GB of memory, 2 at a time 25.7 GB, "
-        "and this machine has 16.0 GB left: trials may run out of memory; lower study.concurrent_trials"
+        "a trial of the largest networks needs at least 16.1 GB of memory, 2 at a time 32.1 GB, "
+        "and this machine has 24.0 GB left: trials may run out of memory; lower study.concurrent_trials"
     )
-    monkeypatch.setattr(checks, "memory_available", lambda: 8 * LIMIT)
+    monkeypatch.setattr(checks, "memory_available", lambda: 12 * LIMIT)
     assert str(checks.memory_advice(plan, digits, 1)).endswith(
-        "needs at least 12.8 GB of memory, and this machine has 8.0 GB left: trials may run out of memory; "
+        "needs at least 16.1 GB of memory, and this machine has 12.0 GB left: trials may run out of memory; "
         "lower model.hidden, model.discriminator_hidden"
     )
     assert time.monotonic() - start < 5
@@ -201,3 +243,9 @@ def test_samples_cannot_be_judged_without_a_judge(digits: Dataset) -> None:
     checks._check_data(plan, digits)
     with pytest.raises(SettingsError, match="val/kid_local is not measured by task unsupervised on data.name digits"):
         checks._check_data(plan, dataclasses.replace(digits, labels_N=None))
+
+
+def test_a_poor_judge_is_told_before_a_study_decides_by_it(judge: Judge) -> None:
+    assert checks.judge_advice(judge, Settings()) is None and checks.judge_advice(None, Settings()) is None
+    advice = checks.judge_advice(dataclasses.replace(judge, accuracy=0.5), Settings())
+    assert advice is not None and "val/kid_local" in advice and "right on 50%" in advice

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import ray
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from aae_ray.cli import run_command
-from aae_ray.search.space import Plan
+from aae_ray.search.distributions import Space
+from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, replace
-from aae_ray.study.checks import labels_advice
+from aae_ray.study.checks import idle_settings
 from tests.study.commands import run
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -97,9 +100,32 @@ def test_mistakes_are_sentences_with_exit_code_2(
     assert not (tmp_path / "runs").exists() and not (tmp_path / "mlflow.db").exists()
 
 
-def test_labels_that_nothing_learns_from_are_noted() -> None:
-    run = replace(Settings(), {"data.labels": 100})
-    assert "data.labels=100 has no effect: task unsupervised learns" in str(labels_advice(Plan(run, {})))
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"data.labels": 100}, "data.labels=100 has no effect: task unsupervised learns from no labels"),
+        ({"task": "vae", "model.posterior": "gaussian", "train.r1_penalty": 0.5}, "train.r1_penalty=0.5 has no effect"),
+        ({"task": "wae_mmd", "model.discriminator_hidden": (8, 8)}, "model.discriminator_hidden=8-8 has no effect"),
+        ({"train.mmd_weight": 3.0}, "train.mmd_weight=3 has no effect"),
+        ({"train.label_noise": 0.3}, "task unsupervised has no discriminator of labels"),
+        ({"model.posterior_std_floor": 0.1}, "model.posterior_std_floor=0.1 has no effect"),
+    ],
+)
+def test_settings_that_nothing_feels_are_noted(changes: dict[str, object], sentence: str) -> None:
+    (told,) = idle_settings(Plan(replace(Settings(), changes), {}))
+    assert sentence in told
+
+
+def test_settings_that_some_trials_feel_are_not() -> None:
+    labels = replace(Settings(), {"data.labels": 100})
     some = CategoricalDistribution(["unsupervised", "semi_supervised"])
-    assert labels_advice(Plan(run, {"task": some})) is None
-    assert labels_advice(Plan(Settings(), {})) is None
+    assert idle_settings(Plan(labels, {"task": some})) == []
+    space: Space = {"train.r1_penalty": FloatDistribution(0, 1)}
+    assert idle_settings(Plan(Settings(), space)) == []
+    (told,) = idle_settings(Plan(replace(Settings(), {"task": "wae_mmd"}), space))
+    assert told == "train.r1_penalty is searched and has no effect: task wae_mmd has no discriminator"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "search_spaces").glob("*.yaml")))
+def test_no_study_that_ships_has_settings_without_effect(name: str) -> None:
+    assert idle_settings(read_plan(str(ROOT / "search_spaces" / f"{name}.yaml"))) == []

@@ -143,7 +143,7 @@ def far_away(
     uri = f"sqlite:///{folder}/mlflow.db"
     client = client_of(uri)
     run = settings_of("dense")
-    card = model_card(NAME, TrialRecord(0, {}, Plan(run, {}), 0.0, 1), run, 0, FinalEvaluation(), "digits-1")
+    card = model_card(NAME, TrialRecord(0, {}, Plan(run, {}), 0.0, 1), run, [], FinalEvaluation(), "digits-1")
     registry.register(
         client, new_run(client), request_of("s/ab12/3", [[0.1, 0.1]], folder=exported["dense"], run=run, card=card)
     )
@@ -406,7 +406,7 @@ def test_a_champion_that_lacks_the_metric_of_the_rule_is_left_alone(decoders: Re
     ("changes", "what"),
     [
         ({"digest": "e" * 32}, "other data"),
-        ({"objectives": "val/reconstruction_mse,val/sliced_wasserstein"}, "other objectives"),
+        ({"objectives": "val/reconstruction_mse,val/scaled_sliced_wasserstein"}, "other objectives"),
         ({"run": replace(settings_of("dense"), {"task": "supervised"})}, "another task"),
     ],
 )

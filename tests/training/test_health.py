@@ -51,3 +51,17 @@ def test_divergence_ends_a_trial_at_once_and_always(value: float) -> None:
 def test_a_task_without_discriminator_is_judged_by_what_it_has() -> None:
     vae = {name: value for name, value in WELL.items() if not name.startswith("adv/")}
     assert health_stop_reason([vae] * 9, RUN) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "entropy", "reason"),
+    [
+        ({"model.clusters": 3, "model.label_prior": [0.8, 0.1, 0.1]}, 0.639, None),  # as p(y) asks for
+        ({"model.clusters": 3, "model.label_prior": [8, 1, 1]}, 0.3, "cluster_collapse"),
+        ({"model.clusters": 2}, 0.6, None),  # 0.69 at most
+        ({"model.clusters": 16}, 0.6, "cluster_collapse"),
+    ],
+)
+def test_clusters_are_as_uneven_as_their_prior(values: dict[str, object], entropy: float, reason: str | None) -> None:
+    settings = replace(RUN, {"task": "clustering"} | values)
+    assert health_stop_reason([WELL | {"val/cluster_entropy_nats": entropy}] * 9, settings) == reason

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from aae_ray.autoencoder.networks import BatchNorm
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.errors import UserError
@@ -176,6 +177,20 @@ def test_a_phase_that_is_off_is_as_if_there_were_none(task: str, small_run: Sett
     assert all(torch.equal(value, weights(off)[key]) for key, value in weights(without).items())
 
 
+def test_decoded_samples_are_not_in_the_statistics_of_images(small_run: Settings, digits: Dataset) -> None:
+    """The phase reencode, which comes last, moves the encoder and leaves the running statistics to the other phases."""
+    values = {"model.normalization": "batch", "optim.reconstruction_lr": 1e-10, "optim.regularization_lr": 1e-10}
+    settings = replace(small_run, values | {"optim.algorithm": "sgd"})
+    statistics = []
+    for rate in (0.0, 1e-10):
+        training = Training(replace(settings, {"optim.reencoding_lr": rate}), digits)
+        training.step(next(training.batches.epoch(0)))
+        (norm, *_) = (part for part in training.model.networks["trunk"].modules() if isinstance(part, BatchNorm))
+        assert (norm.mean != 0).all()
+        statistics.append(torch.cat([norm.mean, norm.variance]))
+    torch.testing.assert_close(*statistics)
+
+
 @pytest.mark.parametrize("values", VARIANTS, ids=IDS)
 def test_resume_in_mid_training_is_bit_for_bit(
     values: dict[str, Any], small_run: Settings, digits: Dataset, tmp_path: Path
@@ -252,7 +267,7 @@ def test_a_training_learns_to_reconstruct_and_to_match_the_prior(small_run: Sett
     first = training.train(1).metrics
     last = training.train().metrics
     assert last["val/reconstruction_mse"] < 0.6 * last["val/mean_image_mse"]
-    assert last["val/sliced_wasserstein"] < first["val/sliced_wasserstein"]
+    assert last["val/scaled_sliced_wasserstein"] < first["val/scaled_sliced_wasserstein"]
     assert last["val/jsd_nats"] < 0.35 < math.log(2)
 
 
@@ -378,6 +393,11 @@ def test_a_checkpoint_of_other_data_is_refused(small_run: Settings, digits: Data
 # ------------------------------------------------------------------------------------------------- several workers
 
 
+def averaged(training: Training) -> dict[str, torch.Tensor]:
+    """The averaged weights, none where there is no average."""
+    return flat(training.average.state_dict()["networks"]) if training.average else {}
+
+
 def _worker(rank: int, workers: int, folder: str, runs: list[Settings]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
@@ -390,7 +410,11 @@ def _worker(rank: int, workers: int, folder: str, runs: list[Settings]) -> None:
             wrap=lambda network: DistributedDataParallel(network, forward_sync_buffers=False),
         )
         interval = training.train()
-        result = {"weights": weights(training), "history": [dict(m) for m in interval.history]}
+        result = {
+            "weights": weights(training),
+            "average": averaged(training),
+            "history": [dict(m) for m in interval.history],
+        }
         torch.save(result, f"{folder}/{index}-{rank}.pt")
     # In order: while a wrapped network lives the group lives on, into the end of the interpreter and its threads.
     del training
@@ -416,16 +440,19 @@ def test_two_workers_equal_one_and_agree_exactly(
 ) -> None:
     runs, folder = shared_out
     first, second = (torch.load(folder / f"{index}-{rank}.pt") for rank in range(2))
-    for key, value in first["weights"].items():
-        assert torch.equal(value, second["weights"][key]), f"{key} differs between the workers"
+    for kind in ("weights", "average"):
+        for key, value in first[kind].items():
+            assert torch.equal(value, second[kind][key]), f"{kind}: {key} differs between the workers"
 
     alone = Training(runs[index], digits)
     history = alone.train(2).history
     assert len(history) == len(first["history"]) == 2
-    for key, value in weights(alone).items():
-        torch.testing.assert_close(
-            value, first["weights"][key], rtol=1e-9, atol=1e-12, msg=f"{key} differs from one worker"
-        )
+    for kind, mine in (("weights", weights(alone)), ("average", averaged(alone))):
+        assert mine.keys() == first[kind].keys()
+        for key, value in mine.items():
+            torch.testing.assert_close(
+                value, first[kind][key], rtol=1e-9, atol=1e-12, msg=f"{kind}: {key} differs from one worker"
+            )
     for one, two in zip(history, first["history"], strict=True):
         for name in one:
             if not name.startswith(("perf/", "val/jsd")):

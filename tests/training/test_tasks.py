@@ -111,12 +111,13 @@ def test_the_label_that_is_given_is_the_digit_that_is_shown(small_run: Settings,
 
     A style of eight numbers is wide enough for these small images to keep part of the label, one of four is less so.
     """
-    training = Training(replace(small_run, SHARED | {"task": "supervised", "model.latent_dim": 4}), digits)
+    values = SHARED | {"task": "supervised", "model.latent_dim": 4, "train.epochs": 60}
+    training = Training(replace(small_run, values), digits)
     training.train()
     shown_N = looks_like(training.evaluation.styles(10).flatten(1), digits)
     asked_N = torch.arange(10).repeat(10)
     assert (shown_N == asked_N)[:10].sum() >= 8, "the style 0, the most likely one"
-    assert (shown_N == asked_N).double().mean() > 0.4  # 0.50 to 0.70 of three seeds
+    assert (shown_N == asked_N).double().mean() > 0.5  # 0.70 to 0.74 of three seeds
 
 
 def test_a_cluster_is_named_after_its_surest_validation_image(small_run: Settings, digits: Dataset) -> None:
