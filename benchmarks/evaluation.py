@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ if not __package__:  # run as a file: its neighbours are found from the root
 import torch
 from rich.console import Console
 
+from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.figure_data import figure_data
@@ -38,11 +40,21 @@ REPORTS = {27: (3, 9, 27), 81: (9, 27, 81)}  # by epochs: where a trial reports
 TARGET = Target(0.1, at_least=False)
 
 
-def settings_for(posterior: str, epochs: int) -> Settings:
-    """The start point of `search_spaces/digits.yaml`, with another posterior and budget."""
+NEEDS: dict[str, dict[str, Any]] = {  # of tasks for which the defaults will not do
+    "label_informed": {"model.prior": "mixture", "data.labels": 100},
+    "semi_supervised": {"data.labels": 100},
+    "semi_supervised_reduction": {"data.labels": 100},
+}
+POSTERIORS = {"vae": ("gaussian",)}  # of tasks that do not take both
+
+
+def settings_for(posterior: str, epochs: int, task: str = "unsupervised") -> Settings:
+    """The start point of `search_spaces/digits.yaml`, with another posterior, budget and task."""
     return replace(
         Settings(),
         {
+            "task": task,
+            **NEEDS.get(task, {}),
             "model.posterior": posterior,
             "optim.reconstruction_lr": 3e-3,
             "optim.discrimination_lr": 1e-3,
@@ -85,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/evaluation.py", description=__doc__)
     parser.add_argument("--trials", type=int, default=10, help="of each sort")
     parser.add_argument("--epochs", type=int, nargs="+", choices=REPORTS, default=list(REPORTS), help="of a trial")
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=["unsupervised"], help="of a trial")
     parser.add_argument(
         "--calibration-seconds", type=float, default=CALIBRATION_SECONDS, help="of each operation, before and after"
     )
@@ -95,14 +108,14 @@ def main() -> None:
     dataset = load(Settings().data)
     info, before = machine(), calibrate(arguments.calibration_seconds)
     rows, shares = [], {}
-    for epochs in arguments.epochs:
-        for posterior in ("deterministic", "gaussian"):
+    for task, epochs in product(arguments.task, arguments.epochs):
+        for posterior in POSTERIORS.get(task, ("deterministic", "gaussian")):
             found = []
             shared = Constants()
             for seed in range(arguments.trials + 1):  # the first measures what the others find
-                settings = replace(settings_for(posterior, epochs), {"seed": seed})
+                settings = replace(settings_for(posterior, epochs, task), {"seed": seed})
                 found.append(evaluation_share(settings, dataset, REPORTS[epochs], shared))
-            key = f"{posterior}, {epochs} epochs"
+            key = f"{task}, {posterior}, {epochs} epochs"
             shares[key] = {"first": found[0], "others": spread(found[1:])._asdict()}
             rows.append(Row("evaluation_share", key, spread(found[1:]), TARGET))
     after = calibrate(arguments.calibration_seconds)

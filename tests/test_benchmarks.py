@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.evaluation.constants import Constants
 from aae_ray.settings import replace
@@ -148,6 +149,13 @@ def test_step_writes_its_keys(tmp_path: Path) -> None:
         assert counted["ours"] == counted["floor"] > 0  # the same products, none more
         assert counted.get("pythae", 0) < counted["floor"]
     assert found["machine"]["cores"] and found["calibration"]["drift"] >= 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_share_of_evaluation_can_be_measured_for_every_task(task: str, digits: Dataset) -> None:
+    (posterior, *_) = evaluation.POSTERIORS.get(task, ("deterministic",))
+    settings = evaluation.settings_for(posterior, 27, task)
+    assert settings.task == task and Training(settings, digits).model.phases
 
 
 def test_evaluation_is_a_small_share_of_a_small_trial(digits: Dataset) -> None:

@@ -110,7 +110,7 @@ def kl_by_entropy(z_NZ: Tensor, log_prior_N: Tensor, prior_std_Z: Tensor) -> flo
     """
     if not z_NZ.isfinite().all():
         return math.nan
-    entropy = entropy_nearest_neighbours(z_NZ.double() / prior_std_Z) + prior_std_Z.double().log().sum().item()
+    entropy = entropy_nearest_neighbours(z_NZ / prior_std_Z) + prior_std_Z.double().log().sum().item()
     return -log_prior_N.double().mean().item() - entropy
 
 
