@@ -155,7 +155,7 @@ def test_an_empty_front_is_a_table_too(history: History) -> None:
 
 def test_a_log_gets_plain_lines_wide_enough_for_the_table_of_a_study_that_ships(history: History) -> None:
     best = finish(history, 0.0123456, 0.3)
-    best.params = {key: PARAMS[key] for key in read_plan(str(DIGITS)).space}
+    best.params = read_plan(str(DIGITS)).start[0] | PARAMS
     stream = io.StringIO()
     console = console_for(stream)
     assert not console.is_terminal and console.width >= 180
