@@ -42,10 +42,13 @@ def optuna_states(folder: Path) -> list[str]:
     return [trial.state.name for trial in optuna.load_study(study_name=summary.study_name, storage=storage).trials]
 
 
+SHORT = ("study.budget.trials=5", "train.epochs=9", "train.batch_size=50", "health.stop=false")
+
+
 def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, environment: dict[str, str]) -> None:
     folder = tmp_path / "50% #1 ü"  # nothing of a folder's name may be taken for a part of an address
     folder.mkdir()
-    done = run(folder, environment, "tune", "study.budget.trials=5", "train.epochs=27", "health.stop=false")
+    done = run(folder, environment, "tune", *SHORT)
     text = done.stdout
     assert "Pareto front" in text and "best trial" in text and re.search(r"test images +test/recon\S+ 0\.0\d+", text)
     assert re.search(r"samples +quality/fid_local \d.* \(floor .*quality/parzen_nats -?\d.* \(real images \d", text)
@@ -196,7 +199,7 @@ LONG = (
 @pytest.mark.parametrize(
     ("victim", "workers", "gangs"),
     [
-        ("Trainable", 1, 2),
+        pytest.param("Trainable", 1, 2, marks=pytest.mark.slow),
         pytest.param("ray::MailboxHub", 2, 1, marks=pytest.mark.slow),
     ],  # a gang of one needs no mailbox
 )
