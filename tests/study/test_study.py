@@ -18,7 +18,7 @@ from tests.study.commands import command, run
 
 # What Ray and its friends like to say, and a user must not see.
 CHATTER = re.compile(r"ray|raylet|\(pid=|Checkpoint|token|WARNING|Warning|Trial status|INFO|Traceback", re.IGNORECASE)
-OURS = re.compile(r"aae_ray|starting Ray|stopping Ray")
+OURS = re.compile(r"aae_ray|starting Ray|stopping Ray|coverage warning")
 
 
 def client_of(folder: Path) -> MlflowClient:
