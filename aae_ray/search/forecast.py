@@ -77,10 +77,7 @@ def _paused(ledger: Ledger) -> float:
     """Worker seconds of trials that wait at a rung, or ended there with their study. A population goes on as one."""
     if ledger.current_plan.settings.study.pruner.type == "pbt":
         return 0.0
-    paused = list(ledger.paused.values())
-    if ledger.reasons.get(Reason.PAUSED):
-        paused += [trial for trial in list(ledger.trials) if trial.reason is Reason.PAUSED]
-    return sum(trial.worker_time.held for trial in paused)
+    return ledger.paused_seconds
 
 
 def _seeds_to_come(ledger: Ledger) -> int:

@@ -121,6 +121,7 @@ class Ledger:
         self.configurations = 0  # trials that are not replicates of another one
         self.open: dict[int, TrialRecord] = {}  # wait for a gang, or have one
         self.paused: dict[int, TrialRecord] = {}  # at a rung
+        self.paused_seconds = 0.0  # worker seconds of trials that are paused, or ended so with their study
         self.borrowed: dict[int, str] = {}  # checkpoints of other trials that trials will go on from
         self.front_points = Front()
         self.rungs: dict[int, Rung] = {}
@@ -273,8 +274,10 @@ class Ledger:
             self._move(trial, State.PAUSED)
             self.paused[trial.number] = self.open.pop(trial.number)
             self._count_seconds(trial, 1)
+            self.paused_seconds += trial.worker_time.held
         elif trial.state is State.PAUSED:
             self._count_seconds(trial, -1)
+            self.paused_seconds -= trial.worker_time.held
             self._move(trial, State.WAITING)
             self.open[trial.number] = self.paused.pop(trial.number)
 
@@ -312,6 +315,7 @@ class Ledger:
         trial.ended, trial.reason, trial.message = time, reason, message or trial.message
         if trial.state is State.PAUSED and reason is not Reason.PAUSED:
             self._count_seconds(trial, -1)
+            self.paused_seconds -= trial.worker_time.held
             self.rungs[trial.rung].paused.remove(trial.number)
         self.open.pop(trial.number, None)
         self.paused.pop(trial.number, None)

@@ -239,4 +239,5 @@ class Queue:
         for number in front:
             heapq.heappush(self.heap, (rank, number))
         order = by_contribution(self.ranks.levels[rank].members, reference)
-        return next(number for _, number in order if number in front)
+        waiting = set(front)
+        return next(number for _, number in order if number in waiting)

@@ -95,8 +95,8 @@ class MlflowMapping:
     def calls(self, event: events.Event) -> list[Call]:
         """What to do about the next event."""
         fresh = self.ledger.fresh(event) if isinstance(event, events.Reported) else []
-        unended = [*self.ledger.open.values(), *self.ledger.paused.values()]
-        was_open = unended if isinstance(event, events.StudyStopped) else []
+        stopped = isinstance(event, events.StudyStopped)
+        was_open = [*self.ledger.open.values(), *self.ledger.paused.values()] if stopped else []
         self.ledger.apply(event)
         ledger = self.ledger
         match event:
