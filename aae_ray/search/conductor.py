@@ -326,7 +326,7 @@ class Conductor:
         epoch = min(trial.rung for trial in ledger.paused.values())
         rung = ledger.rungs[epoch]
         values = rung.ranks.values
-        if any(trial.open and trial.number not in values for trial in ledger.trials):
+        if any(number not in values for number in (*ledger.open, *ledger.paused)):
             return None
         waiting = [trial.number for trial in ledger.paused.values() if trial.rung == epoch]
         study = ledger.current_plan.settings.study
@@ -343,7 +343,7 @@ class Conductor:
                     number=number, donor=source.number, epoch=epoch, checkpoint=source.checkpoint, params=params
                 )
             )
-        ahead, reached = len(values) - len(waiting), len(values)
+        ahead, reached = rung.ranks.ahead(number, values[number], pruner.reference), len(values)
         verdict = RungVerdict.CONTINUE
         happened.append(
             events.Decided(

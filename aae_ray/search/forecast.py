@@ -75,7 +75,7 @@ def forecast(ledger: Ledger, now: float) -> Forecast:
 
 def _paused(ledger: Ledger) -> float:
     """Worker seconds of trials that wait at a rung, or ended there with their study. A population goes on as one."""
-    if ledger.current_plan.settings.study.pruner.type == "pbt":
+    if ledger.pruner.rule.population:
         return 0.0
     return ledger.paused_seconds
 

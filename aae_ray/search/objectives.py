@@ -122,6 +122,13 @@ class _Level:
     """Members of one non-dominated front, sorted by their values."""
 
     members: list[Member] = field(default_factory=list)
+    ordered: tuple[Point | None, list[Member]] | None = None  # for a reference point, until the members change
+
+    def by_contribution(self, reference: Point | None) -> list[Member]:
+        """The members in the order of what they add."""
+        if self.ordered is None or self.ordered[0] != reference:
+            self.ordered = reference, by_contribution(self.members, reference)
+        return self.ordered[1]
 
     def dominates(self, point: tuple[float, ...]) -> bool:
         if len(point) == 2:  # a staircase: of those not to the right of the point, the last one is the lowest
@@ -131,6 +138,7 @@ class _Level:
 
     def take(self, block: list[Member]) -> list[Member]:
         """Take members that nobody here dominates; returns those here that they dominate, which leave."""
+        self.ordered = None
         if len(block[0][0]) == 2:
             start = bisect_left(self.members, block[0][0], key=_key)
             stop = start  # down the staircase, until a point lies below the whole block
@@ -179,14 +187,17 @@ class Ranks:
     def ahead(self, number: int, point: Point, reference: Point | None) -> int:
         """How many points come before this one: those on better fronts, and those that add more to its own.
 
-        The point may be among those here, by its number, or be a new one.
+        The point may be a new one, or among those here by its number, with the values that it has here.
         """
-        values = tuple(point)
+        values = self.values.get(number, tuple(point))
         rank = self.rank(values)
-        front = [member for member in self.levels[rank].members if member[1] != number] if self.levels[rank:] else []
+        before = sum(len(level.members) for level in self.levels[:rank])
+        if number in self.values:
+            return before + self.levels[rank].by_contribution(reference).index((values, number))
+        front = self.levels[rank].members if self.levels[rank:] else []
         front = [member for member in front if not dominates(values, member[0])]
         own = by_contribution([*front, (values, number)], reference)
-        return sum(len(level.members) for level in self.levels[:rank]) + own.index((values, number))
+        return before + own.index((values, number))
 
     def insert(self, number: int, point: Point) -> None:
         """Take a point. One that is known by its number keeps its first values."""
@@ -238,6 +249,6 @@ class Queue:
             return None
         for number in front:
             heapq.heappush(self.heap, (rank, number))
-        order = by_contribution(self.ranks.levels[rank].members, reference)
+        order = self.ranks.levels[rank].by_contribution(reference)
         waiting = set(front)
         return next(number for _, number in order if number in waiting)

@@ -262,6 +262,7 @@ class Sampler:
 
     def __init__(self, ledger: Ledger) -> None:
         assert ledger.started is not None
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # once: it goes through all loggers of the process
         self.ledger, self.plan = ledger, ledger.current_plan
         self.tried: set[tuple[Any, ...]] = set()  # configurations that were suggested
         self.seen = 0  # trials that are among these
@@ -347,7 +348,6 @@ class Sampler:
 
 def _study_of(history: History) -> optuna.Study:
     """A study of Optuna's with these trials, in memory."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=list(history.directions))
     study.add_trials(history.trials)
     return study

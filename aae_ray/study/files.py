@@ -161,7 +161,7 @@ class TrialFiles:
 
 def _pauses_to_stay(ledger: Ledger) -> bool:
     """Whether a pause may be a trial's end. A population goes on as one, and has nothing drawn on its way."""
-    return ledger.current_plan.settings.study.pruner.type != "pbt"
+    return not ledger.pruner.rule.population
 
 
 def _figures(trial: TrialRecord) -> str:

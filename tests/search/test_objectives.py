@@ -13,6 +13,7 @@ from aae_ray.search.objectives import (
     Front,
     Queue,
     Ranks,
+    by_contribution,
     crowding_distances,
     dominates,
     exclusive_hypervolumes,
@@ -109,6 +110,8 @@ def test_ranks_and_front_are_those_of_all_points_after_each_one(points: list[tup
         assert better <= before <= better + beside
         ranks.insert(number, point)
         assert ranks.ahead(number, point, (1.0, 1.0)) == before  # before and after it is here
+        for held in ranks.levels:  # the order that is kept is that of the members as they are now
+            assert held.by_contribution((1.0, 1.0)) == by_contribution(held.members, (1.0, 1.0))
         front.insert(number, point)
         levels = sorted((level, p) for level, held in enumerate(ranks.levels) for p, _ in held.members)
         assert levels == sorted(zip(expected, points[: number + 1], strict=True))
