@@ -233,22 +233,15 @@ class Queue:
 
     def best(self, reference: Point | None) -> int | None:
         """The number of the best point, None without any: of the best front, the one that adds most to it."""
-        front: list[int] = []
-        rank: int | None = None
-        while self.heap and (rank is None or self.heap[0][0] <= rank):
-            before, number = heapq.heappop(self.heap)
+        while self.heap:
+            before, number = self.heap[0]
             if number not in self.numbers:
+                heapq.heappop(self.heap)
                 continue
-            now = self.ranks.rank(self.ranks.values[number])
-            if now > before:  # it has fallen, and comes again in its turn
-                heapq.heappush(self.heap, (now, number))
-            else:
-                rank = now
-                front.append(number)
-        if rank is None:
-            return None
-        for number in front:
-            heapq.heappush(self.heap, (rank, number))
-        order = self.ranks.levels[rank].by_contribution(reference)
-        waiting = set(front)
-        return next(number for _, number in order if number in waiting)
+            rank = self.ranks.rank(self.ranks.values[number])
+            if rank > before:  # it has fallen, and comes again in its turn
+                heapq.heapreplace(self.heap, (rank, number))
+                continue
+            order = self.ranks.levels[rank].by_contribution(reference)
+            return next(each for _, each in order if each in self.numbers)
+        return None
