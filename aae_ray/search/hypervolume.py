@@ -64,14 +64,18 @@ def _scaled(value: float, reference: Reference) -> float:
 
 
 def progress(history: Iterable[events.Event], of: Sequence[Reference]) -> list[Progress]:
-    """The hypervolume of the front at each trial that completed, and at the last event: a function of the history."""
+    """The hypervolume of the front at each trial that completed, and at the last event: a function of the history.
+
+    A trial that violates constraints adds nothing, also while no other one is complete.
+    """
     ledger, epochs, volume, points = Ledger(), 0, 0.0, []
     for event in history:
         if isinstance(event, events.Reported):
             epochs += len(event.history)
         ledger.apply(event)
         if isinstance(event, events.Ended) and (trial := ledger.trials[event.number]).state is State.COMPLETE:
-            volume = dominated_share((ledger.values(member) for member in ledger.front()), of)
+            feasible = (member for member in ledger.front() if not ledger.violation(member))
+            volume = dominated_share((ledger.values(member) for member in feasible), of)
             points.append(_point(ledger, trial, epochs, volume))
     return [*points, _point(ledger, None, epochs, volume)] if ledger.started else points
 

@@ -96,3 +96,11 @@ def test_a_study_without_a_complete_trial_has_won_nothing() -> None:
     history.begin()
     assert [point.hypervolume for point in progress(history.events, references(history.ledger))] == [0.0]
     assert progress([], []) == []
+
+
+def test_a_trial_that_violates_a_constraint_adds_nothing_and_so_is_never_taken_back() -> None:
+    history = History(study__constraints=["val/jsd_nats <= 0.1"])
+    for mse, jsd in ((0.01, 0.3), (0.03, 0.05), (0.02, 0.05)):
+        history.finish(mse, jsd, val__mean_image_mse=0.08)
+    volumes = [point.hypervolume for point in progress(history.events, references(history.ledger))]
+    assert volumes[0] == 0 and volumes == sorted(volumes) and volumes[-1] > volumes[1] > 0
