@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ SAMPLES = (
     "quality/parzen_nats",
 )  # what images of the prior are worth
 MOST_OF_IT = 0.9  # of the hypervolume: when it was reached says how the search went
+LINKS = ("leaderboard", "front", "study", "model")  # that are printed; the rest is in the menu of any of the first two
 DEFAULT_DATABASE = "mlflow.db"
 PASSWORD = (
     "the user and password of MLflow's address are not kept: give them again in --tracking-uri, or set "
@@ -48,6 +49,7 @@ class StudyReport:
     parked: list[str]
     problem: str | None
     analysis: SearchAnalysis | None = None  # of a study that came to its end
+    links: Mapping[str, str] = field(default_factory=dict)  # pages of MLflow, by what they show
 
     @property
     def best(self) -> TrialRecord | None:
@@ -202,8 +204,15 @@ def next_commands(report: StudyReport) -> list[tuple[str, str]]:
     if report.best and (report.folder / "best_config.yaml").exists():
         path = text.shell_path(report.folder / "best_config.yaml")
         commands.append(("train again", f"python -m aae_ray.train {path}"))
+    return commands + browse(uri, report.links)
+
+
+def browse(uri: str, links: Mapping[str, str]) -> list[tuple[str, str]]:
+    """How to see a study in MLflow's pages: the server, or the command that starts one for a database, and below it
+    the addresses that hold there."""
     if uri.startswith("http"):
-        commands.append(("compare", uri))
+        first = ("compare", uri)
     else:
-        commands.append(("compare", f"mlflow ui --backend-store-uri {shlex.quote(uri)}"))
-    return commands
+        command = f"mlflow ui --backend-store-uri {shlex.quote(uri)} --port {text.MLFLOW_PORT}"
+        first = ("compare", command)
+    return [first, *((name, links[name]) for name in LINKS if name in links)]

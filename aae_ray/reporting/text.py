@@ -12,6 +12,7 @@ from rich.text import Text
 from aae_ray.evaluation.metrics import METRICS
 
 MESSAGE = 200  # letters of a failure's message
+MLFLOW_PORT = 5000  # of `mlflow ui`, in the command that is printed and in the addresses below it
 RESUME, SYNC = "python -m aae_ray.tune --resume", "python -m aae_ray.tune --sync"
 
 

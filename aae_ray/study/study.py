@@ -26,7 +26,7 @@ from aae_ray.execution.worker import precision_advice
 from aae_ray.reporting import plots, text
 from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.cards import resolved
-from aae_ray.reporting.report import StudyReport, print_report
+from aae_ray.reporting.report import StudyReport, browse, print_report
 from aae_ray.reporting.screen import Screen
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
@@ -166,6 +166,8 @@ def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Pa
     if result.registration:
         made = result.registration
         console.print(text.bullet("registered", f"{made['name']} version {made['version']} ({made['reason']})"))
+    for label, command in browse(result.uri, result.links) if result.links else []:
+        console.print(text.bullet(label, command), soft_wrap=True)
     return not result.parked and not result.left
 
 
@@ -268,6 +270,7 @@ class Study:
                 list(tracker.parked),
                 tracker.problem,
                 self.analysis,
+                tracker.links,
             )
             print_report(self.console, report)
         return report

@@ -19,10 +19,12 @@ from aae_ray.tracking.mapping import (
     LogParams,
     LogText,
     Register,
+    SetExperimentTags,
     SetStatus,
     SetTags,
 )
 from aae_ray.tracking.registry import register
+from aae_ray.tracking.views import quoted
 
 PARAM_CHARACTERS, TAG_CHARACTERS, BATCH = 6000, 8000, 100
 MOST_METRICS = 1000  # in one request, by MLflow's own limit
@@ -82,6 +84,8 @@ class MlflowWriter:
         make_database(uri)
         self.client = mlflow_client(uri)
         self.experiment_id = self._experiment(uri, experiment)
+        with cursor.lock:
+            cursor.experiment = self.experiment_id
 
     def answers(self) -> bool:
         """Whether MLflow answers a request that has nothing to do with any record."""
@@ -126,6 +130,9 @@ class MlflowWriter:
             case SetTags():
                 tags = [RunTag(key, value) for key, value in _texts(call.tags, TAG_CHARACTERS).items()]
                 self.client.log_batch(self._id(call), tags=tags)
+            case SetExperimentTags():
+                for key, value in call.tags.items():
+                    self.client.set_experiment_tag(self.experiment_id, key, value)
             case LogDataset():
                 self._dataset(call)
             case SetStatus():
@@ -152,7 +159,7 @@ class MlflowWriter:
         if call.run != STUDY:
             tags["mlflow.parentRunId"] = self.cursor.runs[STUDY]
         keys = [key for key in ("aae.study_id", "aae.trial_id", "aae.run_kind") if key in tags]
-        query = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in keys)
+        query = " and ".join(f"tags.`{key}` = {quoted(tags[key])}" for key in keys)
         known = self.client.search_runs([self.experiment_id], query, max_results=1)
         start = int(call.time * 1000)
         run = known[0] if known else self.client.create_run(self.experiment_id, start, tags, run_name=call.name)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from aae_ray.search.outcomes import RungVerdict
-from aae_ray.tracking.mapping import STUDY, Call, LogMetrics, MlflowMapping, SetTags
+from aae_ray.search import events
+from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
+from aae_ray.tracking.mapping import STUDY, Call, LogMetrics, LogParams, MlflowMapping, SetStatus, SetTags
 from tests.search.histories import History
 
 
@@ -40,6 +41,46 @@ def test_a_run_says_while_its_trial_is_paused_where() -> None:
     assert told(history)[-1] == []
     history.report(number, 9, 0.2, 0.2)
     history.pause(number)
-    assert told(history)[-1] == [SetTags("t0000", {"aae.paused_at_epoch": 9})]
+    assert told(history)[-1] == [SetTags("t0000", {"aae.paused_at_epoch": 9, "aae.outcome": "paused"})]
     history.pause(number, RungVerdict.CONTINUE)
-    assert told(history)[-1] == [SetTags("t0000", {"aae.paused_at_epoch": ""})]
+    assert told(history)[-1] == [SetTags("t0000", {"aae.paused_at_epoch": "", "aae.outcome": "running"})]
+
+
+def test_objectives_and_searched_settings_come_first_as_mlflow_shows_what_came_first() -> None:
+    history = History()
+    number = history.begin({"optim.lr_decay": 0.5, "model.latent_dim": 3})
+    history.report(number, 1, 0.2, 0.1, adv__loss=1.0, train__loss=2.0)
+    calls = [call for some in told(history) for call in some if call.run == "t0000"]
+    (params,) = [call.params for call in calls if isinstance(call, LogParams)]
+    assert list(params)[:3] == ["optim.lr_decay", "model.latent_dim", "seed"]
+    (metrics,) = [call.metrics for call in calls if isinstance(call, LogMetrics)]
+    assert list(metrics) == ["val/reconstruction_mse", "val/jsd_nats", "adv/loss", "train/loss"]
+
+
+def test_what_became_of_a_trial_is_a_word_and_only_what_broke_has_failed() -> None:
+    history = History()
+    history.finish(0.1, 0.2)
+    history.end(history.begin(), Reason.COLLAPSED)
+    history.fail(history.begin(), FailureClass.BUG, "it broke")
+    number = history.begin()
+    history.report(number, 9, 0.2, 0.2)
+    history.pause(number)
+    history.begin()
+    history.stop(StudyEnd.USER)
+    calls = [call for some in told(history) for call in some]
+    outcomes = {call.run: call.tags["aae.outcome"] for call in calls if "aae.outcome" in getattr(call, "tags", ())}
+    assert list(outcomes.values()) == ["complete", "stopped", "failed", "paused", "unfinished"]
+    statuses = [call.status for call in calls if isinstance(call, SetStatus) and call.run != STUDY]
+    assert sorted(statuses) == ["FAILED", "FINISHED", "FINISHED", "FINISHED", "KILLED"]
+
+
+def test_runs_on_the_front_say_so_when_the_study_ends_and_no_more_when_better_ones_have_come() -> None:
+    history = History()
+    history.finish(0.3, 0.3)
+    history.add(events.StudyEnded())
+    history.resume()
+    history.finish(0.2, 0.2)
+    history.add(events.StudyEnded())
+    calls = [call for some in told(history) for call in some]
+    fronts = [(call.run, call.tags["aae.front"]) for call in calls if "aae.front" in getattr(call, "tags", ())]
+    assert fronts == [("t0000", "yes"), ("t0001", "yes"), ("t0000", "")]
