@@ -52,6 +52,7 @@ OWNERS = {
     ),
     "filelock": ("aae_ray.search.journal",),
     "rich": PRINTING,
+    "jinja2": ("aae_ray.reporting.html_report",),
     "plotly": ("aae_ray.reporting.plots",),
     "pyarrow": ("aae_ray.datasets.parquet", "aae_ray.search.store"),
     "sklearn": (

@@ -11,7 +11,7 @@ import optuna
 from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.defaults import TOLERANCE, BackToDefault, Verdict
 from aae_ray.reporting.importance import Importance
-from aae_ray.reporting.text import counted, duration, number
+from aae_ray.reporting.text import counted, duration, number, unit_of
 from aae_ray.search.contract import trial_name
 from aae_ray.search.hypervolume import Progress
 from aae_ray.search.space import Plan
@@ -19,7 +19,6 @@ from aae_ray.search.space import Plan
 OUTLINED = {"size": 10, "line": {"width": 1, "color": "dimgray"}}  # else the front's first trial is white on white
 PLOT_HEIGHT = 550  # pixels
 CLEAR, UNCLEAR, LIMIT = "#1f5fa8", "#9aa4b2", "#c8442c"  # what is resolved, what is not, and a limit
-TIMES = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 VERDICTS = {Verdict.NO_LOSS: CLEAR, Verdict.LOSS: LIMIT, Verdict.NOT_RESOLVED: UNCLEAR}
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ def _hypervolume(points: Sequence[Progress]) -> Any:
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
     reached = [0.0, *(point.hypervolume for point in points)]
     better = [index for index in range(1, len(reached)) if reached[index] > reached[index - 1]]
-    unit, size = next((unit, size) for unit, size in TIMES if points[-1].seconds >= 2 * size or size == 1)
+    unit, size = unit_of(points[-1].seconds)
     axes = {
         "epochs, of all trials": [0.0, *(float(point.epochs) for point in points)],
         f"{unit} of the study": [0.0, *(point.seconds / size for point in points)],

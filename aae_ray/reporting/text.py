@@ -12,6 +12,7 @@ from rich.text import Text
 from aae_ray.evaluation.metrics import METRICS
 
 MESSAGE = 200  # letters of a failure's message
+TIMES = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 MLFLOW_PORT = 5000  # of `mlflow ui`, in the command that is printed and in the addresses below it
 RESUME, SYNC = "python -m aae_ray.tune --resume", "python -m aae_ray.tune --sync"
 
@@ -79,6 +80,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def unit_of(seconds: float) -> tuple[str, int]:
+    """The largest unit of which there are two or more, and its seconds."""
+    return next((unit, size) for unit, size in TIMES if seconds >= 2 * size or size == 1)
 
 
 def short_duration(seconds: float) -> str:

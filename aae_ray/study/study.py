@@ -26,7 +26,8 @@ from aae_ray.execution.worker import precision_advice
 from aae_ray.reporting import plots, text
 from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.cards import resolved
-from aae_ray.reporting.report import StudyReport, browse, print_report
+from aae_ray.reporting.html_report import OVERVIEW, REPORT, html_report, overview
+from aae_ray.reporting.report import StudyReport, browse, page_commands, print_report
 from aae_ray.reporting.screen import Screen
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
@@ -331,6 +332,8 @@ class Study:
                     files.release_all_but(ledger.chosen.number)
             if ledger.end is None:
                 conductor.record(events.StudyEnded(message=conductor.message))
+            if ledger.end is not StudyEnd.USER and not no_room:
+                self._write_report(conductor)
         except KeyboardInterrupt:
             self._stop(conductor, StudyEnd.USER, "interrupted while the finalists were measured")
         except JournalError as error:
@@ -358,6 +361,18 @@ class Study:
                     with self._noted(conductor, f"{trial.name}, the best trial, could not be published"):
                         register = settings.tracking.register_model
                         publish(conductor, trial, training, result, self.folder, register=register)
+
+    def _write_report(self, conductor: Conductor) -> None:
+        """The report as a page, and a sheet of all trials' samples, in the study's folder and on the parent run."""
+        ledger = conductor.ledger
+        with self._noted(conductor, "the report could not be written"):
+            commands = page_commands(self.folder, ledger, self.uri)
+            page = html_report(ledger, self.analysis, self.folder, commands)
+            (self.folder / REPORT).write_text(page, encoding="utf-8")
+            conductor.record(events.FileWritten(number=None, path=REPORT, folder=None))
+            if (sheet := overview(ledger, self.folder)) is not None:
+                (self.folder / OVERVIEW).write_bytes(sheet)
+                conductor.record(events.FileWritten(number=None, path=OVERVIEW, folder=None))
 
     @contextmanager
     def _noted(self, conductor: Conductor, what: str) -> Iterator[None]:
