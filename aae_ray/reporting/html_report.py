@@ -290,7 +290,8 @@ def _fronts(ledger: Ledger, best: TrialRecord | None) -> list[str]:
     values = {trial.number: ledger.judged(trial) for trial in complete}
     drawn = sorted(complete, key=lambda trial: DRAWN.index(styles[trial.number]))
     charts = []
-    for first, second in list(combinations(ledger.objectives, 2))[:MOST_PAIRS] or [(None, ledger.objectives[0])]:
+    pairs: list[tuple[str | None, str]] = list(combinations(ledger.objectives, 2))
+    for first, second in pairs[:MOST_PAIRS] or [(None, ledger.objectives[0])]:
         marks = [
             svg.Mark(
                 float(trial.number) if first is None else values[trial.number][first],
@@ -398,10 +399,9 @@ def _hours(ledger: Ledger) -> list[tuple[str, list[Bar]]]:
 
 def _ends(ledger: Ledger) -> Table:
     """How trials ended, and how long workers were held for them."""
-    counts, seconds = Counter[str](), Counter[str]()
+    counts, seconds = Counter(map(_outcome, ledger.trials)), dict[str, float]()
     for trial in ledger.trials:
-        counts[_outcome(trial)] += 1
-        seconds[_outcome(trial)] += trial.worker_time.held
+        seconds[_outcome(trial)] = seconds.get(_outcome(trial), 0.0) + trial.worker_time.held
     rows = [[outcome, str(count), text.duration(seconds[outcome])] for outcome, count in counts.most_common()]
     return Table(("outcome", "trials", "time of workers"), rows, numbers=(1, 2))
 

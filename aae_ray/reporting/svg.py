@@ -50,9 +50,10 @@ class Axis:
         """Where a value lies, from 0 to 1."""
         if self.choices:
             return (self.choices.index(value) + 0.5) / len(self.choices)
+        number = float(value)
         if self.log:
-            return math.log(value / self.low) / (math.log(self.high / self.low) or 1.0)
-        return (value - self.low) / (self.high - self.low or 1.0)
+            return math.log(number / self.low) / (math.log(self.high / self.low) or 1.0)
+        return (number - self.low) / (self.high - self.low or 1.0)
 
     def ticks(self) -> list[tuple[float, str]]:
         """Where to write what."""

@@ -349,9 +349,8 @@ class Study:
         with self._noted(conductor, "the plots could not be drawn"):
             self.analysis = SearchAnalysis.of(ledger, conductor.journal.history, best)
             study, plan = optuna_study(ledger), ledger.current_plan
-            for page in plots.write_plots(study, plan, self.analysis, self.folder / "plots"):
-                path = str(page.relative_to(self.folder))
-                conductor.record(events.FileWritten(number=None, path=path, folder="plots"))
+            if plots.write_plots(study, plan, self.analysis, self.folder / plots.PLOTS) is not None:
+                conductor.record(events.FileWritten(number=None, path=plots.PLOTS, folder=None))
         constants = Constants()
         for trial in finalists(ledger, best, settings.study.finalists):
             screen.say(f"measuring {trial.name} on the test images")

@@ -4,7 +4,7 @@ import pytest
 
 from aae_ray.search import events
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
-from aae_ray.tracking.mapping import STUDY, Call, LogMetrics, LogParams, MlflowMapping, SetStatus, SetTags
+from aae_ray.tracking.mapping import STUDY, Call, CreateRun, LogMetrics, LogParams, MlflowMapping, SetStatus, SetTags
 from tests.search.histories import History
 
 
@@ -21,6 +21,12 @@ def progress(history: History) -> list[LogMetrics]:
         for call in calls
         if isinstance(call, LogMetrics) and call.run == STUDY and "study/front_size" in call.metrics
     ]
+
+
+def tags_of(calls: list[Call], tag: str) -> list[tuple[str, str]]:
+    """The runs that were given this tag, each time with its value."""
+    given = [call for call in calls if isinstance(call, SetTags | CreateRun) and tag in call.tags]
+    return [(call.run, call.tags[tag]) for call in given]
 
 
 def test_the_best_of_a_study_are_means_over_seeds_and_each_end_is_a_step() -> None:
@@ -68,8 +74,8 @@ def test_what_became_of_a_trial_is_a_word_and_only_what_broke_has_failed() -> No
     history.begin()
     history.stop(StudyEnd.USER)
     calls = [call for some in told(history) for call in some]
-    outcomes = {call.run: call.tags["aae.outcome"] for call in calls if "aae.outcome" in getattr(call, "tags", ())}
-    assert list(outcomes.values()) == ["complete", "stopped", "failed", "paused", "unfinished"]
+    latest = dict(tags_of(calls, "aae.outcome"))
+    assert list(latest.values()) == ["complete", "stopped", "failed", "paused", "unfinished"]
     statuses = [call.status for call in calls if isinstance(call, SetStatus) and call.run != STUDY]
     assert sorted(statuses) == ["FAILED", "FINISHED", "FINISHED", "FINISHED", "KILLED"]
 
@@ -82,5 +88,4 @@ def test_runs_on_the_front_say_so_when_the_study_ends_and_no_more_when_better_on
     history.finish(0.2, 0.2)
     history.add(events.StudyEnded())
     calls = [call for some in told(history) for call in some]
-    fronts = [(call.run, call.tags["aae.front"]) for call in calls if "aae.front" in getattr(call, "tags", ())]
-    assert fronts == [("t0000", "yes"), ("t0001", "yes"), ("t0000", "")]
+    assert tags_of(calls, "aae.front") == [("t0000", "yes"), ("t0001", "yes"), ("t0000", "")]
