@@ -20,6 +20,7 @@ from aae_ray.evaluation import drawing
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting import svg, tables, text
 from aae_ray.reporting.analysis import SearchAnalysis
+from aae_ray.reporting.cards import SAMPLE_SHEET
 from aae_ray.reporting.report import LABELLED, SAMPLES, search_sections
 from aae_ray.search.contract import trial_name
 from aae_ray.search.forecast import forecast
@@ -38,10 +39,9 @@ MOST_PAIRS = 3  # of objectives that have a chart
 MOST_TRIALS = 100  # rows of the table of all trials, the best ones
 MOST_PICTURES = 64  # of the overview
 MOST_SHOWN = 300  # letters of a message
-SAMPLE_SHEET = "samples.png"
 DRAWN = ("early", "complete", "front", "best")  # styles of trials in the order of drawing, the last on top
 PICTURES = {  # of the best trial
-    "samples.png": "images decoded from the prior",
+    SAMPLE_SHEET: "images decoded from the prior",
     "styles.png": "one style a row, one label a column",
     "reconstructions.png": "held-out images above their reconstructions",
     "codes.png": "codes of held-out images against the prior",
@@ -452,19 +452,8 @@ def _plan(ledger: Ledger) -> list[tuple[str, str]]:
 
 def _space(ledger: Ledger) -> Table | None:
     plan = ledger.current_plan
-    rows = [[key, _domain(plan.spec(key))] for key in plan.space]
+    rows = [[key, text.domain(plan.spec(key))] for key in plan.space]
     return Table(("searched", "from"), rows) if rows else None
-
-
-def _domain(spec: Mapping[str, Any]) -> str:
-    """A distribution as one says it: `0.0001 to 0.01, log`."""
-    if "choices" in spec:
-        said = ", ".join(map(text.number, spec["choices"]))
-    else:
-        said = f"{text.number(spec['low'])} to {text.number(spec['high'])}"
-        said += ", log" if spec.get("log") else f", by {text.number(spec['step'])}" if "step" in spec else ""
-    when = [f"{parent} is {' or '.join(map(text.number, of))}" for parent, of in spec.get("when", {}).items()]
-    return said + (f"; where {' and '.join(when)}" if when else "")
 
 
 def _changed(ledger: Ledger) -> list[tuple[str, str]]:

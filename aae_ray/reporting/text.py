@@ -50,6 +50,17 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def domain(spec: Mapping[str, Any]) -> str:
+    """A distribution as one says it: `0.0001 to 0.01, log`."""
+    if "choices" in spec:
+        said = ", ".join(map(number, spec["choices"]))
+    else:
+        said = f"{number(spec['low'])} to {number(spec['high'])}"
+        said += ", log" if spec.get("log") else f", by {number(spec['step'])}" if "step" in spec else ""
+    when = [f"{parent} is {' or '.join(map(number, of))}" for parent, of in spec.get("when", {}).items()]
+    return said + (f"; where {' and '.join(when)}" if when else "")
+
+
 def heading(metric: str, symbols: Symbols = UNICODE) -> str:
     """A metric with the direction that is better: `val/jsd_nats` and an arrow down."""
     return f"{metric} {symbols.arrow(METRICS[metric].direction)}".strip()

@@ -4,17 +4,19 @@ A pure mapping: it knows no MLflow, and neither sends nor waits.
 """
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from aae_ray.reporting import text
-from aae_ray.reporting.cards import summary
+from aae_ray.reporting.cards import SAMPLE_SHEET, summary
 from aae_ray.search import events
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.space import record_plan
 from aae_ray.settings import Settings, flatten, replace
-from aae_ray.tracking.views import UNFINISHED, views
+from aae_ray.tracking.views import IMAGE_SERIES, UNFINISHED, views
 
 STUDY = "study"  # the key of the parent run; children have the names of their trials
 # MLflow's pages draw KILLED as they draw FAILED. A trial that was behind, or ended by a health check, has not crashed:
@@ -89,6 +91,16 @@ class LogArtifact(Call):
 
 
 @dataclass(frozen=True)
+class LogImage(Call):
+    """One of a series of pictures, which MLflow shows as a chart with a slider over the steps."""
+
+    path: str  # relative to the study's folder
+    key: str
+    step: int
+    time: float
+
+
+@dataclass(frozen=True)
 class LogText(Call):
     text: str
     file: str
@@ -99,7 +111,7 @@ class Register(Call):
     request: dict[str, Any]
 
 
-FILES = (LogArtifact, LogText, Register)  # the slow lane
+FILES = (LogArtifact, LogImage, LogText, Register)  # the slow lane
 
 
 class MlflowMapping:
@@ -146,7 +158,7 @@ class MlflowMapping:
                 return [*self._ended(ledger.trials[event.number]), self._progress(event.time)]
             case events.FileWritten():
                 run = STUDY if event.number is None else ledger.trials[event.number].name
-                return [LogArtifact(run, event.path, event.folder)]
+                return [LogArtifact(run, event.path, event.folder), *_series(run, event)]
             case events.Measured():
                 name = ledger.trials[event.number].name
                 return [SetTags(name, dict(event.tags)), LogMetrics(name, _finite(event.metrics), 0, event.time)]
@@ -162,7 +174,7 @@ class MlflowMapping:
     def _started(self, event: events.StudyStarted) -> list[Call]:
         plan = self.ledger.current_plan
         tags = self._tags() | {"aae.run_kind": "study"}
-        searched = {f"space.{key}": plan.describe(key) for key in plan.space}
+        searched = {f"space.{key}": text.domain(plan.spec(key)) for key in plan.space}
         shared = {key: value for key, value in flatten(plan.settings).items() if key not in plan.space}
         shared["tracking.uri"] = record_plan(plan).settings["tracking.uri"]
         return [
@@ -302,6 +314,15 @@ def outcome_of(trial: TrialRecord) -> str:
     if trial.reason is Reason.PAUSED:
         return State.PAUSED
     return UNFINISHED if trial.reason.resumable else trial.state
+
+
+def _series(run: str, event: events.FileWritten) -> list[Call]:
+    """The samples of a trial once more, as the picture of their epoch: a trial that was paused has several."""
+    path = PurePath(event.path)
+    epoch = re.fullmatch(r"epoch_(\d+)", path.parent.name)
+    if epoch is None or path.name != SAMPLE_SHEET:
+        return []
+    return [LogImage(run, event.path, IMAGE_SERIES, int(epoch[1]), event.time)]
 
 
 def _evaluated(event: events.Evaluated) -> list[Call]:

@@ -30,6 +30,8 @@ UNFINISHED = "unfinished"  # the outcome of a trial that ended with its study
 OUTCOME, FRONT, REASON, MESSAGE = (f"tags.`aae.{name}`" for name in ("outcome", "front", "stop_reason", "message"))
 DURATION = "attributes.`Duration`"
 WIDTH, WIDTHS = 180, {OUTCOME: 110, FRONT: 90, MESSAGE: 400, DURATION: 90}  # pixels of a column
+IMAGE_SERIES = "samples"  # of pictures by epoch
+SAMPLES = {"type": "IMAGE", "imageKeys": [IMAGE_SERIES], "runsCountToCompare": 20, "step": 0, "showRunParams": False}
 CARD_HEIGHT = 440  # pixels of a chart
 
 
@@ -50,7 +52,8 @@ class View:
 
 
 def views(study_id: str, plan: Plan) -> dict[str, View]:
-    """The views of a study, by name: the leaderboard, the front, parallel coordinates, and what did not complete."""
+    """The views of a study, by name: the leaderboard, the front, parallel coordinates, samples by epoch, and what did
+    not complete."""
     objectives, searched = list(plan.settings.study.objectives), list(plan.space)
     values = [_column("metrics", name) for name in objectives]
     settings = [_column("params", key) for key in searched]
@@ -78,6 +81,7 @@ def views(study_id: str, plan: Plan) -> dict[str, View]:
         "leaderboard": (TABLE, table(trials, [*values, OUTCOME, FRONT, *settings, DURATION])),
         "front": (CHARTS, charts(f"{trials} and {complete}", _fronts(objectives))),
         "parallel coordinates": (CHARTS, charts(trials, [_parallel(searched, objectives)])),
+        "samples": (CHARTS, charts(trials, [SAMPLES])),
         "failures": (TABLE, table(f"{trials} and {not_one_of}", [OUTCOME, REASON, MESSAGE, *values, *settings])),
     }
     common = {"startTime": "ALL", "lifecycleFilter": "Active", "datasetsFilter": [], "modelVersionFilter": "All Runs"}

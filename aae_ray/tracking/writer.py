@@ -15,6 +15,7 @@ from aae_ray.tracking.mapping import (
     CreateRun,
     LogArtifact,
     LogDataset,
+    LogImage,
     LogMetrics,
     LogParams,
     LogText,
@@ -27,6 +28,7 @@ from aae_ray.tracking.registry import register
 from aae_ray.tracking.views import quoted
 
 PARAM_CHARACTERS, TAG_CHARACTERS, BATCH = 6000, 8000, 100
+SERIES = "images"  # MLflow's folder for series of pictures, a name of which begins with key and step
 MOST_METRICS = 1000  # in one request, by MLflow's own limit
 PERMANENT = {
     "INVALID_PARAMETER_VALUE",
@@ -144,6 +146,8 @@ class MlflowWriter:
                 path = self.folder / call.path
                 send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
                 send(self._id(call), str(path), call.folder)
+            case LogImage():
+                self._image(call)
             case LogText():
                 self.client.log_text(self._id(call), redact(call.text), call.file)
             case Register():
@@ -185,6 +189,17 @@ class MlflowWriter:
         source = json.dumps({"name": data.name})
         entity = Dataset(data.name, data.digest, "local", source, profile=json.dumps(profile))
         self.client.log_inputs(self._id(call), [DatasetInput(entity, [InputTag("mlflow.data.context", "train")])])
+
+    def _image(self, call: LogImage) -> None:
+        """A picture of a series, once: MLflow gives each call's file a name of its own."""
+        from PIL import Image
+
+        run_id, stem = self._id(call), f"{SERIES}/{call.key}+step+{call.step}+"
+        if any(file.path.startswith(stem) for file in self.client.list_artifacts(run_id, SERIES)):
+            return
+        with Image.open(self.folder / call.path) as image:
+            timestamp = int(call.time * 1000)
+            self.client.log_image(run_id, image, key=call.key, step=call.step, timestamp=timestamp, synchronous=True)
 
     def _id(self, call: Call) -> str:
         return self.cursor.runs[call.run]

@@ -35,9 +35,10 @@ def params(size: int, prior: str = "gaussian", decay: float = 0.5) -> dict[str, 
     return {"model.latent_dim": size, "model.prior": prior, **components, "optim.lr_decay": decay}
 
 
-def a_study(folder: Path, **settings: object) -> History:
+def a_study(folder: Path, *, ended: bool = True, **settings: object) -> History:
     """Three complete trials, of which two are on the front, one that collapsed, one that broke, one that waits."""
-    values = {"tracking.uri": URI, "study.budget.trials": 6} | settings
+    given = {key.replace("__", "."): value for key, value in settings.items()}
+    values = {"tracking.uri": URI, "study.budget.trials": 6} | given
     history = History(Plan(replace(Settings(), values), SPACE, (), CONDITIONS))
     history.finish(0.1, 0.3, params(8))
     history.finish(0.2, 0.1, params(4, "mixture"))
@@ -52,8 +53,9 @@ def a_study(folder: Path, **settings: object) -> History:
         draw_samples(history, folder, trial)
     metrics = {"test/reconstruction_mse": 0.11, "test/jsd_nats": 0.31, "test/jsd_nats_floor": -0.01}
     history.add(events.Measured(number=0, metrics=metrics, remarks=("a remark",), tags={}))
-    history.add(events.Chosen(number=0, registration={"name": "my decoder"}))
-    history.add(events.StudyEnded(message="its time is over"))
+    if ended:
+        history.add(events.Chosen(number=0, registration={"name": "my decoder"}))
+        history.add(events.StudyEnded(message="its time is over"))
     return history
 
 
