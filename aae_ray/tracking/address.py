@@ -77,6 +77,7 @@ def quiet_mlflow() -> None:
         "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
         "MLFLOW_CONFIGURE_LOGGING": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # of every run that ends, where there is a server
         "GIT_PYTHON_REFRESH": "quiet",
     }
     for name, value in defaults.items():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from aae_ray.reporting.console import console_for
-from aae_ray.reporting.report import StudyReport, next_commands, print_report
+from aae_ray.reporting.report import StudyReport, browse, next_commands, print_report
 from aae_ray.search import events
 from aae_ray.search.outcomes import FailureClass, StudyEnd
 from tests.search.histories import History
@@ -75,3 +75,15 @@ def test_a_stopped_study_is_resumed_by_the_command_that_is_offered(tmp_path: Pat
     assert "MLFLOW_TRACKING_PASSWORD" not in out.getvalue()
     print_report(console_for(out), closing(tmp_path, history, uri="https://ann:secret@host/path"))
     assert "MLFLOW_TRACKING_PASSWORD" in out.getvalue() and "secret" not in out.getvalue()
+
+
+def test_a_database_has_the_command_that_serves_it_and_below_it_the_addresses_that_hold_then() -> None:
+    links = {
+        name: f"http://localhost:5000/#/{index}" for index, name in enumerate(("study", "leaderboard", "failures"))
+    }
+    assert browse("sqlite:////a b/mlflow.db", links) == [
+        ("compare", "mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db' --port 5000"),
+        ("leaderboard", links["leaderboard"]),
+        ("study", links["study"]),
+    ]
+    assert browse("https://host/mlflow", {}) == [("compare", "https://host/mlflow")]

@@ -247,11 +247,14 @@ def direct(line: Line) -> str:
     return f"http://127.0.0.1:{line.server}"
 
 
-def test_a_server_that_is_up_gets_everything(line: Line, tmp_path: Path) -> None:
+def test_a_server_that_is_up_gets_everything_and_mlflow_says_nothing_of_it(
+    line: Line, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     line.open()
     study = LittleStudy(tmp_path, line.uri)
     study.write()
     assert study.tracker.close(PATIENCE) == 0 and study.tracker.parked == [] and study.tracker.problem is None
+    assert capfd.readouterr() == ("", "")
     check_study(direct(line))
 
 
