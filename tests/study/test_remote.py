@@ -95,9 +95,9 @@ def test_a_study_elsewhere_survives_its_machine(
     assert "best trial" in done.stdout
 
     files = [file.removeprefix(f"{name}/") for file in place.files()]
-    assert {"best_config.yaml", "study.log"} <= set(files)
+    assert {"best_config.yaml", "study.log", "plots.html", "report.html"} <= set(files)
     folders = {file.partition("/")[0] for file in files if "/" in file}
-    assert {"plots", "figures", "journal", "trials"} <= folders and not {"tune", "gangs"} & folders
+    assert {"figures", "journal", "trials"} <= folders and not {"tune", "gangs"} & folders
     assert "owner.json" not in files and not [file for file in files if ".partial-" in file]
     here = tmp_path / "runs" / name
     assert "".join(place.segments()) == (here / "journal.jsonl").read_text()
