@@ -448,6 +448,11 @@ class StudySettings(Section):
         description="seeds with which a configuration is trained where they can change the verdict, each a trial of "
         "its own beyond study.budget.trials; its objectives are the means over them",
     )
+    seeds_from_rung: Positive | None = Field(
+        None,
+        description="epoch of the rung from which on further seeds are trained, with study.pruner.type asha; when not "
+        "given they begin with configurations that were trained to their end",
+    )
     workers_per_trial: Positive = Field(1, description="data-parallel workers of a gang")
     resources_per_worker: dict[str, Annotated[Float, Field(gt=0)]] = Field(
         {"CPU": 1}, min_length=1, description="Ray resources of one worker, e.g. {GPU: 1, CPU: 4}"

@@ -20,7 +20,7 @@ from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RETRIES, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.population import mutated, next_of_generation
-from aae_ray.search.pruner import rungs
+from aae_ray.search.pruner import Rung, rungs
 from aae_ray.search.racing import next_seed
 from aae_ray.search.sampler import Sampler
 from aae_ray.secrets import redact
@@ -281,16 +281,14 @@ class Conductor:
         if report.finished:
             return self._end(trial, Reason.COMPLETED if self.ledger.measured(trial) else Reason.DIVERGED)
         study = trial.plan.settings.study
-        if (
-            trial.replicate_of is not None
-            or study.pruner.type == "none"
-            or report.epoch not in rungs(study.pruner, trial.epochs)
-        ):
+        if study.pruner.type == "none" or report.epoch not in rungs(study.pruner, trial.epochs):
+            return None
+        if trial.replicate_of is not None and not self.ledger.pruner.races_at(report.epoch):
             return None
         rung = self.ledger.rungs.get(report.epoch)
         verdict = rung.verdicts.get(trial.number) if rung else None
         if verdict is None:
-            decided = self.ledger.pruner.decide(trial.number, report.epoch, trial.metrics, rung)
+            decided = self._decide(trial, report.epoch, rung)
             self.record(decided)
             verdict = decided.verdict
         if verdict is RungVerdict.STOP:
@@ -300,6 +298,13 @@ class Conductor:
             self.suggested.discard(trial.number)
             return Pause()
         return None
+
+    def _decide(self, trial: TrialRecord, epoch: int, rung: Rung | None) -> events.Decided:
+        pruner = self.ledger.pruner
+        if trial.replicate_of is None:
+            return pruner.decide(trial.number, epoch, trial.metrics, rung)
+        assert rung is not None, "a configuration is at a rung before its further seeds"
+        return pruner.decide_seed(trial.number, trial.replicate_of, epoch, trial.metrics, rung)
 
     def _promote(self) -> TrialRecord | None:
         """The best paused trial that later results have put ahead, of the highest rung first. It waits from now on."""
@@ -359,20 +364,45 @@ class Conductor:
         if number is None:
             return None
         first = self.ledger.trials[number]
+        for replicate in first.replicates:
+            trial = self.ledger.trials[replicate]
+            if trial.state is State.PAUSED and (first.state is State.COMPLETE or trial.rung < first.rung):
+                rung = self.ledger.rungs[trial.rung]
+                self.record(self.ledger.pruner.let_seed_go_on(replicate, number, trial.rung, rung))
+                return trial
         seed = first.plan.settings.seed + len(first.replicates) + 1
         params = {**first.params, "seed": seed}
         self.record(events.Suggested(number=len(self.ledger.trials), params=params, replicate_of=number))
         return self.ledger.trials[-1]
 
     def _undecided(self) -> int | None:
-        most = self.ledger.current_plan.settings.study.seeds_per_trial
-        if most == 1:
+        """The configuration that another seed is for: of those that were trained to their end, then of the highest
+        rung."""
+        ledger = self.ledger
+        if ledger.current_plan.settings.study.seeds_per_trial == 1:
             return None
-        depends_on = (len(self.ledger.trials), dict(self.ledger.reasons))
+        verdicts = tuple(len(rung.verdicts) for rung in ledger.rungs.values())
+        depends_on = (len(ledger.trials), dict(ledger.reasons), dict(ledger.counts), verdicts)
         if self.race[0] != depends_on:
-            feasible = [trial for trial in self.ledger.complete() if not self.ledger.violation(trial)]
-            self.race = depends_on, next_seed([self.ledger.seeds(trial) for trial in feasible], most)
+            self.race = depends_on, self._undecided_at_the_end()
+            for epoch in sorted(ledger.rungs, reverse=True):
+                if self.race[1] is None:
+                    self.race = depends_on, self._undecided_at(epoch)
         return self.race[1]
+
+    def _undecided_at_the_end(self) -> int | None:
+        ledger, most = self.ledger, self.ledger.current_plan.settings.study.seeds_per_trial
+        feasible = [trial for trial in ledger.complete() if not ledger.violation(trial)]
+        return next_seed([ledger.seeds(trial) for trial in feasible], most)
+
+    def _undecided_at(self, epoch: int) -> int | None:
+        ledger, rung = self.ledger, self.ledger.rungs[epoch]
+        most = ledger.current_plan.settings.study.seeds_per_trial
+        seeds = {
+            number: len(rung.values[number]) + ledger.seeds_on_their_way(ledger.trials[number], rung)
+            for number in ledger.pruner.undecided(epoch, rung)
+        }
+        return min((number for number, count in seeds.items() if count < most), key=seeds.__getitem__, default=None)
 
     def _settle(self, trial: TrialRecord) -> None:
         """Draw the conclusion that a crash came between: what was decided or reported last, and not followed."""

@@ -15,7 +15,7 @@ from aae_ray.search.choice import reference_point
 from aae_ray.search.constraints import constrained, constraints_of, violation
 from aae_ray.search.contract import Suggestion, trial_name
 from aae_ray.search.objectives import Front
-from aae_ray.search.outcomes import OF_THE_MACHINE, FailureClass, Reason, RungVerdict, State, StudyEnd
+from aae_ray.search.outcomes import INCONCLUSIVE, FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.pruner import Pruner, Rung
 from aae_ray.search.racing import Seeds, deviations
 from aae_ray.search.space import Plan, plan_from
@@ -266,7 +266,8 @@ class Ledger:
             self._rank_anew()
 
     def _decide(self, trial: TrialRecord, event: events.Decided) -> None:
-        self.rungs.setdefault(event.rung, Rung()).apply(event)
+        first = trial.number if trial.replicate_of is None else trial.replicate_of
+        self.rungs.setdefault(event.rung, Rung()).apply(event, first)
         trial.rung = event.rung
         self.failures_in_a_row, self.first_failures = 0, []  # it trains as it should, however far it goes
         if event.verdict is RungVerdict.PAUSE:
@@ -340,10 +341,18 @@ class Ledger:
             own = self._seed_values(trial)
             self.worst_seen = [max(pair) for pair in zip(self.worst_seen or own, own, strict=True)]
         if trial.replicate_of is not None:
+            if reason is not Reason.COMPLETED and reason not in INCONCLUSIVE:
+                self._take_bad_seed(trial, self.trials[trial.replicate_of])
             self._rank_anew()
         elif trial.state is State.COMPLETE:
             self.front_points.insert(trial.number, self._constrained(trial))
             self._consider_best(trial, self.best_trials)
+
+    def _take_bad_seed(self, trial: TrialRecord, first: TrialRecord) -> None:
+        """A seed diverged, or was ended by a health check, on its way to where its configuration waits."""
+        rung = self.rungs.get(first.rung)
+        if rung is not None and self.pruner.races_at(first.rung):
+            rung.take_seed(first.number, trial.number, (math.inf,) * len(rung.ranks.values[first.number]))
 
     def _consider_best(self, trial: TrialRecord, best: dict[int, TrialRecord]) -> None:
         for index, value in enumerate(self._constrained(trial)):
@@ -436,11 +445,21 @@ class Ledger:
 
     def seeds(self, trial: TrialRecord) -> Seeds:
         """What the seeds of a complete trial's configuration came to. One that diverged, or was stopped by a health
-        check, counts as the worst that its objectives can be; one that the machine has lost says nothing."""
+        check, counts as the worst that its objectives can be; one that the machine has lost, or that waits at a rung,
+        says nothing."""
         replicates = [self.trials[number] for number in trial.replicates]
-        replicates = [each for each in replicates if each.reason not in OF_THE_MACHINE]
-        ended = [each for each in (trial, *replicates) if each.reason is not None and not each.reason.resumable]
-        return Seeds(trial.number, tuple(self._seed_values(each) for each in ended), len(replicates) + 1 - len(ended))
+        ended = [each for each in (trial, *replicates) if each.reason is not None and each.reason not in INCONCLUSIVE]
+        values = tuple(self._seed_values(each) for each in ended)
+        return Seeds(trial.number, values, len(self._under_way(replicates)))
+
+    def _under_way(self, replicates: Iterable[TrialRecord]) -> list[TrialRecord]:
+        """Those that train, or will: a seed that waits at a rung does so until it is asked for."""
+        return [each for each in replicates if each.state in (State.WAITING, State.RUNNING)]
+
+    def seeds_on_their_way(self, trial: TrialRecord, rung: Rung) -> int:
+        """How many further seeds of a configuration will come to a rung."""
+        replicates = (self.trials[number] for number in trial.replicates)
+        return sum(each.number not in rung.verdicts for each in self._under_way(replicates))
 
     def _seed_values(self, trial: TrialRecord) -> tuple[float, ...]:
         if trial.state is not State.COMPLETE:

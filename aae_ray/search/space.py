@@ -42,8 +42,10 @@ from aae_ray.search.distributions import (
     spec_of,
 )
 from aae_ray.search.events import PlanRecord
+from aae_ray.search.outcomes import RungVerdict
 from aae_ray.search.points import LARGEST_GRID, space_size
 from aae_ray.search.population import mutable
+from aae_ray.search.pruner import PRUNERS, rungs
 from aae_ray.secrets import without_userinfo
 from aae_ray.settings import RULES, WITHOUT_CONDITIONS, Sampler, Settings, dotted_fields, setting
 
@@ -343,10 +345,14 @@ def _beyond_the_pruner(base: Mapping[str, Entry], space: Space, problems: Sequen
 
 def _beyond_the_seeds(base: Mapping[str, Entry], space: Space, problems: Sequence[Problem]) -> list[Problem]:
     """Seeds that a study gives its trials where there are none to give."""
-    keys = ("seed", "study.seeds_per_trial")
+    about_rungs = ("study.pruner.type", "study.pruner.grace_period", "study.pruner.reduction_factor", "train.epochs")
+    keys = ("seed", "study.seeds_per_trial", "study.seeds_from_rung", *about_rungs)
     if unclear(keys, base, problems):
         return []
     built = build({key: base[key] for key in keys if key in base})
+    first = built.study.seeds_from_rung
+    if first is not None and (wrong := _no_rung_for_seeds(built, first, searched_epochs="train.epochs" in space)):
+        return [Problem(keys[1:], Kind.RULE, base[keys[2]].where, f"study.seeds_from_rung={first} {wrong}")]
     most = built.study.seeds_per_trial
     if most > 1 and "seed" in space:
         text = (
@@ -359,6 +365,22 @@ def _beyond_the_seeds(base: Mapping[str, Entry], space: Space, problems: Sequenc
         )
         return [Problem(keys, Kind.RULE, base[keys[0]].where, text)]
     return []
+
+
+def _no_rung_for_seeds(built: Settings, first: int, searched_epochs: bool) -> str | None:
+    """Why further seeds cannot begin at an epoch, None where they can."""
+    study = built.study
+    if study.seeds_per_trial == 1:
+        return (
+            "is where further seeds begin, and study.seeds_per_trial=1 asks for none; give 2 or more, or leave it out"
+        )
+    if PRUNERS[study.pruner.type].otherwise is not RungVerdict.PAUSE:
+        return f"needs a pruner that pauses trials, and study.pruner.type is {study.pruner.type}; give asha"
+    levels = rungs(study.pruner, first + 1 if searched_epochs else built.train.epochs)
+    if first not in levels:
+        known = ", ".join(map(str, levels)) or f"none below train.epochs={built.train.epochs}"
+        return f"is no rung; the rungs are {known} (study.pruner.grace_period, study.pruner.reduction_factor)"
+    return None
 
 
 def _too_few_points(
