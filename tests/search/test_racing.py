@@ -335,7 +335,8 @@ def test_a_seed_that_diverges_on_its_way_to_the_rung_puts_its_configuration_last
 def test_a_rung_for_seeds_that_is_none_is_told(tmp_path: Path, settings: str, told: str) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(
-        f"study:\n  {settings}\nrun: {{train.epochs: 27}}\nspace:\n  optim.reconstruction_lr: {{type: float, low: 1e-4, high: 1e-2}}\n"
+        f"study:\n  {settings}\nrun: {{train.epochs: 27}}\n"
+        "space:\n  optim.reconstruction_lr: {type: float, low: 1e-4, high: 1e-2}\n"
     )
     with pytest.raises(SettingsError, match=told) as error:
         read_plan(str(file))
