@@ -30,9 +30,9 @@ from aae_ray.search.distributions import spec_of
 from aae_ray.search.space import read_plan
 from aae_ray.settings import dotted_fields, setting
 from benchmarks.contest import race
-from benchmarks.replay import TOP, Trace, replay
+from benchmarks.replay import Trace, replay
 from benchmarks.rivals import RIVALS, Pair
-from benchmarks.search_table import Surrogate, best_configurations, read_studies, read_table, write_table
+from benchmarks.search_table import TOP, Surrogate, best_configurations, read_studies, read_table, write_table
 from benchmarks.timing import (
     CALIBRATION_SECONDS,
     Spread,
@@ -175,8 +175,7 @@ def measure_replays(arguments: argparse.Namespace) -> None:
         "budget_epochs": budget,
         "most_epochs": most,
         "seeds": arguments.seeds,
-        "best_hypervolume": surrogate.best,
-        "target_hypervolume": (1 - TOP) * surrogate.best,
+        "top_distance_from_ideal": surrogate.top,
         "reference": table.reference,
         "spread_of_seeds": table.spread_of_seeds,
         "rank_correlation_of_surrogate": correlation,
@@ -186,7 +185,7 @@ def measure_replays(arguments: argparse.Namespace) -> None:
 
 def print_summary(console: Console, rows: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespace) -> None:
     """A line for each pair, the quickest first."""
-    title = f"Epochs until the front is within {TOP:.0%} of the table's, {arguments.seeds} seeds"
+    title = f"Epochs until a configuration of the best {TOP:.0%} was trained, {arguments.seeds} seeds"
     columns = ("pair", "epochs", "95 % interval", "reached", "random / pair", "95 % interval", "hypervolume at budget")
     table = plain_table(title, columns)
     for pair, row in sorted(rows.items(), key=lambda item: item[1]["epochs_to_top_2_percent"]["median"]):
