@@ -167,7 +167,7 @@ class Data(Section):
     )
     image_column: str | None = Field(None, description="Parquet column of images; found by its type when not given")
     label_column: str | None = Field(
-        None, description="Parquet column of integer labels; `label` is taken if it is there"
+        None, description="Parquet column of labels; `label` is taken if it is there, and with none no column"
     )
     cache: str | None = Field(None, description="folder of prepared data; ~/.cache/aae_ray when not given")
     split_seed: Int = Field(0, ge=0, description="which images are for training, validation and test")
