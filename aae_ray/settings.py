@@ -169,6 +169,14 @@ class Data(Section):
     label_column: str | None = Field(
         None, description="Parquet column of labels; `label` is taken if it is there, and with none no column"
     )
+    split_column: str | None = Field(
+        None,
+        description="Parquet column of words such as train, validation and test, which give the parts; `split` is "
+        "taken if it is there, and with none no column",
+    )
+    test_path: str | None = Field(
+        None, description="images of the test part, stored like those of `data.path`, which then gives the others"
+    )
     cache: str | None = Field(None, description="folder of prepared data; ~/.cache/aae_ray when not given")
     split_seed: Int = Field(0, ge=0, description="which images are for training, validation and test")
     validation_fraction: Fraction = Field(0.2, gt=0, description="share of the images that is held out for validation")
@@ -583,6 +591,11 @@ _WITH_CLASSES = ("supervised", "semi_supervised", "semi_supervised_reduction")
 _WITH_CLUSTERS = ("clustering", "reduction")
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        ("data.path", "data.test_path"),
+        lambda path, test_path: path is not None or test_path is None,
+        "data.test_path is the test part of the images in data.path; give that, too, got {test_path}",
+    ),
     Rule(
         ("data.validation_fraction", "data.test_fraction"),
         lambda validation, test: validation + test < 1,
