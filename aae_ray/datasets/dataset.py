@@ -206,7 +206,11 @@ def _read_digits() -> ImageStream:
     digits = load_digits()
     images_NHW = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     return ImageStream(
-        len(images_NHW), iter([images_NHW[:, np.newaxis]]), pa.array(digits.target), Origin("scikit-learn's digits")
+        len(images_NHW),
+        iter([images_NHW[:, np.newaxis]]),
+        pa.array(digits.target),
+        Origin("scikit-learn's digits"),
+        value_range=lambda: (float(digits.images.min()), float(digits.images.max())),
     )
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray.datasets.image_stream import TEST, TRAIN, ImageStream, Origin, size_text
+from aae_ray.datasets.image_stream import TEST, TRAIN, ImageStream, Origin, SeenRange, size_text
 from aae_ray.errors import UserError
 
 _BLOCK_BYTES = 1 << 24
@@ -61,9 +61,12 @@ def read_idx(files: Mapping[str, Path]) -> ImageStream:
                 f"{size_text(shapes[0][1:])}; all images must have the same shape"
             )
 
+    seen = SeenRange()
+
     def blocks() -> Iterator[NDArray[np.uint8]]:
         for (images, _), shape in zip(parts, shapes, strict=True):
             for images_BHW in _rows(files[images], shape):
+                seen.show(images_BHW)
                 yield images_BHW[:, np.newaxis]
 
     values = None
@@ -74,7 +77,14 @@ def read_idx(files: Mapping[str, Path]) -> ImageStream:
         values = pa.array(np.concatenate(rows))
     sizes = [shape[0] for shape in shapes]
     given = np.repeat(np.array((TRAIN, TEST)[: len(sizes)], np.int8), sizes) if with_test else None
-    return ImageStream(sum(sizes), blocks(), values, Origin("IDX", len(needed)), given)
+    return ImageStream(
+        sum(sizes),
+        blocks(),
+        values,
+        Origin("IDX", len(needed), parts="names of files" if with_test else ""),
+        given,
+        lambda: seen.ends,
+    )
 
 
 @contextmanager
