@@ -165,7 +165,7 @@ def _open(content: bytes) -> _Opened:
             frames = picture.format not in ("JPEG", "MPO") and getattr(picture, "is_animated", False)
             tags = dict(getattr(picture, "tag_v2", {}))
             picture.load()
-            turned = picture.getexif().get(_ORIENTATION, 1) not in (0, 1)
+            turned = tags.get(_ORIENTATION, picture.getexif().get(_ORIENTATION, 1)) not in (0, 1)
             upright = ImageOps.exif_transpose(picture)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
@@ -194,7 +194,7 @@ _BEGINNINGS = {
     rb"....ftyp": "a video",
     rb"\0\0\0\x0c(?:jP  |JXL )|\xff\x0a|\xff\x4f\xff\x51": "JPEG 2000 or JPEG XL; convert it to PNG or JPEG",
     rb"8BPS": "a Photoshop document; export it as PNG",
-    rb"\0\0\1\0": "an icon; convert it to PNG",
+    rb"\x00\x00\x01\x00": "an icon; convert it to PNG",
     rb"%PDF|%!PS": "PDF or PostScript; export its pages as PNG",
     rb"(?s:.{128})DICM": "DICOM; export it as PNG or TIFF, or as a .npy array",
     rb"\x93NUMPY": "a NumPy array; give the .npy file itself as data.path",
@@ -265,7 +265,8 @@ def _to_srgb(profile: bytes, mode: str) -> _ToSrgb | None:
             mode,
             "RGB",
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            # Optimised for 8 bits, dark greys are several levels off.
+            ImageCms.Flags.BLACKPOINTCOMPENSATION | (ImageCms.Flags.NOOPTIMIZE if mode == "L" else 0),
         )
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None

@@ -126,7 +126,8 @@ class Scale:
         outside = (levels < -0.5) | (levels > 255.5)
         if outside.any():
             raise PixelFault(self._outside(kind, int(outside.sum())), _first_image(outside))
-        return np.clip(np.rint(levels), 0, 255).astype(np.uint8)  # 255.5 is rounded to 256
+        as_bytes: NDArray[np.uint8] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)  # 255.5 is rounded to 256
+        return as_bytes
 
     def finish(self) -> None:
         """When all values were seen: raises PixelFault where they never came near to white."""

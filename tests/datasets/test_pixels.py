@@ -171,7 +171,7 @@ def test_what_is_transparent_shows_the_background() -> None:
 
 def test_size_and_crop() -> None:
     """The centre is cut to the proportions first, and all of it is kept without the cut."""
-    halves = np.repeat(np.uint8([[[0], [0], [100], [100], [200], [200], [50], [50]]]), 4, 0)  # 4 x 8
+    halves = np.array([[[0], [0], [100], [100], [200], [200], [50], [50]]] * 4, np.uint8)  # 4 x 8
     cut = arrange(halves, Data(size="2", resample="area"))
     assert cut[..., 0].tolist() == [[100, 200]] * 2
     stretched = arrange(halves, Data(size="2x4", crop="none", resample="nearest"))
