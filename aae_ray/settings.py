@@ -215,7 +215,7 @@ class Data(Section):
     )
     image_column: str | None = Field(None, description="Parquet column of images; found by its type when not given")
     label_column: str | None = Field(
-        None, description="Parquet column of integer labels; `label` is taken if it is there"
+        None, description="Parquet column of labels; `label` is taken if it is there, and with none no column"
     )
     scale: PixelScale | None = Field(
         None,

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray import settings
+from aae_ray.datasets.classes import UNKNOWN, classes_of
 from aae_ray.datasets.download import PUBLISHED, Progress, download, no_progress
 from aae_ray.datasets.idx import IDX_FILES, find_idx, read_idx
 from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, Parts
@@ -33,8 +34,8 @@ class Dataset:
     """Images and labels of a set, and which of them are for training, validation and test.
 
     `digest` names the content: equal digests, equal images and labels in equal order. The images are a
-    read-only memory map. The parts are sorted indices, disjoint, and cover the set; they follow from the
-    labels, the test part that the set may bring, `data.split_seed` and the two fractions.
+    read-only memory map. Labels are UNKNOWN of images that have none. The parts are sorted indices, disjoint, and cover
+    the set; they follow from the labels, the parts that the set may bring, `data.split_seed` and the two fractions.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Dataset:
     train: Indices
     val: Indices
     test: Indices
+    class_names: tuple[str, ...] | None = None  # as the source calls the classes; None without labels
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -53,8 +55,17 @@ class Dataset:
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, labels being 0 to classes - 1; None without labels."""
+        """Number of classes, labels being 0 to classes - 1, or UNKNOWN; None without labels."""
         return None if self.labels_N is None else int(self.labels_N.max()) + 1
+
+    @property
+    def unlabelled(self) -> int:
+        """How many images have no label."""
+        return len(self.images_NCHW) if self.labels_N is None else int((np.asarray(self.labels_N) == UNKNOWN).sum())
+
+    def labelled(self, rows: Indices) -> Indices:
+        """Those of these images that have a label."""
+        return rows[:0] if self.labels_N is None else rows[np.asarray(self.labels_N)[rows] != UNKNOWN]
 
 
 def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
@@ -184,7 +195,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) -> None:
-    """Write images.npy, labels.npy, parts.npy and about.json; the folder gets its name when all of it is on the disk."""
+    """Write images.npy, labels.npy, parts.npy, about.json; the folder gets its name when all of it is on the disk."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     partial.mkdir()
@@ -198,6 +209,7 @@ def _prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) -
 
 
 def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+    classes = None if stream.labels is None else classes_of(stream.labels, stream.label_place)
     digest = hashlib.sha256()
     shape: tuple[int, ...] = ()
     done = 0
@@ -213,16 +225,21 @@ def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], N
             digest.update(content)
             done += len(images_BCHW)
             progress(done)
-    if stream.labels is not None:
-        labels_N = stream.labels.to_numpy(zero_copy_only=False).astype("<i8")
-        digest.update(labels_N.tobytes())
+    if classes is not None:
+        digest.update(classes.labels_N.astype("<i8").tobytes())
+        if classes.names != tuple(map(str, range(len(classes.names)))):
+            digest.update(json.dumps(classes.names).encode())
         with _durable(folder / "labels.npy") as file:
-            np.save(file, labels_N)
+            np.save(file, classes.labels_N)
     if stream.parts is not None:
         with _durable(folder / "parts.npy") as file:
             np.save(file, stream.parts)
-    given = {"labels": stream.labels is not None, "parts": stream.parts is not None}
-    return {"digest": digest.hexdigest()[:32], "shape": shape, **given}
+    return {
+        "digest": digest.hexdigest()[:32],
+        "shape": shape,
+        "classes": None if classes is None else classes.names,
+        "parts": stream.parts is not None,
+    }
 
 
 @contextmanager
@@ -238,7 +255,7 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
     try:
         about = json.loads((folder / "about.json").read_bytes())
         images_NCHW = np.load(folder / "images.npy", mmap_mode="r")
-        labels_N = np.load(folder / "labels.npy", mmap_mode="r") if about["labels"] else None
+        labels_N = np.load(folder / "labels.npy", mmap_mode="r") if about["classes"] is not None else None
         parts_N = np.load(folder / "parts.npy") if about["parts"] else None
         if images_NCHW.shape != tuple(about["shape"]) or images_NCHW.dtype != np.uint8:
             raise ValueError("images.npy does not match about.json")
@@ -246,14 +263,15 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
             raise ValueError("labels.npy does not match images.npy")
         if parts_N is not None and (parts_N.shape != images_NCHW.shape[:1] or parts_N.dtype != np.int8):
             raise ValueError("parts.npy does not match images.npy")
-        digest = str(about["digest"])
+        digest, names = str(about["digest"]), about["classes"]
+        class_names = None if names is None else tuple(map(str, names))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the prepared data in {folder} is damaged ({error}); delete that folder, and it will be prepared again"
         ) from None
     one_class_N = np.zeros(len(images_NCHW), np.int64)
     train, val, test = _split(one_class_N if labels_N is None else labels_N, parts_N, data)
-    return Dataset(data.name, digest, images_NCHW, labels_N, train, val, test)
+    return Dataset(data.name, digest, images_NCHW, labels_N, train, val, test, class_names)
 
 
 # --------------------------------------------------------------------------------------------------- splits

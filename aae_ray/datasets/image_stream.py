@@ -38,7 +38,8 @@ class ImageStream:
     `labels` has a value for each image as the source has it (whole numbers, text, dates, ...; null where there is
     none), and is None where the source has no labels. `parts` says for each image to which part it belongs
     (TO_BE_DRAWN where the source does not say), and is None where the source gives no parts. `value_range` is asked
-    once all blocks were read: the smallest and largest pixel value before any scaling.
+    once all blocks were read: the smallest and largest pixel value before any scaling. `label_place` says for messages
+    where the label of an image stands, and where all of them do (of None).
     """
 
     count: int
@@ -47,6 +48,7 @@ class ImageStream:
     origin: Origin
     parts: Parts | None = None
     value_range: Callable[[], ValueRange | None] = lambda: None
+    label_place: Callable[[int | None], str] = lambda image: "the set of labels" if image is None else f"label {image}"
 
 
 def size_text(shape: Sequence[int]) -> str:
