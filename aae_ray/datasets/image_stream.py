@@ -39,7 +39,8 @@ class ImageStream:
     none), and is None where the source has no labels. `parts` says for each image to which part it belongs
     (TO_BE_DRAWN where the source does not say), and is None where the source gives no parts. `value_range` is asked
     once all blocks were read: the smallest and largest pixel value before any scaling. `label_place` says for messages
-    where the label of an image stands, and where all of them do (of None).
+    where the label of an image stands, and where all of them do (of None). `remarks`, asked at the end too, is what was
+    done or left out on the way, a phrase each.
     """
 
     count: int
@@ -48,6 +49,7 @@ class ImageStream:
     origin: Origin
     parts: Parts | None = None
     value_range: Callable[[], ValueRange | None] = lambda: None
+    remarks: Callable[[], tuple[str, ...]] = lambda: ()
     label_place: Callable[[int | None], str] = lambda image: "the set of labels" if image is None else f"label {image}"
 
 

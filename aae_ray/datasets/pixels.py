@@ -7,7 +7,7 @@ decides. `B` images of a block, `C` channels, `H` height, `W` width.
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -296,3 +296,14 @@ def _differing_shapes(shape: tuple[int, ...], first: tuple[int, ...], shapes: Co
 
 def _shape_text(shape_HWC: tuple[int, ...]) -> str:
     return f"{size_text(shape_HWC[:2])} {'in grey' if shape_HWC[2] == 1 else 'in colour'}"
+
+
+@contextmanager
+def told_by_place(place: str) -> Iterator[None]:
+    """Faults of pixels, and files that cannot be read, as UserError that begins with the place."""
+    try:
+        yield
+    except PixelFault as fault:
+        raise UserError(f"{place} {fault}") from None
+    except OSError as error:
+        raise UserError(f"{place} cannot be read: {error.strerror or error}") from None
