@@ -174,17 +174,15 @@ def _check_folders(path: Path, pictures: list[_Picture]) -> None:
         mine = [picture for picture in pictures if picture.part == part]
         loose = [picture for picture in mine if picture.label is None]
         if loose and len(loose) < len(mine):
+            classes = _some(sorted({picture.label for picture in mine if picture.label is not None}))
             raise UserError(
                 f"data.path: {loose[0].file.parent} holds {len(loose)} pictures beside folders of pictures "
-                f"({_some(sorted({str(picture.label) for picture in mine if picture.label}))}); put them into the folder of "
-                f"their class, or somewhere else"
+                f"({classes}); put them into the folder of their class, or somewhere else"
             )
-    if len({picture.folders[:1] for picture in pictures}) == 1 and all(
-        len(picture.folders) > 1 for picture in pictures
-    ):
+    if len({picture.label for picture in pictures}) == 1 and all(len(picture.folders) > 1 for picture in pictures):
         raise UserError(
-            f"data.path: {path} holds one folder, {pictures[0].label}, with folders of pictures in it; give the one that "
-            f"holds the folders of the classes"
+            f"data.path: {path} holds one folder, {pictures[0].label}, with folders of pictures in it; give the "
+            f"folder that holds those of the classes"
         )
     unnamed = [picture.file for picture in pictures if not _is_text(str(picture.label))]
     if unnamed:
