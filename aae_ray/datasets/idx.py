@@ -48,14 +48,15 @@ def find_idx(path: Path) -> dict[str, Path]:
             name = part[("images", "labels").index(match["kind"].lower())]
             sets.setdefault(match["set"].lower(), {}).setdefault(name, file)
     if path != folder:
-        return next((files for files in sets.values() if path in files.values()), {})
+        sets = {name: files for name, files in sets.items() if path in files.values()}
     if len(sets) > 1:
         first = [next(iter(files.values())).name for files in sets.values()]
         raise UserError(
             f"data.path: {folder} holds several sets of IDX files; choose one by one of its files, such as "
             f"{' or '.join(first[:4])}"
         )
-    return next(iter(sets.values()), {})
+    only = next(iter(sets.values()), {})
+    return {name: only[name] for name in IDX_FILES if name in only}
 
 
 def read_idx(files: Mapping[str, Path], data: Data) -> ImageStream:
@@ -114,7 +115,8 @@ def read_idx(files: Mapping[str, Path], data: Data) -> ImageStream:
         except PixelFault as fault:
             raise UserError(f"{files[parts[0][0]]} {fault}") from None
 
-    labels, remarks = [], ()
+    labels = []
+    remarks: tuple[str, ...] = ()
     for (images, name), shape in zip(parts, shapes, strict=True):
         if with_labels:
             values, columns = _labels(files[name], files[images], shape[0])
@@ -175,7 +177,7 @@ def _header(path: Path, what: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     right = (3,) if what == "images" else (1, 2)
     if start[:2] != b"\0\0" or dimensions not in right or start[2] not in _TYPES:
         raise UserError(
-            f"{path} is not an IDX file of {what}: it begins with {start.hex(' ')}, not 00 00, a type of numbers (08 are "
+            f"{path} is not an IDX file of {what}: it begins with {start.hex(' ')}, not 00 00, a type of numbers (08: "
             f"bytes) and {' or '.join(f'{number:02}' for number in right)} dimensions"
         )
     if len(sizes) < 4 * dimensions:

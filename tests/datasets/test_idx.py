@@ -81,7 +81,7 @@ IDX_FAULTS: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
     "magic of labels": (
         TRAIN_IMAGES,
         lambda c: idx_bytes(np.arange(7)),
-        "with 00 00 08 01, not 00 00, a type of numbers (08 are bytes) and 03 dimensions",
+        "with 00 00 08 01, not 00 00, a type of",
     ),
     "magic of images": (TEST_LABELS, lambda c: idx_bytes(np.ones((3, 5, 4))), "is not an IDX file of labels"),
     "other file": (TRAIN_LABELS, lambda c: b"<html>not found</html>", "is not an IDX file of labels"),
