@@ -242,6 +242,13 @@ class Data(Section):
     )
     transpose: bool | None = Field(
         None, description="whether rows and columns of the images change places, as EMNIST's files need it"
+    split_column: str | None = Field(
+        None,
+        description="Parquet column of words such as train, validation and test, which give the parts; `split` is "
+        "taken if it is there, and with none no column",
+    )
+    test_path: str | None = Field(
+        None, description="images of the test part, stored like those of `data.path`, which then gives the others"
     )
     cache: str | None = Field(None, description="folder of prepared data; ~/.cache/aae_ray when not given")
     split_seed: Int = Field(0, ge=0, description="which images are for training, validation and test")
@@ -673,6 +680,11 @@ _WITH_CLASSES = ("supervised", "semi_supervised", "semi_supervised_reduction")
 _WITH_CLUSTERS = ("clustering", "reduction")
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        ("data.path", "data.test_path"),
+        lambda path, test_path: path is not None or test_path is None,
+        "data.test_path is the test part of the images in data.path; give that, too, got {test_path}",
+    ),
     Rule(
         ("data.validation_fraction", "data.test_fraction"),
         lambda validation, test: validation + test < 1,

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +32,26 @@ class Classes:
     names: tuple[str, ...]
 
 
-def is_label(kind: Any) -> bool:
-    """Whether values of this Arrow type can be labels."""
+def label_family(kind: Any) -> str | None:
+    """What sort of labels an Arrow type holds, in a word; None where it holds none."""
     import pyarrow as pa
 
     types = pa.types
     if types.is_dictionary(kind):
         kind = kind.value_type
-    number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
-    return bool(number or is_text(kind) or _is_moment(kind) or types.is_boolean(kind) or types.is_null(kind))
+    families = {
+        "numbers": types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind),
+        "text": is_text(kind),
+        "dates and times": _is_moment(kind),
+        "true and false": types.is_boolean(kind),
+        "nothing": types.is_null(kind),
+    }
+    return next((family for family, holds in families.items() if holds), None)
+
+
+def is_label(kind: Any) -> bool:
+    """Whether values of this Arrow type can be labels."""
+    return label_family(kind) is not None
 
 
 def is_text(kind: Any) -> bool:
@@ -56,12 +67,33 @@ def _is_moment(kind: Any) -> bool:
     return bool(pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind))
 
 
-def classes_of(labels: "pa.Array", place: Callable[[int | None], str]) -> Classes:
+def concatenated(labels: "Sequence[pa.Array]", place: str) -> "pa.Array":
+    """Labels of several sources as those of one: numbers of different types, or text of different types.
+
+    Raises UserError, which names the place of the last one, where they do not go together.
+    """
+    import pyarrow as pa
+
+    plain = [
+        values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values for values in labels
+    ]
+    tables = [pa.table({"label": values}) for values in plain]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").column(0).combine_chunks()
+    except pa.ArrowException:
+        kinds = " and ".join(dict.fromkeys(str(values.type) for values in plain))
+        raise UserError(f"{place}: labels are {kinds}; they must be of one kind") from None
+
+
+def classes_of(
+    labels: "pa.Array", place: Callable[[int | None], str], label_names: Sequence[str] | None = None
+) -> Classes:
     """The classes of labels: whole numbers (also as decimals or floats), text, dates and times, true and false.
 
     Classes are numbered in sorted order, text that is whole numbers throughout by their values. Images whose label is
     null or NaN have none, and those of -1 where all others are whole numbers from 0 up. `place` says where the label of
-    an image stands, and where all of them do (None). Raises UserError at labels that are no classes.
+    an image stands, and where all of them do (None); `label_names` are the names of the labels 0, 1, ..., where the
+    source has names for its numbers. Raises UserError at labels that are no classes.
     """
     import pyarrow as pa
 
@@ -90,7 +122,10 @@ def classes_of(labels: "pa.Array", place: Callable[[int | None], str]) -> Classe
         )
     rank = np.full(len(values), UNKNOWN, np.int64)
     rank[order] = np.arange(len(order))
-    return Classes(np.where(known_N, rank[index_N], UNKNOWN), tuple(values[index] for index in order))
+    names = (values[index] for index in order)
+    if label_names is not None and pa.types.is_integer(labels.type):
+        names = (label_names[keys[index]] if 0 <= keys[index] < len(label_names) else values[index] for index in order)
+    return Classes(np.where(known_N, rank[index_N], UNKNOWN), tuple(names))
 
 
 def _whole_numbers(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aae_ray.datasets.classes import UNKNOWN, classes_of, is_label
@@ -97,6 +97,7 @@ VALUES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_equal_labels_and_they_alone_are_of_one_class(values: list[Any]) -> None:
     """Whatever the labels are, they are refused or kept apart, in order, and named."""

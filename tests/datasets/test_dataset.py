@@ -214,6 +214,7 @@ def test_a_set_is_prepared_once(folder: Path, cache: str) -> None:
     assert data.prepared_folder(own).parent == Path(cache)
     assert sorted(path.name for path in data.prepared_folder(own).iterdir()) == [
         "about.json",
+        "copies.npy",
         "images.npy",
         "labels.npy",
     ]
@@ -349,9 +350,12 @@ SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "MNIST in part": ({"name": "mnist", "path": "{tmp}/idx"}, "{tmp}/idx has no t10k-images-idx3-ubyte"),
     "column of IDX": (
         {"name": "own", "path": "{tmp}/idx", "image_column": "x"},
-        "data.image_column and data.label_column are for Parquet files; {tmp}/idx holds none",
+        "data.image_column: columns are those of Parquet files, and {tmp}/idx holds none",
     ),
-    "column of digits": ({"label_column": "x"}, "data.label_column are for Parquet files; data.path names"),
+    "column of digits": (
+        {"label_column": "x"},
+        "data.label_column: columns are those of Parquet files, and data.path names none",
+    ),
     "broken link": ({"name": "own", "path": "{tmp}/linked"}, "{tmp}/linked/a.parquet cannot be read: No"),
     "one image": ({"name": "own", "path": "{tmp}/one"}, "few images, 1: .* none is left for validation"),
     "three images": (
