@@ -211,11 +211,17 @@ class Data(Section):
         description="digits, mnist, fashion-mnist, or a name for your own",
     )
     path: str | None = Field(
-        None, description="folder of IDX files, or Parquet file or folder; none for the named sets"
+        None,
+        description="file or folder of images: Parquet, pictures in a folder for each class, NumPy (.npy, .npz), IDX, or "
+        "what Hugging Face's save_to_disk wrote; none for the named sets",
     )
-    image_column: str | None = Field(None, description="Parquet column of images; found by its type when not given")
+    image_column: str | None = Field(
+        None, description="column or array of images; found by its type or name when not given"
+    )
     label_column: str | None = Field(
-        None, description="Parquet column of labels; `label` is taken if it is there, and with none no column"
+        None,
+        description="column or array of labels; `label` is taken if it is there (of arrays also `y` and the like), and "
+        "with none no column",
     )
     scale: PixelScale | None = Field(
         None,
@@ -242,6 +248,7 @@ class Data(Section):
     )
     transpose: bool | None = Field(
         None, description="whether rows and columns of the images change places, as EMNIST's files need it"
+    )
     split_column: str | None = Field(
         None,
         description="Parquet column of words such as train, validation and test, which give the parts; `split` is "
