@@ -212,8 +212,8 @@ class Data(Section):
     )
     path: str | None = Field(
         None,
-        description="file or folder of images: Parquet, pictures in a folder for each class, NumPy (.npy, .npz), IDX, or "
-        "what Hugging Face's save_to_disk wrote; none for the named sets",
+        description="file or folder of images: Parquet, pictures in a folder for each class, NumPy (.npy, .npz), IDX, "
+        "or what Hugging Face's save_to_disk wrote; none for the named sets",
     )
     image_column: str | None = Field(
         None, description="column or array of images; found by its type or name when not given"

@@ -16,8 +16,9 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray.datasets.classes import NO_LABELS
-from aae_ray.datasets.image_stream import TEST, TO_BE_DRAWN, TRAIN, VALIDATION, ImageStream, Origin, size_text
+from aae_ray.datasets.classes import NO_LABELS, concatenated
+from aae_ray.datasets.image_stream import TO_BE_DRAWN, TRAIN, ImageStream, Origin, size_text
+from aae_ray.datasets.parts import part_of_word
 from aae_ray.datasets.pictures import format_of
 from aae_ray.datasets.pixels import BLOCK_BYTES, PixelFault, Scale, arrange_block
 from aae_ray.errors import UserError, did_you_mean
@@ -30,15 +31,6 @@ _T = TypeVar("_T")
 # Names by which people call arrays, without the part, in lower case.
 _IMAGE_NAMES = ("images", "image", "x", "data", "imgs", "img", "pixels")
 _LABEL_NAMES = ("labels", "label", "y", "targets", "target")
-_PARTS = {
-    "train": TRAIN,
-    "training": TRAIN,
-    "val": VALIDATION,
-    "valid": VALIDATION,
-    "validation": VALIDATION,
-    "test": TEST,
-    "testing": TEST,
-}
 _NONE = "none"  # in place of the name of labels: they are not read
 _CHANNELS = (1, 3, 4)
 _SHOWN = 6  # arrays in a message
@@ -101,6 +93,7 @@ def read_arrays(files: Sequence[Path], data: Data) -> ImageStream:
             len({header.file for header in used}),
             tuple(header.name for header in used),
             tuple(header.name for header in headers if header not in used),
+            "" if TO_BE_DRAWN in images else "names of arrays",
         ),
         None if TO_BE_DRAWN in images else np.repeat(np.array(list(images), np.int8), counts),
         value_range=lambda: scale.seen,
@@ -114,8 +107,9 @@ def read_arrays(files: Sequence[Path], data: Data) -> ImageStream:
 def _role(name: str) -> tuple[str, int]:
     """The name of an array without its part, in lower case, and the part: `x_train` is an x of TRAIN."""
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
-    parts = [_PARTS[word] for word in words if word in _PARTS]
-    return "_".join(word for word in words if word not in _PARTS), parts[0] if len(parts) == 1 else TO_BE_DRAWN
+    parts = [part for word in words if (part := part_of_word(word)) is not None]
+    name = "_".join(word for word in words if part_of_word(word) is None)
+    return name, parts[0] if len(parts) == 1 else TO_BE_DRAWN
 
 
 def _image_arrays(headers: Sequence[ArrayHeader], named: str | None) -> dict[int, ArrayHeader]:
@@ -264,15 +258,11 @@ def _labels(images: Mapping[int, ArrayHeader], labels: Mapping[int, ArrayHeader]
     """Labels of all images, null in parts that have none."""
     import pyarrow as pa
 
-    arrays = {part: _label_array(labels[part], images[part]) for part in labels}
-    kinds = {array.type for array in arrays.values()}
-    if len(kinds) > 1:
-        raise UserError(
-            f"{next(iter(labels.values()))}: the labels of the parts are of different types, "
-            f"{', '.join(sorted(map(str, kinds)))}; give them one"
-        )
-    (kind,) = kinds
-    return pa.concat_arrays([arrays.get(part, pa.nulls(images[part].shape[0], kind)) for part in images])
+    arrays = [
+        _label_array(labels[part], header) if part in labels else pa.nulls(header.shape[0])
+        for part, header in images.items()
+    ]
+    return concatenated(arrays, str(next(iter(labels.values()))))
 
 
 def _label_array(header: ArrayHeader, images: ArrayHeader) -> "pa.Array":

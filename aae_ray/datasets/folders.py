@@ -8,22 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray.datasets.image_stream import TEST, TRAIN, VALIDATION, ImageStream, Origin, Parts
+from aae_ray.datasets.image_stream import ImageStream, Origin, Parts
+from aae_ray.datasets.parts import part_of_word
 from aae_ray.datasets.pictures import ENDINGS, Pictures
 from aae_ray.datasets.pixels import stack, told_by_place
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
 
-PART_FOLDERS = {  # names of folders, in lower case, that are parts of a set and no classes
-    "train": TRAIN,
-    "training": TRAIN,
-    "val": VALIDATION,
-    "valid": VALIDATION,
-    "validation": VALIDATION,
-    "dev": VALIDATION,
-    "test": TEST,
-    "testing": TEST,
-}
 _LEFT_BY_SYSTEMS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"))
 _NAMES_SHOWN = 5
 
@@ -101,7 +92,7 @@ def read_pictures(folder: PictureFolder, data: Data) -> ImageStream:
         len(folder.files),
         blocks(),
         None if folder.labels is None else pa.array(folder.labels, pa.string()),
-        Origin("pictures in folders", len(folder.files)),
+        Origin("pictures in folders", len(folder.files), parts="" if folder.parts is None else "names of folders"),
         folder.parts,
         value_range=lambda: pictures.scale.seen,
         remarks=lambda: folder.remarks + pictures.remarks(),
@@ -158,7 +149,7 @@ def _walk(folder: Path, files: _Files, above: set[Path]) -> None:
 
 def _placed(path: Path, file: Path) -> _Picture:
     folders = file.relative_to(path).parts[:-1]
-    part = PART_FOLDERS.get(folders[0].lower()) if folders else None
+    part = part_of_word(folders[0]) if folders else None
     return _Picture(part, folders if part is None else folders[1:], file)
 
 

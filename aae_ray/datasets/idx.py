@@ -128,7 +128,7 @@ def read_idx(files: Mapping[str, Path], data: Data) -> ImageStream:
         sum(sizes),
         blocks(),
         pa.array(np.concatenate(labels)) if labels else None,
-        Origin("IDX", len(needed)),
+        Origin("IDX", len(needed), parts="names of files" if with_test else ""),
         np.repeat(np.array((TRAIN, TEST)[: len(sizes)], np.int8), sizes) if with_test else None,
         value_range=lambda: scale.seen,
         remarks=lambda: remarks,
