@@ -217,6 +217,7 @@ def test_no_two_rules_are_about_the_same_keys_and_all_of_them_exist() -> None:
 
 
 BREAKING: list[dict[str, Any]] = [
+    {"data.test_path": "test.parquet"},
     {"data.validation_fraction": 0.6, "data.test_fraction": 0.6},
     {"data.labels": 10.5},
     {"data.crop": "none"},

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray.datasets.image_stream import ValueRange, size_text
+from aae_ray.datasets.image_stream import SeenRange, size_text
 from aae_ray.errors import UserError
 
 CHANNELS = (1, 3)  # grey and colour: what can be shown
@@ -43,17 +43,6 @@ class Kind:
 
 
 PICTURES, WHOLE, FRACTIONS, BOOLEANS = "pictures", "whole numbers", "fractions", "true and false"
-
-
-class SeenRange:
-    """The smallest and the largest of all values that it was shown."""
-
-    def __init__(self) -> None:
-        self.ends: ValueRange | None = None
-
-    def show(self, values: NDArray[Any]) -> None:
-        low, high = float(values.min()), float(values.max())
-        self.ends = (low, high) if self.ends is None else (min(low, self.ends[0]), max(high, self.ends[1]))
 
 
 def kind_of(field: Any) -> Kind | None:

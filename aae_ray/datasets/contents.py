@@ -39,7 +39,7 @@ class Contents:
         """All of it as lines, by what each is about."""
         rows = {
             "images": f"{self.images:,} of {size_text(self.shape)} (channels x height x width)",
-            "read from": self._read_from(),
+            "source": self._read_from(),
             "values": "not told by the source" if self.value_range is None else _values(self.value_range),
             "classes": self._classes(),
             "parts": f"{self._counts()}; {self._parts_from()}",
@@ -52,7 +52,7 @@ class Contents:
         """The same in a sentence or two, for the beginning of a study."""
         repeated = self._repeated()
         told = [
-            f"{self.images:,} images of {size_text(self.shape)} from {self._read_from()}",
+            f"{self.images:,} images of {size_text(self.shape)}, read from {self._read_from()}",
             "pixels " + ("as they are" if self.value_range is None else _values(self.value_range)),
             self._classes(),
             f"{self._counts()} ({self._parts_from()})",

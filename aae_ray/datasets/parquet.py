@@ -20,7 +20,6 @@ from aae_ray import settings
 from aae_ray.datasets.arrow_images import (
     WHAT,
     Kind,
-    SeenRange,
     is_list,
     is_number,
     kind_of,
@@ -28,7 +27,7 @@ from aae_ray.datasets.arrow_images import (
     read_images,
 )
 from aae_ray.datasets.classes import NO_LABELS, concatenated, is_label, is_text, label_family
-from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream, Origin, Parts
+from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream, Origin, Parts, SeenRange
 from aae_ray.datasets.parts import WORDS, part_of_word, parts_of_files
 from aae_ray.errors import UserError, did_you_mean
 
@@ -249,7 +248,10 @@ def _image_columns(first: _Shard, named: str | None, taken: set[str | None]) -> 
 
 
 def _columns_of_pixels(shard: _Shard, taken: set[str | None]) -> list[_ImageColumns]:
-    """Columns of numbers that are counted through in squares: `pixel0` to `pixel783`, `1` to `784`, `1x1` to `28x28`."""
+    """Columns of numbers that are counted through, in squares: `pixel0` to `pixel783`, `1` to `784`, `1x1` to `28x28`.
+
+    Other names, such as `f0` to `f63`, are taken as pixels where data.image_column names them.
+    """
     groups: dict[str, dict[tuple[int, ...], str]] = {}
     for name, field in shard.fields.items():
         found = re.fullmatch(r"(.*?)(\d+)(?:x(\d+))?", name)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray.datasets.arrow_images import WHAT, SeenRange, kind_of, of_one_shape, read_images
+from aae_ray.datasets.arrow_images import WHAT, kind_of, of_one_shape, read_images
 from aae_ray.datasets.classes import NO_LABELS, concatenated, is_label
-from aae_ray.datasets.image_stream import ImageStream, Origin
+from aae_ray.datasets.image_stream import ImageStream, Origin, SeenRange
 from aae_ray.datasets.parts import part_of_word
 from aae_ray.errors import UserError, did_you_mean
 from aae_ray.settings import Data

@@ -59,20 +59,41 @@ def image_sheet(x_NCHW: Tensor, columns: int | None = None) -> "Image":
 
 def samples(x_NCHW: Tensor, columns: int | None = None, headings: Sequence[str] = ()) -> bytes:
     """A sheet of images as PNG, with the name of a class over each column where there are any, cut to fit."""
+    images = image_sheet(x_NCHW, columns)
+    headings = [written(heading, column) for column, heading in enumerate(headings)]
+    return _png(_headed(images, headings, (images.width - SEPARATOR) / len(headings)) if headings else images)
+
+
+def captioned(x_NCHW: Tensor, captions: Sequence[str], columns: int) -> bytes:
+    """A sheet of images as PNG, each below its caption, cut to fit; without captions where there are none."""
+    from PIL import Image
+
+    if not captions:
+        return samples(x_NCHW, columns)
+    cell = image_sheet(x_NCHW[:1]).width - SEPARATOR
+    strips = [
+        _headed(image_sheet(x_NCHW[start : start + columns], columns), captions[start : start + columns], cell)
+        for start in range(0, len(x_NCHW), columns)
+    ]
+    sheet = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips)), "white")
+    for row, strip in enumerate(strips):
+        sheet.paste(strip, (0, row * strips[0].height))
+    return _png(sheet)
+
+
+def _headed(images: "Image", headings: Sequence[str], step: float) -> "Image":
+    """A sheet with headings over its columns, which are so many pixels apart."""
     from matplotlib.font_manager import findfont
     from PIL import Image, ImageDraw, ImageFont
 
-    images = image_sheet(x_NCHW, columns)
-    if not headings:
-        return _png(images)
-    font, step = ImageFont.truetype(findfont(FONT), size=12), (images.width - SEPARATOR) / len(headings)
+    font = ImageFont.truetype(findfont(FONT), size=12)
     sheet = Image.new("RGB", (images.width, images.height + HEADING_PIXELS), "white")
     sheet.paste(images, (0, HEADING_PIXELS))
     draw = ImageDraw.Draw(sheet)
     for column, heading in enumerate(headings):
         centre = (SEPARATOR + (column + 0.5) * step, HEADING_PIXELS // 2)
-        draw.text(centre, _cut(_written(heading, column), font.getlength, step - SEPARATOR), "black", font, anchor="mm")
-    return _png(sheet)
+        draw.text(centre, _cut(heading, font.getlength, step - SEPARATOR), "black", font, anchor="mm")
+    return sheet
 
 
 def _cut(text: str, width: Callable[[str], float], room: float) -> str:
@@ -255,13 +276,13 @@ def _class_names(labels: NDArray[Any], names: Sequence[str] | None) -> dict[int,
     """What is written for each label in a legend, where a dollar would begin a formula."""
     shown: dict[int, str] = {}
     for label in map(int, labels):
-        name = "unlabelled" if label == UNKNOWN else _written(names[label], label) if names else str(label)
+        name = "unlabelled" if label == UNKNOWN else written(names[label], label) if names else str(label)
         name = name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
         shown[label] = name.replace("$", r"\$")
     return shown
 
 
-def _written(name: str, label: int) -> str:
+def written(name: str, label: int) -> str:
     """A class's name on one line, or its number where the font cannot write the name."""
     name = " ".join(name.split())
     return name if _letters().issuperset(name) else f"class {label}"
