@@ -30,6 +30,7 @@ class Contents:
     unlabelled: int
     duplicates: int  # images that are equal to one before them
     shared: int  # validation and test images that are equal to one of another part
+    remarks: tuple[str, ...] = ()  # on what was left out, and on what was done to images
 
     @property
     def images(self) -> int:
@@ -46,6 +47,8 @@ class Contents:
         }
         if repeated := self._repeated():
             rows["repeated"] = repeated
+        if self.remarks:
+            rows["remarks"] = "; ".join(self.remarks)
         return rows
 
     def short(self) -> str:
@@ -57,6 +60,7 @@ class Contents:
             self._classes(),
             f"{self._counts()} ({self._parts_from()})",
             *([repeated] if repeated else []),
+            *self.remarks,
         ]
         return "; ".join(told)
 
@@ -118,6 +122,7 @@ def contents_of(dataset: Dataset) -> Contents:
         0 if labels_N is None else dataset.unlabelled,
         duplicates,
         shared,
+        origin.remarks,
     )
 
 

@@ -264,7 +264,7 @@ def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], N
         "shape": shape,
         "classes": None if classes is None else classes.names,
         "parts": stream.parts is not None,
-        "origin": asdict(stream.origin),
+        "origin": asdict(replace(stream.origin, remarks=stream.remarks())),
         "value_range": stream.value_range(),
     }
 
@@ -313,7 +313,7 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
         digest, names, ends = str(about["digest"]), about["classes"], about["value_range"]
         class_names = None if names is None else tuple(map(str, names))
         value_range = None if ends is None else (float(ends[0]), float(ends[1]))
-        origin = Origin(**about["origin"] | {key: tuple(about["origin"][key]) for key in ("used", "unused")})
+        origin = Origin(**about["origin"] | {key: tuple(about["origin"][key]) for key in ("used", "unused", "remarks")})
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"the prepared data in {folder} is damaged ({error}); delete that folder, and it will be prepared again"

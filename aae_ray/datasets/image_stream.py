@@ -40,6 +40,7 @@ class Origin:
     used: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     parts: str = ""  # by what it gives the parts of the set; empty where it does not
+    remarks: tuple[str, ...] = ()  # phrases on what was left out, and on what was done to images
 
 
 @dataclass(frozen=True)
