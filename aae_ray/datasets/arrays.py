@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_ray.datasets.arrow_images import CHANNELS, WITH_OPACITY
 from aae_ray.datasets.classes import NO_LABELS, concatenated
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, TRAIN, ImageStream, Origin, size_text
 from aae_ray.datasets.parts import part_of_word
@@ -32,7 +33,6 @@ _T = TypeVar("_T")
 _IMAGE_NAMES = ("images", "image", "x", "data", "imgs", "img", "pixels")
 _LABEL_NAMES = ("labels", "label", "y", "targets", "target")
 _NONE = "none"  # in place of the name of labels: they are not read
-_CHANNELS = (1, 3, 4)
 _SHOWN = 6  # arrays in a message
 _START = 1024  # bytes that tell one format from another
 _HEADER_READERS = {
@@ -182,7 +182,9 @@ def _layout(shape: Sequence[int]) -> str | None:
     if len(shape) == 3:
         return "NHW"
     if len(shape) == 4:
-        last, front = shape[3] in _CHANNELS, shape[1] in _CHANNELS
+        last, front = shape[3] in CHANNELS, shape[1] in CHANNELS
+        if not last and not front:
+            last, front = shape[3] == WITH_OPACITY, shape[1] == WITH_OPACITY
         return None if last == front else "NHWC" if last else "NCHW"
     return None
 
@@ -199,7 +201,7 @@ def _image_shape(header: ArrayHeader) -> tuple[int, int, int]:
             f"{header} is {size_text(shape) or 'one number'}; images are N x H x W, N x H x W x C or N x C x H x W, "
             f"with 1, 3 or 4 channels, or N x D, flat and square. Reshape it"
         )
-    if layout == "NHW" and shape[2] in _CHANNELS and shape[1] > 4:
+    if layout == "NHW" and shape[2] in (*CHANNELS, WITH_OPACITY) and shape[1] > 4:
         raise UserError(
             f"{header} is {size_text(shape)}, which looks like one picture, height x width x channels; as "
             f"N x H x W x C it begins with the number of images"

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,6 @@ TRAIN, VALIDATION, TEST, TO_BE_DRAWN = 0, 1, 2, -1
 PART_NAMES = ("training", "validation", "test")
 
 ValueRange = tuple[float, float]  # the smallest and the largest value
-
-
-class SeenRange:
-    """The smallest and the largest of all values that it was shown."""
-
-    def __init__(self) -> None:
-        self.ends: ValueRange | None = None
-
-    def show(self, values: NDArray[Any]) -> None:
-        low, high = float(values.min()), float(values.max())
-        self.ends = (low, high) if self.ends is None else (min(low, self.ends[0]), max(high, self.ends[1]))
 
 
 @dataclass(frozen=True)

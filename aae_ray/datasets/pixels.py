@@ -71,8 +71,8 @@ def picture_samples(bits: int) -> ValueKind:
     return ValueKind(f"samples of {bits} bits", 0, 2**bits - 1, 16 if bits <= 8 else 2 ** (bits - 1))
 
 
-# Ranges that are usual, the narrowest first: what a message offers.
-_USUAL_RANGES = ((0, 1), (-1, 1), (-128, 127), (0, 255), (0, 65535))
+# Ranges that are usual beside those of the kinds, of whole numbers and of fractions: what a message offers.
+_USUAL_RANGES = (((-128, 127), (0, 65535)), ((-1, 1), (0, 255)))
 
 
 class Scale:
@@ -107,9 +107,8 @@ class Scale:
         kind = kind or _kind_of(pixels.dtype)
         low, high = float(pixels.min()), float(pixels.max())
         if not (math.isfinite(low) and math.isfinite(high)):
-            bad = ~np.isfinite(pixels)
-            text = f"has pixel values that are NaN or infinite, {bad.sum()} of them; give each pixel a finite value"
-            raise PixelFault(text, _first_image(bad))
+            index, count = _first_image(~np.isfinite(pixels))
+            raise PixelFault(f"has {_values(count)} of NaN or infinity; give each pixel a finite value", index)
         before = self.ranges.get(kind, (low, high))
         self.ranges[kind] = min(low, before[0]), max(high, before[1])
         return kind
@@ -125,7 +124,8 @@ class Scale:
         levels = (levels - black) * (255 / (white - black))
         outside = (levels < -0.5) | (levels > 255.5)
         if outside.any():
-            raise PixelFault(self._outside(kind, int(outside.sum())), _first_image(outside))
+            index, count = _first_image(outside)
+            raise PixelFault(self._outside(kind, count), index)
         as_bytes: NDArray[np.uint8] = np.clip(np.rint(levels), 0, 255).astype(np.uint8)  # 255.5 is rounded to 256
         return as_bytes
 
@@ -150,24 +150,23 @@ class Scale:
 
     def _outside(self, kind: ValueKind, count: int) -> str:
         low, high = self.seen or (0, 0)
-        values = "a pixel value" if count == 1 else f"{count} pixel values"
         if self.given:
             return (
-                f"has {values} outside of data.scale={self.given}; those seen are {_number(low)} to {_number(high)}, "
-                f"and the scale must take in all of them"
+                f"has {_values(count)} outside of data.scale={self.given}; those seen are {_number(low)} to "
+                f"{_number(high)}, and the scale must take in all of them"
             )
         usual = [
             f"{black}:{white}"
-            for black, white in _USUAL_RANGES
-            if black <= low and high <= white and (black, white) != (kind.black, kind.white)
+            for black, white in _USUAL_RANGES[kind is FRACTIONS]
+            if black <= low and high <= white and (black >= 0 or low < 0)
         ]
         if kind is not FRACTIONS and low >= 0:
             usual.insert(0, f"0:{_number(high)}")
-        such_as = f", such as data.scale={' or '.join(dict.fromkeys(usual[:2]))}" if usual else ""
+        such_as = f", such as data.scale={' or '.join(dict.fromkeys(usual))}" if usual else ""
         return (
-            f"has {values} outside of {kind.black:g} to {kind.white:g}, as which {kind.name} are read; those seen are "
-            f"{_number(low)} to {_number(high)}. Give the values that are black and white, data.scale=LOW:HIGH"
-            f"{such_as}, or data.scale=observed for the lowest and the highest of the set"
+            f"has {_values(count)} outside of {kind.black:g} to {kind.white:g}, as which {kind.name} are read; those "
+            f"seen are {_number(low)} to {_number(high)}. Give the values that are black and white, "
+            f"data.scale=LOW:HIGH{such_as}, or data.scale=observed for the lowest and the highest of the set"
         )
 
 
@@ -178,8 +177,15 @@ def _kind_of(dtype: np.dtype[Any]) -> ValueKind:
     return kinds[dtype.kind]
 
 
-def _first_image(bad: NDArray[np.bool_]) -> int:
-    return int(np.argmax(bad.reshape(len(bad), -1).any(axis=1)))
+def _first_image(bad: NDArray[np.bool_]) -> tuple[int, int]:
+    """The first image of a block that has bad values, and how many it has."""
+    counts = np.count_nonzero(bad.reshape(len(bad), -1), axis=1)
+    index = int(np.argmax(counts > 0))
+    return index, int(counts[index])
+
+
+def _values(count: int) -> str:
+    return "a pixel value" if count == 1 else f"{count} pixel values"
 
 
 def _number(value: float) -> str:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from aae_ray.datasets.arrow_images import WHAT, kind_of, of_one_shape, read_images
+from aae_ray.datasets.arrow_images import WHAT, Batch, kind_of, read_images
 from aae_ray.datasets.classes import NO_LABELS, concatenated, is_label
-from aae_ray.datasets.image_stream import ImageStream, Origin, SeenRange
+from aae_ray.datasets.image_stream import ImageStream, Origin
 from aae_ray.datasets.parts import part_of_word
+from aae_ray.datasets.pictures import Pictures
 from aae_ray.errors import UserError, did_you_mean
 from aae_ray.settings import Data
 
@@ -114,16 +114,12 @@ def read_saved(saved: SavedSet, data: Data) -> ImageStream:
     starts = np.cumsum([0, *counts])
     kind = kind_of(schema.field(image))
     assert kind is not None
-    seen = SeenRange()
+    pictures = Pictures(data)
 
-    def blocks() -> Iterator[NDArray[np.uint8]]:
-        shape_CHW: tuple[int, ...] | None = None
+    def batches() -> Iterator[Batch]:
         for file, _, _ in filled:
             for row, column in _columns(file, image):
-                fault = _fault(file, image, row)
-                block_BCHW = of_one_shape(read_images(column, kind, fault, seen), shape_CHW, fault)
-                yield block_BCHW
-                shape_CHW = block_BCHW.shape[1:]
+                yield Batch(column, kind, _fault(file, image, row))
 
     def label_place(row: int | None) -> str:
         if row is None:
@@ -139,7 +135,7 @@ def read_saved(saved: SavedSet, data: Data) -> ImageStream:
     used = tuple(filter(None, (image, label)))
     return ImageStream(
         int(starts[-1]),
-        blocks(),
+        read_images(batches, pictures, str(saved.path)),
         labels,
         Origin(
             "a saved Hugging Face dataset",
@@ -149,9 +145,10 @@ def read_saved(saved: SavedSet, data: Data) -> ImageStream:
             "" if None in parts else "names of splits",
         ),
         None if None in parts else np.repeat(np.array([part for _, part, _ in filled], np.int8), counts),
-        lambda: seen.ends,
+        lambda: pictures.scale.seen,
         label_place,
         None if label is None else _class_names(split.features.get(label)),
+        pictures.remarks,
     )
 
 

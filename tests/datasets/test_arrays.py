@@ -214,7 +214,7 @@ FAULTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "one-hot": ("a.npz", lambda: archive(x=GREY, y=np.eye(3)[LABELS]), "(one-hot) store their argmax(1)"),
     "12 bits": ("a.npy", lambda: saved(GREY.astype(np.uint16) * 16), "a.npy: image 0"),
     "dark": ("a.npy", lambda: saved(GREY % 17), "has pixel values of 0 to 16, and would be dark"),
-    "NaN": ("a.npy", lambda: saved(np.where(GREY.max() == GREY, np.nan, GREY / 255)), "are NaN or infinite"),
+    "NaN": ("a.npy", lambda: saved(np.where(GREY.max() == GREY, np.nan, GREY / 255)), "of NaN or infinity"),
 }
 
 
