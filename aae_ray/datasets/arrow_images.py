@@ -3,27 +3,28 @@
 `B` images of a batch, `C` channels, `H` height, `W` width.
 """
 
-import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray.datasets.image_stream import SeenRange, size_text
+from aae_ray.datasets.image_stream import size_text
+from aae_ray.datasets.pictures import FORMATS, Pictures, format_of
+from aae_ray.datasets.pixels import PixelFault, arrange_block, stack, told_by_place
 from aae_ray.errors import UserError
 
 CHANNELS = (1, 3)  # grey and colour: what can be shown
-WHAT = "pictures as bytes (PNG, JPEG), or lists of pixel values"
+WITH_OPACITY = 4  # channels, where no other side can be those of grey or colour
+WHAT = "pictures as bytes (PNG, JPEG, ...), or lists of pixel values"
 
 # Extension types whose metadata are the shape of a tensor, as JSON; Ray's are described in ray.data.extensions.
 _SHAPED = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
 _ANY_SHAPE = "ray.data.arrow_variable_shaped_tensor"
-# How pictures begin: fixed-size binaries that do not are raw pixels.
-_PICTURE = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*")
 
 Fault = Callable[[int, str], UserError]  # of a row of a batch
 
@@ -114,63 +115,123 @@ def is_number(kind: Any) -> bool:
     return _family(kind) is not None
 
 
-def read_images(column: Any, kind: Kind, fault: Fault, seen: SeenRange) -> list[NDArray[np.uint8]] | NDArray[np.uint8]:
-    """A batch of rows as images (C, H, W), which may differ in shape where they are pictures."""
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a column of images, how they are stored, and how a fault of one of them is told."""
+
+    column: Any
+    kind: Kind
+    fault: Fault
+
+
+def read_images(batches: Callable[[], Iterator[Batch]], pictures: Pictures, whole: str) -> Iterator[NDArray[np.uint8]]:
+    """The images of all batches, arranged by the settings, as blocks images_BCHW of one shape.
+
+    `batches` gives all of them anew at each call, as the range of values may be asked first; `whole` names them all.
+    Raises UserError.
+    """
+    scale = pictures.scale
+    if scale.needs_observing:
+        for batch in batches():
+            if batch.kind.is_pictures and not _is_raw(batch):
+                for offset, content in enumerate(_contents(batch)):
+                    with _told(batch, offset):
+                        pictures.observe(content)
+            else:
+                with _told(batch):
+                    scale.observe(_pixels(batch))
+    yield from stack(_of_one_kind(batches, pictures))
+    with told_by_place(whole):
+        scale.finish()
+
+
+def _of_one_kind(batches: Callable[[], Iterator[Batch]], pictures: Pictures) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Images (H, W, C) one by one, each with its place."""
+    rest = batches()
+    for batch in rest:
+        if batch.kind.is_pictures and not _is_raw(batch):
+            for offset, content in enumerate(_contents(batch)):
+                with _told(batch, offset):
+                    yield _place(batch, offset), pictures.decode(content)
+            continue
+        pixels_BCHW = _pixels(batch)
+        try:
+            images_BCHW = _to_bytes(pixels_BCHW, pictures)
+        except PixelFault:
+            with suppress(PixelFault, UserError):  # so that the message knows the range of the whole set
+                for other in rest:
+                    pictures.scale.observe(_pixels(other))
+            with _told(batch):
+                images_BCHW = _to_bytes(pixels_BCHW, pictures)
+        for offset, image_CHW in enumerate(images_BCHW):
+            yield _place(batch, offset), image_CHW.transpose(1, 2, 0)
+
+
+def _to_bytes(pixels_BCHW: NDArray[Any], pictures: Pictures) -> NDArray[np.uint8]:
+    return arrange_block(pictures.scale.to_bytes(pixels_BCHW).transpose(0, 2, 3, 1), pictures.data)
+
+
+def _place(batch: Batch, offset: int) -> str:
+    return str(batch.fault(offset, "")).rstrip()
+
+
+@contextmanager
+def _told(batch: Batch, offset: int = 0) -> Iterator[None]:
+    """Faults of pixels as UserError that begins with the row: `offset` in the batch, or the fault's own."""
+    try:
+        yield
+    except PixelFault as fault:
+        raise batch.fault(offset + fault.index, str(fault)) from None
+
+
+def _stored(batch: Batch) -> Any:
+    """The column in its plain form. Raises UserError at a row without an image."""
     import pyarrow as pa
 
+    column = batch.column
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     missing = _nulls(column)
     if missing.any():
-        raise fault(int(np.argmax(missing)), "is null; every row must hold an image")
-    if kind.is_pictures:
-        pictures = _pictures(column, fault)
-        for picture in pictures:
-            seen.show(picture)
-        return pictures
-    if pa.types.is_struct(column.type):
-        column, kind = _of_one_shape(column, kind, fault)
-    return pixels_to_bytes(_shaped(_nested(column, fault), kind, fault), fault, seen)
+        raise batch.fault(int(np.argmax(missing)), "is null; every row must hold an image")
+    return column
 
 
 # ------------------------------------------------------------------------------------------------------- pictures
 
 
-def _pictures(column: Any, fault: Fault) -> list[NDArray[np.uint8]]:
+def _is_raw(batch: Batch) -> bool:
+    """Whether binaries of a fixed size are pixels and no picture files."""
     import pyarrow as pa
 
-    values = column.to_pylist()
-    raw = pa.types.is_fixed_size_binary(column.type) and not values[0].startswith(_PICTURE)
-    if raw:
-        return list(_shaped(np.stack([np.frombuffer(value, np.uint8) for value in values]), Kind(WHOLE), fault))
-    pictures = []
-    for offset, value in enumerate(values):
+    column = _stored(batch)
+    return bool(pa.types.is_fixed_size_binary(column.type)) and format_of(column[0].as_py()) not in FORMATS.values()
+
+
+def _contents(batch: Batch) -> Iterator[bytes]:
+    for offset, value in enumerate(_stored(batch).to_pylist()):
         content = value["bytes"] if isinstance(value, dict) else value
         if content is None:
-            raise fault(offset, "has no bytes, only a path; the images themselves must be in the file")
-        pictures.append(_decoded(content, offset, fault))
-    return pictures
-
-
-def _decoded(content: bytes, offset: int, fault: Fault) -> NDArray[np.uint8]:
-    """A PNG or JPEG as image_CHW: one channel where it is grey, else three; transparency is dropped."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
-        image.load()
-    except Exception as error:  # damaged bytes raise struct.error, SyntaxError, OSError, ...
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise fault(offset, f"cannot be decoded as a PNG or JPEG image: {reason}") from None
-    if image.mode.startswith("I"):
-        raise fault(offset, "has 16 bits per pixel; convert the images to 8 bits")
-    image_HWC = np.atleast_3d(np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")))
-    return image_HWC.transpose(2, 0, 1)
+            raise batch.fault(offset, "has no bytes, only a path; the images themselves must be in the file")
+        yield content
 
 
 # --------------------------------------------------------------------------------------------------------- pixels
+
+
+def _pixels(batch: Batch) -> NDArray[Any]:
+    """Values of all pixels as pixels_BCHW."""
+    import pyarrow as pa
+
+    column, kind = _stored(batch), batch.kind
+    if kind.is_pictures:
+        values = np.stack([np.frombuffer(value, np.uint8) for value in column.to_pylist()])
+        return _shaped(values, Kind(WHOLE), batch.fault)
+    if pa.types.is_struct(column.type):
+        column, kind = _of_one_shape(column, kind, batch.fault)
+    return _shaped(_nested(column, batch.fault), kind, batch.fault)
 
 
 def _nulls(values: Any) -> NDArray[np.bool_]:
@@ -233,6 +294,8 @@ def _shaped(pixels: NDArray[Any], kind: Kind, fault: Fault) -> NDArray[Any]:
     if len(shape) > 3:
         raise fault(0, f"is {size_text(shape)}; images are H x W, C x H x W or H x W x C")
     first, last = shape[0] in CHANNELS, shape[2] in CHANNELS
+    if not first and not last:
+        first, last = shape[0] == WITH_OPACITY, shape[2] == WITH_OPACITY
     if first and last and max(shape) > 1:
         raise fault(
             0, f"is {size_text(shape)}, which may be C x H x W and H x W x C; nest images of one channel as H x W"
@@ -240,34 +303,5 @@ def _shaped(pixels: NDArray[Any], kind: Kind, fault: Fault) -> NDArray[Any]:
     if last and not first:
         return np.moveaxis(pixels, 3, 1)
     if not first:
-        raise fault(0, f"is {size_text(shape)}; images have 1 channel or 3, as C x H x W or H x W x C")
+        raise fault(0, f"is {size_text(shape)}; images have 1 channel, 3 or 4, as C x H x W or H x W x C")
     return pixels
-
-
-def pixels_to_bytes(pixels_BCHW: NDArray[Any], fault: Fault, seen: SeenRange) -> NDArray[np.uint8]:
-    """Whole numbers from 0 to 255 as they are; fractions in [0, 1], true and false spread over 0 to 255."""
-    seen.show(pixels_BCHW)
-    if pixels_BCHW.dtype == np.bool_:
-        return pixels_BCHW.astype(np.uint8) * np.uint8(255)
-    whole = np.issubdtype(pixels_BCHW.dtype, np.integer)
-    good = (pixels_BCHW >= 0) & (pixels_BCHW <= (255 if whole else 1))  # false for NaN
-    if not good.all():
-        offset = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
-        right = "whole pixel values are 0 to 255" if whole else "pixel values with a fraction are in [0, 1]"
-        raise fault(offset, f"has a pixel of {pixels_BCHW[~good][0]}; {right}")
-    return pixels_BCHW.astype(np.uint8) if whole else np.rint(pixels_BCHW * 255).astype(np.uint8)
-
-
-def of_one_shape(
-    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], shape_CHW: tuple[int, ...] | None, fault: Fault
-) -> NDArray[np.uint8]:
-    """Images of a batch as images_BCHW; `shape_CHW` is that of the images before, if there were any."""
-    expected = shape_CHW or images[0].shape
-    for offset, image_CHW in enumerate(images):
-        if image_CHW.shape != expected:
-            raise fault(
-                offset,
-                f"is {size_text(image_CHW.shape)} (channels x height x width) and those before it are "
-                f"{size_text(expected)}{_ONE_SHAPE}",
-            )
-    return np.asarray(images)

@@ -30,6 +30,7 @@ class Contents:
     unlabelled: int
     duplicates: int  # images that are equal to one before them
     shared: int  # validation and test images that are equal to one of another part
+    remarks: tuple[str, ...] = ()  # on what was left out, and on what was done to images
 
     @property
     def images(self) -> int:
@@ -46,6 +47,8 @@ class Contents:
         }
         if repeated := self._repeated():
             rows["repeated"] = repeated
+        if self.remarks:
+            rows["remarks"] = "; ".join(self.remarks)
         return rows
 
     def short(self) -> tuple[str, ...]:
@@ -55,6 +58,7 @@ class Contents:
             f"{self.images:,} images of {size_text(self.shape)}, read from {self._read_from()}{values}",
             f"{self._classes()}; {self._counts()}, {self._parts_from()}",
             self._repeated(),
+            *self.remarks,
         )
         return tuple(line for line in lines if line)
 
@@ -120,6 +124,7 @@ def contents_of(dataset: Dataset) -> Contents:
         0 if labels_N is None else dataset.unlabelled,
         duplicates,
         shared,
+        origin.remarks,
     )
 
 

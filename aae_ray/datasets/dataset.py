@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from aae_ray import settings
 from aae_ray.datasets.classes import UNKNOWN, classes_of
 from aae_ray.datasets.download import PUBLISHED, Progress, download, no_progress
-from aae_ray.datasets.idx import IDX_FILES, find_idx, read_idx
+from aae_ray.datasets.formats import find_stored
+from aae_ray.datasets.idx import IDX_FILES, read_idx
 from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, ValueRange
-from aae_ray.datasets.parquet import read_parquet
+from aae_ray.datasets.parquet import NONE
 from aae_ray.datasets.parts import with_test
+from aae_ray.datasets.pixels import Scale, arrange_block, told_by_place
 from aae_ray.errors import UserError, did_you_mean
 
 PREPARED_FORMAT = 2  # raised when prepared data changes its form, so that older ones are made anew
@@ -129,14 +131,14 @@ def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Sour
         identity = {"train": source.identity, "test": test.identity}
         return _Source(identity, lambda: with_test(source.read(), test.read(), str(test_path)))
     if columns := _columns(data):
-        raise UserError(f"{columns}: columns are those of Parquet files, and data.path names none")
+        raise UserError(f"{columns}: columns and arrays are those of your own files, and data.path names none")
     if data.name == "digits":
-        return _Source({"digits": "scikit-learn"}, _read_digits)
+        return _Source({"digits": "scikit-learn"} | _pixel_settings(data), lambda: _read_digits(data))
     if data.name in PUBLISHED:
         published = PUBLISHED[data.name]
         folder = cache_folder(data) / "downloads" / data.name
-        identity = {"sha256": dict(published.sha256)}
-        return _Source(identity, lambda: read_idx(download(published, folder, progress)))
+        identity = {"sha256": dict(published.sha256)} | _pixel_settings(data)
+        return _Source(identity, lambda: read_idx(download(published, folder, progress), data))
     known = ("digits", *PUBLISHED)
     raise UserError(
         f"data.name: {data.name} is none of {', '.join(known)}; for your own images give data.path."
@@ -158,39 +160,26 @@ def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
     if data.name == "digits":
         raise UserError(f"data.name: {path} is not scikit-learn's digits; give it another name")
     try:
-        parquet, idx = _files_at(path, key)
-        identity: dict[str, Any] = {"files": [_file_identity(file) for file in (*parquet, *idx.values())]}
+        form, stored = find_stored(path, key)
+        identity: dict[str, Any] = {"files": [_file_identity(file) for file in stored.files]} | _pixel_settings(data)
     except OSError as error:
         raise UserError(f"{key}: {error.filename or path} cannot be read: {error.strerror}") from None
-    if parquet and idx:
-        raise UserError(f"{key}: {path} holds both Parquet and IDX files; keep one kind in the folder")
-    if parquet:
+    if form.columns:
         identity["columns"] = [data.image_column, data.label_column, data.split_column]
-        return _Source(identity, lambda: read_parquet(path, parquet, data))
-    if columns := _columns(data):
-        raise UserError(f"{columns}: columns are those of Parquet files, and {path} holds none")
-    needed = IDX_FILES if data.name in PUBLISHED else IDX_FILES[:1]
-    missing = [name for name in needed if name not in idx]
-    if missing:
-        also = "" if idx else ", and no Parquet file either"
-        raise UserError(f"{key}: {path} has no {missing[0]} (.gz or not){also}")
-    return _Source(identity, lambda: read_idx(idx))
+    elif columns := _columns(data.model_copy(update={"label_column": None}) if data.label_column == NONE else data):
+        raise UserError(f"{columns}: {path} holds {form.name}, which has neither columns nor named arrays")
+    elif data.label_column == NONE:
+        return _Source(identity | {"labels": NONE}, lambda: replace(stored.read(data), labels=None))
+    if data.name in PUBLISHED and len(stored.files) < len(IDX_FILES):
+        raise UserError(f"{key}: {path} is not all of {data.name}: it needs {', '.join(IDX_FILES)} (.gz or not)")
+    return _Source(identity, lambda: stored.read(data))
 
 
-def _files_at(path: Path, key: str) -> tuple[list[Path], dict[str, Path]]:
-    """The Parquet files at a path, also in folders below it, and the IDX files."""
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if _is_parquet(file.relative_to(path))), find_idx(path)
-    if _is_parquet(Path(path.name)) and path.is_file():
-        return [path], {}
-    what = "is neither a folder nor a .parquet file" if path.exists() else "does not exist"
-    raise UserError(f"{key}: {path} {what}")
-
-
-def _is_parquet(relative: Path) -> bool:
-    """Whether a file is called so; what begins with a dot or an underscore are notes of the program that wrote it."""
-    hidden = any(part.startswith((".", "_")) for part in relative.parts)
-    return relative.suffix.lower() == ".parquet" and not hidden
+def _pixel_settings(data: settings.Data) -> dict[str, Any]:
+    """The settings on which the pixels of a prepared set depend, of those that differ from their defaults."""
+    names = ("scale", "background", "channels", "size", "crop", "resample", "transpose")
+    given = {name: getattr(data, name) for name in names}
+    return {name: value for name, value in given.items() if value != settings.Data.model_fields[name].default}
 
 
 def _file_identity(file: Path) -> tuple[str, int, int]:
@@ -198,20 +187,21 @@ def _file_identity(file: Path) -> tuple[str, int, int]:
     return str(file.resolve()), status.st_size, status.st_mtime_ns
 
 
-def _read_digits() -> ImageStream:
+def _read_digits(data: settings.Data) -> ImageStream:
     """The 1797 digits of 8 x 8 pixels that ship with scikit-learn, their 17 levels spread over 0 to 255."""
     import pyarrow as pa
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images_NHW = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return ImageStream(
-        len(images_NHW),
-        iter([images_NHW[:, np.newaxis]]),
-        pa.array(digits.target),
-        Origin("scikit-learn's digits"),
-        value_range=lambda: (float(digits.images.min()), float(digits.images.max())),
-    )
+    scale = Scale(data if data.scale else data.model_copy(update={"scale": "0:16"}))
+
+    def blocks() -> Iterator[NDArray[np.uint8]]:
+        with told_by_place("data.name: digits"):
+            scale.observe(digits.images)
+            yield arrange_block(scale.to_bytes(digits.images)[..., np.newaxis], data)
+
+    origin = Origin("scikit-learn's digits")
+    return ImageStream(len(digits.images), blocks(), pa.array(digits.target), origin, value_range=lambda: scale.seen)
 
 
 # ---------------------------------------------------------------------------------------------------- cache
@@ -274,7 +264,7 @@ def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], N
         "shape": shape,
         "classes": None if classes is None else classes.names,
         "parts": stream.parts is not None,
-        "origin": asdict(stream.origin),
+        "origin": asdict(replace(stream.origin, remarks=stream.remarks())),
         "value_range": stream.value_range(),
     }
 
@@ -323,7 +313,7 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
         digest, names, ends = str(about["digest"]), about["classes"], about["value_range"]
         class_names = None if names is None else tuple(map(str, names))
         value_range = None if ends is None else (float(ends[0]), float(ends[1]))
-        origin = Origin(**about["origin"] | {key: tuple(about["origin"][key]) for key in ("used", "unused")})
+        origin = Origin(**about["origin"] | {key: tuple(about["origin"][key]) for key in ("used", "unused", "remarks")})
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"the prepared data in {folder} is damaged ({error}); delete that folder, and it will be prepared again"

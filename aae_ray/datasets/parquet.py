@@ -14,21 +14,21 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aae_ray import settings
 from aae_ray.datasets.arrow_images import (
     WHAT,
+    Batch,
     Kind,
     is_list,
     is_number,
     kind_of,
-    of_one_shape,
     read_images,
 )
 from aae_ray.datasets.classes import NO_LABELS, concatenated, is_label, is_text, label_family
-from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream, Origin, Parts, SeenRange
+from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream, Origin, Parts
 from aae_ray.datasets.parts import WORDS, part_of_word, parts_of_files
+from aae_ray.datasets.pictures import Pictures
 from aae_ray.errors import UserError, did_you_mean
 
 LABEL_COLUMN, SPLIT_COLUMN = "label", "split"  # are read without being named
@@ -105,15 +105,12 @@ def read_parquet(root: Path, files: Sequence[Path], data: settings.Data) -> Imag
                 _check_same(shard, column, first, _label_family)
 
     starts = np.cumsum([0, *(shard.rows for shard in filled)])
-    seen = SeenRange()
+    pictures = Pictures(data)
 
-    def blocks() -> Iterator[NDArray[np.uint8]]:
-        shape_CHW: tuple[int, ...] | None = None
+    def batches() -> Iterator[Batch]:
         for shard in filled:
             for row, batch in _batches(shard, images.columns):
-                images_BCHW = _images(shard, images, batch, row, shape_CHW, seen)
-                yield images_BCHW
-                shape_CHW = images_BCHW.shape[1:]
+                yield _image_batch(shard, images, batch, row)
 
     def place(column: str | None) -> Callable[[int | None], str]:
         def row_of(image: int | None) -> str:
@@ -131,13 +128,14 @@ def read_parquet(root: Path, files: Sequence[Path], data: settings.Data) -> Imag
     unused = tuple(column for column in first.columns if column not in taken)
     return ImageStream(
         int(starts[-1]),
-        blocks(),
+        read_images(batches, pictures, str(root)),
         labels,
         Origin("Parquet", len(files), used, unused, given_by),
         parts,
-        lambda: seen.ends,
+        lambda: pictures.scale.seen,
         place(label_column),
         None if label_column is None else _label_names(first, label_column),
+        pictures.remarks,
     )
 
 
@@ -383,10 +381,8 @@ def _some(names: Sequence[str]) -> str:
 # ---------------------------------------------------------------------------------------------- images and parts
 
 
-def _images(
-    shard: _Shard, images: _ImageColumns, batch: Any, row: int, shape_CHW: tuple[int, ...] | None, seen: SeenRange
-) -> NDArray[np.uint8]:
-    """A batch of rows as images_BCHW; `shape_CHW` is that of the images before, if there were any."""
+def _image_batch(shard: _Shard, images: _ImageColumns, batch: Any, row: int) -> Batch:
+    """A batch of rows of the image column, or of the columns of pixels as lists."""
 
     def fault(offset: int, message: str) -> UserError:
         return UserError(f"{shard.file}: row {row + offset} of column {images.name} {message}")
@@ -394,7 +390,7 @@ def _images(
     if not images.per_pixel:
         kind = kind_of(shard.fields[images.name])
         assert kind is not None
-        return of_one_shape(read_images(batch.column(0), kind, fault, seen), shape_CHW, fault)
+        return Batch(batch.column(0), kind, fault)
     import pyarrow as pa
 
     for name in images.columns:
@@ -407,7 +403,7 @@ def _images(
     shape = images.sides if len(images.sides) > 1 else ()
     family = kind_of(pa.field(images.name, lists.type))
     assert family is not None
-    return of_one_shape(read_images(lists, Kind(family.family, shape), fault, seen), shape_CHW, fault)
+    return Batch(lists, Kind(family.family, shape), fault)
 
 
 def _parts(

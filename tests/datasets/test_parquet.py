@@ -30,9 +30,9 @@ def table(images: Any, labels: Any = None, type: Any = None, **columns: Any) -> 
     return pa.table(columns if labels is None else columns | {"label": labels})
 
 
-def read(path: Path, image_column: str | None = None, label_column: str | None = None) -> Any:
+def read(path: Path, **data: Any) -> Any:
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    return gather(read_parquet(path, files, Data(image_column=image_column, label_column=label_column)))
+    return gather(read_parquet(path, files, Data(**data)))
 
 
 GREY = RANDOM.integers(0, 256, (150, 6, 6), dtype=np.uint8)  # more than two batches
@@ -74,7 +74,7 @@ def test_parquet_kinds(tmp_path: Path, kind: str) -> None:
     assert labels_N is None
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 3), ("RGB", 3), ("RGBA", 3)])
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 1), ("RGB", 3), ("RGBA", 3)])
 def test_png_modes(tmp_path: Path, mode: str, channels: int) -> None:
     black_and_white = np.kron(np.eye(3, dtype=np.uint8), np.full((2, 2), 255, np.uint8))
     pq.write_table(table([picture(black_and_white, mode=mode)]), tmp_path / "a.parquet")
@@ -123,12 +123,13 @@ def test_files_of_a_folder_follow_their_names(tmp_path: Path) -> None:
 
 
 def test_a_named_image_column_is_taken_among_several(tmp_path: Path) -> None:
-    pq.write_table(table(FLAT.tolist(), mask=(FLAT[:, :4] // 2).tolist()), tmp_path / "a.parquet")
+    pq.write_table(table(FLAT.tolist(), mask=(255 - FLAT[:, :4]).tolist()), tmp_path / "a.parquet")
     images_NCHW, _ = read(tmp_path, image_column="mask")
-    assert np.array_equal(images_NCHW, FLAT[:, :4].reshape(-1, 1, 2, 2) // 2)
+    assert np.array_equal(images_NCHW, 255 - FLAT[:, :4].reshape(-1, 1, 2, 2))
 
 
-def test_parquet_takes_memory_for_a_few_images_only(tmp_path: Path) -> None:
+def test_parquet_takes_memory_for_a_few_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aae_ray.datasets.pixels.BLOCK_BYTES", 1 << 20)
     pixels = pa.array(RANDOM.integers(0, 256, 4000 * 4096, dtype=np.uint8))
     pq.write_table(table(pa.FixedSizeListArray.from_arrays(pixels, 4096)), tmp_path / "a.parquet")
     before = pa.total_allocated_bytes()
@@ -176,18 +177,18 @@ PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
         lambda: table([{"bytes": None}], type=pa.struct({"bytes": pa.binary(), "path": pa.string()})),
         "row 0 of column image has no bytes, only a path",
     ),
-    "undecodable": (lambda: table([picture(GREY[0]), b"x" * 99]), "row 1 of column image cannot be decoded"),
-    "no bytes": (lambda: table([b""]), "row 0 of column image cannot be decoded"),
-    "truncated PNG": (lambda: table([picture(GREY[0])[:-30]]), "row 0 of column image cannot be decoded"),
-    "GIF": (lambda: table([picture(GREY[0], "GIF")]), "decoded as a PNG or JPEG image: unknown format"),
-    "16 bits": (lambda: table([picture(GREY[0].astype(np.uint16))]), "row 0 of column image has 16 bits"),
+    "undecodable": (lambda: table([picture(GREY[0]), b"x" * 99]), "row 1 of column image is no picture of a known"),
+    "no bytes": (lambda: table([b""]), "row 0 of column image is empty"),
+    "truncated PNG": (lambda: table([picture(GREY[0])[:-30]]), "row 0 of column image is a PNG image that is cut"),
+    "GIF": (lambda: table([picture(GREY[0], "GIF")[:40]]), "row 0 of column image is a GIF image that is cut short"),
+    "16 bits": (lambda: table([picture(GREY[0].astype(np.uint16))]), "such as data.scale=0:248"),
     "shapes of PNG": (
         lambda: table([picture(GREY[0]), picture(GREY[0, :5])]),
-        "row 1 of column image is 1 x 5 x 6 (channels x height x width) and those before it are 1 x 6 x 6",
+        "row 1 of column image is 5 x 6 in grey (height x width), and the images before it are 6 x 6 in grey",
     ),
     "channels of PNG": (
         lambda: table([picture(GREY[0]), picture(GREY[0], mode="RGB")]),
-        "row 1 of column image is 3 x 6 x 6",
+        "row 1 of column image is 6 x 6 in colour (height x width), and the images before it are 6 x 6 in grey",
     ),
     "shapes of lists": (lambda: table([[1, 2, 3, 4], [1]]), "row 1 of column image has lists of another"),
     "shapes of nested lists": (
@@ -196,7 +197,7 @@ PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
     ),
     "shapes in later batches": (
         lambda: table([[1]] * 64 + [[1, 2, 3, 4]] * 3),
-        "row 64 of column image is 1 x 2 x 2 (channels x height x width) and those before it are 1 x 1 x 1",
+        "row 64 of column image is 2 x 2 in grey (height x width), and the images before it are 1 x 1 in grey",
     ),
     "no square": (lambda: table([[1] * 12]), "is a flat list of 12 pixels, not a square"),
     "C x H x W or H x W x C": (
@@ -205,7 +206,11 @@ PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
     ),
     "four channels": (
         lambda: table(RANDOM.integers(0, 9, (1, 4, 8, 8)).tolist()),
-        "row 0 of column image is 4 x 8 x 8; images have 1 channel or 3",
+        "row 0 of column image is transparent in 64 of 64 pixels",
+    ),
+    "five channels": (
+        lambda: table(RANDOM.integers(0, 9, (1, 5, 8, 8)).tolist()),
+        "row 0 of column image is 5 x 8 x 8; images have 1 channel, 3 or 4",
     ),
     "two columns of one name": (
         lambda: table([[1]], [1]).append_column("label", pa.array([2])),
@@ -215,11 +220,11 @@ PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
         lambda: table([[1], [2]], split=["train", "extra"]),
         "row 1 of column split is extra, which names no part (train, training, val, valid, validation, test",
     ),
-    "above 255": (lambda: table([[1], [2], [256]]), "row 2 of column image has a pixel of 256; whole"),
-    "below 0": (lambda: table([[1], [-1]]), "row 1 of column image has a pixel of -1; whole"),
-    "fraction above 1": (lambda: table([[0.5], [1.01]]), "row 1 of column image has a pixel of 1.01; pixel"),
-    "fraction below 0": (lambda: table([[-0.1]]), "row 0 of column image has a pixel of -0.1; pixel values"),
-    "pixel NaN": (lambda: table([[float("nan")]]), "row 0 of column image has a pixel of nan; pixel values"),
+    "above 255": (lambda: table([[1], [2], [256]]), "row 2 of column image has a pixel value outside of 0 to 255"),
+    "below 0": (lambda: table([[1], [-1]]), "row 1 of column image has a pixel value outside of 0 to 255"),
+    "fraction above 1": (lambda: table([[0.5], [1.01]]), "row 1 of column image has a pixel value outside of 0"),
+    "fraction below 0": (lambda: table([[-0.1]]), "row 0 of column image has a pixel value outside of 0 to 1"),
+    "pixel NaN": (lambda: table([[float("nan")]]), "row 0 of column image has a pixel value of NaN or"),
     "one-hot labels": (
         lambda: table([[1], [1]], [[0, 1], [1, 0]]),
         "column label holds list<element: int64>, like one-hot codes; labels are one whole number, text, date",
@@ -253,7 +258,7 @@ def test_wrongly_named_column(tmp_path: Path, image_column: str | None, label_co
     file = tmp_path / "a.parquet"
     pq.write_table(table(ONE, name=["x"]), file)
     with pytest.raises(UserError) as error:
-        read(file, image_column, label_column)
+        read(file, image_column=image_column, label_column=label_column)
     assert str(error.value).startswith(message.format(file=file))
 
 
@@ -292,7 +297,7 @@ def test_parquet_damaged_inside(tmp_path: Path) -> None:
         (table([[0.5]]), "b.parquet: column image holds list<element: double>; in"),
         (table([[1]], label=["cat"]), "b.parquet: column label holds string; in"),
         (pa.table({"picture": [[1]]}), "b.parquet: column image is missing; in"),
-        (table([[1, 2, 3, 4]], label=[1]), "b.parquet: row 0 of column image is 1 x 2 x 2 (channels"),
+        (table([[1, 2, 3, 4]], label=[1]), "b.parquet: row 0 of column image is 2 x 2 in grey"),
     ],
     ids=["type", "label type", "missing", "shape"],
 )
@@ -302,3 +307,37 @@ def test_files_of_a_folder_must_agree(tmp_path: Path, other: pa.Table, message: 
     with pytest.raises(UserError) as error:
         read(tmp_path)
     assert message in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------- pixels as they were meant
+
+
+def test_settings_of_pixels_reach_lists_and_pictures(tmp_path: Path) -> None:
+    few = GREY[:70] % 17
+    for name, images in (("lists", few.tolist()), ("pictures", [picture(image) for image in few])):
+        pq.write_table(table(images), tmp_path / f"{name}.parquet")
+        if name == "lists":
+            with pytest.raises(UserError, match=r"lists\.parquet has pixel values of 0 to 16, .*data\.scale=0:16"):
+                read(tmp_path / "lists.parquet")
+        for scale in ("0:16", "observed"):
+            images_NCHW, _ = read(tmp_path / f"{name}.parquet", scale=scale)
+            assert np.array_equal(images_NCHW[:, 0], np.rint(few * (255 / 16)))
+        resized, _ = read(tmp_path / f"{name}.parquet", scale="0:16", size="3", channels=3)
+        assert resized.shape == (70, 3, 3, 3)
+
+
+def test_the_range_of_all_rows_is_told(tmp_path: Path) -> None:
+    standardised = (FLAT / 255 - 0.5) / 0.25
+    pq.write_table(table(standardised.tolist()), tmp_path / "a.parquet", row_group_size=40)
+    low, high = (f"{value:.4g}" for value in (standardised.min(), standardised.max()))
+    with pytest.raises(UserError, match=f"row 0 of .* those seen are {low} to {high}"):
+        read(tmp_path / "a.parquet")
+
+
+def test_lists_with_opacity_are_laid_over_the_background(tmp_path: Path) -> None:
+    pixels = np.dstack([COLOUR[0].transpose(1, 2, 0), np.full((4, 5), 255, np.uint8)])
+    pixels[0, 0, 3] = 0
+    pq.write_table(table([np.kron(pixels, np.ones((2, 2, 1), np.uint8)).tolist()]), tmp_path / "a.parquet")
+    images_NCHW, _ = read(tmp_path / "a.parquet", background="white")
+    assert (images_NCHW[0, :, :2, :2] == 255).all()
+    assert np.array_equal(images_NCHW[0, :, ::2, 2::2], COLOUR[0][:, :, 1:])
