@@ -15,7 +15,7 @@ import pytest
 
 from aae_ray.cli import run_command
 from aae_ray.data import prepare
-from aae_ray.datasets import parquet
+from aae_ray.datasets import parquet, pixels
 
 
 class Ended(NamedTuple):
@@ -107,6 +107,7 @@ def test_progress_without_a_terminal_is_a_line_at_each_tenth(
     run: Callable[..., Ended], faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet, "_BATCH_ROWS", 1)
+    monkeypatch.setattr(pixels, "BLOCK_BYTES", 1)  # otherwise all of them are one block
     ended = run("faces", "--path", faces, "--cache", tmp_path, "data.image_column=pixels")
     lines = ended.stderr.splitlines()
     assert lines[0] == "preparing faces: 1 of 40"

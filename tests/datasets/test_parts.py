@@ -185,7 +185,7 @@ def test_images_that_are_there_twice_are_counted(tmp_path: Path, own: Any) -> No
 
 
 def test_images_that_are_all_alike_are_told(tmp_path: Path, own: Any) -> None:
-    pq.write_table(pa.table({"image": [[7] * 9] * 30}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"image": [[177] * 9] * 30}), tmp_path / "a.parquet")
     assert (
         "all images are equal, and there is nothing to learn"
         in contents_of(own(tmp_path / "a.parquet")).rows()["repeated"]
