@@ -51,18 +51,16 @@ class Contents:
             rows["remarks"] = "; ".join(self.remarks)
         return rows
 
-    def short(self) -> str:
-        """The same in a sentence or two, for the beginning of a study."""
-        repeated = self._repeated()
-        told = [
-            f"{self.images:,} images of {size_text(self.shape)}, read from {self._read_from()}",
-            "pixels " + ("as they are" if self.value_range is None else _values(self.value_range)),
-            self._classes(),
-            f"{self._counts()} ({self._parts_from()})",
-            *([repeated] if repeated else []),
-            *self.remarks,
-        ]
-        return "; ".join(told)
+    def short(self) -> tuple[str, ...]:
+        """The same in two to four lines, for the beginning of a study."""
+        values = "" if self.value_range is None else f"; pixels {_values(self.value_range)}"
+        lines = (
+            f"{self.images:,} images of {size_text(self.shape)}, read from {self._read_from()}{values}",
+            f"{self._classes()}; {self._counts()}, {self._parts_from()}",
+            self._repeated(),
+            "; ".join(self.remarks),
+        )
+        return tuple(line for line in lines if line)
 
     def _read_from(self) -> str:
         text = self.format + (f", {self.files} files" if self.files > 1 else "")

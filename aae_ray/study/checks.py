@@ -66,7 +66,7 @@ def checked(plan: Plan) -> tuple[Plan, str, Dataset]:
 
 def with_absolute_paths(settings: Settings) -> Settings:
     """Workers have a working folder of their own: what the user wrote is meant from where the command was typed."""
-    paths = {key: setting(settings, key) for key in ("data.path", "data.cache")}
+    paths = {key: setting(settings, key) for key in ("data.path", "data.test_path", "data.cache")}
     return replace(settings, {key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if path})
 
 

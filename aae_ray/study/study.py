@@ -63,7 +63,8 @@ DISK_SECONDS = 2.0
 def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (), verbose: bool = False) -> StudyReport:
     """Run a new study to its end, its budget or Ctrl-C, and report. Raises UserError for mistakes of the user."""
     plan, uri, dataset = checks.checked(plan)
-    console.print(text.bullet("data", contents_of(dataset).short()), soft_wrap=True)
+    for index, line in enumerate(contents_of(dataset).short()):
+        console.print(text.bullet("" if index else "data", line), soft_wrap=True)
     prior = prior_trials(
         warm_start, plan, dataset, lambda note: console.print(text.bullet("note", note), soft_wrap=True)
     )

@@ -222,6 +222,15 @@ def test_commands_work_under_a_strict_umask_and_in_ascii(tmp_path: Path, environ
     assert written and not [path for path in written if path.stat().st_mode & 0o077]
 
 
+def test_a_dry_run_says_what_was_read(tmp_path: Path, environment: dict[str, str], cache: Path) -> None:
+    asked = command("tune", "--dry-run", f"data.cache={cache}")
+    done = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    lines = done.stdout.splitlines()
+    assert "# images: 1,797 of 1 x 8 x 8 (channels x height x width)" in lines
+    assert "# values: 0 to 16 before scaling" in lines
+    assert "# parts: training 1,079, validation 359, test 359; drawn" in lines
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks.check_writable(str(tmp_path / "new" / "runs"))
     assert not list((tmp_path / "new" / "runs").iterdir())
