@@ -15,7 +15,6 @@ import pytest
 
 from aae_ray.cli import run_command
 from aae_ray.data import prepare
-from aae_ray.datasets import parquet, pixels
 
 
 class Ended(NamedTuple):
@@ -106,8 +105,7 @@ def test_a_preview_shows_images_with_their_labels(run: Callable[..., Ended], tmp
 def test_progress_without_a_terminal_is_a_line_at_each_tenth(
     run: Callable[..., Ended], faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "_BATCH_ROWS", 1)
-    monkeypatch.setattr(pixels, "BLOCK_BYTES", 1)  # otherwise all of them are one block
+    monkeypatch.setattr("aae_ray.datasets.pixels.BLOCK_BYTES", 1)
     ended = run("faces", "--path", faces, "--cache", tmp_path, "data.image_column=pixels")
     lines = ended.stderr.splitlines()
     assert lines[0] == "preparing faces: 1 of 40"

@@ -52,13 +52,13 @@ class Contents:
         return rows
 
     def short(self) -> tuple[str, ...]:
-        """The same in two or three lines, for the beginning of a study."""
+        """The same in two to four lines, for the beginning of a study."""
         values = "" if self.value_range is None else f"; pixels {_values(self.value_range)}"
         lines = (
             f"{self.images:,} images of {size_text(self.shape)}, read from {self._read_from()}{values}",
             f"{self._classes()}; {self._counts()}, {self._parts_from()}",
             self._repeated(),
-            *self.remarks,
+            "; ".join(self.remarks),
         )
         return tuple(line for line in lines if line)
 

@@ -19,7 +19,7 @@ from aae_ray.datasets.image_stream import ValueRange, size_text
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
 
-BLOCK_BYTES = 1 << 24  # of images that are handed over together
+BLOCK_BYTES = 1 << 20  # of images that are handed over together: progress is told from one to the next
 
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
