@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from aae_ray import settings
 from aae_ray.datasets.download import PUBLISHED, Progress, download, no_progress
 from aae_ray.datasets.idx import IDX_FILES, find_idx, read_idx
-from aae_ray.datasets.image_stream import ImageStream
+from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, Parts
 from aae_ray.datasets.parquet import read_parquet
 from aae_ray.errors import UserError, did_you_mean
 
-PREPARED_FORMAT = 1  # raised when prepared data changes its form, so that older ones are made anew
+PREPARED_FORMAT = 2  # raised when prepared data changes its form, so that older ones are made anew
 Indices = NDArray[np.int64]
 
 
@@ -161,12 +161,14 @@ def _file_identity(file: Path) -> tuple[str, int, int]:
 
 def _read_digits() -> ImageStream:
     """The 1797 digits of 8 x 8 pixels that ship with scikit-learn, their 17 levels spread over 0 to 255."""
+    import pyarrow as pa
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images_NHW = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    labels_N = digits.target.astype(np.int64)
-    return ImageStream(len(labels_N), 0, iter([(images_NHW[:, np.newaxis], labels_N)]))
+    return ImageStream(
+        len(images_NHW), iter([images_NHW[:, np.newaxis]]), pa.array(digits.target), Origin("scikit-learn's digits")
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- cache
@@ -182,14 +184,14 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) -> None:
-    """Write images.npy, labels.npy and about.json; the folder gets its name when all of it is on the disk."""
+    """Write images.npy, labels.npy, parts.npy and about.json; the folder gets its name when all of it is on the disk."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     partial.mkdir()
     try:
         about = _write_arrays(stream, partial, lambda done: progress(f"preparing {name}", done, stream.count))
         with _durable(partial / "about.json") as file:
-            file.write(json.dumps(about | {"name": name, "test_count": stream.test_count}, indent=2).encode())
+            file.write(json.dumps(about | {"name": name}, indent=2).encode())
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -197,11 +199,10 @@ def _prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) -
 
 def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
     digest = hashlib.sha256()
-    labels: list[NDArray[np.int64]] = []
     shape: tuple[int, ...] = ()
     done = 0
     with _durable(folder / "images.npy") as file:
-        for images_BCHW, labels_B in stream.blocks:
+        for images_BCHW in stream.blocks:
             if not shape:
                 shape = (stream.count, *images_BCHW.shape[1:])
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -210,16 +211,18 @@ def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], N
             content = images_BCHW.tobytes()
             file.write(content)
             digest.update(content)
-            if labels_B is not None:
-                labels.append(labels_B)
             done += len(images_BCHW)
             progress(done)
-    if labels:
-        labels_N = np.concatenate(labels)
-        digest.update(labels_N.astype("<i8").tobytes())
+    if stream.labels is not None:
+        labels_N = stream.labels.to_numpy(zero_copy_only=False).astype("<i8")
+        digest.update(labels_N.tobytes())
         with _durable(folder / "labels.npy") as file:
             np.save(file, labels_N)
-    return {"digest": digest.hexdigest()[:32], "shape": shape, "labels": bool(labels)}
+    if stream.parts is not None:
+        with _durable(folder / "parts.npy") as file:
+            np.save(file, stream.parts)
+    given = {"labels": stream.labels is not None, "parts": stream.parts is not None}
+    return {"digest": digest.hexdigest()[:32], "shape": shape, **given}
 
 
 @contextmanager
@@ -236,41 +239,46 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
         about = json.loads((folder / "about.json").read_bytes())
         images_NCHW = np.load(folder / "images.npy", mmap_mode="r")
         labels_N = np.load(folder / "labels.npy", mmap_mode="r") if about["labels"] else None
+        parts_N = np.load(folder / "parts.npy") if about["parts"] else None
         if images_NCHW.shape != tuple(about["shape"]) or images_NCHW.dtype != np.uint8:
             raise ValueError("images.npy does not match about.json")
         if labels_N is not None and (labels_N.shape != images_NCHW.shape[:1] or labels_N.dtype != np.int64):
             raise ValueError("labels.npy does not match images.npy")
-        digest, test_count = str(about["digest"]), int(about["test_count"])
+        if parts_N is not None and (parts_N.shape != images_NCHW.shape[:1] or parts_N.dtype != np.int8):
+            raise ValueError("parts.npy does not match images.npy")
+        digest = str(about["digest"])
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the prepared data in {folder} is damaged ({error}); delete that folder, and it will be prepared again"
         ) from None
     one_class_N = np.zeros(len(images_NCHW), np.int64)
-    train, val, test = _split(one_class_N if labels_N is None else labels_N, test_count, data)
+    train, val, test = _split(one_class_N if labels_N is None else labels_N, parts_N, data)
     return Dataset(data.name, digest, images_NCHW, labels_N, train, val, test)
 
 
 # --------------------------------------------------------------------------------------------------- splits
 
 
-def _split(labels_N: NDArray[np.int64], test_count: int, data: settings.Data) -> tuple[Indices, Indices, Indices]:
-    """Sorted indices for training, validation and test, of which the last `test_count` are given, if any."""
-    rest = len(labels_N) - test_count
-    order = _stratified_order(labels_N[:rest], data.split_seed)
-    val_count = round(data.validation_fraction * rest)
-    held_out = val_count + (0 if test_count else round(data.test_fraction * rest))
-    val, test, train = np.split(order, [val_count, held_out])
-    if test_count:
-        test = np.arange(rest, len(labels_N))
-    parts = {"training": train, "validation": val, "test": test}
-    empty = [name for name, part in parts.items() if len(part) == 0]
+def _split(labels_N: NDArray[np.int64], parts_N: Parts | None, data: settings.Data) -> tuple[Indices, Indices, Indices]:
+    """Sorted indices for training, validation and test: as the source gives them, and drawn where it gives none."""
+    if parts_N is None:
+        parts_N = np.full(len(labels_N), TO_BE_DRAWN, np.int8)
+    val, test = (np.flatnonzero(parts_N == part) for part in (VALIDATION, TEST))
+    rest = np.flatnonzero((parts_N != VALIDATION) & (parts_N != TEST))
+    order = rest[_stratified_order(labels_N[rest], data.split_seed)]
+    val_count = 0 if len(val) else round(data.validation_fraction * len(rest))
+    test_count = 0 if len(test) else round(data.test_fraction * len(rest))
+    drawn_val, drawn_test, train = np.split(order, [val_count, val_count + test_count])
+    parts = (train, val if len(val) else drawn_val, test if len(test) else drawn_test)
+    empty = [name for name, part in zip(PART_NAMES, parts, strict=True) if len(part) == 0]
     if empty:
         raise UserError(
             f"data.name: {data.name} has too few images, {len(labels_N)}: with data.validation_fraction "
             f"{data.validation_fraction:g} and data.test_fraction {data.test_fraction:g} "
             f"none is left for {empty[0]}"
         )
-    return np.sort(train), np.sort(val), np.sort(test)
+    train, val, test = (np.sort(part) for part in parts)
+    return train, val, test
 
 
 def _stratified_order(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

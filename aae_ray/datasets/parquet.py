@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray.datasets.image_stream import Block, ImageStream, size_text
+from aae_ray.datasets.image_stream import ImageStream, Origin, size_text
 from aae_ray.errors import UserError, did_you_mean
 
 CHANNELS = (1, 3)  # grey and colour: what can be shown
@@ -41,7 +41,7 @@ def read_parquet(files: Sequence[Path], image_column: str | None, label_column: 
     C x H x W with 1 or 3 channels, or flat and square. Whole pixel values are 0 to 255; fractions in [0, 1] become
     0 to 255. The image column is found by its type when it is not named; the label column is `label` when that is
     there.
-    Schemas are checked here, contents while the blocks are read. Raises UserError by file, column and row.
+    Schemas and labels are checked here, images while the blocks are read. Raises UserError by file, column and row.
     """
     headers = {file: _header(file) for file in files}
     first, _ = headers[files[0]]
@@ -57,20 +57,32 @@ def read_parquet(files: Sequence[Path], image_column: str | None, label_column: 
     if count == 0:
         raise UserError(f"{files[0] if len(files) == 1 else files[0].parent} holds no images: it has no rows")
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[NDArray[np.uint8]]:
         shape_CHW: tuple[int, ...] | None = None
         for file in files:
             row = 0
-            for batch in _batches(file, wanted):
+            for batch in _batches(file, [image_column]):
                 images_BCHW = _images(batch.column(image_column), _Rows(file, image_column, row), shape_CHW)
-                labels_B = None
-                if label_column:
-                    labels_B = _labels(batch.column(label_column), _Rows(file, label_column, row))
-                yield images_BCHW, labels_B
+                yield images_BCHW
                 shape_CHW = images_BCHW.shape[1:]
                 row += len(images_BCHW)
 
-    return ImageStream(count, 0, blocks())
+    labels = _read_labels(files, label_column) if label_column else None
+    unused = tuple(column for column in first if column not in wanted)
+    return ImageStream(count, blocks(), labels, Origin("Parquet", len(files), tuple(wanted), unused))
+
+
+def _read_labels(files: Sequence[Path], column: str) -> Any:
+    """The labels of all files, in the order of the images."""
+    import pyarrow as pa
+
+    labels = []
+    for file in files:
+        row = 0
+        for batch in _batches(file, [column]):
+            labels.append(_labels(batch.column(column), _Rows(file, column, row)))
+            row += len(batch)
+    return pa.array(np.concatenate(labels))
 
 
 @contextmanager
