@@ -160,10 +160,13 @@ class Data(Section):
         "digits",
         min_length=1,
         pattern=r"^[A-Za-z0-9._-]+$",
-        description="digits, mnist, fashion-mnist, or a name for your own",
+        description="digits, a published set (mnist, fashion-mnist, kmnist, emnist-letters, svhn, cifar10, ...), or a "
+        "name for your own",
     )
     path: str | None = Field(
-        None, description="folder of IDX files, or Parquet file or folder; none for the named sets"
+        None,
+        description="folder of IDX files, Parquet file or folder, or folder with the files of a published set; that is "
+        "downloaded when not given",
     )
     image_column: str | None = Field(None, description="Parquet column of images; found by its type when not given")
     label_column: str | None = Field(

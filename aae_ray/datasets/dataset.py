@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray import settings
-from aae_ray.datasets.download import PUBLISHED, Progress, download, no_progress
+from aae_ray.datasets.download import Progress, no_progress
 from aae_ray.datasets.idx import IDX_FILES, find_idx, read_idx
 from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, Parts
 from aae_ray.datasets.parquet import read_parquet
+from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.errors import UserError, did_you_mean
 
 PREPARED_FORMAT = 2  # raised when prepared data changes its form, so that older ones are made anew
@@ -111,9 +112,8 @@ def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Sour
         return _Source({"digits": "scikit-learn"}, _read_digits)
     if data.name in PUBLISHED:
         published = PUBLISHED[data.name]
-        folder = cache_folder(data) / "downloads" / data.name
-        identity = {"sha256": dict(published.sha256)}
-        return _Source(identity, lambda: read_idx(download(published, folder, progress)))
+        folder = cache_folder(data) / "downloads" / published.folder
+        return _Source({"sha256": dict(published.sha256)}, lambda: _downloaded(published, folder, progress))
     known = ("digits", *PUBLISHED)
     raise UserError(
         f"data.name: {data.name} is none of {', '.join(known)}; for your own images give data.path."
@@ -121,9 +121,17 @@ def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Sour
     )
 
 
+def _downloaded(published: Published, folder: Path, progress: Progress) -> ImageStream:
+    with _locked(folder.with_name(f"{folder.name}.lock")):  # sets may share their files
+        files = published.download(folder, progress)
+    return published.read(files)
+
+
 def _stored_source(data: settings.Data, path: Path) -> _Source:
     if data.name == "digits":
         raise UserError(f"data.name: {path} is not scikit-learn's digits; give it another name")
+    if data.name in PUBLISHED and path.is_dir() and not list(path.glob("*.parquet")):
+        return _fetched_source(data, path)
     try:
         parquet, idx = _files_at(path)
         identity: dict[str, Any] = {"files": [_file_identity(file) for file in (*parquet, *idx.values())]}
@@ -136,12 +144,19 @@ def _stored_source(data: settings.Data, path: Path) -> _Source:
         return _Source(identity, lambda: read_parquet(parquet, data.image_column, data.label_column))
     if data.image_column or data.label_column:
         raise UserError(f"data.image_column and data.label_column are for Parquet files; {path} holds none")
-    needed = IDX_FILES if data.name in PUBLISHED else IDX_FILES[:1]
-    missing = [name for name in needed if name not in idx]
-    if missing:
+    if IDX_FILES[0] not in idx:
         also = "" if idx else ", and no Parquet file either"
-        raise UserError(f"data.path: {path} has no {missing[0]} (.gz or not){also}")
+        raise UserError(f"data.path: {path} has no {IDX_FILES[0]} (.gz or not){also}")
     return _Source(identity, lambda: read_idx(idx))
+
+
+def _fetched_source(data: settings.Data, path: Path) -> _Source:
+    """A published set whose files were put into a folder by hand."""
+    if data.image_column or data.label_column:
+        raise UserError(f"data.image_column and data.label_column are for Parquet files; {path} holds none")
+    published = PUBLISHED[data.name]
+    files = published.find(path)
+    return _Source({"files": [_file_identity(file) for file in files.values()]}, lambda: published.read(files))
 
 
 def _files_at(path: Path) -> tuple[list[Path], dict[str, Path]]:
@@ -184,7 +199,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) -> None:
-    """Write images.npy, labels.npy, parts.npy and about.json; the folder gets its name when all of it is on the disk."""
+    """Write images.npy, labels.npy, parts.npy, about.json; the folder gets its name when all of it is on the disk."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     partial.mkdir()
@@ -214,7 +229,10 @@ def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], N
             done += len(images_BCHW)
             progress(done)
     if stream.labels is not None:
-        labels_N = stream.labels.to_numpy(zero_copy_only=False).astype("<i8")
+        import pyarrow as pa
+
+        labels = stream.labels.indices if pa.types.is_dictionary(stream.labels.type) else stream.labels
+        labels_N = labels.to_numpy(zero_copy_only=False).astype("<i8")
         digest.update(labels_N.tobytes())
         with _durable(folder / "labels.npy") as file:
             np.save(file, labels_N)

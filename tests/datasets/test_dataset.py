@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aae_ray.datasets import dataset as data
-from aae_ray.datasets.download import PUBLISHED
+from aae_ray.datasets.published import PUBLISHED
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
 from tests.datasets.small_sets import some_images, write_idx
@@ -340,7 +340,7 @@ def test_cache_that_cannot_be_written(tmp_path: Path, folder: Path, inside: str)
 
 
 SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown name": ({"name": "mnits"}, "mnits is none of digits, mnist, fashion-mnist; .*mean mnist"),
+    "unknown name": ({"name": "mnits"}, "mnits is none of digits, mnist, fashion-mnist, kmnist, .*mean mnist"),
     "no such path": ({"name": "own", "path": "{tmp}/nowhere"}, "data.path: {tmp}/nowhere does not exist"),
     "other file": ({"name": "own", "path": "{tmp}/note.txt"}, "{tmp}/note.txt is neither a folder nor"),
     "empty folder": ({"name": "own", "path": "{tmp}/empty"}, "{tmp}/empty has no train-images.* no Parquet"),
