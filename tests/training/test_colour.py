@@ -31,10 +31,10 @@ def coloured_shapes(count: int) -> Dataset:
     return Dataset("shapes", "shapes", images_NCHW, labels_N, train, val, test)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "svhn"])
+@pytest.mark.parametrize("name", ["cifar10", pytest.param("svhn", marks=pytest.mark.slow)])  # but for sizes the same
 def test_the_start_point_beats_the_mean_image_by_a_wide_margin(name: str) -> None:
     plan = read_plan(str(SEARCH_SPACES / f"{name}.yaml"))
-    few = {"train.epochs": 12, "train.batch_size": 25, "train.device": "cpu"}
+    few = {"train.epochs": 6, "train.batch_size": 20, "train.device": "cpu"}
     training = Training(replace(plan.settings, dict(plan.start[0]) | few), coloured_shapes(600))
     metrics = training.train().metrics
     assert metrics["val/mean_image_mse"] > 0.05, "the shapes are too much alike"
