@@ -51,7 +51,8 @@ def evaluate(
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
     console.print(metrics_table(found.name, found.result.metrics), "")
     if found.result.class_shares:
-        shares = ", ".join(f"{label}: {share:.1%}" for label, share in enumerate(found.result.class_shares))
+        names = found.dataset.class_names or tuple(map(str, range(len(found.result.class_shares))))
+        shares = ", ".join(f"{name}: {share:.1%}" for name, share in zip(names, found.result.class_shares, strict=True))
         console.print(bullet("classes", f"of the samples {shares}"), soft_wrap=True)
     for remark in found.result.remarks:
         console.print(bullet("note", remark), soft_wrap=True)

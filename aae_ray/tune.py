@@ -99,12 +99,13 @@ def tune(
                 f"same; python -m aae_ray.train {path} trains it once"
             )
         if dry_run:
+            from aae_ray.datasets.contents import contents_of
             from aae_ray.reporting.cards import resolved
             from aae_ray.study import checks
             from aae_ray.study.warm_start import how_many_fit, prior_trials
 
             plan, _, dataset = checks.checked(plan)
-            notes: list[str] = []
+            notes = [f"{about}: {line}" for about, line in contents_of(dataset).rows().items()]
             prior = prior_trials(warm_start or (), plan, dataset, notes.append)
             if warm_start:
                 notes.append(how_many_fit(prior, plan))

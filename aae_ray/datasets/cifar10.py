@@ -31,7 +31,7 @@ _BLOCK_ROWS = 4096
 def read_cifar10(files: Mapping[str, Path]) -> ImageStream:
     """The images of the archive, or of the six batches in it: the training images batch by batch, then those for test.
 
-    Labels are whole numbers, indices of CLASSES. All batches are held in memory (184 MB in all) while the blocks are
+    Labels are indices of CLASSES. All batches are held in memory (184 MB in all) while the blocks are
     read. Raises UserError for a missing, damaged, empty or cut batch.
     """
     batches = _batches_in(files[ARCHIVE]) if ARCHIVE in files else {name: _content(files[name]) for name in BATCHES}
@@ -48,7 +48,8 @@ def read_cifar10(files: Mapping[str, Path]) -> ImageStream:
 
     import pyarrow as pa
 
-    return ImageStream(sum(counts), blocks(), pa.array(labels_N), Origin("CIFAR-10 binary", len(files)), parts_N)
+    origin = Origin("CIFAR-10 binary", len(files), parts="names of files")
+    return ImageStream(sum(counts), blocks(), pa.array(labels_N), origin, parts_N, label_names=CLASSES)
 
 
 def _content(path: Path) -> bytes:

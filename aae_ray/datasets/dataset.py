@@ -6,11 +6,12 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray import settings
+from aae_ray.datasets.classes import UNKNOWN, classes_of
 from aae_ray.datasets.download import Progress, no_progress
-from aae_ray.datasets.idx import IDX_FILES, find_idx, read_idx
-from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, Parts
-from aae_ray.datasets.parquet import read_parquet
+from aae_ray.datasets.formats import Format, Stored, find_stored
+from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, ValueRange
+from aae_ray.datasets.parquet import NONE
+from aae_ray.datasets.parts import with_test
+from aae_ray.datasets.pixels import Scale, arrange_block, told_by_place
 from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.errors import UserError, did_you_mean
 
@@ -34,8 +38,9 @@ class Dataset:
     """Images and labels of a set, and which of them are for training, validation and test.
 
     `digest` names the content: equal digests, equal images and labels in equal order. The images are a
-    read-only memory map. The parts are sorted indices, disjoint, and cover the set; they follow from the
-    labels, the test part that the set may bring, `data.split_seed` and the two fractions.
+    read-only memory map. Labels are UNKNOWN of images that have none. The parts are sorted indices, disjoint, and cover
+    the set; they follow from the labels, the parts that the set may bring, `data.split_seed` and the two fractions.
+    `copies_M2` are the M images that the set holds more than once, each with the number of its group of equal ones.
     """
 
     name: str
@@ -45,6 +50,10 @@ class Dataset:
     train: Indices
     val: Indices
     test: Indices
+    class_names: tuple[str, ...] | None = None  # as the source calls the classes; None without labels
+    origin: Origin = Origin("arrays in memory")
+    value_range: ValueRange | None = None  # of the pixels as the source had them, before any scaling
+    copies_M2: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -54,8 +63,17 @@ class Dataset:
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, labels being 0 to classes - 1; None without labels."""
+        """Number of classes, labels being 0 to classes - 1, or UNKNOWN; None without labels."""
         return None if self.labels_N is None else int(self.labels_N.max()) + 1
+
+    @property
+    def unlabelled(self) -> int:
+        """How many images have no label."""
+        return len(self.images_NCHW) if self.labels_N is None else int((np.asarray(self.labels_N) == UNKNOWN).sum())
+
+    def labelled(self, rows: Indices) -> Indices:
+        """Those of these images that have a label."""
+        return rows[:0] if self.labels_N is None else rows[np.asarray(self.labels_N)[rows] != UNKNOWN]
 
 
 def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
@@ -105,15 +123,22 @@ class _Source:
 
 def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Source:
     if data.path:
-        return _stored_source(data, Path(data.path).expanduser())
-    if data.image_column or data.label_column:
-        raise UserError("data.image_column and data.label_column are for Parquet files; data.path names none")
+        source = _stored_source(data, Path(data.path).expanduser(), "data.path")
+        if not data.test_path:
+            return source
+        test_path = Path(data.test_path).expanduser()
+        test = _stored_source(data, test_path, "data.test_path")
+        identity = {"train": source.identity, "test": test.identity}
+        return _Source(identity, lambda: with_test(source.read(), test.read(), str(test_path)))
+    if columns := _columns(data):
+        raise UserError(f"{columns}: columns and arrays are those of your own files, and data.path names none")
     if data.name == "digits":
-        return _Source({"digits": "scikit-learn"}, _read_digits)
+        return _Source({"digits": "scikit-learn"} | _pixel_settings(data), lambda: _read_digits(data))
     if data.name in PUBLISHED:
         published = PUBLISHED[data.name]
         folder = cache_folder(data) / "downloads" / published.folder
-        return _Source({"sha256": dict(published.sha256)}, lambda: _downloaded(published, folder, progress))
+        identity = {"sha256": dict(published.sha256)} | _pixel_settings(data)
+        return _Source(identity, lambda: _downloaded(published, folder, progress).read(data))
     known = ("digits", *PUBLISHED)
     raise UserError(
         f"data.name: {data.name} is none of {', '.join(known)}; for your own images give data.path."
@@ -121,52 +146,58 @@ def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Sour
     )
 
 
-def _downloaded(published: Published, folder: Path, progress: Progress) -> ImageStream:
+def _downloaded(published: Published, folder: Path, progress: Progress) -> Stored:
     with _locked(folder.with_name(f"{folder.name}.lock")):  # sets may share their files
-        files = published.download(folder, progress)
-    return published.read(files)
+        return published.download(folder, progress)
 
 
-def _stored_source(data: settings.Data, path: Path) -> _Source:
+def _columns(data: settings.Data) -> str:
+    """The settings that name columns, of those that were given."""
+    given = {
+        "data.image_column": data.image_column,
+        "data.label_column": data.label_column,
+        "data.split_column": data.split_column,
+    }
+    return ", ".join(key for key, column in given.items() if column)
+
+
+def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
     if data.name == "digits":
         raise UserError(f"data.name: {path} is not scikit-learn's digits; give it another name")
-    if data.name in PUBLISHED and path.is_dir() and not list(path.glob("*.parquet")):
-        return _fetched_source(data, path)
     try:
-        parquet, idx = _files_at(path)
-        identity: dict[str, Any] = {"files": [_file_identity(file) for file in (*parquet, *idx.values())]}
+        form, stored = _find_stored(data.name, path, key)
+        identity: dict[str, Any] = {"files": [_file_identity(file) for file in stored.files]} | _pixel_settings(data)
     except OSError as error:
-        raise UserError(f"data.path: {error.filename or path} cannot be read: {error.strerror}") from None
-    if parquet and idx:
-        raise UserError(f"data.path: {path} holds both Parquet and IDX files; keep one kind in the folder")
-    if parquet:
-        identity["columns"] = [data.image_column, data.label_column]
-        return _Source(identity, lambda: read_parquet(parquet, data.image_column, data.label_column))
-    if data.image_column or data.label_column:
-        raise UserError(f"data.image_column and data.label_column are for Parquet files; {path} holds none")
-    if IDX_FILES[0] not in idx:
-        also = "" if idx else ", and no Parquet file either"
-        raise UserError(f"data.path: {path} has no {IDX_FILES[0]} (.gz or not){also}")
-    return _Source(identity, lambda: read_idx(idx))
+        raise UserError(f"{key}: {error.filename or path} cannot be read: {error.strerror}") from None
+    if form.columns:
+        identity["columns"] = [data.image_column, data.label_column, data.split_column]
+    elif columns := _columns(data.model_copy(update={"label_column": None}) if data.label_column == NONE else data):
+        raise UserError(f"{columns}: {path} holds {form.name}, which has neither columns nor named arrays")
+    elif data.label_column == NONE:
+        return _Source(identity | {"labels": NONE}, lambda: replace(stored.read(data), labels=None))
+    return _Source(identity, lambda: stored.read(data))
 
 
-def _fetched_source(data: settings.Data, path: Path) -> _Source:
-    """A published set whose files were put into a folder by hand."""
-    if data.image_column or data.label_column:
-        raise UserError(f"data.image_column and data.label_column are for Parquet files; {path} holds none")
-    published = PUBLISHED[data.name]
-    files = published.find(path)
-    return _Source({"files": [_file_identity(file) for file in files.values()]}, lambda: published.read(files))
+def _find_stored(name: str, path: Path, key: str) -> tuple[Format, Stored]:
+    """The files of the published set of this name, where they were put there by hand; else those of the one format."""
+    published = PUBLISHED.get(name)
+    if published is None:
+        return find_stored(path, key)
+    if path.is_dir() and (stored := published.find(path, key)) is not None:
+        return Format(f"the files of {name}", lambda _: stored), stored
+    try:
+        return find_stored(path, key)
+    except UserError as error:
+        raise UserError(
+            f"{error}; the files of {name} itself are {' or '.join(map(', '.join, published.forms))}"
+        ) from None
 
 
-def _files_at(path: Path) -> tuple[list[Path], dict[str, Path]]:
-    """The Parquet files and the IDX files at a path."""
-    if path.is_dir():
-        return sorted(path.glob("*.parquet")), find_idx(path)
-    if path.suffix == ".parquet" and path.is_file():
-        return [path], {}
-    what = "is neither a folder nor a .parquet file" if path.exists() else "does not exist"
-    raise UserError(f"data.path: {path} {what}")
+def _pixel_settings(data: settings.Data) -> dict[str, Any]:
+    """The settings on which the pixels of a prepared set depend, of those that differ from their defaults."""
+    names = ("scale", "background", "channels", "size", "crop", "resample", "transpose")
+    given = {name: getattr(data, name) for name in names}
+    return {name: value for name, value in given.items() if value != settings.Data.model_fields[name].default}
 
 
 def _file_identity(file: Path) -> tuple[str, int, int]:
@@ -174,16 +205,21 @@ def _file_identity(file: Path) -> tuple[str, int, int]:
     return str(file.resolve()), status.st_size, status.st_mtime_ns
 
 
-def _read_digits() -> ImageStream:
+def _read_digits(data: settings.Data) -> ImageStream:
     """The 1797 digits of 8 x 8 pixels that ship with scikit-learn, their 17 levels spread over 0 to 255."""
     import pyarrow as pa
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images_NHW = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return ImageStream(
-        len(images_NHW), iter([images_NHW[:, np.newaxis]]), pa.array(digits.target), Origin("scikit-learn's digits")
-    )
+    scale = Scale(data if data.scale else data.model_copy(update={"scale": "0:16"}))
+
+    def blocks() -> Iterator[NDArray[np.uint8]]:
+        with told_by_place("data.name: digits"):
+            scale.observe(digits.images)
+            yield arrange_block(scale.to_bytes(digits.images)[..., np.newaxis], data)
+
+    origin = Origin("scikit-learn's digits")
+    return ImageStream(len(digits.images), blocks(), pa.array(digits.target), origin, value_range=lambda: scale.seen)
 
 
 # ---------------------------------------------------------------------------------------------------- cache
@@ -213,34 +249,60 @@ def _prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) -
 
 
 def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+    classes = None if stream.labels is None else classes_of(stream.labels, stream.label_place, stream.label_names)
     digest = hashlib.sha256()
+    digests: list[bytes] = []  # of single images, which take some 50 bytes each
     shape: tuple[int, ...] = ()
-    done = 0
     with _durable(folder / "images.npy") as file:
         for images_BCHW in stream.blocks:
             if not shape:
                 shape = (stream.count, *images_BCHW.shape[1:])
+                _check_room(folder, math.prod(shape))
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
                 digest.update(repr(shape).encode())
             content = images_BCHW.tobytes()
             file.write(content)
             digest.update(content)
-            done += len(images_BCHW)
-            progress(done)
-    if stream.labels is not None:
-        import pyarrow as pa
-
-        labels = stream.labels.indices if pa.types.is_dictionary(stream.labels.type) else stream.labels
-        labels_N = labels.to_numpy(zero_copy_only=False).astype("<i8")
-        digest.update(labels_N.tobytes())
-        with _durable(folder / "labels.npy") as file:
-            np.save(file, labels_N)
+            digests += (hashlib.blake2b(image_CHW.tobytes(), digest_size=16).digest() for image_CHW in images_BCHW)
+            progress(len(digests))
+    arrays = {"copies": _copies(digests)}
+    if classes is not None:
+        digest.update(classes.labels_N.astype("<i8").tobytes())
+        if classes.names != tuple(map(str, range(len(classes.names)))):
+            digest.update(json.dumps(classes.names).encode())
+        arrays["labels"] = classes.labels_N
     if stream.parts is not None:
-        with _durable(folder / "parts.npy") as file:
-            np.save(file, stream.parts)
-    given = {"labels": stream.labels is not None, "parts": stream.parts is not None}
-    return {"digest": digest.hexdigest()[:32], "shape": shape, **given}
+        arrays["parts"] = stream.parts.astype(np.int64)
+    for name, array in arrays.items():
+        with _durable(folder / f"{name}.npy") as file:
+            np.save(file, array)
+    return {
+        "digest": digest.hexdigest()[:32],
+        "shape": shape,
+        "classes": None if classes is None else classes.names,
+        "parts": stream.parts is not None,
+        "origin": asdict(replace(stream.origin, remarks=stream.remarks())),
+        "value_range": stream.value_range(),
+    }
+
+
+def _copies(digests: list[bytes]) -> NDArray[np.int64]:
+    """Images that are there more than once, each with the number of its group, (M, 2)."""
+    _, group_N, counts = np.unique(np.array(digests, "V16"), return_inverse=True, return_counts=True)
+    images_M = np.flatnonzero(counts[group_N] > 1)
+    _, groups_M = np.unique(group_N[images_M], return_inverse=True)
+    return np.stack([images_M, groups_M], 1).astype(np.int64)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Raises UserError where the disk has no room for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"data.cache: the prepared images take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free under "
+            f"{folder.parent}; free some, or give data.cache another place"
+        )
 
 
 @contextmanager
@@ -256,31 +318,40 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
     try:
         about = json.loads((folder / "about.json").read_bytes())
         images_NCHW = np.load(folder / "images.npy", mmap_mode="r")
-        labels_N = np.load(folder / "labels.npy", mmap_mode="r") if about["labels"] else None
+        labels_N = np.load(folder / "labels.npy", mmap_mode="r") if about["classes"] is not None else None
         parts_N = np.load(folder / "parts.npy") if about["parts"] else None
+        copies_M2 = np.load(folder / "copies.npy")
         if images_NCHW.shape != tuple(about["shape"]) or images_NCHW.dtype != np.uint8:
             raise ValueError("images.npy does not match about.json")
-        if labels_N is not None and (labels_N.shape != images_NCHW.shape[:1] or labels_N.dtype != np.int64):
-            raise ValueError("labels.npy does not match images.npy")
-        if parts_N is not None and (parts_N.shape != images_NCHW.shape[:1] or parts_N.dtype != np.int8):
-            raise ValueError("parts.npy does not match images.npy")
-        digest = str(about["digest"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        for name, array in {"labels": labels_N, "parts": parts_N}.items():
+            if array is not None and (array.shape != images_NCHW.shape[:1] or array.dtype != np.int64):
+                raise ValueError(f"{name}.npy does not match images.npy")
+        if copies_M2.ndim != 2 or copies_M2.shape[1] != 2 or copies_M2.dtype != np.int64:
+            raise ValueError("copies.npy does not match images.npy")
+        digest, names, ends = str(about["digest"]), about["classes"], about["value_range"]
+        class_names = None if names is None else tuple(map(str, names))
+        value_range = None if ends is None else (float(ends[0]), float(ends[1]))
+        origin = Origin(**about["origin"] | {key: tuple(about["origin"][key]) for key in ("used", "unused", "remarks")})
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"the prepared data in {folder} is damaged ({error}); delete that folder, and it will be prepared again"
         ) from None
     one_class_N = np.zeros(len(images_NCHW), np.int64)
     train, val, test = _split(one_class_N if labels_N is None else labels_N, parts_N, data)
-    return Dataset(data.name, digest, images_NCHW, labels_N, train, val, test)
+    return Dataset(
+        data.name, digest, images_NCHW, labels_N, train, val, test, class_names, origin, value_range, copies_M2
+    )
 
 
 # --------------------------------------------------------------------------------------------------- splits
 
 
-def _split(labels_N: NDArray[np.int64], parts_N: Parts | None, data: settings.Data) -> tuple[Indices, Indices, Indices]:
+def _split(
+    labels_N: NDArray[np.int64], parts_N: NDArray[np.int64] | None, data: settings.Data
+) -> tuple[Indices, Indices, Indices]:
     """Sorted indices for training, validation and test: as the source gives them, and drawn where it gives none."""
     if parts_N is None:
-        parts_N = np.full(len(labels_N), TO_BE_DRAWN, np.int8)
+        parts_N = np.full(len(labels_N), TO_BE_DRAWN)
     val, test = (np.flatnonzero(parts_N == part) for part in (VALIDATION, TEST))
     rest = np.flatnonzero((parts_N != VALIDATION) & (parts_N != TEST))
     order = rest[_stratified_order(labels_N[rest], data.split_seed)]

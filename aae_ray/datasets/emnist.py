@@ -1,7 +1,4 @@
-"""EMNIST, MNIST's digits with letters (Cohen et al. 2017): one zip of six sets in IDX files; errors name the file.
-
-`B` images of a block, `C` channels, `H` height, `W` width.
-"""
+"""EMNIST, MNIST's digits with letters (Cohen et al. 2017): one zip of six sets in IDX files; errors name the file."""
 
 import shutil
 import tempfile
@@ -17,6 +14,7 @@ from numpy.typing import NDArray
 from aae_ray.datasets.idx import IDX_FILES, read_idx
 from aae_ray.datasets.image_stream import ImageStream
 from aae_ray.errors import UserError
+from aae_ray.settings import Data
 
 ARCHIVE = "gzip.zip"
 UNPACKED = "gzip"  # the folder in the archive
@@ -33,18 +31,20 @@ def idx_files(name: str) -> tuple[str, ...]:
     return tuple(f"emnist-{name}-{file.replace('t10k', 'test')}" for file in IDX_FILES)
 
 
-def read_emnist(name: str, files: Mapping[str, Path]) -> tuple[ImageStream, dict[int, str]]:
+def read_emnist(name: str, files: Mapping[str, Path], data: Data) -> tuple[ImageStream, dict[int, str]]:
     """One of SETS from the archive or from its own files, with the names of its labels.
 
-    The files hold images with rows and columns exchanged; here they stand upright. Raises UserError for a missing or
-    damaged file.
+    The files hold images with rows and columns exchanged; here they stand upright unless `data.transpose` is false.
+    Raises UserError for a missing or damaged file.
     """
+    if data.transpose is None:
+        data = data.model_copy(update={"transpose": True})
     if ARCHIVE not in files:
-        return _read(name, files)
+        return _read(name, files, data)
     unpacked = tempfile.TemporaryDirectory(prefix="aae_ray-emnist-")
     try:
         members = _unpack(files[ARCHIVE], (*idx_files(name), mapping_file(name)), Path(unpacked.name))
-        stream, names = _read(name, members)
+        stream, names = _read(name, members, data)
     except BaseException:
         unpacked.cleanup()
         raise
@@ -56,10 +56,9 @@ def read_emnist(name: str, files: Mapping[str, Path]) -> tuple[ImageStream, dict
     return replace(stream, blocks=blocks()), names
 
 
-def _read(name: str, files: Mapping[str, Path]) -> tuple[ImageStream, dict[int, str]]:
-    stream = read_idx({standard: files[file] for standard, file in zip(IDX_FILES, idx_files(name), strict=True)})
-    upright = (np.ascontiguousarray(images_BCHW.transpose(0, 1, 3, 2)) for images_BCHW in stream.blocks)
-    return replace(stream, blocks=upright), _characters(files[mapping_file(name)])
+def _read(name: str, files: Mapping[str, Path], data: Data) -> tuple[ImageStream, dict[int, str]]:
+    idx = {standard: files[file] for standard, file in zip(IDX_FILES, idx_files(name), strict=True)}
+    return read_idx(idx, data), _characters(files[mapping_file(name)])
 
 
 def _unpack(archive: Path, wanted: Sequence[str], folder: Path) -> dict[str, Path]:

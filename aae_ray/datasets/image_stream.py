@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,17 @@ PART_NAMES = ("training", "validation", "test")
 ValueRange = tuple[float, float]  # the smallest and the largest value
 
 
+class SeenRange:
+    """The smallest and the largest of all values that it was shown."""
+
+    def __init__(self) -> None:
+        self.ends: ValueRange | None = None
+
+    def show(self, values: NDArray[Any]) -> None:
+        low, high = float(values.min()), float(values.max())
+        self.ends = (low, high) if self.ends is None else (min(low, self.ends[0]), max(high, self.ends[1]))
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where images came from: the format, how many files, and which columns or arrays were read and which were not."""
@@ -28,6 +39,8 @@ class Origin:
     files: int = 0
     used: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    parts: str = ""  # by what it gives the parts of the set; empty where it does not
+    remarks: tuple[str, ...] = ()  # phrases on what was left out, and on what was done to images
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,10 @@ class ImageStream:
     `labels` has a value for each image as the source has it (whole numbers, text, dates, ...; null where there is
     none), and is None where the source has no labels. `parts` says for each image to which part it belongs
     (TO_BE_DRAWN where the source does not say), and is None where the source gives no parts. `value_range` is asked
-    once all blocks were read: the smallest and largest pixel value before any scaling.
+    once all blocks were read: the smallest and largest pixel value before any scaling. `label_place` says for messages
+    where the label of an image stands, and where all of them do (of None). `label_names` are the names of the labels
+    0, 1, ..., where those are numbers that the source has names for. `remarks`, asked at the end too, are phrases on
+    what was left out, and what was done to images.
     """
 
     count: int
@@ -47,6 +63,9 @@ class ImageStream:
     origin: Origin
     parts: Parts | None = None
     value_range: Callable[[], ValueRange | None] = lambda: None
+    label_place: Callable[[int | None], str] = lambda image: "the set of labels" if image is None else f"label {image}"
+    label_names: tuple[str, ...] | None = None
+    remarks: Callable[[], tuple[str, ...]] = lambda: ()
 
 
 def size_text(shape: Sequence[int]) -> str:

@@ -3,18 +3,22 @@
 Licences, and where each checksum was published: docs/data.md.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aae_ray.datasets import cifar10, emnist, svhn
 from aae_ray.datasets.download import Progress, download
+from aae_ray.datasets.formats import Stored
 from aae_ray.datasets.idx import IDX_FILES, read_idx
 from aae_ray.datasets.image_stream import ImageStream
+from aae_ray.datasets.pixels import Scale, arrange_block, told_by_place
 from aae_ray.errors import UserError
+from aae_ray.settings import Data
 
 Files = Mapping[str, Path]
 
@@ -33,29 +37,39 @@ class Published:
     mirrors: tuple[str, ...]
     sha256: Mapping[str, str]
     forms: tuple[tuple[str, ...], ...]
-    read: Callable[[Files], ImageStream]
+    read: Callable[[Files, Data], ImageStream]
     unpacked: str | None = None
 
-    def download(self, folder: Path, progress: Progress) -> dict[str, Path]:
-        """The files of the set by name, in a folder, fetched where they are not there. Raises UserError."""
-        download(self.mirrors, self.sha256, folder, self.homepage, progress)
-        return self.find(folder)
+    def download(self, folder: Path, progress: Progress) -> Stored:
+        """The files of the set in a folder, fetched where they are not there. Raises UserError."""
+        return self._stored(download(self.mirrors, self.sha256, folder, self.homepage, progress))
 
-    def find(self, folder: Path) -> dict[str, Path]:
-        """The files of the set in a folder by name, of the first form that is complete: IDX files plain or as .gz, also
-        spelled `train-images.idx3-ubyte`. Raises UserError with the name of a missing file where none is complete."""
+    def find(self, folder: Path, key: str) -> Stored | None:
+        """The files of the set in a folder, which the setting `key` names, in the first form that is complete; None
+        where there is none of them.
+
+        IDX files may be plain or .gz, also spelled `train-images.idx3-ubyte`. Raises UserError where some are missing.
+        """
         places = [folder, *([folder / self.unpacked] if self.unpacked else [])]
         found = [{name: file for name in form if (file := _find(name, places)) is not None} for form in self.forms]
-        for form, files in zip(self.forms, found, strict=True):
-            if len(files) == len(form):
-                return files
-        nearest = max(range(len(found)), key=lambda index: len(found[index]))
-        missing = next(name for name in self.forms[nearest] if name not in found[nearest])
-        others = [form[0] for form in self.forms if form is not self.forms[nearest] and not found[nearest]]
-        raise UserError(
-            f"data.path: {folder} has no {' and no '.join([missing, *others])}, of the files that "
-            f"{self.homepage} describes; for images of your own give another data.name"
-        )
+        form, files = max(zip(self.forms, found, strict=True), key=lambda pair: len(pair[1]) / len(pair[0]))
+        if not files:
+            return None
+        if missing := [name for name in form if name not in files]:
+            raise UserError(
+                f"{key}: {folder} has no {missing[0]}, though {next(iter(files.values())).name} is there; the files of "
+                f"the set are {', '.join(form)}, which {self.homepage} describes"
+            )
+        return self._stored(files)
+
+    def _stored(self, files: Files) -> Stored:
+        return Stored(tuple(files.values()), partial(self.read, _by_form(self.forms, files)))
+
+
+def _by_form(forms: Sequence[Sequence[str]], files: Files) -> dict[str, Path]:
+    """Files under the names that the forms have for them: those of IDX without .gz."""
+    known = {name for form in forms for name in form}
+    return {name if name in known else name.removesuffix(".gz"): file for name, file in files.items()}
 
 
 def _find(name: str, places: Sequence[Path]) -> Path | None:
@@ -71,7 +85,7 @@ def _spellings(name: str) -> tuple[str, ...]:
 
 
 def _named(stream: ImageStream, names: Mapping[int, str], source: Path) -> ImageStream:
-    """The stream with the names of its classes for labels, as an Arrow dictionary in the order of their numbers."""
+    """The stream with labels from 0 and the names of its classes, in the order of their numbers."""
     import pyarrow as pa
 
     assert stream.labels is not None, "every published set has labels"
@@ -81,26 +95,37 @@ def _named(stream: ImageStream, names: Mapping[int, str], source: Path) -> Image
     if unnamed_N.any():
         row = int(np.argmax(unnamed_N))
         raise UserError(f"{source}: image {row} has label {numbers_N[row]}; the set has {classes[0]} to {classes[-1]}")
-    indices = pa.array(np.searchsorted(classes, numbers_N).astype(np.int32))
-    ordered = pa.DictionaryArray.from_arrays(indices, [names[number] for number in classes], ordered=True)
-    return replace(stream, labels=ordered)
+    labels = pa.array(np.searchsorted(classes, numbers_N))
+    return replace(stream, labels=labels, label_names=tuple(names[number] for number in classes))
 
 
 def _folder(files: Files) -> Path:
     return next(iter(files.values())).parent
 
 
-def _read_named_idx(names: Sequence[str], files: Files) -> ImageStream:
-    return _named(read_idx(files), dict(enumerate(names)), _folder(files))
+def _read_named_idx(names: Sequence[str], files: Files, data: Data) -> ImageStream:
+    return _named(read_idx(files, data), dict(enumerate(names)), _folder(files))
 
 
-def _read_cifar10(files: Files) -> ImageStream:
-    return _named(cifar10.read_cifar10(files), dict(enumerate(cifar10.CLASSES)), _folder(files))
-
-
-def _read_emnist(name: str, files: Files) -> ImageStream:
-    stream, names = emnist.read_emnist(name, files)
+def _read_emnist(name: str, files: Files, data: Data) -> ImageStream:
+    stream, names = emnist.read_emnist(name, files, data)
     return _named(stream, names, _folder(files))
+
+
+def _read_pixels(read: Callable[[Files], ImageStream], files: Files, data: Data) -> ImageStream:
+    """The images of a reader that knows nothing of the settings, scaled and arranged as these say."""
+    stream, scale = read(files), Scale(data)
+
+    def blocks() -> Iterator[NDArray[np.uint8]]:
+        with told_by_place(str(_folder(files))):
+            if scale.needs_observing:
+                for images_BCHW in read(files).blocks:
+                    scale.observe(images_BCHW)
+            for images_BCHW in stream.blocks:
+                yield arrange_block(scale.to_bytes(images_BCHW).transpose(0, 2, 3, 1), data)
+            scale.finish()
+
+    return replace(stream, blocks=blocks(), value_range=lambda: scale.seen)
 
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -181,7 +206,7 @@ PUBLISHED: dict[str, Published] = {
             "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
         },
         forms=(svhn.FILES,),
-        read=svhn.read_svhn,
+        read=partial(_read_pixels, svhn.read_svhn),
     ),
     "cifar10": Published(
         folder="cifar10",
@@ -193,7 +218,7 @@ PUBLISHED: dict[str, Published] = {
         ),
         sha256={cifar10.ARCHIVE: "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"},
         forms=((cifar10.ARCHIVE,), cifar10.BATCHES),
-        read=_read_cifar10,
+        read=partial(_read_pixels, cifar10.read_cifar10),
         unpacked=cifar10.UNPACKED,
     ),
 }

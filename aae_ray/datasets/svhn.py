@@ -40,7 +40,7 @@ def read_svhn(files: Mapping[str, Path]) -> ImageStream:
     import pyarrow as pa
 
     parts_N = np.repeat(np.array((TRAIN, TEST), np.int8), counts)
-    origin = Origin("MATLAB", len(files), ("X", "y"))
+    origin = Origin("MATLAB", len(files), ("X", "y"), parts="names of files")
     return ImageStream(sum(counts), blocks(), pa.array(labels_N), origin, parts_N)
 
 

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from aae_ray.datasets.contents import contents_of
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
 
-SCHEMA = 2  # raised when an older program could misread a journal
+SCHEMA = 3  # raised when an older program could misread a journal
 
 
 class _Event(BaseModel):
@@ -44,6 +45,8 @@ class DataRecord(BaseModel):
     train: int
     val: int
     test: int
+    class_names: tuple[str, ...] = ()
+    contents: dict[str, str] = Field(default_factory=dict)  # what was read, for people, by what each line is about
 
     @classmethod
     def of(cls, dataset: Dataset) -> "DataRecord":
@@ -55,6 +58,8 @@ class DataRecord(BaseModel):
             train=len(dataset.train),
             val=len(dataset.val),
             test=len(dataset.test),
+            class_names=dataset.class_names or (),
+            contents=contents_of(dataset).rows(),
         )
 
 

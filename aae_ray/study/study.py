@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from aae_ray.datasets.contents import contents_of
 from aae_ray.datasets.dataset import Dataset, cache_folder
 from aae_ray.errors import STOPPED, UserError
 from aae_ray.evaluation.constants import Constants
@@ -62,6 +63,7 @@ DISK_SECONDS = 2.0
 def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (), verbose: bool = False) -> StudyReport:
     """Run a new study to its end, its budget or Ctrl-C, and report. Raises UserError for mistakes of the user."""
     plan, uri, dataset = checks.checked(plan)
+    console.print(text.bullet("data", contents_of(dataset).short()), soft_wrap=True)
     prior = prior_trials(
         warm_start, plan, dataset, lambda note: console.print(text.bullet("note", note), soft_wrap=True)
     )

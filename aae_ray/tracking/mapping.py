@@ -138,7 +138,8 @@ class MlflowMapping:
 
     def _started(self, event: events.StudyStarted) -> list[Call]:
         plan = self.ledger.current_plan
-        tags = self._tags() | {"aae.run_kind": "study"}
+        told = {f"aae.data.{about}": line for about, line in event.data.contents.items()}
+        tags = self._tags() | told | {"aae.run_kind": "study"}
         searched = {f"space.{key}": plan.describe(key) for key in plan.space}
         shared = {key: value for key, value in flatten(plan.settings).items() if key not in plan.space}
         shared["tracking.uri"] = record_plan(plan).settings["tracking.uri"]

@@ -6,10 +6,12 @@ import numpy as np
 
 from aae_ray.datasets.image_stream import ImageStream
 
+IDX_TYPES = {"u1": 0x08, "i1": 0x09, ">i2": 0x0B, ">i4": 0x0C, ">f4": 0x0D, ">f8": 0x0E}
 
-def idx_bytes(array: np.ndarray) -> bytes:
-    header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
-    return header + array.astype(np.uint8).tobytes()
+
+def idx_bytes(array: np.ndarray, element: str = "u1") -> bytes:
+    header = bytes((0, 0, IDX_TYPES[element], array.ndim)) + np.array(array.shape, ">u4").tobytes()
+    return header + array.astype(element).tobytes()
 
 
 def write_idx(folder: Path, images_NHW: np.ndarray, labels_N: np.ndarray | None, test_count: int = 0) -> Path:

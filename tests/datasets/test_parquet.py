@@ -13,6 +13,7 @@ from PIL import Image
 
 from aae_ray.datasets.parquet import read_parquet
 from aae_ray.errors import UserError
+from aae_ray.settings import Data
 from tests.datasets.small_sets import gather
 
 RANDOM = np.random.default_rng(0)
@@ -30,8 +31,8 @@ def table(images: Any, labels: Any = None, type: Any = None, **columns: Any) -> 
 
 
 def read(path: Path, image_column: str | None = None, label_column: str | None = None) -> Any:
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    return gather(read_parquet(files, image_column, label_column))
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    return gather(read_parquet(path, files, Data(image_column=image_column, label_column=label_column)))
 
 
 GREY = RANDOM.integers(0, 256, (150, 6, 6), dtype=np.uint8)  # more than two batches
@@ -101,7 +102,8 @@ def test_fractions_reach_both_ends_of_the_scale(tmp_path: Path) -> None:
         ({"label": [2.0, 0.0]}, None, [2, 0]),
         ({"label": [2, 0], "age": [7, 9]}, "age", [7, 9]),
         ({"age": [7, 9]}, None, None),
-        ({"label": [9999, 0]}, None, [9999, 0]),
+        ({"label": ["cat", None]}, None, ["cat", None]),
+        ({"label": [2, 0]}, "none", None),
     ],
 )
 def test_labels(tmp_path: Path, columns: dict[str, Any], named: str | None, expected: list[int] | None) -> None:
@@ -130,7 +132,7 @@ def test_parquet_takes_memory_for_a_few_images_only(tmp_path: Path) -> None:
     pixels = pa.array(RANDOM.integers(0, 256, 4000 * 4096, dtype=np.uint8))
     pq.write_table(table(pa.FixedSizeListArray.from_arrays(pixels, 4096)), tmp_path / "a.parquet")
     before = pa.total_allocated_bytes()
-    stream = read_parquet([tmp_path / "a.parquet"], None, None)
+    stream = read_parquet(tmp_path, [tmp_path / "a.parquet"], Data())
     peak = max(pa.total_allocated_bytes() - before for _ in stream.blocks)
     assert peak < (tmp_path / "a.parquet").stat().st_size / 2
 
@@ -141,7 +143,20 @@ DEEP = pa.list_(pa.list_(pa.list_(U8)))
 
 PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
     "no image column": (lambda: pa.table({"a": [1], "b": ["x"]}), "its columns are a (int64), b (string)"),
-    "no columns": (lambda: pa.table({}), "its columns are none"),
+    "no columns": (lambda: pa.table({}), "holds no images: it has no rows"),
+    "hundreds of columns": (
+        lambda: pa.table({f"f{n}": [0.5] for n in range(300)} | {"x": ["a"]}),
+        "its columns are f0 (double), f1 (double), f2 (double), f3 (double), f4 (double), f5 (double), f6 (double), "
+        "f7 (double), ... (301 in all)",
+    ),
+    "base64": (
+        lambda: pa.table({"image": ["iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAAAAAA6mKC9AAAAdklEQVR4nGNgGGSA"]}),
+        "its columns are image (string), base64 by its look, which must be decoded to bytes",
+    ),
+    "paths": (
+        lambda: pa.table({"image": ["img/0.png"]}),
+        "its columns are image (string), paths of pictures such as img/0.png, which must be in the file themselves",
+    ),
     "several candidates": (lambda: table(ONE, mask=ONE), "several columns of images, image, mask; choose one"),
     "no rows": (lambda: table([], type=pa.list_(U8)), "holds no images"),
     "null image": (lambda: table([*THIRTY_ONE, None], type=pa.list_(U8)), "row 31 of column image is null"),
@@ -184,24 +199,32 @@ PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
         "row 64 of column image is 1 x 2 x 2 (channels x height x width) and those before it are 1 x 1 x 1",
     ),
     "no square": (lambda: table([[1] * 12]), "is a flat list of 12 pixels, not a square"),
-    "H x W x C": (lambda: table(RANDOM.integers(0, 9, (1, 8, 8, 3)).tolist()), "looks like H x W x C"),
+    "C x H x W or H x W x C": (
+        lambda: table(RANDOM.integers(0, 9, (1, 3, 8, 3)).tolist()),
+        "row 0 of column image is 3 x 8 x 3, which may be C x H x W and H x W x C",
+    ),
     "four channels": (
         lambda: table(RANDOM.integers(0, 9, (1, 4, 8, 8)).tolist()),
-        "row 0 of column image is 4 x 8 x 8 (channels x height x width); images have 1 channel or 3",
+        "row 0 of column image is 4 x 8 x 8; images have 1 channel or 3",
+    ),
+    "two columns of one name": (
+        lambda: table([[1]], [1]).append_column("label", pa.array([2])),
+        "has several columns of the name label; give each a name of its own",
+    ),
+    "a part of another name": (
+        lambda: table([[1], [2]], split=["train", "extra"]),
+        "row 1 of column split is extra, which names no part (train, training, val, valid, validation, test",
     ),
     "above 255": (lambda: table([[1], [2], [256]]), "row 2 of column image has a pixel of 256; whole"),
     "below 0": (lambda: table([[1], [-1]]), "row 1 of column image has a pixel of -1; whole"),
     "fraction above 1": (lambda: table([[0.5], [1.01]]), "row 1 of column image has a pixel of 1.01; pixel"),
     "fraction below 0": (lambda: table([[-0.1]]), "row 0 of column image has a pixel of -0.1; pixel values"),
     "pixel NaN": (lambda: table([[float("nan")]]), "row 0 of column image has a pixel of nan; pixel values"),
-    "label negative": (lambda: table([[1], [1]], [0, -1]), "row 1 of column label is -1; labels are whole"),
-    "label a fraction": (lambda: table([[1], [1]], [0, 1.5]), "row 1 of column label is 1.5; labels are"),
-    "label too large": (lambda: table([[1], [1]], [0, 10_000]), "row 1 of column label is 10000; labels are"),
-    "label null": (lambda: table([[1], [1]], [0, None]), "row 1 of column label is null; labels are"),
-    "label all null": (lambda: table([[1]], pa.array([None], pa.int32())), "row 0 of column label is null"),
-    "label NaN": (lambda: table([[1], [1]], [0, float("nan")]), "row 1 of column label is nan; labels are"),
-    "label text": (lambda: table([[1]], ["cat"]), "column label holds string; labels are whole numbers"),
-    "label in a later batch": (lambda: table([[1]] * 99, [0] * 98 + [-5]), "row 98 of column label is -5"),
+    "one-hot labels": (
+        lambda: table([[1], [1]], [[0, 1], [1, 0]]),
+        "column label holds list<element: int64>, like one-hot codes; labels are one whole number, text, date",
+    ),
+    "labels of bytes": (lambda: table([[1]], [b"cat"]), "column label holds binary; labels are one whole number"),
 }
 
 
@@ -221,10 +244,9 @@ def test_parquet_fault_is_reported(tmp_path: Path, fault: str) -> None:
     ("image_column", "label_column", "message"),
     [
         ("imgae", None, "data.image_column: {file} has no column imgae, but image, name. Did you mean"),
-        ("name", None, "{file}: column name holds string; images are PNG or JPEG bytes, or lists"),
+        ("name", None, "{file}: column name holds string; images are pictures as bytes"),
         (None, "nmae", "data.label_column: {file} has no column nmae, but image, name. Did you mean"),
-        (None, "name", "{file}: column name holds string; labels are whole numbers from 0"),
-        (None, "image", "{file}: column image holds list<"),
+        (None, "image", "{file}: column image holds list<element: int64>, like one-hot codes; labels"),
     ],
 )
 def test_wrongly_named_column(tmp_path: Path, image_column: str | None, label_column: str | None, message: str) -> None:
@@ -237,7 +259,11 @@ def test_wrongly_named_column(tmp_path: Path, image_column: str | None, label_co
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"no Parquet" * 9, "cannot be read as"), (None, "cannot be read as")],
+    [
+        (b"", "is empty; write"),
+        (b"no Parquet" * 9, "is not a Parquet file: it begins with b'no P"),
+        (None, "is cut: its end is"),
+    ],
     ids=["empty", "other file", "truncated"],
 )
 def test_damaged_parquet(tmp_path: Path, content: bytes | None, message: str) -> None:

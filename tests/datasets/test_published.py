@@ -6,6 +6,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,10 +28,18 @@ def write(folder: Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
-def read(name: str, folder: Path) -> tuple[ImageStream, np.ndarray]:
-    published = PUBLISHED[name]
-    stream = published.read(published.find(folder))
+def read(name: str, folder: Path, **settings: Any) -> tuple[ImageStream, np.ndarray]:
+    stored = PUBLISHED[name].find(folder, "data.path")
+    assert stored is not None
+    stream = stored.read(Data(name=name, **settings))
     return stream, np.concatenate(list(stream.blocks))
+
+
+def labels_of(stream: ImageStream) -> list[str]:
+    """The labels as a person calls them."""
+    assert stream.labels is not None
+    numbers = stream.labels.to_pylist()
+    return [str(number) if stream.label_names is None else stream.label_names[number] for number in numbers]
 
 
 # How the files of a set may lie in a folder: as published, as they unpack, and without the folder around those.
@@ -52,16 +61,34 @@ def test_what_is_read(tmp_path: Path, name: str, form: str) -> None:
     stream, images_NCHW = read(name, write(tmp_path, FORMS[form](small)))
     assert np.array_equal(images_NCHW, small.images_NCHW) and stream.count == len(images_NCHW)
     assert images_NCHW.dtype == np.uint8
-    assert stream.labels is not None and list(map(str, stream.labels.to_pylist())) == small.labels
+    assert labels_of(stream) == small.labels
     assert stream.parts is not None and stream.parts.tolist() == [TRAIN] * TRAIN_COUNT + [TEST] * TEST_COUNT
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "kmnist", "emnist-letters", "emnist-balanced", "cifar10"])
 def test_names_of_classes_keep_the_order_of_their_numbers(tmp_path: Path, name: str) -> None:
     small = SMALL_SETS[name]()
-    stream, _ = read(name, write(tmp_path, small.files))
-    assert stream.labels is not None and stream.labels.type.ordered
-    assert stream.labels.dictionary.to_pylist() == small.classes
+    folder = write(tmp_path / "fetched", small.files)
+    loaded = load(Data(name=name, path=str(folder), cache=str(tmp_path / "cache")))
+    assert loaded.class_names == tuple(small.classes)
+    assert loaded.labels_N is not None
+    assert [small.classes[label] for label in loaded.labels_N] == small.labels
+
+
+@pytest.mark.parametrize("name", ["svhn", "cifar10", "emnist-letters"])
+def test_settings_of_pixels_hold(tmp_path: Path, name: str) -> None:
+    small = SMALL_SETS[name]()
+    write(tmp_path, small.files)
+    stored_NCHW = small.images_NCHW.swapaxes(2, 3)
+    if name.startswith("emnist"):
+        assert np.array_equal(read(name, tmp_path, transpose=False)[1], stored_NCHW)
+    else:
+        assert np.array_equal(read(name, tmp_path, transpose=True)[1], stored_NCHW)
+    assert np.array_equal(read(name, tmp_path, scale="255:0")[1], 255 - small.images_NCHW)
+    stream, images_NCHW = read(name, tmp_path, scale="observed")
+    assert np.array_equal(images_NCHW, small.images_NCHW)
+    assert stream.value_range() == (0, 255)
+    assert read(name, tmp_path, size="5", channels=1)[1].shape == (len(small.images_NCHW), 1, 5, 5)
 
 
 @pytest.mark.parametrize("name", SMALL_SETS)
@@ -238,13 +265,10 @@ def test_fault_in_a_batch_of_cifar10(tmp_path: Path, fault: str, form: str) -> N
 @pytest.mark.parametrize(
     ("name", "present", "message"),
     [
-        ("svhn", [], "has no train_32x32.mat, of the files that http://ufldl.stanford.edu/housenumbers/ describes"),
-        ("svhn", ["train_32x32.mat"], "has no test_32x32.mat, of"),
-        ("cifar10", [], "has no cifar-10-binary.tar.gz and no data_batch_1.bin, of"),
-        ("cifar10", ["data_batch_1.bin"], "has no data_batch_2.bin, of"),
-        ("emnist-digits", [], "has no gzip.zip and no emnist-digits-train-images-idx3-ubyte, of"),
-        ("emnist-digits", ["gzip/emnist-digits-mapping.txt"], "has no emnist-digits-train-images-idx3-ubyte, of"),
-        ("kmnist", ["train-images.idx3-ubyte"], "has no train-labels-idx1-ubyte, of"),
+        ("svhn", ["train_32x32.mat"], "has no test_32x32.mat, though train_32x32.mat is there"),
+        ("cifar10", ["data_batch_1.bin"], "has no data_batch_2.bin, though"),
+        ("emnist-digits", ["gzip/emnist-digits-mapping.txt"], "has no emnist-digits-train-images-idx3-ubyte, though"),
+        ("kmnist", ["train-images.idx3-ubyte"], "has no train-labels-idx1-ubyte, though train-images.idx3-ubyte"),
     ],
 )
 def test_missing_file_is_named(tmp_path: Path, name: str, present: list[str], message: str) -> None:
@@ -252,4 +276,27 @@ def test_missing_file_is_named(tmp_path: Path, name: str, present: list[str], me
     with pytest.raises(UserError) as error:
         load(Data(name=name, path=str(tmp_path)))
     assert str(error.value).startswith(f"data.path: {tmp_path} {message}")
-    assert "for images of your own give another data.name" in str(error.value)
+    assert PUBLISHED[name].homepage in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("svhn", "train_32x32.mat, test_32x32.mat"),
+        ("cifar10", "cifar-10-binary.tar.gz or data_batch_1.bin, "),
+        ("emnist-digits", "gzip.zip or emnist-digits-train-images-idx3-ubyte, "),
+        ("kmnist", "train-images-idx3-ubyte, train-labels-idx1-ubyte, "),
+    ],
+)
+def test_folder_without_any_of_the_files(tmp_path: Path, name: str, files: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(Data(name=name, path=str(tmp_path)))
+    assert str(error.value).startswith(f"data.path: {tmp_path} is empty; images are read from ")
+    assert f"; the files of {name} itself are {files}" in str(error.value)
+
+
+def test_a_published_set_in_another_format_keeps_its_name(tmp_path: Path) -> None:
+    small = SMALL_SETS["cifar10"]()
+    np.savez(tmp_path / "exported.npz", images=small.images_NCHW, labels=np.arange(len(small.images_NCHW)) % 10)
+    loaded = load(Data(name="cifar10", path=str(tmp_path), cache=str(tmp_path / "cache")))
+    assert np.array_equal(loaded.images_NCHW, small.images_NCHW)
