@@ -21,7 +21,6 @@ WHAT = "pictures as bytes (PNG, JPEG), or lists of pixel values"
 
 # Extension types whose metadata are the shape of a tensor, as JSON; Ray's are described in ray.data.extensions.
 _SHAPED = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
-_FIXED_SHAPE = "arrow.fixed_shape_tensor"  # of Arrow itself
 _ANY_SHAPE = "ray.data.arrow_variable_shaped_tensor"
 # How pictures begin: fixed-size binaries that do not are raw pixels.
 _PICTURE = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*")
@@ -50,7 +49,7 @@ def kind_of(field: Any) -> Kind | None:
     import pyarrow as pa
 
     types, kind = pa.types, field.type
-    name, shape = _extension(field)
+    name, shape, axes = _extension(field)
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     if types.is_dictionary(kind):
@@ -70,23 +69,22 @@ def kind_of(field: Any) -> Kind | None:
     family = _family(kind)
     if family is None or not 1 <= depth <= 3:
         return None
-    if name == _FIXED_SHAPE:
-        axes = shape.get("permutation") or ()
-        return Kind(family, tuple(shape["shape"]), tuple(axes))
-    return Kind(family, tuple(shape) if name in _SHAPED else ())
+    return Kind(family, shape, axes)
 
 
-def _extension(field: Any) -> tuple[str, Any]:
-    """Name and metadata of a field's extension type, whether a library has registered it or not."""
+def _extension(field: Any) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """Name, shape and order of axes of a field's extension type, whether a library has registered it or not."""
     import pyarrow as pa
 
-    if isinstance(field.type, pa.BaseExtensionType):
+    if isinstance(field.type, pa.FixedShapeTensorType):
+        return field.type.extension_name, tuple(field.type.shape), tuple(field.type.permutation or ())
+    if isinstance(field.type, pa.ExtensionType):
         name, content = field.type.extension_name, field.type.__arrow_ext_serialize__()
     else:
         metadata = field.metadata or {}
         name = metadata.get(b"ARROW:extension:name", b"").decode()
         content = metadata.get(b"ARROW:extension:metadata", b"")
-    return name, json.loads(content) if name in (*_SHAPED, _FIXED_SHAPE) else None
+    return name, tuple(json.loads(content)) if name in _SHAPED else (), ()
 
 
 def is_list(kind: Any) -> bool:
@@ -193,7 +191,6 @@ _ONE_SHAPE = "; all images must have the same shape"
 
 def _nested(column: Any, fault: Fault) -> NDArray[Any]:
     """Lists of equal lengths as one array, with a dimension for each level of nesting."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     values, shape = column, [len(column)]
@@ -206,8 +203,6 @@ def _nested(column: Any, fault: Fault) -> NDArray[Any]:
         check(~_nulls(values), "holds a null; every pixel must have a value")
         if not is_list(values.type):
             return np.asarray(values.to_numpy(zero_copy_only=False).reshape(shape))
-        if pa.types.is_list_view(values.type) or pa.types.is_large_list_view(values.type):
-            values = values.cast(pa.large_list(values.type.value_type))
         lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
         check(lengths > 0, "holds an empty list; every row must hold an image")
         check(

@@ -74,9 +74,10 @@ def concatenated(labels: "Sequence[pa.Array]", place: str) -> "pa.Array":
     """
     import pyarrow as pa
 
-    plain = [
-        values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values for values in labels
-    ]
+    plain = []
+    for values in labels:
+        kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+        plain.append(values.cast(pa.large_string() if is_text(kind) else kind))
     tables = [pa.table({"label": values}) for values in plain]
     try:
         return pa.concat_tables(tables, promote_options="permissive").column(0).combine_chunks()

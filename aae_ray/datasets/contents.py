@@ -80,7 +80,7 @@ class Contents:
         counts = [f"{_short(name)} {count:,}" for name, count in self.classes.items()]
         text = f"{len(counts)} class{'es' * (len(counts) != 1)}: {_some(counts, MOST_CLASSES)}"
         if self.unlabelled:
-            text += f"; {self.unlabelled:,} images have no label"
+            text += f"; without a label {self.unlabelled:,}"
         if len(counts) == 1:
             text += "; one class alone tells nothing, was another column meant?"
         return text
@@ -94,8 +94,12 @@ class Contents:
     def _repeated(self) -> str:
         if not self.duplicates:
             return ""
-        told = f"{self.duplicates:,} images are equal to an earlier one"
-        return told + (f"; {self.shared:,} of validation and test stand in another part too" if self.shared else "")
+        if self.duplicates == self.images - 1:
+            return "all images are equal, and there is nothing to learn; was another column meant?"
+        told = f"copies of an earlier image {self.duplicates:,}"
+        return told + (
+            f"; validation and test images that stand in another part too {self.shared:,}" if self.shared else ""
+        )
 
 
 def contents_of(dataset: Dataset) -> Contents:

@@ -364,7 +364,7 @@ def _split(
         raise UserError(
             f"data.name: {data.name} has too few images, {len(labels_N)}: with data.validation_fraction "
             f"{data.validation_fraction:g} and data.test_fraction {data.test_fraction:g} "
-            f"none is left for {empty[0]}"
+            f"none is left for {empty[0]}; give more images"
         )
     train, val, test = (np.sort(part) for part in parts)
     return train, val, test
