@@ -1,7 +1,7 @@
 """python -m aae_ray.data: prepare a data set and say what is in it.
 
 python -m aae_ray.data                                           the digits that ship with scikit-learn
-python -m aae_ray.data mnist                                     downloaded once
+python -m aae_ray.data mnist                                     downloaded once; docs/data.md lists the others
 python -m aae_ray.data faces --path faces.parquet data.image_column=pixels
 python -m aae_ray.data faces --path faces.parquet --preview faces.png     a sheet of images with their labels
 """

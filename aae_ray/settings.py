@@ -208,12 +208,13 @@ class Data(Section):
         "digits",
         min_length=1,
         pattern=r"^[A-Za-z0-9._-]+$",
-        description="digits, mnist, fashion-mnist, or a name for your own",
+        description="digits, a published set (mnist, fashion-mnist, kmnist, emnist-letters, svhn, cifar10, ...), or a "
+        "name for your own",
     )
     path: str | None = Field(
         None,
         description="file or folder of images: Parquet, pictures in a folder for each class, NumPy (.npy, .npz), IDX, "
-        "or what Hugging Face's save_to_disk wrote; none for the named sets",
+        "or what Hugging Face's save_to_disk wrote; or files of a published set, which are downloaded when not given",
     )
     image_column: str | None = Field(
         None, description="column or array of images; found by its type or name when not given"

@@ -59,7 +59,12 @@ OWNERS = {
         "aae_ray.evaluation.clustering_metrics",
         "aae_ray.reporting.defaults",
     ),
-    "scipy": ("aae_ray.evaluation.clustering_metrics", "aae_ray.search.sampler", "aae_ray.reporting.defaults"),
+    "scipy": (
+        "aae_ray.datasets.svhn",
+        "aae_ray.evaluation.clustering_metrics",
+        "aae_ray.search.sampler",
+        "aae_ray.reporting.defaults",
+    ),
     "pooch": ("aae_ray.datasets.download",),
     "matplotlib": ("aae_ray.evaluation.drawing",),
     "typer": (

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 
 from aae_ray import settings
 from aae_ray.datasets.classes import UNKNOWN, classes_of
-from aae_ray.datasets.download import PUBLISHED, Progress, download, no_progress
-from aae_ray.datasets.formats import find_stored
-from aae_ray.datasets.idx import IDX_FILES, read_idx
+from aae_ray.datasets.download import Progress, no_progress
+from aae_ray.datasets.formats import Format, Stored, find_stored
 from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, ValueRange
 from aae_ray.datasets.parquet import NONE
 from aae_ray.datasets.parts import with_test
 from aae_ray.datasets.pixels import Scale, arrange_block, told_by_place
+from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.errors import UserError, did_you_mean
 
-PREPARED_FORMAT = 2  # raised when prepared data changes its form, so that older ones are made anew
+PREPARED_FORMAT = 3  # raised when prepared data changes its form, so that older ones are made anew
 Indices = NDArray[np.int64]
 
 
@@ -136,14 +136,19 @@ def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Sour
         return _Source({"digits": "scikit-learn"} | _pixel_settings(data), lambda: _read_digits(data))
     if data.name in PUBLISHED:
         published = PUBLISHED[data.name]
-        folder = cache_folder(data) / "downloads" / data.name
+        folder = cache_folder(data) / "downloads" / published.folder
         identity = {"sha256": dict(published.sha256)} | _pixel_settings(data)
-        return _Source(identity, lambda: read_idx(download(published, folder, progress), data))
+        return _Source(identity, lambda: _downloaded(published, folder, progress).read(data))
     known = ("digits", *PUBLISHED)
     raise UserError(
         f"data.name: {data.name} is none of {', '.join(known)}; for your own images give data.path."
         f"{did_you_mean(data.name, known)}"
     )
+
+
+def _downloaded(published: Published, folder: Path, progress: Progress) -> Stored:
+    with _locked(folder.with_name(f"{folder.name}.lock")):  # sets may share their files
+        return published.download(folder, progress)
 
 
 def _columns(data: settings.Data) -> str:
@@ -160,7 +165,7 @@ def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
     if data.name == "digits":
         raise UserError(f"data.name: {path} is not scikit-learn's digits; give it another name")
     try:
-        form, stored = find_stored(path, key)
+        form, stored = _find_stored(data.name, path, key)
         identity: dict[str, Any] = {"files": [_file_identity(file) for file in stored.files]} | _pixel_settings(data)
     except OSError as error:
         raise UserError(f"{key}: {error.filename or path} cannot be read: {error.strerror}") from None
@@ -170,9 +175,22 @@ def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
         raise UserError(f"{columns}: {path} holds {form.name}, which has neither columns nor named arrays")
     elif data.label_column == NONE:
         return _Source(identity | {"labels": NONE}, lambda: replace(stored.read(data), labels=None))
-    if data.name in PUBLISHED and len(stored.files) < len(IDX_FILES):
-        raise UserError(f"{key}: {path} is not all of {data.name}: it needs {', '.join(IDX_FILES)} (.gz or not)")
     return _Source(identity, lambda: stored.read(data))
+
+
+def _find_stored(name: str, path: Path, key: str) -> tuple[Format, Stored]:
+    """The files of the published set of this name, where they were put there by hand; else those of the one format."""
+    published = PUBLISHED.get(name)
+    if published is None:
+        return find_stored(path, key)
+    if path.is_dir() and (stored := published.find(path, key)) is not None:
+        return Format(f"the files of {name}", lambda _: stored), stored
+    try:
+        return find_stored(path, key)
+    except UserError as error:
+        raise UserError(
+            f"{error}; the files of {name} itself are {' or '.join(map(', '.join, published.forms))}"
+        ) from None
 
 
 def _pixel_settings(data: settings.Data) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aae_ray.datasets import dataset as data
-from aae_ray.datasets.download import PUBLISHED
+from aae_ray.datasets.published import PUBLISHED
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
 from tests.datasets.small_sets import some_images, write_idx
@@ -341,7 +341,7 @@ def test_cache_that_cannot_be_written(tmp_path: Path, folder: Path, inside: str)
 
 
 SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown name": ({"name": "mnits"}, "mnits is none of digits, mnist, fashion-mnist; .*mean mnist"),
+    "unknown name": ({"name": "mnits"}, "mnits is none of digits, mnist, fashion-mnist, kmnist, .*mean mnist"),
     "no such path": ({"name": "own", "path": "{tmp}/nowhere"}, "data.path: {tmp}/nowhere does not exist"),
     "other file": (
         {"name": "own", "path": "{tmp}/note.txt"},
@@ -355,7 +355,7 @@ SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "named digits": ({"name": "digits", "path": "{tmp}/idx"}, "data.name: {tmp}/idx is not scikit-learn's digits"),
     "MNIST in part": (
         {"name": "mnist", "path": "{tmp}/idx"},
-        "{tmp}/idx is not all of mnist: it needs train-",
+        "{tmp}/idx has no t10k-images-idx3-ubyte, though train-images",
     ),
     "column of IDX": (
         {"name": "own", "path": "{tmp}/idx", "image_column": "x"},
