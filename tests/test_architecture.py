@@ -53,7 +53,7 @@ OWNERS = {
     "filelock": ("aae_ray.search.journal",),
     "rich": PRINTING,
     "plotly": ("aae_ray.reporting.plots",),
-    "pyarrow": ("aae_ray.datasets.parquet", "aae_ray.search.store"),
+    "pyarrow": ("aae_ray.datasets.parquet", "aae_ray.search.store", "aae_ray.reporting.trial_table"),
     "sklearn": (
         "aae_ray.datasets.dataset",
         "aae_ray.evaluation.clustering_metrics",
@@ -61,11 +61,12 @@ OWNERS = {
     ),
     "scipy": ("aae_ray.evaluation.clustering_metrics", "aae_ray.search.sampler", "aae_ray.reporting.defaults"),
     "pooch": ("aae_ray.datasets.download",),
-    "matplotlib": ("aae_ray.evaluation.drawing",),
+    "matplotlib": ("aae_ray.evaluation.drawing", "aae_ray.reporting.comparison"),
     "typer": (
         "aae_ray.cli",
         "aae_ray.tune",
         "aae_ray.train",
+        "aae_ray.compare",
         "aae_ray.generate",
         "aae_ray.evaluate",
         "aae_ray.data",
@@ -164,6 +165,7 @@ def test_every_foreign_library_has_its_owners(library: str) -> None:
         ("aae_ray.search.journal", ("ray", "mlflow", "optuna", "rich")),
         ("aae_ray.tune", ("ray", "torch", "mlflow")),
         ("aae_ray.status", ("ray", "torch", "mlflow")),
+        ("aae_ray.compare", ("ray", "torch", "mlflow")),
     ],
 )
 def test_importing_a_package_does_not_drag_in_the_ones_above(module: str, never: tuple[str, ...]) -> None:

@@ -28,6 +28,7 @@ from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.cards import resolved
 from aae_ray.reporting.report import StudyReport, print_report
 from aae_ray.reporting.screen import Screen
+from aae_ray.reporting.trial_table import write_trial_table
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.journal import Journal, JournalError, Owner, StudyLock
@@ -149,6 +150,8 @@ def close_study(name: str, console: Console, *, uri: str | None = None, root: Pa
     with opened(name, root) as here:
         if here.ledger().end is None:
             here.journal.append(events.StudyStopped(end=StudyEnd.INTERRUPTED, message="closed by --close"))
+            with suppress(OSError):  # the journal has it all
+                write_trial_table(here.ledger(), here.folder)
         here.copy()
         result = send_pending(here.journal, uri)
     state = f"{here.folder.name} is closed; {text.counted(result.sent, 'record')} sent to MLflow, {result.left} left"
@@ -233,7 +236,13 @@ class Study:
                         if self.mirror is not None:
                             self.mirror.start(journal)
                         copy = CopyForOptuna(self.folder)
-                        sinks = (files.handle, screen.handle, copy.handle, lambda event, ledger: tracker.wake())
+                        sinks = (
+                            files.handle,
+                            screen.handle,
+                            copy.handle,
+                            self._write_table,
+                            lambda event, ledger: tracker.wake(),
+                        )
                         conductor = Conductor(journal, ledger, gangs, sinks, uninterrupted=signals.deferred)
                         screen.handle(journal.history[-1], ledger)
                         for advice in (
@@ -271,6 +280,11 @@ class Study:
             )
             print_report(self.console, report)
         return report
+
+    def _write_table(self, event: events.Event, ledger: Ledger) -> None:
+        """A sink: the table of trials stands in the study's folder whenever the study has come to an end."""
+        if isinstance(event, events.StudyStopped | events.StudyEnded):
+            write_trial_table(ledger, self.folder)
 
     def _search(
         self, conductor: Conductor, files: TrialFiles, signals: Signals, screen: Screen, tracker: Tracker
