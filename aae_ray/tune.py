@@ -89,15 +89,9 @@ def tune(
             verbose=verbose,
         )
     else:
-        from aae_ray.search.space import SHIPPED, read_plan
+        from aae_ray.study.plans import study_plan
 
-        path = path or str(SHIPPED / "digits.yaml")
-        plan = read_plan(path, overrides)
-        if not plan.space and plan.settings.study.budget.trials > 1:
-            raise UserError(
-                f"{path} has no `space:` block, so its {plan.settings.study.budget.trials} trials would all be the "
-                f"same; python -m aae_ray.train {path} trains it once"
-            )
+        plan = study_plan(path, overrides)
         if dry_run:
             from aae_ray.reporting.cards import resolved
             from aae_ray.study import checks

@@ -51,8 +51,10 @@ OWNERS = {
         "aae_ray.reporting.plots",
     ),
     "filelock": ("aae_ray.search.journal",),
+    "IPython": ("aae_ray.reporting.notebook",),
     "rich": PRINTING,
-    "plotly": ("aae_ray.reporting.plots",),
+    "pandas": ("aae_ray.study.api",),
+    "plotly": ("aae_ray.reporting.plots", "aae_ray.study.api"),
     "pyarrow": ("aae_ray.datasets.parquet", "aae_ray.search.store", "aae_ray.reporting.trial_table"),
     "sklearn": (
         "aae_ray.datasets.dataset",
@@ -82,6 +84,7 @@ OWNERS = {
         "aae_ray.execution.process_group",
         "aae_ray.execution.worker",
         "aae_ray.tracking.registry",
+        "aae_ray.study.api",
     ),
 }
 

@@ -26,7 +26,17 @@ from pydantic import ValidationError
 
 from aae_ray.errors import Kind, Problem, SettingsError, UserError, did_you_mean, unknown_key
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.reading import Entry, build, key_problems, nest, read_overrides, read_yaml, rule_problems, unclear
+from aae_ray.reading import (
+    Entry,
+    build,
+    key_problems,
+    nest,
+    read_changes,
+    read_overrides,
+    read_yaml,
+    rule_problems,
+    unclear,
+)
 from aae_ray.search.choice import RULES as RULES_OF_CHOICE
 from aae_ray.search.conditions import Conditions, is_active, parents_first, read_conditions
 from aae_ray.search.constraints import constraint_problems
@@ -78,13 +88,17 @@ class Plan:
         return ["min" if METRICS[name].sign > 0 else "max" for name in self.settings.study.objectives]
 
 
-def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
-    """The plan in a file with `key=value` overrides of the command line, which also fix what the file searches.
+Changes = Iterable[str] | Mapping[str, Any]  # `key=value`, as on the command line, or values by dotted keys
+
+
+def read_plan(path: str | None, overrides: Changes = ()) -> Plan:
+    """The plan in a file with changes, those of the command line or of a program, which also fix what the file
+    searches.
 
     Raises SettingsError with every mistake in both, each with its place.
     """
     entries = read_yaml(study_file(path)) if path else {}
-    changes = read_overrides(overrides)
+    changes = read_changes(overrides) if isinstance(overrides, Mapping) else read_overrides(overrides)
     problems: list[Problem] = []
     shared, searched, start = _sort_blocks(entries, problems)
     for key, entry in changes.items():

@@ -35,7 +35,7 @@ from aae_ray.search.journal import Journal, JournalError, Owner, StudyLock
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import Reason, StudyEnd
 from aae_ray.search.sampler import OptunaCopy, optuna_study
-from aae_ray.search.space import Plan, read_plan, record_plan
+from aae_ray.search.space import Changes, Plan, read_plan, record_plan
 from aae_ray.search.store import Store
 from aae_ray.secrets import redact
 from aae_ray.settings import replace
@@ -60,8 +60,18 @@ DISK_SECONDS = 2.0
 # ------------------------------------------------------------------------------------------------------- how it begins
 
 
-def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (), verbose: bool = False) -> StudyReport:
-    """Run a new study to its end, its budget or Ctrl-C, and report. Raises UserError for mistakes of the user."""
+def start_study(
+    plan: Plan,
+    console: Console,
+    *,
+    warm_start: Sequence[str] = (),
+    verbose: bool = False,
+    ends_process: bool = True,
+) -> StudyReport:
+    """Run a new study to its end, its budget or Ctrl-C, and report. Raises UserError for mistakes of the user.
+
+    `ends_process`: a second Ctrl-C ends this process at once, and not the study alone.
+    """
     plan, uri, dataset = checks.checked(plan)
     prior = prior_trials(
         warm_start, plan, dataset, lambda note: console.print(text.bullet("note", note), soft_wrap=True)
@@ -85,13 +95,13 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
             pid=os.getpid(),
             warm_start=tuple(prior),
         )
-        study = Study(folder, uri, dataset, console, verbose, begin=started, lock=lock, mirror=mirror)
-        return study.run(journal, Ledger(), plan)
+        session = Session(folder, uri, dataset, console, verbose, ends_process, started, lock, mirror)
+        return session.run(journal, Ledger(), plan)
 
 
 def resume_study(
     name: str,
-    overrides: Sequence[str],
+    overrides: Changes,
     console: Console,
     *,
     extend: bool = False,
@@ -99,6 +109,7 @@ def resume_study(
     uri: str | None = None,
     root: Path = Path("runs"),
     verbose: bool = False,
+    ends_process: bool = True,
 ) -> StudyReport:
     """Go on with a study: trials that have ended stay so, open ones go on from their checkpoints.
 
@@ -141,8 +152,8 @@ def resume_study(
         begin = events.StudyResumed(
             plan=record if record != record_plan(old) else None, host=socket.gethostname(), pid=os.getpid()
         )
-        study = Study(here.folder, address, dataset, console, verbose, begin=begin, lock=here.lock, mirror=here.mirror)
-        return study.run(here.journal, ledger, plan)
+        session = Session(here.folder, address, dataset, console, verbose, ends_process, begin, here.lock, here.mirror)
+        return session.run(here.journal, ledger, plan)
 
 
 def close_study(name: str, console: Console, *, uri: str | None = None, root: Path = Path("runs")) -> None:
@@ -172,8 +183,8 @@ def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Pa
     return not result.parked and not result.left
 
 
-def changed_plan(plan: Plan, overrides: Sequence[str]) -> Plan:
-    """A recorded plan with `key=value` changes, checked as a study's file is. Raises SettingsError."""
+def changed_plan(plan: Plan, overrides: Changes) -> Plan:
+    """A recorded plan with changes, checked as a study's file is. Raises SettingsError."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "study.yaml")
         path.write_text(resolved(plan), encoding="utf-8")
@@ -184,7 +195,7 @@ def changed_plan(plan: Plan, overrides: Sequence[str]) -> Plan:
 
 
 @dataclass
-class Study:
+class Session:
     """What a study holds while it runs in this process."""
 
     folder: Path
@@ -192,6 +203,7 @@ class Study:
     dataset: Dataset
     console: Console
     verbose: bool
+    ends_process: bool  # at a second Ctrl-C
     begin: events.Event  # what the journal says of this session's start
     lock: StudyLock
     mirror: Mirror | None  # where the study's folder is elsewhere
@@ -212,7 +224,7 @@ class Study:
         study = plan.settings.study
         with logged(self.folder, self.console, verbose=self.verbose):
             screen = Screen(self.console, self.folder, plan, self.dataset)
-            signals = Signals(screen.say, screen.leave)
+            signals = Signals(screen.say, screen.leave, ends_process=self.ends_process)
             files = TrialFiles(self.store, study.keep)
             with signals.handled(), screen, self._owner_watched(screen):
                 tracker: Tracker | None = None
