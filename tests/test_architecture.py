@@ -34,7 +34,14 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {
     "study": SEARCHED | {"execution", "tracking", "reporting"},
 }
 COMMANDS = set(ALLOWED_IMPORTS)
-PRINTING = ("aae_ray.reporting.", "aae_ray.study.study", "aae_ray.study.log", "aae_ray.data", "aae_ray.status")
+PRINTING = (
+    "aae_ray.reporting.",
+    "aae_ray.study.study",
+    "aae_ray.study.promotion",
+    "aae_ray.study.log",
+    "aae_ray.data",
+    "aae_ray.status",
+)
 
 # Who may import a foreign library, as prefixes of dotted module names.
 OWNERS = {
@@ -69,6 +76,7 @@ OWNERS = {
         "aae_ray.tune",
         "aae_ray.train",
         "aae_ray.compare",
+        "aae_ray.promote",
         "aae_ray.generate",
         "aae_ray.evaluate",
         "aae_ray.data",

@@ -181,6 +181,14 @@ class Ended(_Event):
     message: str | None = None
 
 
+class Confirming(_Event):
+    """The search is over: its best trials are trained again, each with new seeds, which are trials of their own."""
+
+    event: Literal["confirming"] = "confirming"
+    numbers: tuple[int, ...]  # of the trials, the best one first
+    seeds: int  # new ones of each
+
+
 class FileWritten(_Event):
     """A figure, table or page of a trial, or of the study (no number), for the records."""
 
@@ -262,6 +270,7 @@ Event = (
     | Exploited
     | AttemptFailed
     | Ended
+    | Confirming
     | FileWritten
     | Measured
     | Chosen

@@ -357,20 +357,20 @@ def _beyond_the_pruner(base: Mapping[str, Entry], space: Space, problems: Sequen
 
 def _beyond_the_seeds(base: Mapping[str, Entry], space: Space, problems: Sequence[Problem]) -> list[Problem]:
     """Seeds that a study gives its trials where there are none to give."""
-    keys = ("seed", "study.seeds_per_trial")
+    keys = ("seed", "study.seeds_per_trial", "study.confirm.finalists", "study.confirm.seeds")
     if unclear(keys, base, problems):
         return []
     built = build({key: base[key] for key in keys if key in base})
-    most = built.study.seeds_per_trial
-    if most > 1 and "seed" in space:
-        text = (
-            f"study.seeds_per_trial={most} gives each configuration seeds of its own, and `seed` is searched as well; "
-        )
-        return [Problem(keys, Kind.RULE, base[keys[1]].where, text + "remove one of them")]
-    if built.seed + most > 2**32:
-        text = (
-            f"seed={built.seed} leaves no larger seeds for study.seeds_per_trial={most}; the largest is {2**32 - most}"
-        )
+    most, confirm = built.study.seeds_per_trial, built.study.confirm
+    given = {keys[1]: most - 1, keys[2]: confirm.seeds if confirm.finalists else 0}  # seeds beyond the first one
+    asked = {keys[1]: f"{keys[1]}={most}", keys[2]: f"{keys[2]}={confirm.finalists}"}
+    for key, seeds in given.items():
+        if seeds and "seed" in space:
+            text = f"{asked[key]} gives each configuration seeds of its own, and `seed` is searched as well; "
+            return [Problem((keys[0], key), Kind.RULE, base[key].where, text + "remove one of them")]
+    if built.seed + sum(given.values()) >= 2**32:
+        of = " and ".join(asked[key] for key, seeds in given.items() if seeds)
+        text = f"seed={built.seed} leaves no larger seeds for {of}; the largest is {2**32 - 1 - sum(given.values())}"
         return [Problem(keys, Kind.RULE, base[keys[0]].where, text)]
     return []
 

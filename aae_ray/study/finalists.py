@@ -13,7 +13,7 @@ from aae_ray.search import events
 from aae_ray.search.choice import select
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.promotion import choice_metrics, choice_tags
+from aae_ray.search.promotion import choice_metrics, choice_tags, evidence_tags, policy_of
 from aae_ray.search.store import Store
 from aae_ray.settings import flatten, replace
 from aae_ray.study.files import FIGURES
@@ -36,7 +36,10 @@ ABOUT = (
 
 
 def choose(ledger: Ledger, rule: str) -> TrialRecord | None:
-    """The best trial of the front by the rule of `study.select`."""
+    """The best trial by the rule of `study.select`: of the finalists that were confirmed, by their new seeds, and where
+    none were, of the front."""
+    if confirmed := ledger.confirmed():
+        return confirmed[select([metrics for _, metrics in confirmed], ledger.objectives, rule)][0]
     front = ledger.front()
     return front[select([ledger.judged(trial) for trial in front], ledger.objectives, rule)] if front else None
 
@@ -103,7 +106,7 @@ def publish(
     study = ledger.current_plan.settings.study
     if register:
         name = settings.tracking.model_name or f"aae-{settings.data.name}-decoder"
-        tags = version_tags(trial, training, ledger, result)
+        tags = version_tags(trial, training, ledger, result) | evidence_tags(ledger.evidence(trial), study)
         shares_K = training.model.label_shares_K
         shares = [] if shares_K is None else shares_K.tolist()
         card = model_card(name, trial, settings, shares, result, ledger.started.study_id)
@@ -120,6 +123,7 @@ def publish(
             "front": [choice_metrics(ledger.judged(member), study) for member in ledger.front()],
             "constraints": list(study.constraints),
             "rule": settings.study.select,
+            "policy": policy_of(ledger.current_plan.settings),
         }
     conductor.record(events.Chosen(number=trial.number, registration=request))
 

@@ -136,6 +136,7 @@ def resume_study(
         )
         changed = checks.changed_settings(old, plan)
         more = more or not changed.keys().isdisjoint(("study.seeds_per_trial", "study.pruner.reduction_factor"))
+        more = more or any(key.startswith("study.confirm.") for key in changed)
         if extend and ledger.end is StudyEnd.PLANNED and changed and not more:
             raise UserError(
                 f"{name} has {ledger.configurations} trials already, and study.budget.trials="
