@@ -327,6 +327,20 @@ def trial_of(version: Any) -> str:
     return trial
 
 
+def runs_of(client: Any, version: Any) -> tuple[Any, Any]:
+    """The run of the trial that a version is of, and that of its study. Raises UserError where one is gone."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(version.run_id)
+        return run, client.get_run(run.data.tags["mlflow.parentRunId"])
+    except (MlflowException, KeyError):
+        raise UserError(
+            f"the run of version {version.version} of {version.name!r}, which has its settings, is not in MLflow any "
+            "more"
+        ) from None
+
+
 def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder:
     """The registered decoder of this name. Raises UserError when server, model, alias or version are missing."""
     quiet_mlflow()

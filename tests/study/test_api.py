@@ -1,5 +1,6 @@
 """Studies in Python, as a notebook has them: one is run, added to, and looked at."""
 
+import json
 import os
 import signal
 import subprocess
@@ -42,20 +43,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def study(folder: Path, cache: Path) -> Study:
-    new = Study.from_file("digits", TINY | {"data.cache": str(cache)})
+    own = {"data.cache": str(cache), "study.confirm.finalists": 1, "study.confirm.seeds": 2}
+    new = Study.from_file("digits", TINY | own)
     assert "not run yet" in repr(new) and new.run() is new
     return new
 
 
 def test_the_trials_are_a_data_frame(study: Study) -> None:
     trials, front = study.trials, study.front
-    assert list(trials.index) == ["t0000", "t0001"] and set(trials["state"]) == {"complete"}
+    assert list(trials.index) == ["t0000", "t0001", "t0002", "t0003"] and set(trials["state"]) == {"complete"}
     assert trials["chosen"].sum() == 1 and trials["model.latent_dim"].notna().all()
     assert list(front["val/reconstruction_mse"]) == sorted(front["val/reconstruction_mse"]) and front["on_front"].all()
     assert study.folder is not None
     stored = pandas.read_parquet(study.folder / "trials.parquet").set_index("name")
     pandas.testing.assert_frame_equal(stored, trials)
-    assert "2 complete" in repr(study)
+    assert "4 complete" in repr(study)
 
 
 def test_the_networks_of_the_best_trial_are_those_that_were_registered(study: Study) -> None:
@@ -64,6 +66,33 @@ def test_the_networks_of_the_best_trial_are_those_that_were_registered(study: St
     codes_BZ = torch.randn(5, best.settings.model.latent_dim)
     with torch.no_grad():
         torch.testing.assert_close(best.decoder(codes_BZ), registered.module(codes_BZ))
+
+
+def test_the_best_trial_was_confirmed_on_new_seeds_and_its_version_says_so(study: Study) -> None:
+    from aae_ray.tracking.registry import client_of, version_of
+
+    (first,) = {int(number) for number in study.trials["replicate_of"].dropna()}
+    assert study.best.name == f"t{first:04d}" and sorted(study.trials["seed"]) == [0, 0, 1, 2]
+    assert study.report is not None
+    tags = version_of(client_of("aae-digits-decoder", study.report.uri), "aae-digits-decoder", "champion").tags
+    seeds = [metrics["val/reconstruction_mse"] for metrics in json.loads(tags["evidence"])]
+    assert seeds == list(study.trials["val/reconstruction_mse"][study.trials["seed"] > 0])
+
+
+@pytest.mark.slow
+def test_a_registered_version_is_made_again_from_the_registry_alone(
+    study: Study, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last digit, as versions and processor are the same."""
+    from aae_ray.cli import run_command
+    from aae_ray.reproduce import reproduce
+
+    monkeypatch.setattr("sys.argv", ["reproduce", "aae-digits-decoder@champion"])
+    with pytest.raises(SystemExit, match="0"):
+        run_command(reproduce, "reproduce")
+    out = capfd.readouterr().out
+    assert "version 1 is reproduced, to the last digit" in out and "val/reconstruction_mse" in out
+    assert "version 2" not in out
 
 
 def test_encoder_and_decoder_make_the_error_that_was_measured(study: Study) -> None:
@@ -103,7 +132,7 @@ def test_a_study_that_has_ended_is_not_run_again(study: Study) -> None:
 @pytest.mark.slow
 def test_a_study_that_has_ended_is_added_to(study: Study) -> None:
     assert study.extend({"study.budget.trials": 3}) is study
-    assert len(study.trials) == 3 and study.settings.study.budget.trials == 3
+    assert len(study.trials) == 7 and study.settings.study.budget.trials == 3  # the best one is confirmed anew
 
 
 def test_mistakes_are_told_before_anything_starts() -> None:

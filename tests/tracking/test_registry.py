@@ -1,9 +1,11 @@
 """A decoder is published without pickle and without us, registered once, promoted when it is better, loaded by name."""
 
+import contextlib
 import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,8 +19,10 @@ import torch
 
 from aae_ray.autoencoder.model import Model, build_model
 from aae_ray.autoencoder.phases import TASKS
+from aae_ray.cli import run_command
 from aae_ray.errors import UserError
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
+from aae_ray.promote import promote as command
 from aae_ray.reporting.cards import model_card
 from aae_ray.search import events
 from aae_ray.search.ledger import TrialRecord
@@ -549,3 +553,121 @@ def test_a_model_that_is_not_ours_or_is_damaged_is_a_sentence(decoders: Registry
         told(database, version="2")
         == f"version 2 of {NAME!r} says nothing about its prior; it was not registered by aae_ray"
     )
+
+
+# ------------------------------------------------------------------------------------------- evidence, repair, rollback
+
+
+def with_seeds(request: dict[str, Any], *points: Sequence[float]) -> dict[str, Any]:
+    """A request of a study that has confirmed its best trial, on new seeds with these values."""
+    names = request["tags"]["objectives"].split(",")
+    known = [dict(zip(names, point, strict=True)) | MEASURED for point in points]
+    return request | {
+        "tags": request["tags"] | {"evidence": json.dumps(known), "rule": request["rule"]},
+        "policy": "evidence",
+    }
+
+
+def test_new_seeds_decide_and_the_version_says_by_which_numbers(decoders: Registry) -> None:
+    decoders.add("s1/a/3", [[0.3, 0.3]])
+    lucky = with_seeds(request_of("s2/a/3", [[0.1, 0.1]], folder=decoders.folder), [0.35, 0.3], [0.2, 0.4], [0.4, 0.2])
+    refused = registry.register(decoders.client, new_run(decoders.client), lucky)
+    assert refused["champion"] is False and decoders.champion == "1"
+    tags = decoders.client.get_model_version(NAME, "2").tags
+    assert tags["promotion"] == "refused" and tags["promotion.reason"] == refused["reason"]
+    assert float(tags["promotion.difference"]) < 2 * float(tags["promotion.standard_error"])
+    good = with_seeds(request_of("s3/a/3", [[0.1, 0.1]], folder=decoders.folder), [0.1, 0.1], [0.11, 0.1], [0.1, 0.12])
+    assert registry.register(decoders.client, new_run(decoders.client), good)["champion"] is True
+    tags = decoders.client.get_model_version(NAME, "3").tags
+    assert tags["promotion"] == "promoted" and (tags["promotion.seeds"], tags["promotion.champion_seeds"]) == ("3", "1")
+    assert decoders.champion == "3"
+
+
+def test_a_version_that_is_confirmed_later_keeps_its_number_and_gets_its_seeds(decoders: Registry) -> None:
+    decoders.add("s1/a/3", [[0.3, 0.3]])
+    first = request_of("s2/a/3", [[0.31, 0.31]], folder=decoders.folder)
+    registry.register(decoders.client, new_run(decoders.client), first)
+    later = with_seeds(first, [0.1, 0.1], [0.11, 0.1])
+    made = registry.register(decoders.client, new_run(decoders.client), later)
+    assert (made["version"], made["champion"], decoders.versions) == (2, True, ["1", "2"])
+    assert json.loads(decoders.client.get_model_version(NAME, "2").tags["evidence"])
+
+
+def test_a_version_is_held_against_the_champion_by_what_its_tags_say(decoders: Registry) -> None:
+    decoders.add("s1/a/3", [[0.3, 0.3]])
+    decoders.add("s2/a/3", [[0.1, 0.1]])
+    assert decoders.champion == "2"
+    alone = registry.hold(decoders.client, NAME, decoders.client.get_model_version(NAME, "1"), "evidence")
+    assert not alone.champion and "confirm it" in alone.reason
+
+
+def test_a_champion_that_was_deleted_is_followed_by_the_one_before(decoders: Registry) -> None:
+    for trial, value in (("s1/a/3", 0.3), ("s2/a/3", 0.2), ("s3/a/3", 0.1)):
+        decoders.add(trial, [[value, value]])
+    _delete_without_its_alias(decoders, "3")
+    with pytest.raises(UserError, match="version 3, which has been deleted; python -m aae_ray.promote .* --rollback"):
+        registry.version_of(decoders.client, NAME, "champion")
+    made = decoders.add("s4/a/3", [[0.25, 0.25]])
+    assert made["champion"] is False and decoders.champion == "2"
+    assert made["reason"].startswith("the champion was version 3, which has been deleted, and version 2 is it again; ")
+
+
+def test_with_every_champion_deleted_the_next_one_is_it(decoders: Registry) -> None:
+    decoders.add("s1/a/3", [[0.1, 0.1]])
+    _delete_without_its_alias(decoders, "1")
+    made = decoders.add("s2/a/3", [[0.25, 0.25]])
+    assert made["champion"] is True and decoders.champion == "2" and "has been deleted" in made["reason"]
+
+
+def _delete_without_its_alias(decoders: Registry, version: str) -> None:
+    """As a server that leaves the alias, or another process that sets it at the same time."""
+    decoders.client.delete_model_version(NAME, version)
+    with contextlib.closing(sqlite3.connect(decoders.client.tracking_uri.removeprefix("sqlite:///"))) as database:
+        columns = {row[1] for row in database.execute("PRAGMA table_info(registered_model_aliases)")}
+        row = {"alias": "champion", "version": version, "name": NAME, "workspace": "default"}
+        row = {key: value for key, value in row.items() if key in columns}  # older releases have no workspaces
+        marks = ", ".join("?" * len(row))
+        database.execute(
+            f"INSERT OR REPLACE INTO registered_model_aliases ({', '.join(row)}) VALUES ({marks})", list(row.values())
+        )
+        database.commit()
+
+
+def test_a_rollback_goes_back_one_champion_at_a_time(decoders: Registry) -> None:
+    for trial, value in (("s1/a/3", 0.3), ("s2/a/3", 0.2), ("s3/a/3", 0.1)):
+        decoders.add(trial, [[value, value]])
+    told = registry.roll_back(decoders.client, NAME)
+    assert told.reason == "version 2 is the champion again, after version 3" and decoders.champion == "2"
+    assert decoders.client.get_model_version(NAME, "3").tags["promotion.reason"] == "rolled back to version 2"
+    decoders.client.delete_model_version(NAME, "1")
+    with pytest.raises(UserError, match="no champion before"):
+        registry.roll_back(decoders.client, NAME)
+    assert decoders.champion == "2"
+
+
+def test_the_command_rolls_back_and_tells_what_it_refuses(
+    decoders: Registry, database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoders.add("s1/a/3", [[0.3, 0.3]])
+    decoders.add("s2/a/3", [[0.2, 0.2]])
+
+    def promoted(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["promote", *arguments, "--tracking-uri", database])
+        with pytest.raises(SystemExit) as end:
+            run_command(command, "promote")
+        out = capsys.readouterr()
+        return int(end.value.code or 0), out.out + out.err
+
+    assert promoted(NAME) == (0, "champion    it is the champion already\n")
+    code, text = promoted(NAME, "--version", "1")
+    assert code == 1 and text.startswith("refused     it has no two new seeds")
+    assert promoted(NAME, "--rollback") == (0, "champion    version 1 is the champion again, after version 2\n")
+    for wrong, said in (
+        (("none",), "there is no registered model 'none'"),
+        ((NAME, "--version", "9"), "has no version '9'"),
+        ((NAME, "--rollback", "--confirm", "1"), "--rollback takes neither"),
+        ((NAME, "--seeds", "3"), "--seeds goes with --confirm"),
+        ((NAME, "--confirm", "1"), "has to be here to be confirmed"),
+    ):
+        code, text = promoted(*wrong)
+        assert code == 2 and said in text and "Traceback" not in text
