@@ -121,7 +121,7 @@ def _test_lines(ledger: Ledger, test: Mapping[str, float], remarks: tuple[str, .
 
 def confirmed_lines(ledger: Ledger) -> list[Text]:
     """What the finalists came to on new seeds: means with their standard errors, beside what the choice had seen."""
-    lines = []
+    lines: list[Text] = []
     for trial, means in ledger.confirmed():
         seeds, parts = ledger.evidence(trial), []
         for name in ledger.objectives:
