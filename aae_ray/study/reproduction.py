@@ -27,6 +27,7 @@ OF_THE_STUDY = ("study.objectives", "study.workers_per_trial")
 COMMIT = "mlflow.source.git.commit"
 DECIDING = ("version.python", "version.torch", "version.numpy", "machine.processor")  # on which the last digits hang
 TOLD = (*DECIDING, "version.aae-ray", COMMIT)
+SPEED = "perf/"  # metrics of the machine, and not of the model
 SPREADS = 2.0  # standard deviations of seeds within which another machine's numbers are the same
 
 
@@ -155,7 +156,7 @@ def reproduce(recorded: Recorded, uri: str, console: Console, *, verbose: bool =
     compared = [
         Compared(name, recorded.metrics[name], again[name], recorded.spread.get(name))
         for name in recorded.metrics
-        if name in again and name in METRICS
+        if name in again and name in METRICS and not name.startswith(SPEED)
     ]
     return Reproduction(recorded, differences(recorded.provenance), tuple(compared), report)
 

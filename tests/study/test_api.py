@@ -103,7 +103,7 @@ def test_encoder_and_decoder_make_the_error_that_was_measured(study: Study) -> N
     x_NCHW = study.images("val")
     with torch.no_grad():
         error = (best.decoder(best.encoder(x_NCHW)["code"]) - x_NCHW).square().mean().item()
-    assert error == pytest.approx(best.metrics["val/reconstruction_mse"], rel=1e-5)
+    assert error == pytest.approx(study.trials.loc[best.name, "val/reconstruction_mse"], rel=1e-5)
     assert "test/reconstruction_mse" in best.metrics
 
 
