@@ -364,7 +364,9 @@ class Tracking(Section):
     experiment: str | None = Field(None, description="MLflow experiment; aae/<data> when not given")
     register_model: bool = Field(True, description="whether the best decoder is registered when the study ends")
     model_name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9._ -]+$", description="registered model; aae-<data>-decoder when not given"
+        None,
+        pattern=r"^[A-Za-z0-9._ -]+$",
+        description="registered decoder, aae-<data>-decoder when not given; its encoder follows its name",
     )
 
 

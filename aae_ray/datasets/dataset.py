@@ -44,6 +44,7 @@ class Dataset:
     train: Indices
     val: Indices
     test: Indices
+    class_names: tuple[str, ...] | None = None  # in the order of the labels, where the data name them
 
     @property
     def shape(self) -> tuple[int, int, int]:
