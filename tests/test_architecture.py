@@ -53,7 +53,7 @@ OWNERS = {
     "filelock": ("aae_ray.search.journal",),
     "rich": PRINTING,
     "plotly": ("aae_ray.reporting.plots",),
-    "pyarrow": ("aae_ray.datasets.parquet", "aae_ray.search.store"),
+    "pyarrow": ("aae_ray.datasets.", "aae_ray.search.store"),
     "sklearn": (
         "aae_ray.datasets.dataset",
         "aae_ray.evaluation.clustering_metrics",
