@@ -3,6 +3,7 @@
 Unknown keys, wrong types and values out of range are reported with file, line and the name that was probably meant.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,11 +47,15 @@ class Entry:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML without dates: 1000-64-32 are widths."""
+    """YAML without dates and without numbers to the base of 60: 1000-64-32 are widths, and -1:1 is a range."""
 
 
 Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:timestamp"]
+    first: [
+        (tag, re.compile(f"(?![^:]*:){form.pattern}", form.flags) if tag.endswith((":int", ":float")) else form)
+        for tag, form in forms
+        if tag != "tag:yaml.org,2002:timestamp"
+    ]
     for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
@@ -116,7 +121,7 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Entry]:
             problems.append(Problem((), Kind.SYNTAX, "command line", form))
             continue
         try:
-            value = yaml.load(text, Loader=Loader)
+            value = text if text.startswith("#") else yaml.load(text, Loader=Loader)  # no comment, but a colour
         except yaml.YAMLError:
             value = text
         entries[key] = Entry(value, "command line")

@@ -26,6 +26,8 @@ from aae_ray.errors import Kind, Problem, SettingsError, unknown_key
 
 # ------------------------------------------------------------------------------------------------------- value types
 
+MAX_SIDE = 4096  # pixels of an image's side: more is damaged, or would ask for all memory
+
 
 def _not_bool(value: Any) -> Any:
     if isinstance(value, bool):
@@ -80,6 +82,48 @@ def _names(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _scale(value: Any) -> str:
+    """`-1:1`, the values that become black and white, or `observed`."""
+    low, colon, high = str(value).partition(":")
+    try:
+        ends = (float(low), float(high)) if colon else (0.0, 0.0)
+    except ValueError:
+        ends = (0.0, 0.0)
+    if value == "observed":
+        return "observed"
+    if ends[0] == ends[1] or not all(map(math.isfinite, ends)):
+        raise ValueError("expected LOW:HIGH, the values that become black and white, such as 0:16, or observed")
+    return f"{low}:{high}"
+
+
+def _size(value: Any) -> str:
+    """`32` and `32x32` are the same height and width."""
+    match = re.fullmatch(r"(\d{1,4})(?: ?x ?(\d{1,4}))?", str(value))
+    sides = [int(side) for side in match.groups(default=match[1])] if match else []
+    if not sides or not all(1 <= side <= MAX_SIDE for side in sides):
+        raise ValueError(f"expected HEIGHTxWIDTH in pixels such as 32x24, or one side of a square, at most {MAX_SIDE}")
+    return "x".join(map(str, sides))
+
+
+def _colour(value: Any) -> str:
+    """A name of CSS, or #rrggbb."""
+    from PIL import ImageColor
+
+    try:
+        levels = len(ImageColor.getrgb(value))
+    except (AttributeError, TypeError, ValueError):
+        levels = 0
+    if levels != 3:
+        raise ValueError("expected a colour such as white, black or '#ff8000' (in quotes: # begins a comment)")
+    return str(value)
+
+
+def _channels(value: int) -> int:
+    if value not in (1, 3):
+        raise ValueError("expected 1 (grey) or 3 (colour)")
+    return value
+
+
 def _constraint(value: str) -> str:
     """`val/jsd_nats<=0.1` as `val/jsd_nats <= 0.1`: a metric, its side and a finite bound, each a word."""
     metric, side, bound = (
@@ -108,6 +152,10 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
 MaybeNames = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Constraints = Annotated[tuple[Annotated[str, AfterValidator(_constraint)], ...], BeforeValidator(_names)]
 Duration = Annotated[Float, BeforeValidator(_seconds), Field(gt=0)]
+PixelScale = Annotated[str, PlainValidator(_scale)]
+Size = Annotated[str, PlainValidator(_size)]
+Colour = Annotated[str, PlainValidator(_colour)]
+Channels = Annotated[Int, AfterValidator(_channels)]
 
 PriorName = Literal["gaussian", "uniform", "mixture", "swiss_roll"]
 PosteriorName = Literal["deterministic", "gaussian", "universal"]
@@ -167,7 +215,33 @@ class Data(Section):
     )
     image_column: str | None = Field(None, description="Parquet column of images; found by its type when not given")
     label_column: str | None = Field(
-        None, description="Parquet column of integer labels; `label` is taken if it is there"
+        None, description="Parquet column of labels; `label` is taken if it is there, and with none no column"
+    )
+    scale: PixelScale | None = Field(
+        None,
+        description="LOW:HIGH, the pixel values that become black and white, such as 0:16, -1:1 or 255:0 (inverted), "
+        "or observed, the lowest and the highest of the set; when not given, whole numbers are 0:255, fractions 0:1 "
+        "and pictures as they are shown",
+    )
+    background: Colour | None = Field(
+        None, description="colour such as white or '#ff8000' that shows through where a picture is transparent"
+    )
+    channels: Channels | None = Field(
+        None, description="1: colour becomes grey (ITU-R 601); 3: grey becomes colour; as they are when not given"
+    )
+    size: Size | None = Field(
+        None, description="HEIGHTxWIDTH, or one side of a square, to which images are resized; none when not given"
+    )
+    crop: Literal["center", "none"] = Field(
+        "center",
+        description="of images that are not of the proportions of data.size: center cuts what sticks out, evenly on "
+        "both sides; none stretches the whole image",
+    )
+    resample: Literal["lanczos", "area", "bicubic", "bilinear", "nearest"] = Field(
+        "lanczos", description="filter of data.size; all but nearest average over what an output pixel covers"
+    )
+    transpose: bool | None = Field(
+        None, description="whether rows and columns of the images change places, as EMNIST's files need it"
     )
     cache: str | None = Field(None, description="folder of prepared data; ~/.cache/aae_ray when not given")
     split_seed: Int = Field(0, ge=0, description="which images are for training, validation and test")
@@ -189,6 +263,22 @@ class Data(Section):
         description="how many of `data.labels` each class has: as many as the others, or in proportion to its share of "
         "the training images, but one at least",
     )
+
+    @property
+    def scale_ends(self) -> tuple[float, float] | None:
+        """The values that become black and white; None where they are not given or those of the set."""
+        if self.scale in (None, "observed"):
+            return None
+        low, _, high = str(self.scale).partition(":")
+        return float(low), float(high)
+
+    @property
+    def size_HW(self) -> tuple[int, int] | None:
+        """Height and width to which images are resized."""
+        if self.size is None:
+            return None
+        height, _, width = self.size.partition("x")
+        return int(height), int(width)
 
 
 class Model(Section):
@@ -370,7 +460,9 @@ class Tracking(Section):
         "evidence where study.confirm.finalists are confirmed, else better, when not given",
     )
     model_name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9._ -]+$", description="registered model; aae-<data>-decoder when not given"
+        None,
+        pattern=r"^[A-Za-z0-9._ -]+$",
+        description="registered decoder, aae-<data>-decoder when not given; its encoder follows its name",
     )
 
 
@@ -609,6 +701,16 @@ RULES: tuple[Rule, ...] = (
         ("data.labels",),
         lambda labels: labels is None or labels < 1 or labels == int(labels),
         "data.labels must be a whole number or a fraction below 1, got {labels:g}",
+    ),
+    Rule(
+        ("data.size", "data.crop"),
+        lambda size, crop: size is not None or crop == "center",
+        "data.crop is a matter of data.size, which is not given; give it, or remove data.crop",
+    ),
+    Rule(
+        ("data.size", "data.resample"),
+        lambda size, resample: size is not None or resample == "lanczos",
+        "data.resample is the filter of data.size, which is not given; give it, or remove data.resample",
     ),
     Rule(
         ("task", "model.posterior", "model.prior"),

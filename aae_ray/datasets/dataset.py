@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray import settings
+from aae_ray.datasets.classes import UNKNOWN, classes_of
 from aae_ray.datasets.download import PUBLISHED, Progress, download, no_progress
 from aae_ray.datasets.idx import IDX_FILES, find_idx, read_idx
-from aae_ray.datasets.image_stream import ImageStream
+from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, Parts
 from aae_ray.datasets.parquet import read_parquet
 from aae_ray.errors import UserError, did_you_mean
 
-PREPARED_FORMAT = 1  # raised when prepared data changes its form, so that older ones are made anew
+PREPARED_FORMAT = 2  # raised when prepared data changes its form, so that older ones are made anew
 Indices = NDArray[np.int64]
 
 
@@ -33,8 +34,8 @@ class Dataset:
     """Images and labels of a set, and which of them are for training, validation and test.
 
     `digest` names the content: equal digests, equal images and labels in equal order. The images are a
-    read-only memory map. The parts are sorted indices, disjoint, and cover the set; they follow from the
-    labels, the test part that the set may bring, `data.split_seed` and the two fractions.
+    read-only memory map. Labels are UNKNOWN of images that have none. The parts are sorted indices, disjoint, and cover
+    the set; they follow from the labels, the parts that the set may bring, `data.split_seed` and the two fractions.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Dataset:
     train: Indices
     val: Indices
     test: Indices
+    class_names: tuple[str, ...] | None = None  # as the source calls the classes; None without labels
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -53,8 +55,17 @@ class Dataset:
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, labels being 0 to classes - 1; None without labels."""
+        """Number of classes, labels being 0 to classes - 1, or UNKNOWN; None without labels."""
         return None if self.labels_N is None else int(self.labels_N.max()) + 1
+
+    @property
+    def unlabelled(self) -> int:
+        """How many images have no label."""
+        return len(self.images_NCHW) if self.labels_N is None else int((np.asarray(self.labels_N) == UNKNOWN).sum())
+
+    def labelled(self, rows: Indices) -> Indices:
+        """Those of these images that have a label."""
+        return rows[:0] if self.labels_N is None else rows[np.asarray(self.labels_N)[rows] != UNKNOWN]
 
 
 def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
@@ -161,12 +172,14 @@ def _file_identity(file: Path) -> tuple[str, int, int]:
 
 def _read_digits() -> ImageStream:
     """The 1797 digits of 8 x 8 pixels that ship with scikit-learn, their 17 levels spread over 0 to 255."""
+    import pyarrow as pa
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images_NHW = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    labels_N = digits.target.astype(np.int64)
-    return ImageStream(len(labels_N), 0, iter([(images_NHW[:, np.newaxis], labels_N)]))
+    return ImageStream(
+        len(images_NHW), iter([images_NHW[:, np.newaxis]]), pa.array(digits.target), Origin("scikit-learn's digits")
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- cache
@@ -182,26 +195,26 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) -> None:
-    """Write images.npy, labels.npy and about.json; the folder gets its name when all of it is on the disk."""
+    """Write images.npy, labels.npy, parts.npy, about.json; the folder gets its name when all of it is on the disk."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     partial.mkdir()
     try:
         about = _write_arrays(stream, partial, lambda done: progress(f"preparing {name}", done, stream.count))
         with _durable(partial / "about.json") as file:
-            file.write(json.dumps(about | {"name": name, "test_count": stream.test_count}, indent=2).encode())
+            file.write(json.dumps(about | {"name": name}, indent=2).encode())
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+    classes = None if stream.labels is None else classes_of(stream.labels, stream.label_place)
     digest = hashlib.sha256()
-    labels: list[NDArray[np.int64]] = []
     shape: tuple[int, ...] = ()
     done = 0
     with _durable(folder / "images.npy") as file:
-        for images_BCHW, labels_B in stream.blocks:
+        for images_BCHW in stream.blocks:
             if not shape:
                 shape = (stream.count, *images_BCHW.shape[1:])
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -210,16 +223,23 @@ def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], N
             content = images_BCHW.tobytes()
             file.write(content)
             digest.update(content)
-            if labels_B is not None:
-                labels.append(labels_B)
             done += len(images_BCHW)
             progress(done)
-    if labels:
-        labels_N = np.concatenate(labels)
-        digest.update(labels_N.astype("<i8").tobytes())
+    if classes is not None:
+        digest.update(classes.labels_N.astype("<i8").tobytes())
+        if classes.names != tuple(map(str, range(len(classes.names)))):
+            digest.update(json.dumps(classes.names).encode())
         with _durable(folder / "labels.npy") as file:
-            np.save(file, labels_N)
-    return {"digest": digest.hexdigest()[:32], "shape": shape, "labels": bool(labels)}
+            np.save(file, classes.labels_N)
+    if stream.parts is not None:
+        with _durable(folder / "parts.npy") as file:
+            np.save(file, stream.parts)
+    return {
+        "digest": digest.hexdigest()[:32],
+        "shape": shape,
+        "classes": None if classes is None else classes.names,
+        "parts": stream.parts is not None,
+    }
 
 
 @contextmanager
@@ -235,42 +255,48 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
     try:
         about = json.loads((folder / "about.json").read_bytes())
         images_NCHW = np.load(folder / "images.npy", mmap_mode="r")
-        labels_N = np.load(folder / "labels.npy", mmap_mode="r") if about["labels"] else None
+        labels_N = np.load(folder / "labels.npy", mmap_mode="r") if about["classes"] is not None else None
+        parts_N = np.load(folder / "parts.npy") if about["parts"] else None
         if images_NCHW.shape != tuple(about["shape"]) or images_NCHW.dtype != np.uint8:
             raise ValueError("images.npy does not match about.json")
         if labels_N is not None and (labels_N.shape != images_NCHW.shape[:1] or labels_N.dtype != np.int64):
             raise ValueError("labels.npy does not match images.npy")
-        digest, test_count = str(about["digest"]), int(about["test_count"])
+        if parts_N is not None and (parts_N.shape != images_NCHW.shape[:1] or parts_N.dtype != np.int8):
+            raise ValueError("parts.npy does not match images.npy")
+        digest, names = str(about["digest"]), about["classes"]
+        class_names = None if names is None else tuple(map(str, names))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the prepared data in {folder} is damaged ({error}); delete that folder, and it will be prepared again"
         ) from None
     one_class_N = np.zeros(len(images_NCHW), np.int64)
-    train, val, test = _split(one_class_N if labels_N is None else labels_N, test_count, data)
-    return Dataset(data.name, digest, images_NCHW, labels_N, train, val, test)
+    train, val, test = _split(one_class_N if labels_N is None else labels_N, parts_N, data)
+    return Dataset(data.name, digest, images_NCHW, labels_N, train, val, test, class_names)
 
 
 # --------------------------------------------------------------------------------------------------- splits
 
 
-def _split(labels_N: NDArray[np.int64], test_count: int, data: settings.Data) -> tuple[Indices, Indices, Indices]:
-    """Sorted indices for training, validation and test, of which the last `test_count` are given, if any."""
-    rest = len(labels_N) - test_count
-    order = _stratified_order(labels_N[:rest], data.split_seed)
-    val_count = round(data.validation_fraction * rest)
-    held_out = val_count + (0 if test_count else round(data.test_fraction * rest))
-    val, test, train = np.split(order, [val_count, held_out])
-    if test_count:
-        test = np.arange(rest, len(labels_N))
-    parts = {"training": train, "validation": val, "test": test}
-    empty = [name for name, part in parts.items() if len(part) == 0]
+def _split(labels_N: NDArray[np.int64], parts_N: Parts | None, data: settings.Data) -> tuple[Indices, Indices, Indices]:
+    """Sorted indices for training, validation and test: as the source gives them, and drawn where it gives none."""
+    if parts_N is None:
+        parts_N = np.full(len(labels_N), TO_BE_DRAWN, np.int8)
+    val, test = (np.flatnonzero(parts_N == part) for part in (VALIDATION, TEST))
+    rest = np.flatnonzero((parts_N != VALIDATION) & (parts_N != TEST))
+    order = rest[_stratified_order(labels_N[rest], data.split_seed)]
+    val_count = 0 if len(val) else round(data.validation_fraction * len(rest))
+    test_count = 0 if len(test) else round(data.test_fraction * len(rest))
+    drawn_val, drawn_test, train = np.split(order, [val_count, val_count + test_count])
+    parts = (train, val if len(val) else drawn_val, test if len(test) else drawn_test)
+    empty = [name for name, part in zip(PART_NAMES, parts, strict=True) if len(part) == 0]
     if empty:
         raise UserError(
             f"data.name: {data.name} has too few images, {len(labels_N)}: with data.validation_fraction "
             f"{data.validation_fraction:g} and data.test_fraction {data.test_fraction:g} "
             f"none is left for {empty[0]}"
         )
-    return np.sort(train), np.sort(val), np.sort(test)
+    train, val, test = (np.sort(part) for part in parts)
+    return train, val, test
 
 
 def _stratified_order(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray.datasets.image_stream import Block, ImageStream, size_text
+from aae_ray.datasets.image_stream import TEST, TRAIN, ImageStream, Origin, size_text
 from aae_ray.errors import UserError
 
 _BLOCK_BYTES = 1 << 24
@@ -39,7 +39,7 @@ def find_idx(folder: Path) -> dict[str, Path]:
 def read_idx(files: Mapping[str, Path]) -> ImageStream:
     """The images of IDX files, under their names in IDX_FILES; all labels may be absent, or the test part.
 
-    Headers are checked here, contents while the blocks are read. Raises UserError for a missing, damaged,
+    Headers and labels are checked here, images while the blocks are read. Raises UserError for a missing, damaged,
     empty or contradictory file.
     """
     with_labels = any("labels" in name for name in files)
@@ -61,18 +61,20 @@ def read_idx(files: Mapping[str, Path]) -> ImageStream:
                 f"{size_text(shapes[0][1:])}; all images must have the same shape"
             )
 
-    def blocks() -> Iterator[Block]:
-        for (images, labels), shape in zip(parts, shapes, strict=True):
-            labels_N = None
-            if with_labels:
-                labels_N = np.concatenate(list(_rows(files[labels], shape[:1]))).astype(np.int64)
-            start = 0
+    def blocks() -> Iterator[NDArray[np.uint8]]:
+        for (images, _), shape in zip(parts, shapes, strict=True):
             for images_BHW in _rows(files[images], shape):
-                stop = start + len(images_BHW)
-                yield images_BHW[:, np.newaxis], None if labels_N is None else labels_N[start:stop]
-                start = stop
+                yield images_BHW[:, np.newaxis]
 
-    return ImageStream(sum(shape[0] for shape in shapes), sum(shape[0] for shape in shapes[1:]), blocks())
+    values = None
+    if with_labels:
+        import pyarrow as pa
+
+        rows = [row for (_, name), shape in zip(parts, shapes, strict=True) for row in _rows(files[name], shape[:1])]
+        values = pa.array(np.concatenate(rows))
+    sizes = [shape[0] for shape in shapes]
+    given = np.repeat(np.array((TRAIN, TEST)[: len(sizes)], np.int8), sizes) if with_test else None
+    return ImageStream(sum(sizes), blocks(), values, Origin("IDX", len(needed)), given)
 
 
 @contextmanager

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray.datasets.image_stream import Block, ImageStream, size_text
+from aae_ray.datasets.classes import NO_LABELS, is_label
+from aae_ray.datasets.image_stream import ImageStream, Origin, size_text
 from aae_ray.errors import UserError, did_you_mean
 
 CHANNELS = (1, 3)  # grey and colour: what can be shown
-MAX_CLASSES = 10_000  # a label beyond it is an identifier that was taken for a class
+LABEL_COLUMN = "label"  # is read without being named
+NONE = "none"  # in place of a column's name: it is not read
 _BATCH_ROWS = 64  # colour images of 256 x 256 as lists of doubles take 100 MB
 
 
@@ -41,12 +43,12 @@ def read_parquet(files: Sequence[Path], image_column: str | None, label_column: 
     C x H x W with 1 or 3 channels, or flat and square. Whole pixel values are 0 to 255; fractions in [0, 1] become
     0 to 255. The image column is found by its type when it is not named; the label column is `label` when that is
     there.
-    Schemas are checked here, contents while the blocks are read. Raises UserError by file, column and row.
+    Schemas and labels are checked here, images while the blocks are read. Raises UserError by file, column and row.
     """
     headers = {file: _header(file) for file in files}
     first, _ = headers[files[0]]
-    image_column = _image_column(files[0], first, image_column)
     label_column = _label_column(files[0], first, label_column)
+    image_column = _image_column(files[0], first, image_column, label_column)
     wanted = [column for column in (image_column, label_column) if column]
     for file, (schema, _) in headers.items():
         for column in wanted:
@@ -57,20 +59,44 @@ def read_parquet(files: Sequence[Path], image_column: str | None, label_column: 
     if count == 0:
         raise UserError(f"{files[0] if len(files) == 1 else files[0].parent} holds no images: it has no rows")
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[NDArray[np.uint8]]:
         shape_CHW: tuple[int, ...] | None = None
         for file in files:
             row = 0
-            for batch in _batches(file, wanted):
+            for batch in _batches(file, [image_column]):
                 images_BCHW = _images(batch.column(image_column), _Rows(file, image_column, row), shape_CHW)
-                labels_B = None
-                if label_column:
-                    labels_B = _labels(batch.column(label_column), _Rows(file, label_column, row))
-                yield images_BCHW, labels_B
+                yield images_BCHW
                 shape_CHW = images_BCHW.shape[1:]
                 row += len(images_BCHW)
 
-    return ImageStream(count, 0, blocks())
+    ends = np.cumsum([rows for _, rows in headers.values()])
+
+    def label_place(image: int | None) -> str:
+        if image is None:
+            return f"{files[0] if len(files) == 1 else files[0].parent}: column {label_column}"
+        index = int(np.searchsorted(ends, image, side="right"))
+        row = image - (int(ends[index - 1]) if index else 0)
+        return f"{files[index]}: row {row} of column {label_column}"
+
+    labels = _read_labels(files, label_column) if label_column else None
+    unused = tuple(column for column in first if column not in wanted)
+    origin = Origin("Parquet", len(files), tuple(wanted), unused)
+    return ImageStream(count, blocks(), labels, origin, label_place=label_place)
+
+
+def _read_labels(files: Sequence[Path], column: str) -> Any:
+    """The labels of all files, in the order of the images, as an array of one type."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for file in files:
+        with _readable(file, [column]), pq.ParquetFile(file) as parquet:
+            labels = parquet.read([column]).column(0)
+        if pa.types.is_dictionary(labels.type):  # of each row group its own
+            labels = labels.cast(labels.type.value_type)
+        tables.append(pa.table({column: labels}))
+    return pa.concat_tables(tables, promote_options="permissive").column(0).combine_chunks()
 
 
 @contextmanager
@@ -108,9 +134,13 @@ def _batches(file: Path, columns: list[str]) -> Iterator[Any]:
                 yield batch
 
 
-def _image_column(file: Path, schema: Mapping[str, Any], named: str | None) -> str:
+def _image_column(file: Path, schema: Mapping[str, Any], named: str | None, label_column: str | None) -> str:
     what = "PNG or JPEG bytes, or lists of pixel values"
-    able = [column for column, kind in schema.items() if _holds_bytes(kind) or _holds_pixels(kind)]
+    able = [
+        column
+        for column, kind in schema.items()
+        if column != label_column and (_holds_bytes(kind) or _holds_pixels(kind))
+    ]
     if named:
         _check_column(file, schema, "data.image_column", named)
         if named not in able:
@@ -125,11 +155,21 @@ def _image_column(file: Path, schema: Mapping[str, Any], named: str | None) -> s
 
 
 def _label_column(file: Path, schema: Mapping[str, Any], named: str | None) -> str | None:
+    if named == NONE:
+        if NONE in schema:
+            raise UserError(
+                f"data.label_column: {NONE} stands for no labels, and {file} has a column of that name; rename it"
+            )
+        return None
     if named:
         _check_column(file, schema, "data.label_column", named)
-    column = named or ("label" if "label" in schema else None)
-    if column and not _is_number(schema[column]):
-        raise UserError(f"{file}: column {column} holds {schema[column]}; labels are whole numbers from 0")
+    column = named or (LABEL_COLUMN if LABEL_COLUMN in schema else None)
+    if column and not is_label(schema[column]):
+        one_hot = ", like one-hot codes" if _is_list(schema[column]) else ""
+        raise UserError(
+            f"{file}: column {column} holds {schema[column]}{one_hot}; labels are one whole number, text, date or "
+            f"true or false for each image; {NO_LABELS}"
+        )
     return column
 
 
@@ -168,17 +208,6 @@ def _holds_pixels(kind: Any) -> bool:
 
 def _nulls(values: Any) -> NDArray[np.bool_]:
     return np.asarray(values.is_null().to_numpy(zero_copy_only=False))
-
-
-def _labels(column: Any, rows: _Rows) -> NDArray[np.int64]:
-    values = column.to_numpy(zero_copy_only=False)
-    good = ~_nulls(column) & (values >= 0) & (values < MAX_CLASSES) & (values == np.floor(values))
-    if not good.all():
-        offset = int(np.argmin(good))
-        value = column[offset].as_py()
-        label = "null" if value is None else value
-        raise rows.fault(offset, f"is {label}; labels are whole numbers from 0 to {MAX_CLASSES - 1}")
-    return np.asarray(values.astype(np.int64))
 
 
 def _images(column: Any, rows: _Rows, shape_CHW: tuple[int, ...] | None) -> NDArray[np.uint8]:

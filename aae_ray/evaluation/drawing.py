@@ -5,6 +5,7 @@ Shapes: `N` images or codes, `Z` code, `C` channels (one grey, three RGB), `H` h
 
 import io
 import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,10 +24,13 @@ SHEET_PIXELS = 4096  # unless the whole sheet would grow beyond this
 SEPARATOR = 2  # pixels between images
 SEPARATOR_GREY = 128  # seen beside black and beside white images
 MARGIN = 8
+HEADING_PIXELS = 20  # height of the row of headings
 MOST_POINTS = 3000  # in a scatter of codes: more hide each other
 MOST_LEGEND_ROWS = 11  # of one column: the prior and ten classes
 MOST_LEGEND_COLUMNS = 6  # with more classes their names get smaller
+MOST_LETTERS = 14  # of a class's name in a legend; longer ones are cut short
 PRIOR_GREY = "#a0a0a0"
+UNLABELLED_GREY = "#505050"
 
 # Nine colours of Paul Tol's "muted" scheme and the orange of his "vibrant" one: apart for colour-blind readers, and
 # none of them grey, which is the prior's.
@@ -48,9 +52,28 @@ def image_sheet(x_NCHW: Tensor, columns: int | None = None) -> "Image":
     return Image.fromarray(_grid(_to_pixels(x_NCHW), columns or math.ceil(math.sqrt(len(x_NCHW)))))
 
 
-def samples(x_NCHW: Tensor, columns: int | None = None) -> bytes:
-    """A sheet of images as PNG."""
-    return _png(image_sheet(x_NCHW, columns))
+def samples(x_NCHW: Tensor, columns: int | None = None, headings: Sequence[str] = ()) -> bytes:
+    """A sheet of images as PNG, with a heading over each column where there are any; long ones are cut short."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    images = image_sheet(x_NCHW, columns)
+    if not headings:
+        return _png(images)
+    font, step = ImageFont.load_default(size=13), (images.width - SEPARATOR) / len(headings)
+    sheet = Image.new("RGB", (images.width, images.height + HEADING_PIXELS), "white")
+    sheet.paste(images, (0, HEADING_PIXELS))
+    draw = ImageDraw.Draw(sheet)
+    for column, heading in enumerate(headings):
+        centre = (SEPARATOR + (column + 0.5) * step, HEADING_PIXELS // 2)
+        draw.text(centre, _cut(heading, font.getlength, step - SEPARATOR), "black", font, anchor="mm")
+    return _png(sheet)
+
+
+def _cut(text: str, width: Callable[[str], float], room: float) -> str:
+    """A text that is as wide as there is room, its end left out where it must be."""
+    if width(text) <= room:
+        return text
+    return next((short for end in range(len(text) - 1, 0, -1) if width(short := f"{text[:end]}…") <= room), "")
 
 
 def reconstructions(
@@ -121,9 +144,17 @@ def _png(image: "Image") -> bytes:
 # ----------------------------------------------------------------------------------------------------------- codes
 
 
-def code_scatter(codes_NZ: Tensor, labels_N: Tensor | NDArray[Any] | None, prior_NZ: Tensor, *, title: str) -> bytes:
+def code_scatter(
+    codes_NZ: Tensor,
+    labels_N: Tensor | NDArray[Any] | None,
+    prior_NZ: Tensor,
+    *,
+    title: str,
+    names: Sequence[str] | None = None,
+) -> bytes:
     """The first two coordinates of codes, coloured by class where there are labels, over prior samples; PNG.
 
+    Classes have their `names`, or their numbers where there are none; a label below 0 is that of an unlabelled image.
     `title` says what the points are, e.g. "held-out codes, Gaussian posterior". The figure adds when only two of Z
     coordinates are shown, when points are left out (every k-th is drawn above 3000), and when codes are not finite.
     """
@@ -154,7 +185,7 @@ def code_scatter(codes_NZ: Tensor, labels_N: Tensor | NDArray[Any] | None, prior
     if labels is None:
         _plot_points(axes, plane_N2[shown], CLASS_COLOURS[0], "codes", size)
     else:
-        _plot_classes(axes, plane_N2[shown], labels[shown], np.unique(labels), size)
+        _plot_classes(axes, plane_N2[shown], labels[shown], np.unique(labels), names, size)
     axes.set_title(heading, fontsize=11, loc="center" if columns == 1 else "left")  # over the legend, too
     axes.set_xlabel("z₁")
     axes.set_ylabel("z₂")
@@ -181,23 +212,32 @@ def _plot_points(axes: "Axes", plane_N2: NDArray[np.float64], colour: Any, label
 
 
 def _plot_classes(
-    axes: "Axes", plane_N2: NDArray[np.float64], labels_N: NDArray[Any], classes: NDArray[Any], size: float
+    axes: "Axes",
+    plane_N2: NDArray[np.float64],
+    labels_N: NDArray[Any],
+    classes: NDArray[Any],
+    names: Sequence[str] | None,
+    size: float,
 ) -> None:
     """Codes in the colour of their class. Its name stands at its most central code: colour is not the only sign."""
     from matplotlib import colormaps
     from matplotlib.patheffects import withStroke
 
+    if (classes < 0).any():
+        _plot_points(axes, plane_N2[labels_N < 0], UNLABELLED_GREY, "unlabelled", size)
+        classes = classes[classes >= 0]
     many = len(classes) > len(CLASS_COLOURS)
     colours = colormaps["viridis"](np.linspace(0, 1, len(classes))) if many else CLASS_COLOURS
-    for name, colour in zip(classes, colours, strict=False):
-        own_N2 = plane_N2[labels_N == name]
-        _plot_points(axes, own_N2, colour, str(name), size)
+    for label, colour in zip(classes, colours, strict=False):
+        own_N2, name = plane_N2[labels_N == label], names[label] if names else str(label)
+        name = (name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…").replace("$", r"\$")
+        _plot_points(axes, own_N2, colour, name, size)
         if len(own_N2) and not many:
             x, y = own_N2[np.abs(own_N2 - np.median(own_N2, axis=0)).sum(axis=1).argmin()]
             axes.text(
                 x,
                 y,
-                str(name),
+                name,
                 color=colour,
                 fontsize=12,
                 fontweight="bold",

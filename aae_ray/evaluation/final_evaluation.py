@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
 from aae_ray.evaluation import drawing as figures
@@ -96,18 +97,21 @@ def evaluate_samples(
     samples_MCHW = samples_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)
     test_NCHW = pixels(dataset, some_of(dataset.test, MOST))
     if judge is None:
-        why = "labels" if dataset.labels_N is None else f"{SMALLEST} x {SMALLEST} pixels"
+        labelled = all(len(dataset.labelled(part)) for part in (dataset.train, dataset.test))
+        why = f"{SMALLEST} x {SMALLEST} pixels" if labelled else "labels"
         result.remarks.append(f"without {why} there is no judge: FID, KID, coverage and classes are left out")
     else:
         assert dataset.labels_N is not None
-        real_K = torch.from_numpy(np.bincount(dataset.labels_N))
+        labels_N = np.asarray(dataset.labels_N)
+        real_K = torch.from_numpy(np.bincount(labels_N[labels_N != UNKNOWN]))
         histogram = quality.class_histogram(judge.probabilities(samples_MCHW), real_K)
         result.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge, constants) | _classes(histogram)
         result.class_shares = histogram.share_K
         if "quality/coverage" not in result.metrics:
             result.remarks.append(f"FID, KID and coverage need more than {NEIGHBOURS} training and test images")
         if histogram.missing:
-            classes = ", ".join(map(str, histogram.missing))
+            names = dataset.class_names
+            classes = ", ".join(names[label] if names else str(label) for label in histogram.missing)
             result.remarks.append(f"coverage warning: samples rarely show class {classes}")
     _parzen(result, samples_MCHW, test_NCHW, dataset, constants)
     fake_NCHW = samples_MCHW[:SHOWN]

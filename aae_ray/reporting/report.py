@@ -194,7 +194,8 @@ def registration_line(report: StudyReport) -> str:
     made = report.registration
     if made:
         champion = "champion" if made["champion"] else "not the champion"
-        return f"{made['name']} version {made['version']}, {champion} ({made['reason']})"
+        beside = f", with {made['encoder']}" if made.get("encoder") else ""
+        return f"{made['name']} version {made['version']}, {champion} ({made['reason']}){beside}"
     if report.ledger.chosen is None:
         if report.ledger.front():
             return "nothing: the study was stopped before its best trial was measured"

@@ -209,7 +209,7 @@ class Measured(_Event):
 
 
 class Chosen(_Event):
-    """The best trial of the study; `registration` is the request to register its decoder, if it is to be."""
+    """The best trial of the study; `registration` is the request to register encoder and decoder, if there is one."""
 
     event: Literal["chosen"] = "chosen"
     number: int
@@ -224,6 +224,7 @@ class Promoted(_Event):
     version: int
     champion: bool
     reason: str
+    encoder: str | None = None  # the registered encoder that goes with it
 
 
 class Noted(_Event):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from aae_ray.autoencoder.published import Encoder
+from aae_ray.autoencoder.published import Decoder, Encoder, Published
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.images import Images
 from aae_ray.errors import UserError
@@ -241,14 +241,14 @@ class BestTrial:
     def encoder(self) -> nn.Module:
         """Images (B, C, H, W) in [0, 1] in; a mapping out: `code` (B, Z), and where the model has them `sigma` (B, Z)
         and `probabilities` (B, K) of classes or clusters. Raises UserError when its checkpoint or its data are gone."""
-        return published(Encoder(self._training.evaluation.model))
+        return as_published(Encoder(self._training.evaluation.model))
 
     @cached_property
     def decoder(self) -> nn.Module:
         """Codes in, (B, Z), or (B, K + Z) with a label before the style where the task has labels; images (B, C, H, W)
         in [0, 1] out. Raises UserError when its checkpoint or its data are gone.
         """
-        return published(registry.Decoder(self._training.evaluation.model))
+        return as_published(Decoder(self._training.evaluation.model))
 
     @cached_property
     def _training(self) -> Training:
@@ -274,16 +274,18 @@ def data_of(ledger: Ledger) -> Dataset:
     return dataset
 
 
-def published(network: nn.Module) -> nn.Module:
+def as_published(network: nn.Module) -> nn.Module:
     """A copy as it is published: on the CPU, in float32, without gradients."""
     copied = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
     return copied.requires_grad_(False)
 
 
-def load_model(name: str, version: str = registry.CHAMPION, tracking_uri: str | None = None) -> registry.LoadedDecoder:
-    """A registered model by its name, with the prior that its codes come from.
+def load_model(
+    name: str, version: str = registry.CHAMPION, tracking_uri: str | None = None, *, encoder: bool = True
+) -> Published:
+    """A registered model by its name: decoder, encoder, and the prior that its codes come from.
 
     `version` is an alias or a number; `tracking_uri` MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given. Raises
-    UserError where server, model or version are missing.
+    UserError where server, model or version are missing, or the encoder, which `encoder=False` leaves out.
     """
-    return registry.load(name, address.tracking_uri(tracking_uri), version)
+    return registry.load(name, address.tracking_uri(tracking_uri), version, encoder=encoder)

@@ -29,10 +29,10 @@ def some_images(count: int = 60, side: int = 4) -> tuple[np.ndarray, np.ndarray]
 
 
 def gather(stream: ImageStream) -> tuple[np.ndarray, np.ndarray | None]:
-    blocks = list(stream.blocks)
-    images_NCHW = np.concatenate([images for images, _ in blocks])
-    labels = [labels for _, labels in blocks if labels is not None]
+    images_NCHW = np.concatenate(list(stream.blocks))
     assert len(images_NCHW) == stream.count
     assert images_NCHW.dtype == np.uint8
-    assert len(labels) in (0, len(blocks))
-    return images_NCHW, np.concatenate(labels) if labels else None
+    if stream.labels is None:
+        return images_NCHW, None
+    assert len(stream.labels) == stream.count
+    return images_NCHW, stream.labels.to_numpy(zero_copy_only=False)

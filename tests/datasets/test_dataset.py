@@ -311,7 +311,7 @@ CACHE_FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "about cut": ("about.json", cut),
     "about gone": ("about.json", Path.unlink),
     "about of something else": ("about.json", lambda file: file.write_text("[]")),
-    "about lacks the digest": ("about.json", lambda file: file.write_text(json.dumps({"labels": False}))),
+    "about lacks the digest": ("about.json", lambda file: file.write_text(json.dumps({"classes": None}))),
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from aae_ray.datasets import idx
 from aae_ray.datasets.idx import IDX_FILES, find_idx, read_idx
+from aae_ray.datasets.image_stream import TEST, TRAIN
 from aae_ray.errors import UserError
 from tests.datasets.small_sets import gather, idx_bytes
 
@@ -51,7 +52,7 @@ def test_idx_round_trip(tmp_path: Path, spelling: str, block_bytes: int, monkeyp
     stream = read_idx(find_idx(tmp_path))
     images_NCHW, labels_N = gather(stream)
 
-    assert stream.test_count == 3
+    assert stream.parts is not None and stream.parts.tolist() == [TRAIN] * 7 + [TEST] * 3
     assert np.array_equal(images_NCHW[:, 0], np.concatenate((train, test)))
     assert labels_N is not None and labels_N.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
 
@@ -62,8 +63,8 @@ def test_idx_labels_and_test_part_may_be_absent(tmp_path: Path, kept: tuple[str,
     write(tmp_path, {name: files[name] for name in kept})
     stream = read_idx(find_idx(tmp_path))
     images_NCHW, labels_N = gather(stream)
-    assert stream.test_count == (3 if TEST_IMAGES in kept else 0)
-    assert images_NCHW.shape == (7 + stream.test_count, 1, 5, 4)
+    assert (stream.parts is not None) == (TEST_IMAGES in kept)
+    assert images_NCHW.shape == (10 if TEST_IMAGES in kept else 7, 1, 5, 4)
     assert (labels_N is None) == (TRAIN_LABELS not in kept)
 
 

@@ -65,7 +65,9 @@ def test_the_networks_of_the_best_trial_are_those_that_were_registered(study: St
     assert best.name == study.trials.index[study.trials["chosen"]][0]
     codes_BZ = torch.randn(5, best.settings.model.latent_dim)
     with torch.no_grad():
-        torch.testing.assert_close(best.decoder(codes_BZ), registered.module(codes_BZ))
+        torch.testing.assert_close(best.decoder(codes_BZ), registered.decoder(codes_BZ))
+        x_NCHW = study.images("test")
+        torch.testing.assert_close(best.encoder(x_NCHW)["code"], registered.encode(x_NCHW).z_NZ)
 
 
 def test_the_best_trial_was_confirmed_on_new_seeds_and_its_version_says_so(study: Study) -> None:
