@@ -130,6 +130,13 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Entry]:
     return entries
 
 
+def read_changes(values: Mapping[str, Any]) -> dict[str, Entry]:
+    """Changes by dotted keys, as a program gives them; a tuple is a list."""
+    return {
+        str(key): Entry(list(value) if isinstance(value, tuple) else value, "changes") for key, value in values.items()
+    }
+
+
 def find_problems(entries: Mapping[str, Entry]) -> list[Problem]:
     """Every mistake in these values, in the order in which they were written; empty when they make good settings."""
     problems = key_problems(entries)

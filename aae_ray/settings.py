@@ -468,8 +468,16 @@ class Tracking(Section):
     )
     experiment: str | None = Field(None, description="MLflow experiment; aae/<data> when not given")
     register_model: bool = Field(True, description="whether the best decoder is registered when the study ends")
+    promotion: Literal["evidence", "better", "never"] | None = Field(
+        None,
+        description="when a decoder becomes the champion of its name. evidence: on new seeds of both it is better by "
+        "study.select, by more than two standard errors; better: by its one measurement; never: by hand alone. "
+        "evidence where study.confirm.finalists are confirmed, else better, when not given",
+    )
     model_name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9._ -]+$", description="registered model; aae-<data>-decoder when not given"
+        None,
+        pattern=r"^[A-Za-z0-9._ -]+$",
+        description="registered decoder, aae-<data>-decoder when not given; its encoder follows its name",
     )
 
 
@@ -529,6 +537,15 @@ class Pruner(Section):
     metric: str = Field("front", description="front: non-dominated rank over all objectives; or the name of one metric")
 
 
+class Confirm(Section):
+    finalists: Int = Field(
+        0, ge=0, description="best trials of the front that are trained again when the search is over; 0: none"
+    )
+    seeds: Int = Field(
+        3, ge=2, description="new seeds of each, of which mean and standard error are the evidence for a promotion"
+    )
+
+
 class StudySettings(Section):
     """What a study is, beside what each of its trials is."""
 
@@ -558,6 +575,7 @@ class StudySettings(Section):
         description="epoch of the rung from which on further seeds are trained, with study.pruner.type asha; when not "
         "given they begin with configurations that were trained to their end",
     )
+    confirm: Confirm = Confirm()
     workers_per_trial: Positive = Field(1, description="data-parallel workers of a gang")
     resources_per_worker: dict[str, Annotated[Float, Field(gt=0)]] = Field(
         {"CPU": 1}, min_length=1, description="Ray resources of one worker, e.g. {GPU: 1, CPU: 4}"
@@ -782,6 +800,12 @@ RULES: tuple[Rule, ...] = (
         _plain_address,
         "study.folder must have no user and no password in its address, as they would be written to the journal; "
         "use the environment's AWS credentials",
+    ),
+    Rule(
+        ("study.pruner.type", "study.confirm.finalists"),
+        lambda kind, finalists: kind != "pbt" or not finalists,
+        "study.pruner.type pbt changes settings under way, so that finalists cannot be trained again alike; "
+        "let study.confirm.finalists be 0, got {finalists}",
     ),
     *(_taken(Sampler, name, types) for name, types in SAMPLER_SETTINGS.items()),
     *(_taken(Pruner, name, types) for name, types in PRUNER_SETTINGS.items()),

@@ -32,12 +32,10 @@ def write_plots(study: optuna.Study, plan: Plan, analysis: SearchAnalysis, folde
     A plot that cannot be drawn, or written, costs no other one: it is left out, and the log says why.
     """
     written = []
-    for name, draw in _pages(study, plan, analysis).items():
-        path = folder / name
+    for name, draw in figures(study, plan, analysis).items():
+        path = folder / f"{name}.html"
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Optuna's advice on its own defaults
-                page = _page(draw(), name.removesuffix(".html").replace("_", " "))
+            page = _page(drawn(draw), name.replace("_", " "))
             folder.mkdir(parents=True, exist_ok=True)
             path.write_text(page, encoding="utf-8")
         except Exception as error:  # e.g. all trials equal, or no room on the disk: a plot must not cost a study
@@ -48,8 +46,15 @@ def write_plots(study: optuna.Study, plan: Plan, analysis: SearchAnalysis, folde
     return written
 
 
-def _pages(study: optuna.Study, plan: Plan, analysis: SearchAnalysis) -> dict[str, Callable[[], Sequence[Any]]]:
-    """The figures of each page that these trials allow, yet to be drawn."""
+def drawn(draw: Callable[[], Sequence[Any]]) -> list[Any]:
+    """The figures of a page, without Optuna's advice on its own defaults."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(draw())
+
+
+def figures(study: optuna.Study, plan: Plan, analysis: SearchAnalysis) -> dict[str, Callable[[], Sequence[Any]]]:
+    """By the name of its page, the figures that these trials allow, yet to be drawn."""
     from optuna import visualization
 
     names = list(plan.settings.study.objectives)
@@ -63,19 +68,19 @@ def _pages(study: optuna.Study, plan: Plan, analysis: SearchAnalysis) -> dict[st
 
     pages: dict[str, Callable[[], Sequence[Any]]] = {}
     if len(names) in (2, 3):
-        pages["pareto_front.html"] = lambda: [
+        pages["pareto_front"] = lambda: [
             visualization.plot_pareto_front(study, target_names=names).update_traces(marker=OUTLINED)
         ]
     else:
-        pages["history.html"] = of_each(visualization.plot_optimization_history)
+        pages["history"] = of_each(visualization.plot_optimization_history)
     if complete and plan.space:
-        pages["parallel_coordinates.html"] = of_each(visualization.plot_parallel_coordinate)
+        pages["parallel_coordinates"] = of_each(visualization.plot_parallel_coordinate)
     if any(point.trial is not None for point in analysis.progress):
-        pages["hypervolume.html"] = lambda: [_hypervolume(analysis.progress)]
+        pages["hypervolume"] = lambda: [_hypervolume(analysis.progress)]
     if resolved := [found for found in analysis.importances if len(found.shares) > 1]:
-        pages["importances.html"] = lambda: [_importances(found) for found in resolved]
+        pages["importances"] = lambda: [_importances(found) for found in resolved]
     if judged := [found for found in analysis.defaults if found.losses]:
-        pages["defaults.html"] = lambda: [_defaults(judged)]
+        pages["defaults"] = lambda: [_defaults(judged)]
     return pages
 
 

@@ -1,6 +1,8 @@
 """What a study says at its end: the front, the best, what was registered, what to type next."""
 
+import math
 import shlex
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +83,7 @@ def print_report(console: Console, report: StudyReport) -> None:
         if best.donors:
             weights = ", ".join(f"{ledger.trials[donor].name} at epoch {epoch}" for epoch, donor in best.donors)
             lines.append(text.bullet("note", f"its settings changed under way: it took over from {weights}"))
+        lines += confirmed_lines(ledger)
         if best.test is not None:
             lines += _test_lines(ledger, best.test.metrics, best.test.remarks)
     if report.analysis is not None:
@@ -114,6 +117,20 @@ def _test_lines(ledger: Ledger, test: Mapping[str, float], remarks: tuple[str, .
     samples = [text.with_floor(name, test) for name in SAMPLES if name in test]
     lines += [text.bullet("samples", ", ".join(samples))] if samples else []
     return lines + [text.bullet("", remark) for remark in remarks]
+
+
+def confirmed_lines(ledger: Ledger) -> list[Text]:
+    """What the finalists came to on new seeds: means with their standard errors, beside what the choice had seen."""
+    lines: list[Text] = []
+    for trial, means in ledger.confirmed():
+        seeds, parts = ledger.evidence(trial), []
+        for name in ledger.objectives:
+            values = [metrics[name] for metrics in seeds]
+            error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.4f}" if len(values) > 1 else ""
+            parts.append(f"{name} {means[name]:.4f}{error} (was {trial.metrics[name]:.4f})")
+        told = f"{trial.name} on {text.counted(len(seeds), 'new seed')}: {', '.join(parts)}"
+        lines.append(text.bullet("confirmed" if not lines else "", told))
+    return lines
 
 
 def search_lines(analysis: SearchAnalysis) -> list[Text]:
@@ -177,7 +194,8 @@ def registration_line(report: StudyReport) -> str:
     made = report.registration
     if made:
         champion = "champion" if made["champion"] else "not the champion"
-        return f"{made['name']} version {made['version']}, {champion} ({made['reason']})"
+        beside = f", with {made['encoder']}" if made.get("encoder") else ""
+        return f"{made['name']} version {made['version']}, {champion} ({made['reason']}){beside}"
     if report.ledger.chosen is None:
         if report.ledger.front():
             return "nothing: the study was stopped before its best trial was measured"

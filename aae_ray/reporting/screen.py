@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from aae_ray.reporting.console import is_ascii
+from aae_ray.reporting.notebook import NotebookLive
 from aae_ray.reporting.status import FRONT_ROWS, StudyStatus
 from aae_ray.reporting.status_view import body
 from aae_ray.reporting.text import ASCII, UNICODE, counted, describe, first_line, heading
@@ -51,17 +52,20 @@ class Screen:
         self.began = time.monotonic()
         self.mentioned: dict[int, float] = {}  # when a line last spoke of an open trial
         self.owner = Owner.this_process()
-        self.live = (
-            Live(
-                console=console,
-                refresh_per_second=REFRESHES,
-                get_renderable=self.render,
-                transient=True,
-                redirect_stdout=False,  # what libraries print belongs to the study's log
-                redirect_stderr=False,
-            )
-            if console.is_terminal
-            else None
+        self.live = self._live()
+
+    def _live(self) -> Live | NotebookLive | None:
+        if self.console.is_jupyter:
+            return NotebookLive(self.render)
+        if not self.console.is_terminal:
+            return None
+        return Live(
+            console=self.console,
+            refresh_per_second=REFRESHES,
+            get_renderable=self.render,
+            transient=True,
+            redirect_stdout=False,  # what libraries print belongs to the study's log
+            redirect_stderr=False,
         )
 
     def __enter__(self) -> "Screen":

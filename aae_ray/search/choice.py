@@ -71,5 +71,26 @@ def select(front: Sequence[Metrics], objectives: Sequence[str], rule: str) -> in
     return min(indices, key=lambda index: (_last(values[index]), *nearness[index]))
 
 
+def in_order(front: Sequence[Metrics], objectives: Sequence[str], rule: str) -> list[int]:
+    """Indices of these trials, the best one first: each is the best of those that are left."""
+    left, order = list(range(len(front))), list[int]()
+    while left:
+        order.append(left.pop(select([front[index] for index in left], objectives, rule)))
+    return order
+
+
+def score(metrics: Metrics, objectives: Sequence[str], rule: str) -> float:
+    """How good a trial is by itself by the rule of `study.select`, the less the better: what `select` compares, for
+    means and errors over seeds. Of `hypervolume` it is what the trial leaves undominated."""
+    points = [scaled(name, metrics) for name in objectives]
+    if rule == "nearest_to_ideal":
+        return math.hypot(*points)
+    if rule == "first_objective":
+        return points[0]
+    if rule == "hypervolume":
+        return 1.0 - math.prod(max(1.0 - value, 0.0) for value in points)
+    return METRICS[rule].sign * metrics.get(rule, math.nan)
+
+
 def _last(value: float) -> float:
     return value if math.isfinite(value) else math.inf

@@ -15,6 +15,7 @@ from enum import Enum
 import numpy as np
 
 from aae_ray.search import events
+from aae_ray.search.choice import in_order
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger, TrialRecord
@@ -144,6 +145,13 @@ class Conductor:
                 return self.suggest()
             self.record(events.Suggested(number=number, params=drawn[0], sampler_state=drawn[1]))
             trial = self.ledger.trials[number]
+        elif self._to_confirm():
+            if self.suggested:  # what is under way may change the front
+                return NoSuggestion.WAIT
+            self._choose_finalists()
+            return self.suggest()
+        elif (finalist := self._unconfirmed()) is not None:
+            trial = self._with_new_seed(finalist)
         else:
             return self._finish(StudyEnd.PLANNED, NO_POINT_LEFT if self.exhausted else None)
         self.suggested.add(trial.number)
@@ -241,6 +249,8 @@ class Conductor:
             return False
         if self.ledger.open or self._room_for_another or self._undecided() is not None:
             return True
+        if self._to_confirm() or self._unconfirmed() is not None:
+            return True
         if self.ledger.pruner.rule.population:
             return bool(self.ledger.paused)
         return self._promotable() is not None
@@ -255,6 +265,8 @@ class Conductor:
         """Gangs that will have a trial: fewer than fit where a resumed study has few left."""
         ledger = self.ledger
         needed = len(ledger.open) + max(ledger.current_plan.settings.study.budget.trials - ledger.configurations, 0)
+        if self._to_confirm() or ledger.confirming is not None:
+            needed = self.gangs
         if ledger.pruner.rule.population:
             needed += len(ledger.paused)
         elif ledger.paused and self._promotable() is not None:
@@ -283,8 +295,10 @@ class Conductor:
         study = trial.plan.settings.study
         if study.pruner.type == "none" or report.epoch not in rungs(study.pruner, trial.epochs):
             return None
-        if trial.replicate_of is not None and not self.ledger.pruner.races_at(report.epoch):
-            return None
+        if trial.replicate_of is not None:
+            first = self.ledger.trials[trial.replicate_of]
+            if first.state is State.COMPLETE or not self.ledger.pruner.races_at(report.epoch):
+                return None  # nothing is decided by it at this rung
         rung = self.ledger.rungs.get(report.epoch)
         verdict = rung.verdicts.get(trial.number) if rung else None
         if verdict is None:
@@ -359,7 +373,8 @@ class Conductor:
         return trial
 
     def _replicate(self) -> TrialRecord | None:
-        """A configuration with another seed, where that can change its verdict."""
+        """A configuration with another seed, where that can change its verdict: one that waits at an earlier rung, or a
+        new one."""
         number = self._undecided()
         if number is None:
             return None
@@ -370,10 +385,36 @@ class Conductor:
                 rung = self.ledger.rungs[trial.rung]
                 self.record(self.ledger.pruner.let_seed_go_on(replicate, number, trial.rung, rung))
                 return trial
+        return self._with_new_seed(number)
+
+    def _with_new_seed(self, number: int) -> TrialRecord:
+        """A configuration as a new trial, with the next seed that it was not trained with."""
+        first = self.ledger.trials[number]
         seed = first.plan.settings.seed + len(first.replicates) + 1
         params = {**first.params, "seed": seed}
         self.record(events.Suggested(number=len(self.ledger.trials), params=params, replicate_of=number))
         return self.ledger.trials[-1]
+
+    def _to_confirm(self) -> bool:
+        """Whether the finalists that are to be confirmed are not chosen yet."""
+        wanted = self.ledger.current_plan.settings.study.confirm.finalists
+        return wanted > 0 and self.ledger.confirming is None and bool(self.ledger.front_points.points)
+
+    def _choose_finalists(self) -> None:
+        study = self.ledger.current_plan.settings.study
+        front = self.ledger.front()
+        order = in_order([self.ledger.judged(trial) for trial in front], study.objectives, study.select)
+        numbers = tuple(front[index].number for index in order[: study.confirm.finalists])
+        self.record(events.Confirming(numbers=numbers, seeds=study.confirm.seeds))
+
+    def _unconfirmed(self) -> int | None:
+        """The finalist with the fewest new seeds, the best one first, None where all have theirs."""
+        confirming = self.ledger.confirming
+        if confirming is None:
+            return None
+        begun = {number: len(self.ledger.confirmations(self.ledger.trials[number])) for number in confirming.numbers}
+        number = min(begun, key=lambda each: begun[each], default=None)
+        return number if number is not None and begun[number] < confirming.seeds else None
 
     def _undecided(self) -> int | None:
         """The configuration that another seed is for: of those that were trained to their end, then of the highest

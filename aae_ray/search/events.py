@@ -186,6 +186,14 @@ class Ended(_Event):
     message: str | None = None
 
 
+class Confirming(_Event):
+    """The search is over: its best trials are trained again, each with new seeds, which are trials of their own."""
+
+    event: Literal["confirming"] = "confirming"
+    numbers: tuple[int, ...]  # of the trials, the best one first
+    seeds: int  # new ones of each
+
+
 class FileWritten(_Event):
     """A figure, table or page of a trial, or of the study (no number), for the records."""
 
@@ -206,7 +214,7 @@ class Measured(_Event):
 
 
 class Chosen(_Event):
-    """The best trial of the study; `registration` is the request to register its decoder, if it is to be."""
+    """The best trial of the study; `registration` is the request to register encoder and decoder, if there is one."""
 
     event: Literal["chosen"] = "chosen"
     number: int
@@ -221,6 +229,7 @@ class Promoted(_Event):
     version: int
     champion: bool
     reason: str
+    encoder: str | None = None  # the registered encoder that goes with it
 
 
 class Noted(_Event):
@@ -267,6 +276,7 @@ Event = (
     | Exploited
     | AttemptFailed
     | Ended
+    | Confirming
     | FileWritten
     | Measured
     | Chosen

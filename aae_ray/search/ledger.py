@@ -141,6 +141,8 @@ class Ledger:
         self.end: StudyEnd | None = None  # None while the study goes on
         self.end_message: str | None = None
         self.notes: list[str] = []
+        self.confirming: events.Confirming | None = None  # of the configurations that there are now
+        self.confirmed_from = 0  # the first trial after that event
         self.chosen: events.Chosen | None = None
         self.promoted: events.Promoted | None = None
         self.active_seconds = 0.0  # of earlier sessions
@@ -183,6 +185,7 @@ class Ledger:
                 )
                 if first is None:
                     self.configurations += 1
+                    self.confirming = None  # the search goes on
                 else:
                     first.replicates.append(event.number)
                 self.trials.append(trial)
@@ -220,6 +223,8 @@ class Ledger:
                     self._move(trial, State.WAITING)
             case events.Ended():
                 self._end(self.trials[event.number], event.time, event.reason, event.message)
+            case events.Confirming():
+                self.confirming, self.confirmed_from = event, len(self.trials)
             case events.Measured():
                 self.trials[event.number].test = event
             case events.Chosen():
@@ -250,7 +255,9 @@ class Ledger:
         self.resumed, self.end, self.end_message, self.most_running = event, None, None, 0
         self.session_started, self.failures_in_a_row, self.first_failures = event.time, 0, []
         if event.plan is not None:
-            self.plan = plan_from(event.plan)
+            before_plan, self.plan = self.current_plan, plan_from(event.plan)
+            if self.plan.settings.study.confirm != before_plan.settings.study.confirm:
+                self.confirming = None
         for trial in self.trials:
             if trial.number in self.open:  # its process exited unexpectedly
                 self._close_attempt(trial, trial.heard or event.time)
@@ -491,6 +498,35 @@ class Ledger:
         assert own is not None
         scale = math.sqrt(len(seeds.values))
         return {name: deviation / scale for name, deviation in zip(self.objectives, own, strict=True)}
+
+    def confirmations(self, trial: TrialRecord) -> list[TrialRecord]:
+        """The trials that confirm a finalist: of its configuration, with seeds that no choice has seen."""
+        if self.confirming is None or trial.number not in self.confirming.numbers:
+            return []
+        return [self.trials[number] for number in trial.replicates if number >= self.confirmed_from]
+
+    def evidence(self, trial: TrialRecord) -> list[dict[str, float]]:
+        """The metrics of each new seed of a finalist that has come to an end. Of one that diverged, or was stopped by a
+        health check, the objectives are the worst that they can be; one that the machine has lost says nothing."""
+        return [
+            each.metrics
+            | {
+                name: sign * value
+                for name, sign, value in zip(self.objectives, self.signs, self._seed_values(each), strict=True)
+            }
+            for each in self.confirmations(trial)
+            if each.reason is not None and each.reason not in INCONCLUSIVE
+        ]
+
+    def confirmed(self) -> list[tuple[TrialRecord, dict[str, float]]]:
+        """The finalists of which new seeds are known, each with its metrics, the objectives being means over those."""
+        numbers = self.confirming.numbers if self.confirming is not None else ()
+        found = []
+        for trial in (self.trials[number] for number in numbers):
+            if seeds := self.evidence(trial):
+                means = {name: sum(each[name] for each in seeds) / len(seeds) for name in self.objectives}
+                found.append((trial, trial.metrics | means))
+        return found
 
     def measured(self, trial: TrialRecord) -> bool:
         """Whether every objective of the trial's last epoch is a finite number."""

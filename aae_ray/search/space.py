@@ -26,7 +26,17 @@ from pydantic import ValidationError
 
 from aae_ray.errors import Kind, Problem, SettingsError, UserError, did_you_mean, unknown_key
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.reading import Entry, build, key_problems, nest, read_overrides, read_yaml, rule_problems, unclear
+from aae_ray.reading import (
+    Entry,
+    build,
+    key_problems,
+    nest,
+    read_changes,
+    read_overrides,
+    read_yaml,
+    rule_problems,
+    unclear,
+)
 from aae_ray.search.choice import RULES as RULES_OF_CHOICE
 from aae_ray.search.conditions import Conditions, is_active, parents_first, read_conditions
 from aae_ray.search.constraints import constraint_problems
@@ -80,13 +90,17 @@ class Plan:
         return ["min" if METRICS[name].sign > 0 else "max" for name in self.settings.study.objectives]
 
 
-def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
-    """The plan in a file with `key=value` overrides of the command line, which also fix what the file searches.
+Changes = Iterable[str] | Mapping[str, Any]  # `key=value`, as on the command line, or values by dotted keys
+
+
+def read_plan(path: str | None, overrides: Changes = ()) -> Plan:
+    """The plan in a file with changes, those of the command line or of a program, which also fix what the file
+    searches.
 
     Raises SettingsError with every mistake in both, each with its place.
     """
     entries = read_yaml(study_file(path)) if path else {}
-    changes = read_overrides(overrides)
+    changes = read_changes(overrides) if isinstance(overrides, Mapping) else read_overrides(overrides)
     problems: list[Problem] = []
     shared, searched, start = _sort_blocks(entries, problems)
     for key, entry in changes.items():
@@ -345,24 +359,25 @@ def _beyond_the_pruner(base: Mapping[str, Entry], space: Space, problems: Sequen
 
 def _beyond_the_seeds(base: Mapping[str, Entry], space: Space, problems: Sequence[Problem]) -> list[Problem]:
     """Seeds that a study gives its trials where there are none to give."""
+    keys = ("seed", "study.seeds_per_trial", "study.confirm.finalists", "study.confirm.seeds")
     about_rungs = ("study.pruner.type", "study.pruner.grace_period", "study.pruner.reduction_factor", "train.epochs")
-    keys = ("seed", "study.seeds_per_trial", "study.seeds_from_rung", *about_rungs)
-    if unclear(keys, base, problems):
+    of_rung = (keys[1], "study.seeds_from_rung", *about_rungs)
+    if unclear((*keys, *of_rung), base, problems):
         return []
-    built = build({key: base[key] for key in keys if key in base})
+    built = build({key: base[key] for key in (*keys, *of_rung) if key in base})
     first = built.study.seeds_from_rung
     if first is not None and (wrong := _no_rung_for_seeds(built, first, searched_epochs="train.epochs" in space)):
-        return [Problem(keys[1:], Kind.RULE, base[keys[2]].where, f"study.seeds_from_rung={first} {wrong}")]
-    most = built.study.seeds_per_trial
-    if most > 1 and "seed" in space:
-        text = (
-            f"study.seeds_per_trial={most} gives each configuration seeds of its own, and `seed` is searched as well; "
-        )
-        return [Problem(keys, Kind.RULE, base[keys[1]].where, text + "remove one of them")]
-    if built.seed + most > 2**32:
-        text = (
-            f"seed={built.seed} leaves no larger seeds for study.seeds_per_trial={most}; the largest is {2**32 - most}"
-        )
+        return [Problem(of_rung, Kind.RULE, base[of_rung[1]].where, f"{of_rung[1]}={first} {wrong}")]
+    most, confirm = built.study.seeds_per_trial, built.study.confirm
+    given = {keys[1]: most - 1, keys[2]: confirm.seeds if confirm.finalists else 0}  # seeds beyond the first one
+    asked = {keys[1]: f"{keys[1]}={most}", keys[2]: f"{keys[2]}={confirm.finalists}"}
+    for key, seeds in given.items():
+        if seeds and "seed" in space:
+            text = f"{asked[key]} gives each configuration seeds of its own, and `seed` is searched as well; "
+            return [Problem((keys[0], key), Kind.RULE, base[key].where, text + "remove one of them")]
+    if built.seed + sum(given.values()) >= 2**32:
+        of = " and ".join(asked[key] for key, seeds in given.items() if seeds)
+        text = f"seed={built.seed} leaves no larger seeds for {of}; the largest is {2**32 - 1 - sum(given.values())}"
         return [Problem(keys, Kind.RULE, base[keys[0]].where, text)]
     return []
 

@@ -1,5 +1,6 @@
 """The end of a study: what is complete is chosen from, measured on the test images, exported, registered."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from aae_ray.search import events
 from aae_ray.search.choice import select
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.promotion import choice_metrics, choice_tags
+from aae_ray.search.promotion import choice_metrics, choice_tags, evidence_tags, policy_of
 from aae_ray.search.store import Store
 from aae_ray.settings import flatten, replace
 from aae_ray.study.files import FIGURES
@@ -21,7 +22,8 @@ from aae_ray.tracking import registry
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Training
 
-# Tags that an exported decoder keeps with it: what its codes are drawn from, and what it was trained on.
+# Tags that an exported model keeps with it, with those of its data: what its codes are drawn from, and how well it
+# reconstructs.
 ABOUT = (
     "task",
     "prior",
@@ -31,12 +33,15 @@ ABOUT = (
     "classes",
     "label_shares",
     "image_shape",
-    "data.digest",
+    registry.RECONSTRUCTION,
 )
 
 
 def choose(ledger: Ledger, rule: str) -> TrialRecord | None:
-    """The best trial of the front by the rule of `study.select`."""
+    """The best trial by the rule of `study.select`: of the finalists that were confirmed, by their new seeds, and where
+    none were, of the front."""
+    if confirmed := ledger.confirmed():
+        return confirmed[select([metrics for _, metrics in confirmed], ledger.objectives, rule)][0]
     front = ledger.front()
     return front[select([ledger.judged(trial) for trial in front], ledger.objectives, rule)] if front else None
 
@@ -94,7 +99,7 @@ def publish(
     *,
     register: bool,
 ) -> None:
-    """Write the best trial's settings, its decoder and its card, and ask for its registration."""
+    """Write the best trial's settings, its encoder and decoder and its card, and ask for their registration."""
     ledger, settings = conductor.ledger, replace(trial.plan.settings, trial.params)
     assert ledger.started is not None
     best_config(settings, folder / "best_config.yaml")
@@ -103,23 +108,35 @@ def publish(
     study = ledger.current_plan.settings.study
     if register:
         name = settings.tracking.model_name or f"aae-{settings.data.name}-decoder"
-        tags = version_tags(trial, training, ledger, result)
+        tags = version_tags(trial, training, ledger, result) | evidence_tags(ledger.evidence(trial), study)
         shares_K = training.model.label_shares_K
         shares = [] if shares_K is None else shares_K.tolist()
-        card = model_card(name, trial, settings, shares, result, ledger.started.study_id)
-        exported = f"{registry.FOLDER}/{trial.name}_epoch_{trial.epoch:05d}"  # an extended study may choose another
-        registry.export(training.evaluation.model, folder / exported, {key: tags[key] for key in ABOUT})
+        encoder = registry.encoder_name(name)
+        card = model_card(name, encoder, trial, settings, shares, result, ledger.started.study_id)
+        about = {key: value for key, value in tags.items() if key in ABOUT or key.startswith("data.")}
+        about[registry.CLASS_NAMES] = json.dumps(class_names(training.dataset))
+        exported = {}
+        for kind in (registry.DECODER, registry.ENCODER):
+            exported[kind] = f"{kind}/{trial.name}_epoch_{trial.epoch:05d}"  # an extended study may choose another
+            registry.export(training.evaluation.model, folder / exported[kind], about, kind)
         (folder / "model_card.md").write_text(card, encoding="utf-8")
         conductor.record(events.FileWritten(number=trial.number, path="model_card.md", folder=None))
         request = {
             "name": name,
-            "folder": exported,
+            "folder": exported[registry.DECODER],
             "tags": tags,
             "card": card,
             "description": f"Decoders of autoencoders of {settings.data.name}: codes in, images out.",
+            "encoder": {
+                "name": encoder,
+                "folder": exported[registry.ENCODER],
+                "card": card,
+                "description": f"Encoders of autoencoders of {settings.data.name}: images in, codes out.",
+            },
             "front": [choice_metrics(ledger.judged(member), study) for member in ledger.front()],
             "constraints": list(study.constraints),
             "rule": settings.study.select,
+            "policy": policy_of(ledger.current_plan.settings),
         }
     conductor.record(events.Chosen(number=trial.number, registration=request))
 
@@ -128,6 +145,7 @@ def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result:
     """What is known of a registered version: where it comes from, its prior, its values."""
     settings, data = training.settings, training.dataset
     assert ledger.started is not None
+    kept = {*ledger.objectives, registry.RECONSTRUCTION}
     test = ("test/reconstruction_mse", "test/jsd_nats")
     tags = {
         "aae.trial": f"{ledger.started.study_id}/{trial.name}/{trial.epoch}",
@@ -145,10 +163,15 @@ def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result:
         "label_shares": _recorded_shares(training),
         "latent_dim": settings.model.latent_dim,
         **choice_tags(ledger.judged(trial), ledger.current_plan.settings.study),
-        **{name: trial.metrics[name] for name in ledger.objectives},
+        **{name: value for name, value in trial.metrics.items() if name in kept},
         **{name: value for name, value in result.metrics.items() if name in test},
     }
     return {key: str(value) for key, value in tags.items()}
+
+
+def class_names(dataset: Dataset) -> tuple[str, ...]:
+    """The names of the classes in their order: as the data have them, else their numbers; none without labels."""
+    return dataset.class_names or tuple(map(str, range(dataset.classes or 0)))
 
 
 def _recorded_shares(training: Training) -> str:

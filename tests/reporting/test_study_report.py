@@ -64,6 +64,18 @@ def test_the_report_says_how_it_went_and_what_to_type_next(tmp_path: Path) -> No
     assert "--resume" not in text
 
 
+def test_the_report_tells_what_finalists_came_to_on_new_seeds(tmp_path: Path) -> None:
+    history = History()
+    first = history.finish(0.1, 0.2).number
+    history.add(events.Confirming(numbers=(first,), seeds=2))
+    history.another_seed(first, 0.11, 0.2)
+    history.another_seed(first, 0.13, 0.2)
+    history.add(events.Chosen(number=first, registration=None))
+    out = io.StringIO()
+    print_report(console_for(out), closing(tmp_path, history))
+    assert "confirmed   t0000 on 2 new seeds: val/reconstruction_mse 0.1200 ± 0.0100 (was 0.1000)" in out.getvalue()
+
+
 def test_a_stopped_study_is_resumed_by_the_command_that_is_offered(tmp_path: Path) -> None:
     history = History()
     history.begin()

@@ -165,6 +165,16 @@ def test_seeds_to_come_are_forecast_as_far_as_the_front_asks_for_them() -> None:
     assert few is not None and few.high < left.low
 
 
+def test_new_seeds_of_finalists_are_forecast() -> None:
+    history = one_after_another(3, budget=3, study__confirm__finalists=1, study__confirm__seeds=2)
+    left = now(history).left
+    assert left is not None and left.low == pytest.approx(200)
+    history.add(events.Confirming(numbers=(0,), seeds=2))
+    history.another_seed(0, 0.2, 0.3)
+    one = now(history).left
+    assert one is not None and one.high < left.low
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_properties(seed: int) -> None:
     """Whatever happens: no interval upside down, none beyond the budget, no second lost or counted twice."""

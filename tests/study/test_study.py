@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlflow
 import optuna
+import pandas
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
@@ -62,6 +63,9 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
 
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlartifacts", "runs"}
+    (table,) = folder.glob("runs/*/trials.parquet")
+    trials = pandas.read_parquet(table)
+    assert len(trials) == 5 and trials["chosen"].sum() == 1 and trials["test/reconstruction_mse"].count() >= 1
     client = client_of(folder)
     parent, children = trial_runs(client, "aae/digits")
     assert parent.info.status == "FINISHED" and len(children) == 5
