@@ -24,9 +24,19 @@ from optuna.distributions import (
 )
 from pydantic import ValidationError
 
-from aae_ray.errors import Kind, Problem, SettingsError, UserError, did_you_mean, unknown_key
+from aae_ray.errors import Kind, Problem, SettingsError, UserError, closest, did_you_mean, unknown_key
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.reading import Entry, build, key_problems, nest, read_overrides, read_yaml, rule_problems, unclear
+from aae_ray.reading import (
+    Entry,
+    build,
+    key_problems,
+    nest,
+    read_overrides,
+    read_yaml,
+    rule_problems,
+    shown,
+    unclear,
+)
 from aae_ray.search.choice import RULES as RULES_OF_CHOICE
 from aae_ray.search.conditions import Conditions, is_active, parents_first, read_conditions
 from aae_ray.search.constraints import constraint_problems
@@ -46,6 +56,7 @@ from aae_ray.search.points import LARGEST_GRID, space_size
 from aae_ray.search.population import mutable
 from aae_ray.secrets import without_userinfo
 from aae_ray.settings import RULES, WITHOUT_CONDITIONS, Sampler, Settings, dotted_fields, setting
+from aae_ray.spellings import folded
 
 _INSTALLED = Path(__file__).parents[1] / "search_spaces"
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "search_spaces"  # in a checkout
@@ -109,7 +120,9 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
     for name in (specs.keys() & shared.keys()) - conditional:
         text = f"{name} is fixed here and searched at {places[name]}; keep one of them"
         problems.append(Problem((name,), Kind.DUPLICATE, shared[name].where, text))
-    points, start_problems = _start_points(start, space, conditions, set(specs) - set(space) | set(changes), given)
+    points, start_problems = _start_points(
+        start, space, conditions, (set(specs) | set(searched)) - set(space) | set(changes), given
+    )
     problems += _metric_problems(shared)
     problems += constraint_problems(shared.get("study.constraints"))
     problems += key_problems(shared)
@@ -158,7 +171,8 @@ def _sort_blocks(
             start = entry if not rest else Entry({rest: entry.value}, entry.where)
         elif block in BLOCKS and not rest:
             if entry.value not in ({}, None):
-                text = f"{block} must be a mapping of keys to values, got {entry.value!r}"
+                text = f"{block} must be a mapping of keys to values, got {shown(entry.value)}"
+                text += "; a colon needs a space behind it" if ":" in str(entry.value) else ""
                 problems.append(Problem((block,), Kind.SECTION, entry.where, text))
         elif block == "study":
             shared[key] = entry
@@ -171,7 +185,9 @@ def _sort_blocks(
             text = f"{key} is outside of any block; put it under `run:`"
             problems.append(Problem((key,), Kind.MISPLACED, entry.where, text))
         else:
-            hint = did_you_mean(block, BLOCKS)
+            meant = closest(key, dotted_fields())
+            setting_meant = meant and folded(key.rpartition(".")[2]) == folded(meant.rpartition(".")[2])
+            hint = f" Did you mean {meant}, under `run:`?" if setting_meant else did_you_mean(block, BLOCKS)
             text = f"{key} is not a block of a study's file; the blocks are {', '.join(BLOCKS)}.{hint}"
             problems.append(Problem((key,), Kind.UNKNOWN_KEY, entry.where, text))
     return shared, searched, start

@@ -1,6 +1,7 @@
 """The MLflow server or database: where it is, and how its client behaves."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ LOGGERS = ("mlflow", "alembic", "sqlalchemy", "sqlalchemy.engine")  # those that
 # What no path of an SQLite database can have: ? begins options; %20 is a space to SQLAlchemy 2.1, but not to 2.0 and
 # MLflow; and the last are bytes that are not UTF-8.
 UNFIT = re.compile(r"\?|%[0-9A-Fa-f]{2}|[\udc80-\udcff]")
+LONGEST_NAME = 255  # bytes, of a folder
 DATABRICKS = "databricks"  # as MLflow spells the workspace that is logged in to, without a colon
 
 
@@ -106,7 +108,10 @@ def artifact_location(uri: str, experiment: str) -> str | None:
     if not uri.startswith("sqlite:"):
         return None
     database = Path(uri.partition(":///")[2].partition("?")[0])
-    return (database.parent / "mlartifacts" / experiment.replace("/", "-")).as_uri()
+    name = experiment.replace("/", "-")
+    if name in (".", "..") or len(os.fsencode(name)) > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(experiment)).hexdigest()[:16]
+    return (database.parent / "mlartifacts" / name).as_uri()
 
 
 def make_database(uri: str) -> None:

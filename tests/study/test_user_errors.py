@@ -14,6 +14,7 @@ from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, replace
 from aae_ray.study.checks import idle_settings
 from tests.study.commands import run
+from tests.test_yaml_text import FOREIGN
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +38,24 @@ SEARCHED_NETWORK = (
 )
 
 
+DASHES = (
+    ("tune", ("--train.epochs=3",), "train.epochs=3"),
+    ("tune", ("--train.epochs", "3"), "train.epochs=3"),
+    ("train", ("-train.epochs=3",), "train.epochs=3"),
+    ("tune", ("--epochs", "--dry-run"), "train.epochs=VALUE"),
+    ("evaluate", ("x", "--data.path=y"), "data.path=y"),
+)
+OTHERWISE = (
+    "train.epochs:3",
+    "train.epochs: 3",
+    "train.epochs|=|3",
+    "train.epochs|=3",
+    "train.epochs=|3",
+    "train.epochs|3",
+)
+AS_KEY_VALUE = "settings are given as key=value without spaces, as train.epochs=3\n"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "sentence"),
     [
@@ -44,6 +63,19 @@ SEARCHED_NETWORK = (
         ("tune", ("nowhere.yaml",), "nowhere.yaml: cannot be read"),
         ("tune", ("a.yaml", "b.yaml"), "expected one file"),
         ("tune", ("study.objectives=[val/jsd]",), "Did you mean val/jsd_nats?"),
+        *((name, arguments, f"settings are given without dashes, as {advice}\n") for name, arguments, advice in DASHES),
+        *(("tune", tuple(text.split("|")), f"{' '.join(text.split('|'))}: {AS_KEY_VALUE}") for text in OTHERWISE),
+        ("tune", ("--verbos",), "--verbos is not an option. Did you mean --verbose?\n"),
+        ("tune", ("--dry_run",), "--dry_run is not an option. Did you mean --dry-run?\n"),
+        ("status", ("-x",), "-x is not an option. The options are --json, --folder.\n"),
+        ("tune", ("--dry-run=1",), "--dry-run is a switch and takes no value\n"),
+        ("tune", ("--resume",), "--resume needs a value\n"),
+        ("tune", ("--resume", "--verbose"), "--resume needs a value before --verbose\n"),
+        ("train", ("--workers", "two"), "--workers: expected a whole number of at least 1, got 'two'\n"),
+        ("train", ("--workers=0",), "--workers: expected a whole number of at least 1, got '0'\n"),
+        ("generate", ("a", "--count=1e9"), "--count: expected a whole number of at least 1 and at most"),
+        ("generate", (), "NAME is missing; see --help\n"),
+        ("status", ("a", "b"), "'b' is more than this command takes; see --help\n"),
         ("tune", ("tracking.uri=file:///tmp/x",), "not a server or database of MLflow"),
         ("tune", ("data.name=own",), "own"),
         ("train", ("model.hidden=wide",), "model.hidden"),
@@ -95,8 +127,8 @@ def test_mistakes_are_sentences_with_exit_code_2(
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started for a mistake"))
     with pytest.raises(SystemExit) as end:
         run_command(getattr(import_module(f"aae_ray.{name}"), name), name)
-    assert end.value.code == 2
-    assert sentence in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and sentence in told and not FOREIGN.search(told)
     assert not (tmp_path / "runs").exists() and not (tmp_path / "mlflow.db").exists()
 
 
