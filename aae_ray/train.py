@@ -34,7 +34,7 @@ def train(
             f"{path} searches {keys}; train takes one configuration: give each a value, "
             f"or use python -m aae_ray.tune {path}"
         )
-    report = start_study(Plan(plan.settings, {}), console_for(), verbose=verbose)
+    report = start_study(Plan(plan.settings, {}, places=plan.places), console_for(), verbose=verbose)
     leave_study(report.interrupted, report.as_planned and report.best is not None)
 
 

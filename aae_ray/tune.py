@@ -104,7 +104,7 @@ def tune(
             from aae_ray.study.warm_start import how_many_fit, prior_trials
 
             plan, _, dataset = checks.checked(plan)
-            notes: list[str] = []
+            notes = checks.start_advice(plan, dataset)
             prior = prior_trials(warm_start or (), plan, dataset, notes.append)
             if warm_start:
                 notes.append(how_many_fit(prior, plan))

@@ -81,6 +81,7 @@ OWNERS = {
         "aae_ray.randomness",
         "aae_ray.execution.failures",
         "aae_ray.execution.process_group",
+        "aae_ray.execution.ray_cluster",
         "aae_ray.execution.worker",
         "aae_ray.tracking.registry",
     ),

@@ -126,7 +126,7 @@ def _pace(status: StudyStatus, symbols: Symbols) -> Text:
     of = status.forecast
     clock = duration(of.elapsed)
     if of.wall_clock.limit is not None:
-        clock += f" of {duration(of.wall_clock.limit)}"
+        clock = f"{duration(of.wall_clock.used)} of {duration(of.wall_clock.limit)}"
     parts = [clock]
     if of.trials_per_hour is not None:
         parts.append(f"{of.trials_per_hour:.3g} trials/h")

@@ -71,6 +71,7 @@ class Plan:
     space: Space
     start: tuple[dict[str, Any], ...] = ()
     conditions: Conditions = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)  # where the user wrote each key
 
     def spec(self, key: str) -> dict[str, Any]:
         """A searched key as a study's file writes it."""
@@ -139,7 +140,7 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
         contradictions += _beyond_the_seeds(base, space, problems)
     if problems := [*problems, *start_problems, *contradictions]:
         raise SettingsError(dict.fromkeys(problems))
-    return Plan(build(base), space, points, conditions)
+    return Plan(build(base), space, points, conditions, {key: entry.where for key, entry in base.items()})
 
 
 def study_file(path: str) -> str:
