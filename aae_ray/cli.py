@@ -19,6 +19,7 @@ from aae_ray.errors import INTERRUPTED, MISTAKE, STOPPED, UserError, closest
 
 click_errors: Any = importlib.import_module(typer.BadParameter.__module__)  # typer has a click of its own, or the other
 
+CLOSED_PIPE = 141  # as a shell tells the end by SIGPIPE
 OVERRIDES_HELP = "settings to change, as key=value with dotted keys, e.g. train.epochs=9"
 
 
@@ -55,7 +56,9 @@ def _leave(end: SystemExit) -> NoReturn:
         _flush(sys.stderr)
     try:
         _flush(sys.stdout)
-    except OSError:  # a closed pipe, a full disk: Python has its own way to say so
+    except BrokenPipeError:  # the reader has what it wanted, as `head` does
+        os._exit(end.code if isinstance(end.code, int) and end.code else CLOSED_PIPE)
+    except OSError:  # a full disk: Python has its own way to say so
         raise end from None
     if end.code is not None and not isinstance(end.code, int):  # Python has its own way to say that, too
         raise end

@@ -396,7 +396,8 @@ class Ledger:
 
     def wall_clock_used(self, now: float) -> float:
         """Seconds of study.budget.wall_clock that are used up: of each session those from its first trial on."""
-        return self.trial_seconds + (0.0 if self.trials_since is None else max(now - self.trials_since, 0.0))
+        since = self.trials_since  # read once, as another thread may show the study while it goes on
+        return self.trial_seconds + (0.0 if since is None else max(now - since, 0.0))
 
     # -------------------------------------------------------------------------------------------------- what is asked
 
