@@ -11,10 +11,14 @@ from pathlib import Path
 import pyte
 import pytest
 
-SIZES = ((80, 24), (120, 40), (200, 50))
+from aae_ray.search.journal import JOURNAL
+from tests.reporting.test_screen import history_of_all_states
+
+MORE = ("val/kl_aggregate_nats", "val/scaled_sliced_wasserstein")  # objectives than fit beside each other
+SIZES = [(width, height, *more) for width, height in ((80, 24), (120, 40), (200, 50)) for more in ((), MORE)]
 NEXT = "\x0c"  # between the sizes
 PROGRAM = """
-import fcntl, struct, sys, termios, time
+import fcntl, struct, sys, termios
 from aae_ray.reporting.console import console_for
 from aae_ray.reporting.screen import Screen
 from aae_ray.reporting.text import resume_command
@@ -22,16 +26,17 @@ from pathlib import Path
 from tests.reporting.test_screen import history_of_all_states, replayed
 
 folder = Path("runs", "a study with a long name " * 5 + "-1")
-for width, height in eval(sys.argv[1]):
+for width, height, *more in eval(sys.argv[1]):
     fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-    history = history_of_all_states("val/reconstruction_mse", "val/jsd_nats", *sys.argv[2:])
+    history = history_of_all_states("val/reconstruction_mse", "val/jsd_nats", *more)
     with Screen(console_for(), folder, history.plan) as screen:
         replayed(history, screen)
         screen.note("an \\N{LATIN SMALL LETTER A WITH DIAERESIS} in a note")
-        time.sleep(0.4)
-        print(end="" if screen.live is None else "\x0c", flush=True)
+        if screen.live:
+            screen.live.refresh()
+        print(end="\\x0c", flush=True)
     screen.end("Go on with\\n  " + resume_command(folder))
-    print(end="\x0c", flush=True)
+    print(end="\\x0c", flush=True)
 """
 
 
@@ -61,10 +66,9 @@ def displayed(text: str, width: int, height: int) -> list[str]:
     return [line.rstrip() for line in screen.display]
 
 
-@pytest.mark.parametrize("more", [(), ("val/kl_aggregate_nats", "val/scaled_sliced_wasserstein")])
-def test_a_terminal_of_any_size_shows_trials_in_full(more: tuple[str, ...]) -> None:
-    parts = typed(sys.executable, "-c", PROGRAM, repr(SIZES), *more).split(NEXT)
-    for (width, height), live, end in zip(SIZES, parts[::2], parts[1::2], strict=False):
+def test_a_terminal_of_any_size_shows_trials_in_full() -> None:
+    parts = typed(sys.executable, "-c", PROGRAM, repr(SIZES)).split(NEXT)
+    for (width, height, *more), live, end in zip(SIZES, parts[::2], parts[1::2], strict=False):
         lines = displayed(live, width, height)
         assert lines[0].startswith("digits: digits, 24 trials of 9 epochs")  # nothing has scrolled away
         for row in ("t0004 running, attempt 2 4/9 0.0400 0.3000", "t0000 complete 9/9 0.0300 0.3000",
@@ -89,17 +93,18 @@ def test_a_terminal_that_shows_little_shows_it_readably(environment: dict[str, s
     written = typed(sys.executable, "-c", PROGRAM, repr(SIZES[:1]), **environment)
     assert "Traceback" not in written and "Go on with" in written
     if "NO_COLOR" in environment:
-        lines = displayed(written.split(NEXT)[0], *SIZES[0])
+        lines = displayed(written.split(NEXT)[0], 80, 24)
         assert written.isascii() and not re.search("\x1b\\[[0-9;]*3[0-9]m", written)
         assert any("an a in a note" in line for line in lines) and any("val/jsd_nats v" in line for line in lines)
     else:
         assert "\x1b" not in written and re.search(r"\] t0004 attempt 1 failed \(lost_worker\): node 10.0.0.3", written)
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("digits", "--dry-run")])
-def test_a_command_whose_reader_has_gone_ends_quietly(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    command = " ".join((sys.executable, "-m", "aae_ray.tune", *arguments))
-    done = subprocess.run(
-        ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.stderr == "" and done.stdout and done.returncode in (0, 1, 141)
+@pytest.mark.parametrize("arguments", ["tune --help", "status digits-1"])
+def test_a_command_whose_reader_has_gone_ends_quietly(arguments: str, tmp_path: Path) -> None:
+    journal = tmp_path / "runs" / "digits-1" / JOURNAL
+    journal.parent.mkdir(parents=True)
+    journal.write_text("".join(f"{event.model_dump_json()}\n" for event in history_of_all_states().events))
+    pipe = f"{sys.executable} -m aae_ray.{arguments} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", pipe], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 1 and done.returncode in (0, 1, 141)
