@@ -20,9 +20,9 @@ from tests.search.histories import JSD, MSE, History
 
 def history_of_all_states(*objectives: str) -> History:
     """Two complete trials, one that the user stopped, one that failed, and one that runs since its second attempt."""
-    asked = {"study__objectives": objectives} if objectives else {}
+    asked: dict[str, Any] = {"study__objectives": objectives} if objectives else {}
     history = History(time=time.time() - 3600, study__name="digits", study__budget__trials=24, train__epochs=9, **asked)
-    more = {name.replace("/", "__"): 0.5 for name in objectives[2:]}
+    more: dict[str, Any] = {name.replace("/", "__"): 0.5 for name in objectives[2:]}
     for _ in range(5):
         history.begin()
     history.report(0, 9, 0.03, 0.3, **more)
