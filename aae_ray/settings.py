@@ -6,6 +6,7 @@ builds the optimizer. Files and command lines are read in `reading`.
 
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,7 +53,58 @@ def _seconds(value: Any) -> Any:
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
-        raise ValueError("expected a number of seconds, or a duration such as 90s, 10m or 2h") from None
+        written = _as_duration(value)
+        hint = f"; {value.strip()} is written {written}" if written else ""
+        raise ValueError(f"expected a number of seconds, or a duration such as 90s, 10m or 2h{hint}") from None
+
+
+def _as_duration(text: str) -> str | None:
+    """A duration in words, such as `2 minutes` or `1.5 h`, as a setting has it; None for anything else."""
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    part = r"(\d+(?:\.\d+)?)\s*(d|h|m|s)(?:ays?|ours?|rs?|in(?:ute)?s?|ec(?:ond)?s?)?\b[\s,]*"
+    if not re.fullmatch(f"\\s*(?:{part})+", text, re.IGNORECASE):
+        return None
+    found = re.findall(part, text, re.IGNORECASE)
+    minutes, seconds = divmod(round(sum(float(number) * units[unit.lower()] for number, unit in found)), 60)
+    shown = zip((*divmod(minutes, 60), seconds), "hms", strict=True)
+    return "".join(f"{amount}{unit}" for amount, unit in shown if amount)
+
+
+def _name(value: str) -> str:
+    """A part of the names of folders, runs, experiments and models, in all of which it must be the same."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError(
+            "expected letters, digits, dots, dashes and underscores, at most 100 of them, and neither a dot nor a dash "
+            "first"
+        )
+    return value
+
+
+def _model_name(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"(?! )[A-Za-z0-9_][A-Za-z0-9._ -]{0,199}(?<! )", value):
+        raise ValueError(
+            "expected letters, digits, dots, dashes, underscores and spaces between them, at most 200 in all, and "
+            "neither a dot nor a dash first"
+        )
+    return value
+
+
+def _experiment(value: str | None) -> str | None:
+    if value is not None and (not value.strip() or len(value) > 500 or not value.isprintable()):
+        raise ValueError("expected a line of text, of 1 to 500 letters")
+    return value
+
+
+def _folder(value: str) -> str:
+    """A path, or a URI of a file system that there is."""
+    scheme, remote, rest = value.partition("://")
+    if remote and scheme not in FILE_SYSTEMS:
+        raise ValueError(f"expected a folder, or a URI that begins with one of {', '.join(FILE_SYSTEMS)}")
+    if not value.strip() or (remote and not rest.strip("/")):
+        raise ValueError("expected a folder, or a URI such as s3://BUCKET/studies")
+    if not remote and (not value.isprintable() or any(len(os.fsencode(part)) > 255 for part in value.split("/"))):
+        raise ValueError("expected a path that can be printed, no part of which is longer than 255 bytes")
+    return value
 
 
 def _fractions(value: Any) -> Any:
@@ -138,6 +190,8 @@ def _constraint(value: str) -> str:
     return f"{metric} {side} {bound}"
 
 
+FILE_SYSTEMS = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")  # of pyarrow
+
 Int = Annotated[int, BeforeValidator(_not_bool)]
 Float = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 Positive = Annotated[Int, Field(ge=1)]
@@ -204,10 +258,8 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    name: str = Field(
+    name: Annotated[str, AfterValidator(_name)] = Field(
         "digits",
-        min_length=1,
-        pattern=r"^[A-Za-z0-9._-]+$",
         description="digits, a published set (mnist, fashion-mnist, kmnist, emnist-letters, svhn, cifar10, ...), or a "
         "name for your own",
     )
@@ -466,7 +518,9 @@ class Tracking(Section):
         None,
         description="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given",
     )
-    experiment: str | None = Field(None, description="MLflow experiment; aae/<data> when not given")
+    experiment: Annotated[str | None, AfterValidator(_experiment)] = Field(
+        None, description="MLflow experiment; aae/<data> when not given"
+    )
     register_model: bool = Field(True, description="whether the best decoder is registered when the study ends")
     promotion: Literal["evidence", "better", "never"] | None = Field(
         None,
@@ -474,16 +528,17 @@ class Tracking(Section):
         "study.select, by more than two standard errors; better: by its one measurement; never: by hand alone. "
         "evidence where study.confirm.finalists are confirmed, else better, when not given",
     )
-    model_name: str | None = Field(
+    model_name: Annotated[str | None, AfterValidator(_model_name)] = Field(
         None,
-        pattern=r"^[A-Za-z0-9._ -]+$",
         description="registered decoder, aae-<data>-decoder when not given; its encoder follows its name",
     )
 
 
 class Budget(Section):
     trials: Positive = Field(24, description="configurations in all; further seeds of them are trials beside these")
-    wall_clock: Duration | None = Field(None, description="such as 90s, 10m or 2h; no limit when not given")
+    wall_clock: Duration | None = Field(
+        None, description="such as 90s, 10m or 2h, from the start of the first trial; no limit when not given"
+    )
     worker_hours: Float | None = Field(
         None, gt=0, description="hours of all workers together (GPU-hours on GPUs); no limit when not given"
     )
@@ -549,10 +604,8 @@ class Confirm(Section):
 class StudySettings(Section):
     """What a study is, beside what each of its trials is."""
 
-    name: str = Field(
+    name: Annotated[str, AfterValidator(_name)] = Field(
         "study",
-        min_length=1,
-        pattern=r"^[A-Za-z0-9._-]+$",
         description="prefix of the study's folder and MLflow run",
     )
     objectives: Names = Field(
@@ -583,7 +636,7 @@ class StudySettings(Section):
     concurrent_trials: Positive | None = Field(
         None, description="gangs at a time; as many as the cluster holds when not given"
     )
-    folder: str = Field(
+    folder: Annotated[str, AfterValidator(_folder)] = Field(
         "runs",
         description="where studies keep their state: a folder that all nodes see, or a URI such as s3://BUCKET/studies",
     )

@@ -110,6 +110,7 @@ def tune(
 
             plan, _, dataset = checks.checked(plan)
             notes = [f"{about}: {line}" for about, line in contents_of(dataset).rows().items()]
+            notes += checks.start_advice(plan, dataset)
             prior = prior_trials(warm_start or (), plan, dataset, notes.append)
             if warm_start:
                 notes.append(how_many_fit(prior, plan))

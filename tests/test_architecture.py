@@ -15,19 +15,21 @@ PACKAGE = ROOT / "aae_ray"
 PLAIN = {"errors", "settings", "randomness"}
 MATHEMATICS = PLAIN | {"autoencoder"}
 TRAINED = MATHEMATICS | {"datasets", "evaluation", "training"}
-SEARCHED = TRAINED | {"reading", "search", "secrets"}
+SEARCHED = TRAINED | {"reading", "search", "secrets", "spellings"}
 ALLOWED_IMPORTS: dict[str, set[str]] = {
-    "errors": set(),
+    "errors": {"spellings"},
+    "spellings": set(),
     "randomness": set(),
     "secrets": set(),
-    "cli": {"errors"},
+    "cli": {"errors", "settings"},
     "settings": {"errors"},
-    "reading": {"errors", "settings"},
+    "yaml_text": {"errors"},
+    "reading": {"errors", "secrets", "settings", "spellings", "yaml_text"},
     "autoencoder": PLAIN,
     "datasets": MATHEMATICS,
     "evaluation": MATHEMATICS | {"datasets"},
     "training": MATHEMATICS | {"datasets", "evaluation"},
-    "search": TRAINED | {"reading", "secrets"},
+    "search": TRAINED | {"reading", "secrets", "spellings"},
     "execution": SEARCHED,
     "reporting": SEARCHED,
     "tracking": SEARCHED | {"reporting"},
@@ -97,6 +99,7 @@ OWNERS = {
         "aae_ray.randomness",
         "aae_ray.execution.failures",
         "aae_ray.execution.process_group",
+        "aae_ray.execution.ray_cluster",
         "aae_ray.execution.worker",
         "aae_ray.tracking.registry",
         "aae_ray.study.api",

@@ -275,13 +275,12 @@ class Conductor:
 
     @property
     def time_left(self) -> float | None:
-        """Seconds of study.budget.wall_clock that are left, earlier sessions counted; None without such a budget."""
+        """Seconds of study.budget.wall_clock that are left, earlier sessions counted; None without such a budget. The
+        start of Ray and of the first gangs is not counted."""
         wall_clock = self.ledger.current_plan.settings.study.budget.wall_clock
         if wall_clock is None:
             return None
-        started = self.ledger.session_started
-        used = self.ledger.active_seconds + (max(self.clock() - started, 0.0) if started is not None else 0.0)
-        return max(wall_clock - used, 0.0)
+        return max(wall_clock - self.ledger.wall_clock_used(self.clock()), 0.0)
 
     def _after_report(self, trial: TrialRecord) -> Pause | Stop | None:
         """Whether a trial has ended with its last report, or does not go on at the rung that it has reached."""

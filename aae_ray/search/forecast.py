@@ -58,7 +58,7 @@ def forecast(ledger: Ledger, now: float) -> Forecast:
     by_state: dict[State, dict[str, float]] = {State.STOPPED: {}, State.FAILED: {}, State.COMPLETE: {}}
     for reason, seconds in list(ledger.seconds_by_reason.items()):
         by_state[reason.state][reason.value] = seconds
-    wall_clock = Use(elapsed, study.budget.wall_clock)
+    wall_clock = Use(ledger.wall_clock_used(now), study.budget.wall_clock)
     worker_hours = Use(worker_seconds / 3600, study.budget.worker_hours)
     return Forecast(
         elapsed=elapsed,

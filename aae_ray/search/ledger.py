@@ -147,6 +147,8 @@ class Ledger:
         self.promoted: events.Promoted | None = None
         self.active_seconds = 0.0  # of earlier sessions
         self.session_started: float | None = None
+        self.trial_seconds = 0.0  # of earlier sessions, each from the first trial on that began in it
+        self.trials_since: float | None = None
         self.last_time = 0.0
         self.plan: Plan | None = None
 
@@ -194,6 +196,7 @@ class Ledger:
             case events.AttemptStarted():
                 trial = self.trials[event.number]
                 self._move(trial, State.RUNNING)
+                self.trials_since = self.trials_since or event.time
                 trial.attempts = event.attempt
                 trial.workers = self.current_plan.settings.study.workers_per_trial  # a resume may have changed it
                 trial.started = trial.started or event.time
@@ -251,7 +254,7 @@ class Ledger:
 
     def _resume(self, event: events.StudyResumed, before: float) -> None:
         if self.session_started is not None:  # its process exited unexpectedly, after its last event
-            self.active_seconds += max(before - self.session_started, 0.0)
+            self._count_session(before)
         self.resumed, self.end, self.end_message, self.most_running = event, None, None, 0
         self.session_started, self.failures_in_a_row, self.first_failures = event.time, 0, []
         if event.plan is not None:
@@ -398,8 +401,19 @@ class Ledger:
     def _close_session(self, end: StudyEnd, message: str | None, time: float) -> None:
         self.end, self.end_message = end, message
         if self.session_started is not None:
-            self.active_seconds += max(time - self.session_started, 0.0)
-            self.session_started = None
+            self._count_session(time)
+
+    def _count_session(self, end: float) -> None:
+        """A session is over, at this time as far as is known."""
+        assert self.session_started is not None
+        self.active_seconds += max(end - self.session_started, 0.0)
+        self.trial_seconds += 0.0 if self.trials_since is None else max(end - self.trials_since, 0.0)
+        self.session_started = self.trials_since = None
+
+    def wall_clock_used(self, now: float) -> float:
+        """Seconds of study.budget.wall_clock that are used up: of each session those from its first trial on."""
+        since = self.trials_since  # read once, as another thread may show the study while it goes on
+        return self.trial_seconds + (0.0 if since is None else max(now - since, 0.0))
 
     # -------------------------------------------------------------------------------------------------- what is asked
 

@@ -24,7 +24,7 @@ from optuna.distributions import (
 )
 from pydantic import ValidationError
 
-from aae_ray.errors import Kind, Problem, SettingsError, UserError, did_you_mean, unknown_key
+from aae_ray.errors import Kind, Problem, SettingsError, UserError, closest, did_you_mean, unknown_key
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reading import (
     Entry,
@@ -35,6 +35,7 @@ from aae_ray.reading import (
     read_overrides,
     read_yaml,
     rule_problems,
+    shown,
     unclear,
 )
 from aae_ray.search.choice import RULES as RULES_OF_CHOICE
@@ -58,6 +59,7 @@ from aae_ray.search.population import mutable
 from aae_ray.search.pruner import PRUNERS, rungs
 from aae_ray.secrets import without_userinfo
 from aae_ray.settings import RULES, WITHOUT_CONDITIONS, Sampler, Settings, dotted_fields, setting
+from aae_ray.spellings import folded
 
 _INSTALLED = Path(__file__).parents[1] / "search_spaces"
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "search_spaces"  # in a checkout
@@ -72,6 +74,7 @@ class Plan:
     space: Space
     start: tuple[dict[str, Any], ...] = ()
     conditions: Conditions = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)  # where the user wrote each key
 
     def spec(self, key: str) -> dict[str, Any]:
         """A searched key as a study's file writes it."""
@@ -125,7 +128,9 @@ def read_plan(path: str | None, overrides: Changes = ()) -> Plan:
     for name in (specs.keys() & shared.keys()) - conditional:
         text = f"{name} is fixed here and searched at {places[name]}; keep one of them"
         problems.append(Problem((name,), Kind.DUPLICATE, shared[name].where, text))
-    points, start_problems = _start_points(start, space, conditions, set(specs) - set(space) | set(changes), given)
+    points, start_problems = _start_points(
+        start, space, conditions, (set(specs) | set(searched)) - set(space) | set(changes), given
+    )
     problems += _metric_problems(shared)
     problems += constraint_problems(shared.get("study.constraints"))
     problems += key_problems(shared)
@@ -142,7 +147,7 @@ def read_plan(path: str | None, overrides: Changes = ()) -> Plan:
         contradictions += _beyond_the_seeds(base, space, problems)
     if problems := [*problems, *start_problems, *contradictions]:
         raise SettingsError(dict.fromkeys(problems))
-    return Plan(build(base), space, points, conditions)
+    return Plan(build(base), space, points, conditions, {key: entry.where for key, entry in base.items()})
 
 
 def study_file(path: str) -> str:
@@ -174,7 +179,8 @@ def _sort_blocks(
             start = entry if not rest else Entry({rest: entry.value}, entry.where)
         elif block in BLOCKS and not rest:
             if entry.value not in ({}, None):
-                text = f"{block} must be a mapping of keys to values, got {entry.value!r}"
+                text = f"{block} must be a mapping of keys to values, got {shown(entry.value)}"
+                text += "; a colon needs a space behind it" if ":" in str(entry.value) else ""
                 problems.append(Problem((block,), Kind.SECTION, entry.where, text))
         elif block == "study":
             shared[key] = entry
@@ -187,7 +193,9 @@ def _sort_blocks(
             text = f"{key} is outside of any block; put it under `run:`"
             problems.append(Problem((key,), Kind.MISPLACED, entry.where, text))
         else:
-            hint = did_you_mean(block, BLOCKS)
+            meant = closest(key, dotted_fields())
+            setting_meant = meant and folded(key.rpartition(".")[2]) == folded(meant.rpartition(".")[2])
+            hint = f" Did you mean {meant}, under `run:`?" if setting_meant else did_you_mean(block, BLOCKS)
             text = f"{key} is not a block of a study's file; the blocks are {', '.join(BLOCKS)}.{hint}"
             problems.append(Problem((key,), Kind.UNKNOWN_KEY, entry.where, text))
     return shared, searched, start

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import combinations_with_replacement, product
 from pathlib import Path
@@ -23,6 +24,7 @@ from aae_ray.evaluation.diagnostics import diagnose
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import JUDGED, measured
 from aae_ray.evaluation.judge import Judge
+from aae_ray.execution.ray_cluster import check_resources
 from aae_ray.search.choice import RULES
 from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of
@@ -30,8 +32,9 @@ from aae_ray.search.distributions import options
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan
+from aae_ray.search.store import local_root
 from aae_ray.settings import Settings, flatten, replace, setting
-from aae_ray.tracking.address import tracking_uri
+from aae_ray.tracking.address import check_answers, tracking_uri
 from aae_ray.training.loop import StateBytes, state_bytes
 
 STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components")
@@ -55,13 +58,56 @@ LEAST_FREE_TO_CHOOSE = 20_000_000  # for the figures, the export and the card of
 LEAST_FREE_BYTES = 100_000_000  # under the study's folder: with less, a study stops while its journal can be written
 
 
-def checked(plan: Plan) -> tuple[Plan, str, Dataset]:
-    """The plan with absolute paths, MLflow's address, and the data, which are prepared. Raises UserError."""
+def checked(plan: Plan, *, new: bool = True) -> tuple[Plan, str, Dataset]:
+    """The plan with absolute paths, MLflow's address, and the data, which are prepared.
+
+    Raises SettingsError with all that is known to be wrong before the start, each with its place. A study that is not
+    `new` goes on also where MLflow does not answer, and takes its records there later.
+    """
     plan = dataclasses.replace(plan, settings=with_absolute_paths(plan.settings))
-    uri = tracking_uri(plan.settings.tracking.uri)
-    dataset = load(plan.settings.data)
-    _check_data(plan, dataset)
+    problems: list[Problem] = []
+    uri, dataset = "", None
+    with _collected(problems, "tracking.uri"):
+        uri = tracking_uri(plan.settings.tracking.uri)
+        if new:
+            check_answers(uri)
+    with _collected(problems, "study.resources_per_worker"):
+        check_resources(plan.settings)
+    with _collected(problems, "study.folder"):
+        _check_room(plan.settings.study.folder)
+    with _collected(problems, "data.path" if plan.settings.data.path else "data.name"):
+        dataset = load(plan.settings.data)
+        _check_data(plan, dataset)
+    if problems or dataset is None:
+        raise SettingsError(dataclasses.replace(problem, where=_place(problem, plan)) for problem in problems)
     return plan, uri, dataset
+
+
+def _place(problem: Problem, plan: Plan) -> str:
+    """Where the first of the keys was written that a problem concerns."""
+    return next((where for key, where in plan.places.items() if problem.concerns(key)), problem.where)
+
+
+@contextmanager
+def _collected(problems: list[Problem], key: str) -> Iterator[None]:
+    """What is wrong is added to the problems, under this key where it does not say itself which one it concerns."""
+    try:
+        yield
+    except SettingsError as error:
+        problems += error.problems
+    except UserError as error:
+        problems.append(Problem((key,), Kind.VALUE, "settings", str(error)))
+
+
+def _check_room(folder: str) -> None:
+    """Raises UserError when the disk is full, or no such folder can be made, under the folder of studies."""
+    path = local_root(folder).absolute()
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = "cannot be written to" if there.is_dir() else "is a file"
+        raise UserError(f"study.folder {folder}: {there} {reason}")
+    if problem := disk_problem(there):
+        raise UserError(f"study.folder {folder}: {problem}")
 
 
 def with_absolute_paths(settings: Settings) -> Settings:
@@ -80,6 +126,11 @@ def _check_data(plan: Plan, dataset: Dataset) -> None:
         except SettingsError as error:
             problems |= dict.fromkeys(error.problems)
         problems |= dict.fromkeys(_unmeasured(each, dataset))
+    searched = plan.space.get("train.batch_size")
+    largest = plan.settings.train.batch_size if searched is None else max(options(searched))
+    if largest > len(dataset.train):
+        text = f"train.batch_size is more than the {len(dataset.train)} training images of data.name {dataset.name}, "
+        problems[Problem(("train.batch_size",), Kind.DATA, "settings", f"{text}got {largest}")] = None
     for part, indices in (("validation", dataset.val), ("test", dataset.test)):
         if len(indices) < LEAST_CODES:
             few = f"data.name {dataset.name} has {len(indices)} {part} images, too few to measure on"
@@ -150,6 +201,26 @@ def idle_settings(plan: Plan) -> list[str]:
             elif value != setting(defaults, key):
                 shown = f"{value:g}" if isinstance(value, float) else flatten(plan.settings)[key]
                 sentences.append(f"{key}={shown} has no effect: {what} {use.without}")
+    return sentences
+
+
+def start_advice(plan: Plan, dataset: Dataset) -> list[str]:
+    """Sentences on what is known at the start and stops nothing: settings without effect, rungs that there are not, and
+    a disk on which there may not be room for all checkpoints."""
+    study, epochs, sentences = plan.settings.study, plan.settings.train.epochs, idle_settings(plan)
+    if study.pruner.type != "none" and study.budget.trials > 1 and not rungs(study.pruner, epochs):
+        sentences.append(
+            f"study.pruner.grace_period={study.pruner.grace_period} leaves no rung before train.epochs={epochs}: "
+            f"study.pruner.type={study.pruner.type} compares no trials; give a smaller one"
+        )
+    path = local_root(study.folder).absolute()
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    needed, free = disk_needed(plan, dataset), shutil.disk_usage(there).free
+    if needed > free:
+        sentences.append(
+            f"checkpoints may take {needed / 1e6:,.0f} MB at a time, and {free / 1e6:,.0f} MB are free under {there}; "
+            "give study.keep=best, or another study.folder"
+        )
     return sentences
 
 

@@ -37,4 +37,4 @@ def training_plan(file: str | None, changes: Changes = ()) -> Plan:
             f"{file} searches {keys}; train takes one configuration: give each a value, "
             f"or use python -m aae_ray.tune {file}"
         )
-    return Plan(plan.settings, {})
+    return Plan(plan.settings, {}, places=plan.places)

@@ -124,7 +124,7 @@ def resume_study(
         plan = changed_plan(old, overrides)
         if uri is not None:
             plan = dataclasses.replace(plan, settings=replace(plan.settings, {"tracking.uri": uri}))
-        plan, address, dataset = checks.checked(plan)
+        plan, address, dataset = checks.checked(plan, new=False)
         if plan.settings.tracking.uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
             address = recorded_address(here.folder) or address  # the default is of the folder where a command is typed
         checks.check_resume(name, ledger, plan, dataset, extend=extend, any_version=any_version)
@@ -263,7 +263,7 @@ class Session:
                         screen.handle(journal.history[-1], ledger)
                         for advice in (
                             precision_advice(plan.settings),
-                            *checks.idle_settings(plan),
+                            *checks.start_advice(plan, self.dataset),
                             checks.judge_advice(judge, plan.settings),
                         ):
                             if advice:
