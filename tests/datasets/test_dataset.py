@@ -231,10 +231,10 @@ def test_a_changed_source_is_prepared_anew(folder: Path, cache: str) -> None:
 
 
 def test_another_column_is_another_set(tmp_path: Path, cache: str) -> None:
-    pq.write_table(pa.table({"a": [[1]] * 9, "b": [[2]] * 9}), tmp_path / "own.parquet")
+    pq.write_table(pa.table({"a": [[201]] * 9, "b": [[202]] * 9}), tmp_path / "own.parquet")
     path = str(tmp_path / "own.parquet")
     first, second = (load(name="own", path=path, cache=cache, image_column=column) for column in "ab")
-    assert (first.images_NCHW.max(), second.images_NCHW.max()) == (1, 2)
+    assert (first.images_NCHW.max(), second.images_NCHW.max()) == (201, 202)
 
 
 LOAD = """
@@ -291,7 +291,7 @@ def test_a_killed_preparation_is_never_taken_for_a_finished_one(tmp_path: Path, 
 def test_a_failed_preparation_leaves_nothing(tmp_path: Path, cache: str) -> None:
     pq.write_table(pa.table({"image": [[1]] * 999 + [[-1]]}), tmp_path / "own.parquet")
     for _ in range(2):
-        with pytest.raises(UserError, match="row 999 of column image has a pixel of -1"):
+        with pytest.raises(UserError, match="row 999 of column image has a pixel value outside of 0 to 255"):
             load(name="own", path=str(tmp_path / "own.parquet"), cache=cache)
     assert [path.suffix for path in Path(cache).iterdir()] == [".lock"]
 
