@@ -34,7 +34,7 @@ def prepare(
             help="name of the set (digits if none), then settings to change, e.g. data.split_seed=1",
         ),
     ] = None,
-    path: Annotated[str | None, typer.Option(help="folder of IDX files, or Parquet file or folder; data.path")] = None,
+    path: Annotated[str | None, typer.Option(help="file or folder of images; data.path")] = None,
     cache: Annotated[str | None, typer.Option(help="folder of prepared data; data.cache")] = None,
     preview: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="draw a sheet of images with their labels")

@@ -61,6 +61,8 @@ class Pictures:
     def decode(self, content: bytes | Path) -> NDArray[np.uint8]:
         """A picture (H, W, C) of 1 channel or 3. Raises PixelFault, or OSError where a file cannot be read."""
         samples_HWC, kind = self._samples(content)
+        if samples_HWC.shape[2] == 4 and self.data.background:
+            self.notes[f"pictures with transparency, laid over {self.data.background}"] += 1
         return arrange(self.scale.to_bytes(samples_HWC[np.newaxis], kind)[0], self.data)
 
     def observe(self, content: bytes | Path) -> None:

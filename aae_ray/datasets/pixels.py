@@ -72,7 +72,7 @@ def picture_samples(bits: int) -> ValueKind:
 
 
 # Ranges that are usual beside those of the kinds, of whole numbers and of fractions: what a message offers.
-_USUAL_RANGES = (((-128, 127), (0, 65535)), ((-1, 1), (0, 255)))
+_USUAL_RANGES = (((-1, 1), (-128, 127), (0, 65535)), ((-1, 1), (0, 255)))
 
 
 class Scale:

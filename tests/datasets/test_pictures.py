@@ -223,7 +223,9 @@ def test_what_is_transparent_is_laid_over_the_background_or_refused(kind: str) -
         read(content)
     shown = read(content, background="white", channels=1)
     assert shown[..., 0].tolist() == np.where(np.eye(3), 255, 100).tolist()
-    red = read(content, background="red")
+    over_red = Pictures(Data(background="red"))
+    red = over_red.decode(content)
+    assert over_red.remarks() == ("pictures with transparency, laid over red: 1",)
     assert red[0, 0].tolist() == [255, 0, 0] and red[0, 1].tolist() == [100, 100, 100]
 
 
