@@ -52,6 +52,13 @@ def image_sheet(x_NCHW: Tensor, columns: int | None = None) -> "Image":
     return Image.fromarray(_grid(_to_pixels(x_NCHW), columns or math.ceil(math.sqrt(len(x_NCHW)))))
 
 
+def picture(x_CHW: Tensor) -> bytes:
+    """One image as PNG, in its own size."""
+    from PIL import Image
+
+    return _png(Image.fromarray(_to_pixels(x_CHW.unsqueeze(0))[0]))
+
+
 def samples(x_NCHW: Tensor, columns: int | None = None, headings: Sequence[str] = ()) -> bytes:
     """A sheet of images as PNG, with a heading over each column where there are any; long ones are cut short."""
     from PIL import Image, ImageDraw, ImageFont

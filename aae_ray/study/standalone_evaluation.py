@@ -19,12 +19,13 @@ from aae_ray.evaluation.final_evaluation import (
 )
 from aae_ray.evaluation.held_out import sample_generator
 from aae_ray.evaluation.judge import Judge, judge_if_any
-from aae_ray.reading import Entry, build, read_overrides
+from aae_ray.reading import Entry, read_overrides
 from aae_ray.search import events
 from aae_ray.search.journal import Journal
 from aae_ray.search.store import local_root
 from aae_ray.secrets import redact
 from aae_ray.settings import Settings, dotted_fields, replace, setting
+from aae_ray.study.loading import checkpoint_state, recorded_settings
 from aae_ray.tracking import registry
 from aae_ray.tracking.mapping import trial_params
 from aae_ray.tracking.provenance import provenance, unique_timestamp
@@ -72,11 +73,8 @@ def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any
 
 
 def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> StandaloneEvaluation:
-    state = checkpoint.load(folder)
-    if not {"settings", "data_digest", "shape", "networks"} <= state.keys():
-        held = ", ".join(map(str, list(state)[:9]))
-        raise UserError(f"{folder / checkpoint.FILE} is not a checkpoint of aae_ray: it holds {held or 'nothing'}")
-    run = _settings(state["settings"], changes, str(folder))
+    state = checkpoint_state(folder)
+    run = recorded_settings(state["settings"], changes, str(folder))
     dataset = load(run.data)
     _same_data(str(folder), state["data_digest"], tuple(state["shape"]), dataset, any_data)
     _same_split(str(folder), state["settings"], run, dataset, any_data)
@@ -104,7 +102,7 @@ def _registered(
 ) -> StandaloneEvaluation:
     decoder = registry.load(name, uri, version)
     about = {key: value for key, value in decoder.settings.items() if key.startswith("data.")}
-    run = _settings(about, changes, name)
+    run = recorded_settings(about, changes, name)
     dataset, what = load(run.data), f"{name} version {decoder.version}"
     _same_data(what, decoder.data_digest, decoder.shape, dataset, any_data)
     _same_split(what, about, run, dataset, any_data)
@@ -113,16 +111,6 @@ def _registered(
     name_illnesses(result, {}, run)
     params = {key: value for key, value in trial_params(run).items() if key.startswith("data.")}
     return StandaloneEvaluation(f"{name}-{decoder.version}", run, dataset, judge, result, params)
-
-
-def _settings(recorded: Mapping[str, Any], changes: Mapping[str, Entry], where: str) -> Settings:
-    known = dotted_fields()
-    values = {
-        key: Entry(value, where)
-        for key, value in recorded.items()
-        if key in known and value is not None and not key.startswith(("study.", "tracking."))
-    }
-    return build(values | dict(changes))
 
 
 def _same_data(what: str, digest: str, shape: tuple[int, ...], dataset: Dataset, any_data: bool) -> None:
