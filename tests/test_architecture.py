@@ -67,6 +67,7 @@ OWNERS = {
     "scipy": ("aae_ray.evaluation.clustering_metrics", "aae_ray.search.sampler", "aae_ray.reporting.defaults"),
     "pooch": ("aae_ray.datasets.download",),
     "matplotlib": ("aae_ray.evaluation.drawing",),
+    "onnxruntime": ("aae_ray.evaluation.onnx_files",),
     "typer": (
         "aae_ray.cli",
         "aae_ray.tune",
@@ -75,6 +76,7 @@ OWNERS = {
         "aae_ray.evaluate",
         "aae_ray.encode",
         "aae_ray.reconstruct",
+        "aae_ray.export",
         "aae_ray.data",
         "aae_ray.status",
     ),
@@ -169,6 +171,7 @@ def test_every_foreign_library_has_its_owners(library: str) -> None:
         ("aae_ray.generate", ("ray", "torch", "mlflow")),
         ("aae_ray.encode", ("ray", "torch", "mlflow")),
         ("aae_ray.reconstruct", ("ray", "torch", "mlflow")),
+        ("aae_ray.export", ("ray", "torch", "mlflow")),
         ("aae_ray.study.loading", ("ray",)),
         ("aae_ray.tracking.registry", ("ray", "optuna")),
         ("aae_ray.search.conductor", ("ray", "mlflow", "matplotlib", "rich")),

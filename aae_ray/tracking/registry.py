@@ -225,6 +225,10 @@ def _move_alias(client: Any, name: str, version: Any, request: Mapping[str, Any]
     return verdict
 
 
+class NoPartner(UserError):
+    """An encoder or a decoder was registered without the other."""
+
+
 def load(name: str, uri: str, alias_or_version: str = CHAMPION, *, encoder: bool = False) -> Published:
     """The registered decoder of this name, and on request the encoder of the same trial; the encoder's name does too.
 
@@ -282,7 +286,7 @@ def _partner(client: Any, version: Any, kind: str) -> Any:
         known = client.search_registered_models(f"name = '{name}'")
         if known and (found := _registered(client, name, version.tags.get(TRIAL))):
             return found
-    raise UserError(
+    raise NoPartner(
         f"{version.name} version {version.version} has no {kind} beside it: it was registered alone, by an earlier "
         "release or another program; run its study again, or name a checkpoint of it"
     )

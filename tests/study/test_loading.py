@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aae_ray import encode, evaluate, generate, reconstruct
+from aae_ray import encode, evaluate, export, generate, reconstruct
 from aae_ray.autoencoder.published import Published
 from aae_ray.cli import run_command
 from aae_ray.datasets.dataset import Dataset
@@ -146,6 +146,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reconstruct": reconstruct.reconstruct,
     "generate": generate.generate,
     "evaluate": evaluate.evaluate,
+    "export": export.export,
 }
 
 
@@ -205,6 +206,8 @@ def test_the_commands_write_what_they_say(
     [
         ("encode", [], "--model is missing: name a registered model, such as aae-digits-decoder"),
         ("encode", ["--model", "m", "--out", "codes.csv"], "--out codes.csv: give a name that ends in .parquet"),
+        ("export", ["m"], "--onnx is missing: name the folder that the files go to"),
+        ("export", ["m", "--onnx", "missing/onnx"], "--onnx missing/onnx: give a folder, in one that exists"),
         ("reconstruct", ["a.png"], "--model is missing"),
         ("reconstruct", ["data.size=8x8", "--model", "m"], "name at least one picture file"),
         ("generate", ["m", "--style", "3", "--grid"], "--style and --grid exclude each other"),
