@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aae_ray.datasets.classes import UNKNOWN
+from aae_ray.evaluation.confusion import Confusion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +34,8 @@ MOST_LEGEND_ROWS = 11  # of one column: the prior and ten classes
 MOST_LEGEND_COLUMNS = 6  # with more classes their names get smaller
 SHORT_NAME, LETTER_INCHES = 3, 0.14  # a longer name in the legend takes the figure so much wider for each letter
 MOST_LETTERS = 14  # of a class's name in a legend; longer ones are cut short
+MATRIX_INCHES = 14.0  # of a confusion matrix, at most
+MOST_COUNTED, MOST_NAMES = 30, 60  # classes whose counts and whose names are written in it
 PRIOR_GREY = "#a0a0a0"
 UNLABELLED_GREY = "#505050"
 FONT = "DejaVu Sans"  # matplotlib's own: it is there wherever matplotlib is
@@ -55,6 +58,13 @@ def image_sheet(x_NCHW: Tensor, columns: int | None = None) -> "Image":
     from PIL import Image
 
     return Image.fromarray(_grid(_to_pixels(x_NCHW), columns or math.ceil(math.sqrt(len(x_NCHW)))))
+
+
+def picture(x_CHW: Tensor) -> bytes:
+    """One image as PNG, in its own size."""
+    from PIL import Image
+
+    return _png(Image.fromarray(_to_pixels(x_CHW.unsqueeze(0))[0]))
 
 
 def samples(x_NCHW: Tensor, columns: int | None = None, headings: Sequence[str] = ()) -> bytes:
@@ -277,9 +287,13 @@ def _class_names(labels: NDArray[Any], names: Sequence[str] | None) -> dict[int,
     shown: dict[int, str] = {}
     for label in map(int, labels):
         name = "unlabelled" if label == UNKNOWN else written(names[label], label) if names else str(label)
-        name = name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
-        shown[label] = name.replace("$", r"\$")
+        shown[label] = _on_one_line(name)
     return shown
+
+
+def _on_one_line(name: str) -> str:
+    """A class's name as a figure has room for it, cut short; no formula."""
+    return (name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…").replace("$", r"\$")
 
 
 def written(name: str, label: int) -> str:
@@ -294,3 +308,35 @@ def _letters() -> frozenset[str]:
     from matplotlib.font_manager import findfont, get_font
 
     return frozenset(map(chr, get_font(findfont(FONT)).get_charmap()))
+
+
+# ------------------------------------------------------------------------------------------------------------- classes
+
+
+def confusion_matrix(confusion: Confusion) -> bytes:
+    """Counts of images by class and by the label that they got, as PNG: shades are shares of the class.
+
+    Names are cut short, and counts left out where there are too many classes for them.
+    """
+    from matplotlib.figure import Figure
+
+    counts_CC, classes = confusion.counts_CC, len(confusion.names)
+    shares_CC = counts_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
+    side = min(max(4.0, 0.42 * classes), MATRIX_INCHES)
+    figure = Figure(figsize=(side + 1.6, side + 1.3), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
+    names = [_on_one_line(written(name, index)) for index, name in enumerate(confusion.names)]
+    step = math.ceil(classes / MOST_NAMES)
+    axes.set_xticks(range(0, classes, step), names[::step], rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(range(0, classes, step), names[::step])
+    if classes <= MOST_COUNTED:
+        for row, column in zip(*counts_CC.nonzero(), strict=True):
+            colour = "white" if shares_CC[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts_CC[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xlabel("label that it got")
+    axes.set_ylabel("class")
+    axes.set_title(f"{confusion.error:.1%} of {counts_CC.sum()} images with another label than their own", fontsize=11)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

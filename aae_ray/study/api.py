@@ -8,7 +8,6 @@
 What the commands do, these do by the same functions, with the same files and records. Mistakes are UserErrors.
 """
 
-import copy
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -241,14 +240,14 @@ class BestTrial:
     def encoder(self) -> nn.Module:
         """Images (B, C, H, W) in [0, 1] in; a mapping out: `code` (B, Z), and where the model has them `sigma` (B, Z)
         and `probabilities` (B, K) of classes or clusters. Raises UserError when its checkpoint or its data are gone."""
-        return as_published(Encoder(self._training.evaluation.model))
+        return registry.on_the_cpu(Encoder(self._training.evaluation.model))
 
     @cached_property
     def decoder(self) -> nn.Module:
         """Codes in, (B, Z), or (B, K + Z) with a label before the style where the task has labels; images (B, C, H, W)
         in [0, 1] out. Raises UserError when its checkpoint or its data are gone.
         """
-        return as_published(Decoder(self._training.evaluation.model))
+        return registry.on_the_cpu(Decoder(self._training.evaluation.model))
 
     @cached_property
     def _training(self) -> Training:
@@ -272,12 +271,6 @@ def data_of(ledger: Ledger) -> Dataset:
             f"now has {dataset.digest}"
         )
     return dataset
-
-
-def as_published(network: nn.Module) -> nn.Module:
-    """A copy as it is published: on the CPU, in float32, without gradients."""
-    copied = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
-    return copied.requires_grad_(False)
 
 
 def load_model(
