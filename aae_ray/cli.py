@@ -192,7 +192,7 @@ def _check_spelling(arguments: Sequence[str]) -> None:
 
     known = dotted_fields()
     for index, argument in enumerate(arguments):
-        match = re.fullmatch(r"([A-Za-z_][\w.]*)\s*(?::\s*(.*))?", argument, re.DOTALL)
+        match = re.fullmatch(r"([A-Za-z_][\w.]*)\s*(?:=|:\s*(.*))?", argument, re.DOTALL)
         key = match[1].removeprefix("run.") if match else ""
         key = f"{key}.type" if f"{key}.type" in known else key
         if match is None or key not in known:

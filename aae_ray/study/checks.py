@@ -62,7 +62,7 @@ def checked(plan: Plan, *, new: bool = True) -> tuple[Plan, str, Dataset]:
     """The plan with absolute paths, MLflow's address, and the data, which are prepared.
 
     Raises SettingsError with all that is known to be wrong before the start, each with its place. A study that is not
-    `new` goes on also where MLflow does not answer, and takes its records there later.
+    `new` has its folder, and goes on also where MLflow does not answer, which gets the records later.
     """
     plan = dataclasses.replace(plan, settings=with_absolute_paths(plan.settings))
     problems: list[Problem] = []
@@ -73,8 +73,9 @@ def checked(plan: Plan, *, new: bool = True) -> tuple[Plan, str, Dataset]:
             check_answers(uri)
     with _collected(problems, "study.resources_per_worker"):
         check_resources(plan.settings)
-    with _collected(problems, "study.folder"):
-        _check_room(plan.settings.study.folder)
+    if new:
+        with _collected(problems, "study.folder"):
+            _check_room(plan.settings.study.folder)
     with _collected(problems, "data.path" if plan.settings.data.path else "data.name"):
         dataset = load(plan.settings.data)
         _check_data(plan, dataset)

@@ -112,7 +112,7 @@ AS_KEY_VALUE = "settings are given as key=value without spaces, as train.epochs=
             "tune",
             ("task=semi_supervised", "data.labels=5", "study.objectives=[val/nmi]"),
             "data.labels gives 5 labels to 10 classes, fewer than one for each; give 10 or more\n"
-            "settings: study.objectives: val/nmi is not measured by task semi_supervised",
+            "command line: study.objectives: val/nmi is not measured by task semi_supervised",
         ),
         ("tune", (*SEARCHED_NETWORK, "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
         ("tune", ("task=semi_supervised", "data.labels=5"), "data.labels gives 5 labels to 10 classes"),
