@@ -52,6 +52,7 @@ TABLE = Path(__file__).parent / "search_table.parquet"
 STUDY = Path(__file__).parents[1] / "search_spaces" / "digits.yaml"
 FIGURE = Path(__file__).parents[1] / "docs" / "search.png"
 QUARTER = 0.25  # of its time, after which ours should have what Ray's documented pattern ends with
+RUNGS = ("study.pruner.grace_period", "study.pruner.reduction_factor")
 OURS, BASELINE = "ours", "random"
 PLATFORM = ("random+asha", "tpe+none", "nsga2+asha")  # other pairs of the platform, beside that of the study's file
 TARGET = Target(4)  # of random's epochs to the top over those of ours
@@ -113,15 +114,16 @@ def pair_of(name: str) -> Pair:
     """A rival by its name, `ours` for what the study's file says, or a SAMPLER+PRUNER of the platform."""
     if name in RIVALS:
         return RIVALS[name]
+    settings = read_plan(str(STUDY)).settings
     if name == OURS:
-        settings = read_plan(str(STUDY)).settings
         keys = [key for key in dotted_fields() if key.startswith(("study.sampler.", "study.pruner."))]
         return Pair({key: setting(settings, key) for key in keys})
     sampler, plus, pruner = name.partition("+")
     if not plus:
         known = ", ".join([OURS, *RIVALS])
         raise UserError(f"--pairs: {name} is no pair; give SAMPLER+PRUNER such as tpe+asha, or one of {known}")
-    return Pair({"study.sampler.type": sampler, "study.pruner.type": pruner})
+    levels = {key: setting(settings, key) for key in RUNGS}  # the same for all pairs of the platform
+    return Pair({"study.sampler.type": sampler, "study.pruner.type": pruner, **levels})
 
 
 def run_task(task: Task) -> Trace:
