@@ -26,6 +26,7 @@ from optuna.distributions import CategoricalDistribution
 from rich.console import Console
 
 from aae_ray.errors import MISTAKE, UserError
+from aae_ray.reading import read_overrides
 from aae_ray.search.distributions import spec_of
 from aae_ray.search.space import read_plan
 from aae_ray.settings import dotted_fields, setting
@@ -111,19 +112,22 @@ def surrogate_of(file: Path) -> Surrogate:
 
 
 def pair_of(name: str) -> Pair:
-    """A rival by its name, `ours` for what the study's file says, or a SAMPLER+PRUNER of the platform."""
+    """A rival by its name, `ours` for what the study's file says, or a SAMPLER+PRUNER of the platform; those of the
+    platform may be followed by settings: `tpe+asha,study.pruner.grace_period=9`."""
     if name in RIVALS:
         return RIVALS[name]
+    name, *changes = name.split(",")
+    changed = {key: entry.value for key, entry in read_overrides(changes).items()}
     settings = read_plan(str(STUDY)).settings
     if name == OURS:
         keys = [key for key in dotted_fields() if key.startswith(("study.sampler.", "study.pruner."))]
-        return Pair({key: setting(settings, key) for key in keys})
+        return Pair({key: setting(settings, key) for key in keys} | changed)
     sampler, plus, pruner = name.partition("+")
     if not plus:
         known = ", ".join([OURS, *RIVALS])
         raise UserError(f"--pairs: {name} is no pair; give SAMPLER+PRUNER such as tpe+asha, or one of {known}")
     levels = {key: setting(settings, key) for key in RUNGS}  # the same for all pairs of the platform
-    return Pair({"study.sampler.type": sampler, "study.pruner.type": pruner, **levels})
+    return Pair({"study.sampler.type": sampler, "study.pruner.type": pruner, **levels, **changed})
 
 
 def run_task(task: Task) -> Trace:
@@ -264,7 +268,10 @@ def main() -> None:
     again = commands.add_parser("replay", help="samplers and pruners on the table")
     again.add_argument("--file", type=Path, default=TABLE)
     again.add_argument(
-        "--pairs", nargs="+", default=[OURS, *PLATFORM, *RIVALS], help="names of rivals, and SAMPLER+PRUNER of ours"
+        "--pairs",
+        nargs="+",
+        default=[OURS, *PLATFORM, *RIVALS],
+        help="names of rivals, and SAMPLER+PRUNER[,KEY=VALUE...] of ours",
     )
     again.add_argument("--seeds", type=int, default=50)
     again.add_argument("--budget", type=int, default=24, help="trainings to the end, whose epochs each pair may spend")
