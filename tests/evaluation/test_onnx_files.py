@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.published import Published
 from aae_ray.errors import UserError
 from aae_ray.evaluation import onnx_files
 from aae_ray.evaluation.onnx_files import write_onnx
+from aae_ray.settings import Settings, replace
+from aae_ray.tracking import registry
 from tests.evaluation.published_models import published
 
 for library in onnx_files.NEEDED:
@@ -55,3 +58,13 @@ def test_a_missing_library_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(onnx_files, "NEEDED", ("onnx", "no_such_library"))
     with pytest.raises(UserError, match="ONNX needs no_such_library; pip install 'aae-ray.onnx.'"):
         write_onnx(published(), tmp_path)
+
+
+def test_a_model_that_was_loaded_from_an_export_is_exported_again(tmp_path: Path) -> None:
+    model = build_model(replace(Settings(), {"task": "semi_supervised"}), (1, 8, 8), classes=4)
+    about = {"prior": "gaussian", "prior_scale": "1", "latent_dim": "8", "classes": "4", "image_shape": "1x8x8"}
+    for kind in ("decoder", "encoder"):
+        registry.export(model, tmp_path / kind / "m", about | {"task": "semi_supervised"}, kind)
+    files = write_onnx(registry.load_exported(tmp_path / "decoder/m", encoder=True), tmp_path / "onnx")
+    assert [file.outputs for file in files] == [("images",), ("code", "probabilities")]
+    assert max(file.difference for file in files) < 1e-5
