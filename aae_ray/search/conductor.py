@@ -133,9 +133,9 @@ class Conductor:
             self.waiting.popleft()
         elif any(self.ledger.trials[number].alone for number in self.suggested):
             return NoSuggestion.WAIT
-        elif (promoted := self._promote()) is not None:
+        elif not self._confirming and (promoted := self._promote()) is not None:
             trial = promoted
-        elif (replicate := self._replicate()) is not None:
+        elif not self._confirming and (replicate := self._replicate()) is not None:
             trial = replicate
         elif self._room_for_another:
             number = len(self.ledger.trials)
@@ -247,9 +247,9 @@ class Conductor:
         """Whether there is something to do: a trial that is open or may go on, or room for another one."""
         if self.no_more is not None:
             return False
-        if self.ledger.open or self._room_for_another or self._undecided() is not None:
-            return True
-        if self._to_confirm() or self._unconfirmed() is not None:
+        if self._confirming:
+            return bool(self.ledger.open) or self._unconfirmed() is not None
+        if self.ledger.open or self._room_for_another or self._undecided() is not None or self._to_confirm():
             return True
         if self.ledger.pruner.rule.population:
             return bool(self.ledger.paused)
@@ -265,13 +265,18 @@ class Conductor:
         """Gangs that will have a trial: fewer than fit where a resumed study has few left."""
         ledger = self.ledger
         needed = len(ledger.open) + max(ledger.current_plan.settings.study.budget.trials - ledger.configurations, 0)
-        if self._to_confirm() or ledger.confirming is not None:
-            needed = self.gangs
-        if ledger.pruner.rule.population:
+        if ledger.confirming is not None:
+            needed += sum(ledger.confirming.seeds - count for count in self._confirmations(ledger.confirming).values())
+        elif ledger.pruner.rule.population:
             needed += len(ledger.paused)
-        elif ledger.paused and self._promotable() is not None:
+        elif (ledger.paused and self._promotable() is not None) or self._undecided() is not None or self._to_confirm():
             needed += 1
         return max(min(self.gangs, needed), 1)
+
+    @property
+    def _confirming(self) -> bool:
+        """Whether the search is over, and its finalists are trained with new seeds."""
+        return self.ledger.confirming is not None
 
     @property
     def time_left(self) -> float | None:
@@ -317,7 +322,8 @@ class Conductor:
         if trial.replicate_of is None:
             return pruner.decide(trial.number, epoch, trial.metrics, rung)
         assert rung is not None, "a configuration is at a rung before its further seeds"
-        return pruner.decide_seed(trial.number, trial.replicate_of, epoch, trial.metrics, rung)
+        first = self.ledger.trials[trial.replicate_of]
+        return pruner.decide_seed(trial.number, first.number, epoch, trial.metrics, rung, farther=first.rung > epoch)
 
     def _promote(self) -> TrialRecord | None:
         """The best paused trial that later results have put ahead, of the highest rung first. It waits from now on."""
@@ -411,7 +417,7 @@ class Conductor:
         confirming = self.ledger.confirming
         if confirming is None:
             return None
-        begun = {number: len(self.ledger.confirmations(self.ledger.trials[number])) for number in confirming.numbers}
+        begun = self._confirmations(confirming)
         number = min(begun, key=lambda each: begun[each], default=None)
         return number if number is not None and begun[number] < confirming.seeds else None
 
@@ -443,6 +449,10 @@ class Conductor:
             for number in ledger.pruner.undecided(epoch, rung)
         }
         return min((number for number, count in seeds.items() if count < most), key=seeds.__getitem__, default=None)
+
+    def _confirmations(self, confirming: events.Confirming) -> dict[int, int]:
+        """How many new seeds of each finalist were begun."""
+        return {number: len(self.ledger.confirmations(self.ledger.trials[number])) for number in confirming.numbers}
 
     def _settle(self, trial: TrialRecord) -> None:
         """Draw the conclusion that a crash came between: what was decided or reported last, and not followed."""

@@ -361,7 +361,7 @@ class Ledger:
     def _take_bad_seed(self, trial: TrialRecord, first: TrialRecord) -> None:
         """A seed diverged, or was ended by a health check, on its way to where its configuration waits."""
         rung = self.rungs.get(first.rung)
-        if rung is not None and self.pruner.races_at(first.rung):
+        if rung is not None and first.state is not State.COMPLETE and self.pruner.races_at(first.rung):
             rung.take_seed(first.number, trial.number, (math.inf,) * len(rung.ranks.values[first.number]))
 
     def _consider_best(self, trial: TrialRecord, best: dict[int, TrialRecord]) -> None:

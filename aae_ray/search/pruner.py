@@ -121,11 +121,11 @@ class Pruner:
         return Decided(number=number, rung=epoch, values=values, ahead=ahead, reached=reached, verdict=verdict)
 
     def decide_seed(
-        self, number: int, configuration: int, epoch: int, metrics: Mapping[str, float], rung: Rung
+        self, number: int, configuration: int, epoch: int, metrics: Mapping[str, float], rung: Rung, farther: bool
     ) -> Decided:
-        """The decision on another seed of a configuration that has been at the rung: it goes no further than that."""
-        gone_on = rung.verdicts[configuration] is RungVerdict.CONTINUE
-        verdict = RungVerdict.CONTINUE if gone_on else RungVerdict.PAUSE
+        """The decision on another seed of a configuration that has been at the rung: it goes on where that has come
+        farther, to a later rung, and never ahead of it."""
+        verdict = RungVerdict.CONTINUE if farther else RungVerdict.PAUSE
         return self._seed_decided(number, configuration, epoch, self._values(metrics), rung, verdict)
 
     def let_seed_go_on(self, number: int, configuration: int, epoch: int, rung: Rung) -> Decided:

@@ -320,6 +320,50 @@ def test_a_seed_that_diverges_on_its_way_to_the_rung_puts_its_configuration_last
     assert ledger.trials[first].reason is Reason.PAUSED and ledger.trials[first].epoch == 9
 
 
+@pytest.mark.parametrize("first_rung", [3, 9])
+@pytest.mark.parametrize("draw", range(6))
+def test_gangs_that_report_in_any_order_race_to_an_end_also_when_killed(
+    tmp_path: Path, first_rung: int, draw: int
+) -> None:
+    """Three gangs, two rungs, trials that diverge, and a process that is killed now and then."""
+    chance = random.Random(f"{first_rung} {draw}")
+    plan = plan_of(**RACING | {"study__seeds_from_rung": first_rung, "study__budget__failures_in_a_row": 50})
+    conductor = begin(tmp_path, plan, gangs=3)
+    under_way: dict[int, Suggestion] = {}
+    epochs: dict[int, int] = {}
+    for _ in range(2000):
+        while isinstance(suggestion := conductor.suggest(), Suggestion):
+            conductor.started(suggestion.number)
+            under_way[suggestion.number], epochs[suggestion.number] = suggestion, suggestion.epoch
+        if not under_way:
+            break
+        if chance.random() < 0.03:
+            conductor.journal.close()
+            conductor = resume(tmp_path, gangs=3)
+            under_way, epochs = {}, {}
+            continue
+        number = chance.choice(sorted(under_way))
+        if chance.random() < 0.03:
+            conductor.failed(Failure(number, FailureClass.DIVERGED, "nan"))
+            del under_way[number]
+            continue
+        suggestion, before = under_way[number], epochs[number]
+        epoch = next(level for level in (3, 9, 27) if level > before)
+        history = tuple(at(suggestion, each, 0.05) for each in range(before + 1, epoch + 1))
+        answer = conductor.reported(
+            Report(number, epoch, history, finished=epoch == 27, checkpoint=f"{number}/{epoch}")
+        )
+        epochs[number] = epoch
+        if isinstance(answer, Pause | Stop):
+            del under_way[number]
+    ledger = conductor.ledger
+    assert suggestion is NoSuggestion.DONE and ledger.configurations == 18
+    for trial in ledger.trials:
+        if trial.replicate_of is not None and ledger.trials[trial.replicate_of].state is not State.COMPLETE:
+            assert trial.rung <= ledger.trials[trial.replicate_of].rung, "a seed is never ahead of its configuration"
+    assert outcome(Ledger.replay(conductor.journal.history)) == outcome(ledger)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
