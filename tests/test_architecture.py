@@ -63,6 +63,7 @@ OWNERS = {
     "filelock": ("aae_ray.search.journal",),
     "IPython": ("aae_ray.reporting.notebook",),
     "rich": PRINTING,
+    "jinja2": ("aae_ray.reporting.html_report",),
     "pandas": ("aae_ray.study.api",),
     "plotly": ("aae_ray.reporting.plots", "aae_ray.study.api"),
     "pyarrow": (

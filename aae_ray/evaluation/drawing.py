@@ -29,6 +29,9 @@ SEPARATOR = 2  # pixels between images
 SEPARATOR_GREY = 128  # seen beside black and beside white images
 MARGIN = 8
 HEADING_PIXELS = 20  # height of the row of headings
+TILE_PIXELS = 208  # of a side of a picture in an overview
+MOST_COLUMNS = 8  # of these
+COLOURS = 64  # of an overview, which has a third of the bytes then
 MOST_POINTS = 3000  # in a scatter of codes: more hide each other
 MOST_LEGEND_ROWS = 11  # of one column: the prior and ten classes
 MOST_LEGEND_COLUMNS = 6  # with more classes their names get smaller
@@ -144,6 +147,26 @@ def reconstructions(
             sheet.paste(Image.fromarray(pixels), (left, top))
             draw.text((left - MARGIN, top + height // 2), text, "black", font, anchor="rm")
     return _png(sheet)
+
+
+def overview(pictures: Sequence[tuple[bytes, str]]) -> bytes:
+    """Pictures side by side, made smaller, each above its caption of one or more lines; PNG."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=13)
+    columns = min(MOST_COLUMNS, len(pictures))
+    lines = max(caption.count("\n") + 1 for _, caption in pictures)
+    across, down = TILE_PIXELS + 2 * MARGIN, TILE_PIXELS + 2 * MARGIN + 18 * lines
+    sheet = Image.new("RGB", (columns * across, math.ceil(len(pictures) / columns) * down), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (png, caption) in enumerate(pictures):
+        left, top = (index % columns) * across + MARGIN, (index // columns) * down + MARGIN
+        with Image.open(io.BytesIO(png)) as image:
+            smaller = image.convert("RGB")
+        smaller.thumbnail((TILE_PIXELS, TILE_PIXELS))
+        sheet.paste(smaller, (left, top))
+        draw.multiline_text((left, top + TILE_PIXELS + 3), caption, "black", font)
+    return _png(sheet.quantize(COLOURS))
 
 
 def _to_pixels(x_NCHW: Tensor) -> Pixels:

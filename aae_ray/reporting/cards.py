@@ -15,6 +15,8 @@ from aae_ray.search.space import Plan
 from aae_ray.secrets import without_userinfo
 from aae_ray.settings import Settings, dotted_fields, setting
 
+SAMPLE_SHEET = "samples.png"  # among a trial's figures
+
 
 def best_config(settings: Settings, path: Path) -> Path:
     """A file that `python -m aae_ray.train` takes: every setting that shapes the trial, what it was chosen by, and the

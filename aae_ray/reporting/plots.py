@@ -1,8 +1,13 @@
-"""Plots of a study as self-contained web pages: Optuna's own, and those of how its search went."""
+"""Plots of a study as one web page that needs nothing else: Optuna's own, and those of how its search went.
+
+One page, as the library that draws them has five megabytes, and a page that MLflow shows among a run's artifacts can
+load no file beside it.
+"""
 
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +16,42 @@ import optuna
 from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.defaults import TOLERANCE, BackToDefault, Verdict
 from aae_ray.reporting.importance import Importance
-from aae_ray.reporting.text import counted, duration, number
+from aae_ray.reporting.text import counted, duration, number, unit_of
 from aae_ray.search.contract import trial_name
 from aae_ray.search.hypervolume import Progress
 from aae_ray.search.space import Plan
 
 OUTLINED = {"size": 10, "line": {"width": 1, "color": "dimgray"}}  # else the front's first trial is white on white
+PLOTS = "plots.html"
 PLOT_HEIGHT = 550  # pixels
+STYLE = "body { font-family: system-ui, sans-serif; margin: 24px } h2 { font-size: 20px; margin: 32px 0 0 }"
 CLEAR, UNCLEAR, LIMIT = "#1f5fa8", "#9aa4b2", "#c8442c"  # what is resolved, what is not, and a limit
-TIMES = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 VERDICTS = {Verdict.NO_LOSS: CLEAR, Verdict.LOSS: LIMIT, Verdict.NOT_RESOLVED: UNCLEAR}
 
 logger = logging.getLogger(__name__)
 
 
-def write_plots(study: optuna.Study, plan: Plan, analysis: SearchAnalysis, folder: Path) -> list[Path]:
-    """Pareto front, parallel coordinates, hypervolume, importances and defaults, those that the trials allow. Returns
-    the pages written.
+def write_plots(study: optuna.Study, plan: Plan, analysis: SearchAnalysis, path: Path) -> Path | None:
+    """Pareto front, parallel coordinates, hypervolume, importances and defaults, those that the trials allow, as a page
+    at this path. None where there is nothing to see, or the page cannot be written.
 
-    A plot that cannot be drawn, or written, costs no other one: it is left out, and the log says why.
+    A plot that cannot be drawn costs no other one: it is left out, and the log says why.
     """
-    written = []
+    parts: list[str] = []
     for name, draw in figures(study, plan, analysis).items():
-        path = folder / f"{name}.html"
         try:
-            page = _page(drawn(draw), name.replace("_", " "))
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(page, encoding="utf-8")
-        except Exception as error:  # e.g. all trials equal, or no room on the disk: a plot must not cost a study
-            level = logging.WARNING if isinstance(error, OSError) else logging.INFO
-            logger.log(level, "%s could not be drawn", name, exc_info=True)
-            continue
-        written.append(path)
-    return written
+            parts.append(_section(drawn(draw), name, with_library=not parts))
+        except Exception:  # e.g. all trials equal: a plot must not cost a study
+            logger.info("%s could not be drawn", name, exc_info=True)
+    if not parts:
+        return None
+    title = f"<!doctype html><meta charset='utf-8'><title>{escape(plan.settings.study.name)}: plots</title>"
+    try:
+        path.write_text(f"{title}\n<style>{STYLE}</style>\n" + "\n".join(parts), encoding="utf-8")
+    except OSError:
+        logger.warning("%s could not be written", path, exc_info=True)
+        return None
+    return path
 
 
 def drawn(draw: Callable[[], Sequence[Any]]) -> list[Any]:
@@ -54,7 +62,7 @@ def drawn(draw: Callable[[], Sequence[Any]]) -> list[Any]:
 
 
 def figures(study: optuna.Study, plan: Plan, analysis: SearchAnalysis) -> dict[str, Callable[[], Sequence[Any]]]:
-    """By the name of its page, the figures that these trials allow, yet to be drawn."""
+    """The plots that these trials allow, by name, yet to be drawn: each one or more figures of Plotly's."""
     from optuna import visualization
 
     names = list(plan.settings.study.objectives)
@@ -66,22 +74,22 @@ def figures(study: optuna.Study, plan: Plan, analysis: SearchAnalysis) -> dict[s
     def of_each(plot: Callable[..., Any]) -> Callable[[], Sequence[Any]]:
         return lambda: [plot(study, **target(index)) for index in range(len(names))]
 
-    pages: dict[str, Callable[[], Sequence[Any]]] = {}
+    plots: dict[str, Callable[[], Sequence[Any]]] = {}
     if len(names) in (2, 3):
-        pages["pareto_front"] = lambda: [
+        plots["pareto_front"] = lambda: [
             visualization.plot_pareto_front(study, target_names=names).update_traces(marker=OUTLINED)
         ]
     else:
-        pages["history"] = of_each(visualization.plot_optimization_history)
+        plots["history"] = of_each(visualization.plot_optimization_history)
     if complete and plan.space:
-        pages["parallel_coordinates"] = of_each(visualization.plot_parallel_coordinate)
+        plots["parallel_coordinates"] = of_each(visualization.plot_parallel_coordinate)
     if any(point.trial is not None for point in analysis.progress):
-        pages["hypervolume"] = lambda: [_hypervolume(analysis.progress)]
+        plots["hypervolume"] = lambda: [_hypervolume(analysis.progress)]
     if resolved := [found for found in analysis.importances if len(found.shares) > 1]:
-        pages["importances"] = lambda: [_importances(found) for found in resolved]
+        plots["importances"] = lambda: [_importances(found) for found in resolved]
     if judged := [found for found in analysis.defaults if found.losses]:
-        pages["defaults"] = lambda: [_defaults(judged)]
-    return pages
+        plots["defaults"] = lambda: [_defaults(judged)]
+    return plots
 
 
 def _hypervolume(points: Sequence[Progress]) -> Any:
@@ -92,7 +100,7 @@ def _hypervolume(points: Sequence[Progress]) -> Any:
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
     reached = [0.0, *(point.hypervolume for point in points)]
     better = [index for index in range(1, len(reached)) if reached[index] > reached[index - 1]]
-    unit, size = next((unit, size) for unit, size in TIMES if points[-1].seconds >= 2 * size or size == 1)
+    unit, size = unit_of(points[-1].seconds)
     axes = {
         "epochs, of all trials": [0.0, *(float(point.epochs) for point in points)],
         f"{unit} of the study": [0.0, *(point.seconds / size for point in points)],
@@ -189,9 +197,10 @@ def _defaults(judged: Sequence[BackToDefault]) -> Any:
     )
 
 
-def _page(figures: Sequence[Any], title: str) -> str:
+def _section(figures: Sequence[Any], name: str, *, with_library: bool) -> str:
+    """A plot's part of the page; the first one brings the library."""
     parts = [
-        figure.update_layout(height=PLOT_HEIGHT).to_html(full_html=False, include_plotlyjs=index == 0)
+        figure.update_layout(height=PLOT_HEIGHT).to_html(full_html=False, include_plotlyjs=with_library and index == 0)
         for index, figure in enumerate(figures)
     ]
-    return f"<!doctype html><meta charset='utf-8'><title>{title}</title>\n" + "\n".join(parts)
+    return f"<section id='{name}'><h2>{name.replace('_', ' ')}</h2>\n" + "\n".join(parts) + "</section>"

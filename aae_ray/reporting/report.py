@@ -4,7 +4,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ SAMPLES = (
     "quality/parzen_nats",
 )  # what images of the prior are worth
 MOST_OF_IT = 0.9  # of the hypervolume: when it was reached says how the search went
+LINKS = ("leaderboard", "front", "study", "model")  # that are printed; the rest is in the menu of any of the first two
+MORE_TRIALS = 10  # that an extension is offered with
 DEFAULT_DATABASE = "mlflow.db"
 PASSWORD = (
     "the user and password of MLflow's address are not kept: give them again in --tracking-uri, or set "
@@ -50,6 +52,7 @@ class StudyReport:
     parked: list[str]
     problem: str | None
     analysis: SearchAnalysis | None = None  # of a study that came to its end
+    links: Mapping[str, str] = field(default_factory=dict)  # pages of MLflow, by what they show
 
     @property
     def best(self) -> TrialRecord | None:
@@ -134,18 +137,22 @@ def confirmed_lines(ledger: Ledger) -> list[Text]:
 
 
 def search_lines(analysis: SearchAnalysis) -> list[Text]:
+    """What is said of the search, as lines of the console."""
+    return [
+        text.bullet(label if index == 0 else "", line)
+        for label, lines in search_sections(analysis).items()
+        for index, line in enumerate(lines)
+    ]
+
+
+def search_sections(analysis: SearchAnalysis) -> dict[str, list[str]]:
     """How far the search came, which settings mattered, and which of the best trial's could go back to their defaults:
     what the trials can tell, and of the rest that they cannot."""
-    sections = {
+    return {
         "hypervolume": _progress_lines(analysis),
         "importance": _importance_lines(analysis),
         "defaults": _default_lines(analysis),
     }
-    return [
-        text.bullet(label if index == 0 else "", line)
-        for label, lines in sections.items()
-        for index, line in enumerate(lines)
-    ]
 
 
 def _progress_lines(analysis: SearchAnalysis) -> list[str]:
@@ -220,8 +227,31 @@ def next_commands(report: StudyReport) -> list[tuple[str, str]]:
     if report.best and (report.folder / "best_config.yaml").exists():
         path = text.shell_path(report.folder / "best_config.yaml")
         commands.append(("train again", f"python -m aae_ray.train {path}"))
+    return commands + browse(uri, report.links)
+
+
+def page_commands(folder: Path, ledger: Ledger, uri: str) -> dict[str, str]:
+    """What to type next, by what it does, for a page that is read when its study has ended."""
+    path, more, uri = text.shell_path(folder), ledger.configurations + MORE_TRIALS, without_userinfo(uri)
+    commands = {"how it stands": f"python -m aae_ray.status {path}"}
+    if ledger.chosen is not None and ledger.chosen.registration is not None:
+        name = shlex.quote(ledger.chosen.registration["name"])
+        option = f" --tracking-uri {shlex.quote(uri)}"
+        commands["images from the champion of its name"] = (
+            f"python -m aae_ray.generate {name} --count 64 --out samples.png{option}"
+        )
+    if ledger.chosen is not None:
+        commands["train the best trial again"] = f"python -m aae_ray.train {path}/best_config.yaml"
+    commands["go on, with more trials"] = f"python -m aae_ray.tune --extend {path} study.budget.trials={more}"
+    return commands | {"compare in MLflow": browse(uri, {})[0][1]}
+
+
+def browse(uri: str, links: Mapping[str, str]) -> list[tuple[str, str]]:
+    """How to see a study in MLflow's pages: the server, or the command that starts one for a database, and below it
+    the addresses that hold there."""
     if uri.startswith("http"):
-        commands.append(("compare", uri))
+        first = ("compare", uri)
     else:
-        commands.append(("compare", f"mlflow ui --backend-store-uri {shlex.quote(uri)}"))
-    return commands
+        command = f"mlflow ui --backend-store-uri {shlex.quote(uri)} --port {text.MLFLOW_PORT}"
+        first = ("compare", command)
+    return [first, *((name, links[name]) for name in LINKS if name in links)]

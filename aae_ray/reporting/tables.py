@@ -30,9 +30,9 @@ def front_table(ledger: Ledger, best: TrialRecord | None, console: Console) -> T
         return [number(values[key]) if key in values else "" for key in keys]
 
     def one_cell(values: Mapping[str, Any]) -> list[str]:
-        return [" ".join(f"{_short(key)}={number(values[key])}" for key in keys if key in values)]
+        return [" ".join(f"{short(key)}={number(values[key])}" for key in keys if key in values)]
 
-    wide = _front_table(ledger, best, [_in_two_lines(_short(key)) for key in keys], "right", cells, symbols)
+    wide = _front_table(ledger, best, [_in_two_lines(short(key)) for key in keys], "right", cells, symbols)
     needed = console.measure(wide, options=console.options.update(width=UNLIMITED)).maximum
     return wide if needed <= console.width else _front_table(ledger, best, ["settings"], "left", one_cell, symbols)
 
@@ -77,7 +77,8 @@ def objective_value(ledger: Ledger, trial: TrialRecord, name: str) -> str:
     return f"{ledger.judged(trial)[name]:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
-def _short(key: str) -> str:
+def short(key: str) -> str:
+    """A searched key without what most of them begin with."""
     return key.removeprefix("model.").removeprefix("optim.")
 
 

@@ -12,6 +12,8 @@ from rich.text import Text
 from aae_ray.evaluation.metrics import METRICS
 
 MESSAGE = 200  # letters of a failure's message
+TIMES = (("hours", 3600), ("minutes", 60), ("seconds", 1))
+MLFLOW_PORT = 5000  # of `mlflow ui`, in the command that is printed and in the addresses below it
 RESUME, SYNC = "python -m aae_ray.tune --resume", "python -m aae_ray.tune --sync"
 
 
@@ -48,6 +50,17 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def domain(spec: Mapping[str, Any]) -> str:
+    """A distribution as one says it: `0.0001 to 0.01, log`."""
+    if "choices" in spec:
+        said = ", ".join(map(number, spec["choices"]))
+    else:
+        said = f"{number(spec['low'])} to {number(spec['high'])}"
+        said += ", log" if spec.get("log") else f", by {number(spec['step'])}" if "step" in spec else ""
+    when = [f"{parent} is {' or '.join(map(number, of))}" for parent, of in spec.get("when", {}).items()]
+    return said + (f"; where {' and '.join(when)}" if when else "")
+
+
 def heading(metric: str, symbols: Symbols = UNICODE) -> str:
     """A metric with the direction that is better: `val/jsd_nats` and an arrow down."""
     return f"{metric} {symbols.arrow(METRICS[metric].direction)}".strip()
@@ -78,6 +91,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def unit_of(seconds: float) -> tuple[str, int]:
+    """The largest unit of which there are two or more, and its seconds."""
+    return next((unit, size) for unit, size in TIMES if seconds >= 2 * size or size == 1)
 
 
 def short_duration(seconds: float) -> str:

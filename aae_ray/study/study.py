@@ -27,7 +27,8 @@ from aae_ray.execution.worker import precision_advice
 from aae_ray.reporting import plots, text
 from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.cards import resolved
-from aae_ray.reporting.report import StudyReport, print_report
+from aae_ray.reporting.html_report import OVERVIEW, REPORT, html_report, overview
+from aae_ray.reporting.report import StudyReport, browse, page_commands, print_report
 from aae_ray.reporting.screen import Screen
 from aae_ray.reporting.trial_table import write_trial_table
 from aae_ray.search import events
@@ -184,6 +185,8 @@ def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Pa
     if result.registration:
         made = result.registration
         console.print(text.bullet("registered", f"{made['name']} version {made['version']} ({made['reason']})"))
+    for label, command in browse(result.uri, result.links) if result.links else []:
+        console.print(text.bullet(label, command), soft_wrap=True)
     return not result.parked and not result.left
 
 
@@ -293,6 +296,7 @@ class Session:
                 list(tracker.parked),
                 tracker.problem,
                 self.analysis,
+                tracker.links,
             )
             print_report(self.console, report)
         return report
@@ -358,6 +362,8 @@ class Session:
                     files.release_all_but(ledger.chosen.number)
             if ledger.end is None:
                 conductor.record(events.StudyEnded(message=conductor.message))
+            if ledger.end is not StudyEnd.USER and not no_room:
+                self._write_report(conductor)
         except KeyboardInterrupt:
             self._stop(conductor, StudyEnd.USER, "interrupted while the finalists were measured")
         except JournalError as error:
@@ -373,9 +379,8 @@ class Session:
         with self._noted(conductor, "the plots could not be drawn"):
             self.analysis = SearchAnalysis.of(ledger, conductor.journal.history, best)
             study, plan = optuna_study(ledger), ledger.current_plan
-            for page in plots.write_plots(study, plan, self.analysis, self.folder / "plots"):
-                path = str(page.relative_to(self.folder))
-                conductor.record(events.FileWritten(number=None, path=path, folder="plots"))
+            if plots.write_plots(study, plan, self.analysis, self.folder / plots.PLOTS) is not None:
+                conductor.record(events.FileWritten(number=None, path=plots.PLOTS, folder=None))
         constants = Constants()
         for trial in finalists(ledger, best, settings.study.finalists):
             screen.say(f"measuring {trial.name} on the test images")
@@ -385,6 +390,18 @@ class Session:
                     with self._noted(conductor, f"{trial.name}, the best trial, could not be published"):
                         register = settings.tracking.register_model
                         publish(conductor, trial, training, result, self.folder, register=register)
+
+    def _write_report(self, conductor: Conductor) -> None:
+        """The report as a page, and a sheet of all trials' samples, in the study's folder and on the parent run."""
+        ledger = conductor.ledger
+        with self._noted(conductor, "the report could not be written"):
+            commands = page_commands(self.folder, ledger, self.uri)
+            page = html_report(ledger, self.analysis, self.folder, commands)
+            (self.folder / REPORT).write_text(page, encoding="utf-8")
+            conductor.record(events.FileWritten(number=None, path=REPORT, folder=None))
+            if (sheet := overview(ledger, self.folder)) is not None:
+                (self.folder / OVERVIEW).write_bytes(sheet)
+                conductor.record(events.FileWritten(number=None, path=OVERVIEW, folder=None))
 
     @contextmanager
     def _noted(self, conductor: Conductor, what: str) -> Iterator[None]:

@@ -33,6 +33,7 @@ class Cursor:
         self.all: dict[str, dict[str, Any]] = {where: own for where, own in known.items() if isinstance(own, dict)}
         own = self.all.setdefault(address, {})
         self.done: dict[str, int] = {lane: own.get(lane, 0) for lane in (RECORDS_LANE, FILES_LANE)}
+        self.experiment: str | None = own.get("experiment")  # MLflow's id of the one that the runs are in
         self.runs: dict[str, str] = own.get("runs", {})  # our key of a run -> MLflow's run id
         self.parked: list[dict[str, Any]] = own.get("parked", [])  # event, call, and what MLflow said
         self.registration: dict[str, Any] | None = own.get("registration")  # what came of it, and of which trial it is
@@ -47,6 +48,7 @@ class Cursor:
             self.noted = state
             self.all[self.address] = {
                 **self.done,
+                "experiment": self.experiment,
                 "runs": self.runs,
                 "parked": self.parked,
                 "registration": self.registration,

@@ -4,19 +4,31 @@ A pure mapping: it knows no MLflow, and neither sends nor waits.
 """
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from aae_ray.reporting import text
-from aae_ray.reporting.cards import summary
+from aae_ray.reporting.cards import SAMPLE_SHEET, summary
 from aae_ray.search import events
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.outcomes import RungVerdict, State, StudyEnd
+from aae_ray.search.outcomes import Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.space import record_plan
 from aae_ray.settings import Settings, flatten, replace
+from aae_ray.tracking.views import IMAGE_SERIES, UNFINISHED, views
 
 STUDY = "study"  # the key of the parent run; children have the names of their trials
-STATUS = {State.COMPLETE: "FINISHED", State.STOPPED: "KILLED", State.FAILED: "FAILED"}
+# MLflow's pages draw KILLED as they draw FAILED. A trial that was behind, or ended by a health check, has not crashed:
+# what became of it says the tag `aae.outcome`, and why `aae.stop_reason`.
+STATUS = {
+    State.COMPLETE: "FINISHED",
+    State.PAUSED: "FINISHED",
+    State.STOPPED: "FINISHED",
+    State.FAILED: "FAILED",
+    UNFINISHED: "KILLED",
+}
+COUNTED = (State.COMPLETE, State.STOPPED, State.FAILED)  # of the study's progress
 STUDY_KEYS = ("study.", "tracking.")  # settings of the study, not of a trial
 FAILURE_FILE = "failure.txt"
 
@@ -53,6 +65,13 @@ class SetTags(Call):
 
 
 @dataclass(frozen=True)
+class SetExperimentTags(Call):
+    """Tags of the experiment that the run is in."""
+
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True)
 class LogDataset(Call):
     data: events.DataRecord
 
@@ -72,6 +91,16 @@ class LogArtifact(Call):
 
 
 @dataclass(frozen=True)
+class LogImage(Call):
+    """One of a series of pictures, which MLflow shows as a chart with a slider over the steps."""
+
+    path: str  # relative to the study's folder
+    key: str
+    step: int
+    time: float
+
+
+@dataclass(frozen=True)
 class LogText(Call):
     text: str
     file: str
@@ -82,7 +111,7 @@ class Register(Call):
     request: dict[str, Any]
 
 
-FILES = (LogArtifact, LogText, Register)  # the slow lane
+FILES = (LogArtifact, LogImage, LogText, Register)  # the slow lane
 
 
 class MlflowMapping:
@@ -91,6 +120,7 @@ class MlflowMapping:
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.ends = 0  # of trials, so far: one that was taken up again ends again
+        self.front: set[str] = set()  # trials that were told to be on the front
 
     def calls(self, event: events.Event) -> list[Call]:
         """What to do about the next event."""
@@ -105,13 +135,18 @@ class MlflowMapping:
             case events.StudyStarted():
                 return self._started(event)
             case events.StudyResumed():
-                again = [trial for trial in ledger.open.values() if trial.started is not None]
-                return [SetStatus(run, "RUNNING", event.time) for run in (STUDY, *(trial.name for trial in again))]
+                again = [trial.name for trial in ledger.open.values() if trial.started is not None]
+                running = {"aae.outcome": str(State.RUNNING)}
+                return [
+                    *(SetStatus(run, "RUNNING", event.time) for run in (STUDY, *again)),
+                    *(SetTags(run, running) for run in again),
+                    *([self._views(event.time)] if event.plan is not None else []),
+                ]
             case events.AttemptStarted():
                 return self._attempt(ledger.trials[event.number], event)
             case events.Reported():
                 name = ledger.trials[event.number].name
-                return [LogMetrics(name, _finite(each), int(each["epoch"]), event.time) for each in fresh]
+                return [LogMetrics(name, self._metrics(each), int(each["epoch"]), event.time) for each in fresh]
             case events.Exploited():
                 return self._exploited(event)
             case events.AttemptFailed():
@@ -123,7 +158,7 @@ class MlflowMapping:
                 return [*self._ended(ledger.trials[event.number]), self._progress(event.time)]
             case events.FileWritten():
                 run = STUDY if event.number is None else ledger.trials[event.number].name
-                return [LogArtifact(run, event.path, event.folder)]
+                return [LogArtifact(run, event.path, event.folder), *_series(run, event)]
             case events.Measured():
                 name = ledger.trials[event.number].name
                 return [SetTags(name, dict(event.tags)), LogMetrics(name, _finite(event.metrics), 0, event.time)]
@@ -138,16 +173,27 @@ class MlflowMapping:
 
     def _started(self, event: events.StudyStarted) -> list[Call]:
         plan = self.ledger.current_plan
-        told = {f"aae.data.{about}": line for about, line in event.data.contents.items()}
-        tags = self._tags() | told | {"aae.run_kind": "study"}
-        searched = {f"space.{key}": plan.describe(key) for key in plan.space}
+        read = {f"aae.data.{about}": line for about, line in event.data.contents.items()}
+        tags = self._tags() | read | {"aae.run_kind": "study"}
+        searched = {f"space.{key}": text.domain(plan.spec(key)) for key in plan.space}
         shared = {key: value for key, value in flatten(plan.settings).items() if key not in plan.space}
         shared["tracking.uri"] = record_plan(plan).settings["tracking.uri"]
         return [
             CreateRun(STUDY, f"study-{event.study_id}", tags, event.time),
-            LogParams(STUDY, shared | searched),
+            LogParams(STUDY, searched | shared),
             LogDataset(STUDY, event.data),
+            self._views(event.time),
         ]
+
+    def _views(self, time: float) -> Call:
+        """The study's views, which hold the settings that are searched; of an extended study others."""
+        assert self.ledger.started is not None
+        found = views(self.ledger.started.study_id, self.ledger.current_plan)
+        return SetExperimentTags(STUDY, dict(view.tag(time) for view in found.values()))
+
+    def _metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The finite ones, objectives first: MLflow shows them in the order in which they came."""
+        return _finite({name: metrics[name] for name in self.ledger.objectives if name in metrics} | metrics)
 
     def _tags(self) -> dict[str, Any]:
         started = self.ledger.started
@@ -161,30 +207,36 @@ class MlflowMapping:
 
     def _attempt(self, trial: TrialRecord, event: events.AttemptStarted) -> list[Call]:
         if event.attempt > 1:
-            return [SetTags(trial.name, {"aae.attempt": event.attempt}), SetStatus(trial.name, "RUNNING", event.time)]
+            tags = {"aae.attempt": event.attempt, "aae.outcome": str(State.RUNNING)}
+            return [SetTags(trial.name, tags), SetStatus(trial.name, "RUNNING", event.time)]
         assert self.ledger.started is not None
         settings = replace(trial.plan.settings, trial.params)
+        params = trial_params(settings)
+        searched = {key: params[key] for key in trial.params}  # first: MLflow shows them as they came
         tags = self._tags() | {
             "aae.seed": settings.seed,
             "aae.run_kind": "trial",
             "aae.trial_id": trial.name,
             "aae.attempt": 1,
+            "aae.outcome": str(State.RUNNING),
         }
         if trial.replicate_of is not None:
             tags["aae.replicate_of"] = self.ledger.trials[trial.replicate_of].name
         name = f"{trial.name}-{text.describe(trial.params)}".rstrip("-")
         return [
             CreateRun(trial.name, name, tags, event.time),
-            LogParams(trial.name, trial_params(settings)),
+            LogParams(trial.name, searched | params),
             LogDataset(trial.name, self.ledger.started.data),
         ]
 
     def _decided(self, trial: TrialRecord, event: events.Decided) -> list[Call]:
         """A trial that waits at a rung says so, and no more once it goes on."""
         if event.verdict is RungVerdict.PAUSE:
-            return [SetTags(trial.name, {"aae.paused_at_epoch": event.rung})]
-        goes_on = trial.state is State.WAITING  # empty, as MLflow keeps a tag until it gets another
-        return [SetTags(trial.name, {"aae.paused_at_epoch": ""})] if goes_on else []
+            return [SetTags(trial.name, {"aae.paused_at_epoch": event.rung, "aae.outcome": str(State.PAUSED)})]
+        if trial.state is not State.WAITING:
+            return []
+        # Empty, as MLflow keeps a tag until it gets another.
+        return [SetTags(trial.name, {"aae.paused_at_epoch": "", "aae.outcome": str(State.RUNNING)})]
 
     def _exploited(self, event: events.Exploited) -> list[Call]:
         """A run's params stay as they were: what has changed under way are metrics, at the epoch of the change."""
@@ -217,8 +269,9 @@ class MlflowMapping:
         if first in trial.best:
             best["best/epoch"] = float(trial.best[first][1])
         calls: list[Call] = [LogMetrics(trial.name, best, 0, trial.ended)] if best else []
-        tags = {"aae.stop_reason": trial.reason, "aae.message": trial.message}
-        calls += [SetTags(trial.name, tags), SetStatus(trial.name, STATUS[trial.state], trial.ended)]
+        outcome = outcome_of(trial)
+        tags = {"aae.outcome": outcome, "aae.stop_reason": trial.reason, "aae.message": trial.message}
+        calls += [SetTags(trial.name, tags), SetStatus(trial.name, STATUS[outcome], trial.ended)]
         if trial.replicate_of is not None and not trial.reason.resumable:
             calls.append(self._over_seeds(self.ledger.trials[trial.replicate_of], trial.ended))
         return calls
@@ -231,14 +284,14 @@ class MlflowMapping:
         return LogMetrics(first.name, _finite(metrics | {"seeds/count": float(seeds)}), seeds, time)
 
     def _progress(self, time: float) -> Call:
-        ledger = self.ledger
-        metrics = {f"study/trials_{state}": float(ledger.count(state)) for state in STATUS}
+        ledger, metrics = self.ledger, dict[str, float]()
         if ledger.count(State.COMPLETE):
-            metrics["study/front_size"] = float(len(ledger.front()))
             for index, name in enumerate(ledger.objectives):
                 best = ledger.best_of(index)
                 assert best is not None
                 metrics[f"study/best_{name.partition('/')[2]}"] = ledger.judged(best)[name]
+            metrics["study/front_size"] = float(len(ledger.front()))
+        metrics |= {f"study/trials_{state}": float(ledger.count(state)) for state in COUNTED}
         return LogMetrics(STUDY, metrics, self.ends, time)
 
     def _over(self, event: events.StudyStopped | events.StudyEnded) -> list[Call]:
@@ -247,7 +300,30 @@ class MlflowMapping:
         if self.ledger.end not in (StudyEnd.PLANNED, StudyEnd.USER, StudyEnd.INTERRUPTED):
             status = "FAILED"
         tags = {"mlflow.note.content": summary(self.ledger), "aae.message": event.message}
-        return [SetTags(STUDY, tags), SetStatus(STUDY, status, event.time)]
+        return [*self._front(), SetTags(STUDY, tags), SetStatus(STUDY, status, event.time)]
+
+    def _front(self) -> list[Call]:
+        """Which trials are on the front, and which are so no more since the study was extended."""
+        before, self.front = self.front, {trial.name for trial in self.ledger.front()}
+        told = dict.fromkeys(sorted(self.front - before), "yes") | dict.fromkeys(sorted(before - self.front), "")
+        return [SetTags(name, {"aae.front": text}) for name, text in told.items()]
+
+
+def outcome_of(trial: TrialRecord) -> str:
+    """What became of a trial that has ended, in a word that MLflow can be asked for."""
+    assert trial.reason is not None
+    if trial.reason is Reason.PAUSED:
+        return State.PAUSED
+    return UNFINISHED if trial.reason.resumable else trial.state
+
+
+def _series(run: str, event: events.FileWritten) -> list[Call]:
+    """The samples of a trial once more, as the picture of their epoch: a trial that was paused has several."""
+    path = PurePath(event.path)
+    epoch = re.fullmatch(r"epoch_(\d+)", path.parent.name)
+    if epoch is None or path.name != SAMPLE_SHEET:
+        return []
+    return [LogImage(run, event.path, IMAGE_SERIES, int(epoch[1]), event.time)]
 
 
 def _evaluated(event: events.Evaluated) -> list[Call]:

@@ -22,7 +22,8 @@ from aae_ray.search.ledger import Ledger
 from aae_ray.secrets import without_userinfo
 from aae_ray.tracking.address import quiet_mlflow, tracking_uri
 from aae_ray.tracking.cursor import CURSOR, FILES_LANE, RECORDS_LANE, Cursor
-from aae_ray.tracking.mapping import FILES, Call, LogMetrics, MlflowMapping
+from aae_ray.tracking.mapping import FILES, STUDY, Call, LogMetrics, MlflowMapping
+from aae_ray.tracking.views import Pages, server_of, views
 from aae_ray.tracking.writer import MOST_METRICS, MlflowWriter, is_permanent, reason_of
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,18 @@ class Tracker:
         chosen = next((event for event in reversed(self.history) if isinstance(event, events.Chosen)), None)
         made = dict(self.cursor.registration or {})
         return made if chosen is not None and made.pop("trial", None) == trial_name(chosen.number) else None
+
+    @property
+    def links(self) -> dict[str, str]:
+        """Addresses of a study in MLflow's pages by what they show, as far as MLflow has it; none of an evaluation."""
+        server, ledger, cursor = server_of(self.uri), self.lanes[0].mapping.ledger, self.cursor
+        if server is None or cursor.experiment is None or STUDY not in cursor.runs or ledger.started is None:
+            return {}
+        pages = Pages(server, cursor.experiment)
+        found = views(ledger.started.study_id, ledger.current_plan)
+        links = {name: pages.view(view) for name, view in found.items()} | {"study": pages.run(cursor.runs[STUDY])}
+        made = self.registration
+        return links | ({"model": pages.model(made["name"], made["version"])} if made else {})
 
     def close(self, seconds: float) -> int:
         """Send what is left, for at most so long, and not to a server that is down; returns how much was not sent."""
@@ -294,6 +307,8 @@ class Synced(NamedTuple):
     left: int
     parked: list[str]
     registration: dict[str, Any] | None
+    uri: str  # without user and password
+    links: dict[str, str]  # see `Tracker.links`
 
 
 def send_pending(journal: Journal, uri: str | None = None, seconds: float = 600) -> Synced:
@@ -315,7 +330,7 @@ def send_pending(journal: Journal, uri: str | None = None, seconds: float = 600)
     made = tracker.registration
     if made is not None and Ledger.replay(journal.history).promoted is None:
         journal.append(events.Promoted(**made))
-    return Synced(tracker.sent, left, tracker.parked, made)
+    return Synced(tracker.sent, left, tracker.parked, made, without_userinfo(tracker.uri), tracker.links)
 
 
 def _address(history: Sequence[events.Event]) -> str | None:

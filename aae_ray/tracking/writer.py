@@ -15,16 +15,20 @@ from aae_ray.tracking.mapping import (
     CreateRun,
     LogArtifact,
     LogDataset,
+    LogImage,
     LogMetrics,
     LogParams,
     LogText,
     Register,
+    SetExperimentTags,
     SetStatus,
     SetTags,
 )
 from aae_ray.tracking.registry import register
+from aae_ray.tracking.views import quoted
 
 PARAM_CHARACTERS, TAG_CHARACTERS, BATCH = 6000, 8000, 100
+SERIES = "images"  # MLflow's folder for series of pictures, a name of which begins with key and step
 MOST_METRICS = 1000  # in one request, by MLflow's own limit
 PERMANENT = {
     "INVALID_PARAMETER_VALUE",
@@ -82,6 +86,8 @@ class MlflowWriter:
         make_database(uri)
         self.client = mlflow_client(uri)
         self.experiment_id = self._experiment(uri, experiment)
+        with cursor.lock:
+            cursor.experiment = self.experiment_id
 
     def answers(self) -> bool:
         """Whether MLflow answers a request that has nothing to do with any record."""
@@ -126,6 +132,9 @@ class MlflowWriter:
             case SetTags():
                 tags = [RunTag(key, value) for key, value in _texts(call.tags, TAG_CHARACTERS).items()]
                 self.client.log_batch(self._id(call), tags=tags)
+            case SetExperimentTags():
+                for key, value in call.tags.items():
+                    self.client.set_experiment_tag(self.experiment_id, key, value)
             case LogDataset():
                 self._dataset(call)
             case SetStatus():
@@ -137,6 +146,8 @@ class MlflowWriter:
                 path = self.folder / call.path
                 send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
                 send(self._id(call), str(path), call.folder)
+            case LogImage():
+                self._image(call)
             case LogText():
                 self.client.log_text(self._id(call), redact(call.text), call.file)
             case Register():
@@ -157,7 +168,7 @@ class MlflowWriter:
         if call.run != STUDY:
             tags["mlflow.parentRunId"] = self.cursor.runs[STUDY]
         keys = [key for key in ("aae.study_id", "aae.trial_id", "aae.run_kind") if key in tags]
-        query = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in keys)
+        query = " and ".join(f"tags.`{key}` = {quoted(tags[key])}" for key in keys)
         known = self.client.search_runs([self.experiment_id], query, max_results=1)
         start = int(call.time * 1000)
         run = known[0] if known else self.client.create_run(self.experiment_id, start, tags, run_name=call.name)
@@ -183,6 +194,17 @@ class MlflowWriter:
         source = json.dumps({"name": data.name})
         entity = Dataset(data.name, data.digest, "local", source, profile=json.dumps(profile))
         self.client.log_inputs(self._id(call), [DatasetInput(entity, [InputTag("mlflow.data.context", "train")])])
+
+    def _image(self, call: LogImage) -> None:
+        """A picture of a series, once: MLflow gives each call's file a name of its own."""
+        from PIL import Image
+
+        run_id, stem = self._id(call), f"{SERIES}/{call.key}+step+{call.step}+"
+        if any(file.path.startswith(stem) for file in self.client.list_artifacts(run_id, SERIES)):
+            return
+        with Image.open(self.folder / call.path) as image:
+            timestamp = int(call.time * 1000)
+            self.client.log_image(run_id, image, key=call.key, step=call.step, timestamp=timestamp, synchronous=True)
 
     def _id(self, call: Call) -> str:
         return self.cursor.runs[call.run]

@@ -429,81 +429,75 @@ def _any_value(distribution: BaseDistribution, generator: np.random.Generator) -
     return type(distribution.low)(generator.uniform(distribution.low, distribution.high))
 
 
-def check_page(page: Path) -> None:
-    """A web page that needs nothing from anywhere, with the library of its plots in it once."""
+def plots_of(page: Path | None) -> list[str]:
+    """The names of the plots of a page that needs nothing from anywhere, with the library of its plots in it once."""
+    assert page is not None
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>") and "Plotly.newPlot(" in text
     assert not re.search(r"<(script|link|img|iframe)\b[^>]*\b(src|href)\s*=", text)
     assert len(re.findall(r"\* plotly\.js v", text)) == 1
+    return re.findall(r"<section id='(\w+)'>", text)
 
 
 @pytest.mark.parametrize(
     ("objectives", "first"),
     [
-        ((MSE, JSD), "pareto_front.html"),
-        ((MSE,), "history.html"),
-        ((MSE, JSD, "val/scaled_sliced_wasserstein"), "pareto_front.html"),
+        ((MSE, JSD), "pareto_front"),
+        ((MSE,), "history"),
+        ((MSE, JSD, "val/scaled_sliced_wasserstein"), "pareto_front"),
     ],
 )
-def test_plots_are_web_pages_that_need_nothing_else(
+def test_plots_are_one_web_page_that_needs_nothing_else(
     tmp_path: Path, objectives: Sequence[str], first: str, recwarn: pytest.WarningsRecorder
 ) -> None:
-    pages = plots.write_plots(*searched(tmp_path, objectives, complete=6), tmp_path / "plots")
+    page = plots.write_plots(*searched(tmp_path, objectives, complete=6), tmp_path / plots.PLOTS)
     assert not list(recwarn)  # a warning would stand in the report on the console
-    assert [page.name for page in pages] == [first, "parallel_coordinates.html", "hypervolume.html"]
-    for page in pages:
-        check_page(page)
-    front = pages[0].read_text()
-    assert all(name in front.replace("\\u002f", "/") for name in objectives)
+    assert plots_of(page) == [first, "parallel_coordinates", "hypervolume"]
+    text = (tmp_path / plots.PLOTS).read_text()
+    assert all(name in text.replace("\\u002f", "/") for name in objectives)
 
 
-def test_enough_trials_have_pages_of_what_mattered_and_of_the_defaults(
+def test_enough_trials_have_plots_of_what_mattered_and_of_the_defaults(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    pages = plots.write_plots(*searched(tmp_path, (MSE,), complete=40), tmp_path / "plots")
+    page = plots.write_plots(*searched(tmp_path, (MSE,), complete=40), tmp_path / plots.PLOTS)
     assert not list(recwarn)
-    assert [page.name for page in pages[-2:]] == ["importances.html", "defaults.html"]
-    for page in pages[-2:]:
-        check_page(page)
-        assert re.search(r'"(model|optim)\.[a-z_]+[: \w.]*\W', page.read_text().rpartition("Plotly.newPlot(")[2])
+    assert plots_of(page)[-2:] == ["importances", "defaults"]
+    for section in (tmp_path / plots.PLOTS).read_text().split("<section ")[-2:]:
+        assert re.search(r'"(model|optim)\.[a-z_]+[: \w.]*\W', section.rpartition("Plotly.newPlot(")[2])
 
 
 @pytest.mark.parametrize("objectives", [(MSE, JSD), (MSE,)])
 @pytest.mark.parametrize("complete", [0, 1, 2])
 def test_few_trials_make_fewer_plots_and_no_error(tmp_path: Path, objectives: Sequence[str], complete: int) -> None:
-    names = [page.name for page in plots.write_plots(*searched(tmp_path, objectives, complete), tmp_path / "plots")]
-    assert not {"importances.html", "defaults.html"} & set(names)
-    assert ("parallel_coordinates.html" in names) == ("hypervolume.html" in names) == (complete > 0)
+    names = plots_of(plots.write_plots(*searched(tmp_path, objectives, complete), tmp_path / plots.PLOTS))
+    assert not {"importances", "defaults"} & set(names)
+    assert ("parallel_coordinates" in names) == ("hypervolume" in names) == (complete > 0)
 
 
 def test_trials_that_are_all_equal_make_no_error(tmp_path: Path) -> None:
-    pages = plots.write_plots(*searched(tmp_path, (MSE,), 24, equal=True), tmp_path / "plots")
-    assert {"history.html", "hypervolume.html", "importances.html"} <= {page.name for page in pages}
+    page = plots.write_plots(*searched(tmp_path, (MSE,), 24, equal=True), tmp_path / plots.PLOTS)
+    assert {"history", "hypervolume", "importances"} <= set(plots_of(page))
 
 
 def test_a_single_training_run_has_plots_without_a_space(tmp_path: Path) -> None:
-    pages = plots.write_plots(*searched(tmp_path, (MSE, JSD), 1, space=False), tmp_path / "plots")
-    assert [page.name for page in pages] == ["pareto_front.html", "hypervolume.html"]
+    page = plots.write_plots(*searched(tmp_path, (MSE, JSD), 1, space=False), tmp_path / plots.PLOTS)
+    assert plots_of(page) == ["pareto_front", "hypervolume"]
 
 
 def test_a_plot_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = searched(tmp_path, (MSE, JSD), complete=6)
-    write = Path.write_text
 
-    def full(path: Path, *arguments: Any, **options: Any) -> int:
-        if path.name == "parallel_coordinates.html":
-            raise OSError(28, "No space left on device")
-        return write(path, *arguments, **options)
+    def broken(*_: Any, **__: Any) -> None:
+        raise ValueError("no plot")
 
-    monkeypatch.setattr(Path, "write_text", full)
-    pages = plots.write_plots(*made, tmp_path / "plots")
-    assert [page.name for page in pages] == ["pareto_front.html", "hypervolume.html"]
+    monkeypatch.setattr(optuna.visualization, "plot_pareto_front", broken)  # the first, which brings the library
+    assert plots_of(plots.write_plots(*made, tmp_path / plots.PLOTS)) == ["parallel_coordinates", "hypervolume"]
 
 
-def test_a_folder_that_cannot_be_made_costs_the_plots_alone(tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_costs_the_plots_alone(tmp_path: Path) -> None:
     made = searched(tmp_path, (MSE, JSD), complete=1)
-    (tmp_path / "file").write_text("")
-    assert plots.write_plots(*made, tmp_path / "file" / "plots") == []
+    assert plots.write_plots(*made, tmp_path / "nowhere" / plots.PLOTS) is None
 
 
 # -------------------------------------------------------------------------------------------------------------- paths

@@ -349,7 +349,7 @@ def test_a_server_that_hangs_and_then_dies_costs_no_record(
     assert runs.keys() == {trial.name for trial in ledger.trials}
     for trial in ledger.trials:
         run_id = runs[trial.name].info.run_id
-        assert runs[trial.name].info.status == ("FINISHED" if trial.state is State.COMPLETE else "KILLED")
+        assert runs[trial.name].info.status == ("FAILED" if trial.state is State.FAILED else "FINISHED")
         points = client.get_metric_history(run_id, "val/reconstruction_mse")
         assert [point.step for point in points] == list(range(1, trial.epoch + 1))
     wait_for(lambda: not processes(tmp_path), 20)
