@@ -37,6 +37,8 @@ def evaluate(
     """Measure a model by one protocol with fixed seeds, and record the figures in MLflow."""
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir() or out.is_dir():
         raise UserError(f"--out {out}: give a name that ends in .png, in a folder that exists")
+    from aae_ray.datasets.dataset import class_names
+    from aae_ray.evaluation.final_evaluation import CONFUSION_SHEET
     from aae_ray.reporting.console import console_for
     from aae_ray.reporting.tables import metrics_table
     from aae_ray.reporting.text import bullet, shell_path
@@ -51,12 +53,18 @@ def evaluate(
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
     console.print(metrics_table(found.name, found.result.metrics), "")
     if found.result.class_shares:
-        shares = ", ".join(f"{label}: {share:.1%}" for label, share in enumerate(found.result.class_shares))
+        names = class_names(found.dataset)
+        shares = ", ".join(f"{name}: {share:.1%}" for name, share in zip(names, found.result.class_shares, strict=True))
         console.print(bullet("classes", f"of the samples {shares}"), soft_wrap=True)
+    if found.result.confusion:
+        for line in found.result.confusion.lines():
+            console.print(bullet("errors", f"of class {line}"), soft_wrap=True)
     for remark in found.result.remarks:
         console.print(bullet("note", remark), soft_wrap=True)
     console.print(bullet("sheet", str(out)))
     recorded = record(found, uri)
+    if found.result.confusion:
+        console.print(bullet("confusion", str(recorded.folder / CONFUSION_SHEET)), soft_wrap=True)
     told = f"run {found.run_name} in MLflow"
     if recorded.unsent:
         told = f"not yet, MLflow is unreachable; later: python -m aae_ray.tune --sync {shell_path(recorded.folder)}"

@@ -5,7 +5,7 @@ Shapes: B batch, N images or codes, C channels, H height, W width, Z code, K cla
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +108,7 @@ class Published:
     label_shares_K: Tensor | None  # p(y) of the label that the decoder is told, None for none
     data_digest: str
     shape: tuple[int, ...]  # of an image, (C, H, W); empty for a version of before it was recorded
-    settings: Mapping[str, str]  # of the data that it was trained on, under their dotted keys
+    settings: Mapping[str, Any]  # of the data that it was trained on, under their dotted keys
     class_names: tuple[str, ...] = ()  # of the data's classes; empty where they are not known
     reconstruction_mse: float | None = None  # on validation images
 

@@ -68,6 +68,11 @@ class Dataset:
         return rows[:0] if self.labels_N is None else rows[np.asarray(self.labels_N)[rows] != UNKNOWN]
 
 
+def class_names(dataset: Dataset) -> tuple[str, ...]:
+    """The names of the classes in their order: as the source has them, else their numbers; none without labels."""
+    return dataset.class_names or tuple(map(str, range(dataset.classes or 0)))
+
+
 def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
     """The set that the settings name: from the cache, and into it first where it is not there yet.
 

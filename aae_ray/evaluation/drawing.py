@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aae_ray.evaluation.confusion import Confusion
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL.Image import Image
@@ -29,6 +31,8 @@ MOST_POINTS = 3000  # in a scatter of codes: more hide each other
 MOST_LEGEND_ROWS = 11  # of one column: the prior and ten classes
 MOST_LEGEND_COLUMNS = 6  # with more classes their names get smaller
 MOST_LETTERS = 14  # of a class's name in a legend; longer ones are cut short
+MATRIX_INCHES = 14.0  # of a confusion matrix, at most
+MOST_COUNTED, MOST_NAMES = 30, 60  # classes whose counts and whose names are written in it
 PRIOR_GREY = "#a0a0a0"
 UNLABELLED_GREY = "#505050"
 
@@ -50,6 +54,13 @@ def image_sheet(x_NCHW: Tensor, columns: int | None = None) -> "Image":
     from PIL import Image
 
     return Image.fromarray(_grid(_to_pixels(x_NCHW), columns or math.ceil(math.sqrt(len(x_NCHW)))))
+
+
+def picture(x_CHW: Tensor) -> bytes:
+    """One image as PNG, in its own size."""
+    from PIL import Image
+
+    return _png(Image.fromarray(_to_pixels(x_CHW.unsqueeze(0))[0]))
 
 
 def samples(x_NCHW: Tensor, columns: int | None = None, headings: Sequence[str] = ()) -> bytes:
@@ -230,7 +241,7 @@ def _plot_classes(
     colours = colormaps["viridis"](np.linspace(0, 1, len(classes))) if many else CLASS_COLOURS
     for label, colour in zip(classes, colours, strict=False):
         own_N2, name = plane_N2[labels_N == label], names[label] if names else str(label)
-        name = (name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…").replace("$", r"\$")
+        name = _plain(name)
         _plot_points(axes, own_N2, colour, name, size)
         if len(own_N2) and not many:
             x, y = own_N2[np.abs(own_N2 - np.median(own_N2, axis=0)).sum(axis=1).argmin()]
@@ -245,3 +256,40 @@ def _plot_classes(
                 va="center",
                 path_effects=[withStroke(linewidth=3, foreground="white")],
             )
+
+
+# ------------------------------------------------------------------------------------------------------------- classes
+
+
+def confusion_matrix(confusion: Confusion) -> bytes:
+    """Counts of images by class and by the label that they got, as PNG: shades are shares of the class.
+
+    Names are cut short, and counts left out where there are too many classes for them.
+    """
+    from matplotlib.figure import Figure
+
+    counts_CC, classes = confusion.counts_CC, len(confusion.names)
+    shares_CC = counts_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
+    side = min(max(4.0, 0.42 * classes), MATRIX_INCHES)
+    figure = Figure(figsize=(side + 1.6, side + 1.3), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
+    names = [_plain(name) for name in confusion.names]
+    step = math.ceil(classes / MOST_NAMES)
+    axes.set_xticks(range(0, classes, step), names[::step], rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(range(0, classes, step), names[::step])
+    if classes <= MOST_COUNTED:
+        for row, column in zip(*counts_CC.nonzero(), strict=True):
+            colour = "white" if shares_CC[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts_CC[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xlabel("label that it got")
+    axes.set_ylabel("class")
+    axes.set_title(f"{confusion.error:.1%} of {counts_CC.sum()} images with another label than their own", fontsize=11)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _plain(name: str) -> str:
+    """A class's name as a figure shows it, cut short, and no formula."""
+    return (name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…").replace("$", r"\$")

@@ -14,14 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aae_ray.autoencoder.phases import TASKS
+from aae_ray.autoencoder.published import Published
 from aae_ray.datasets.classes import UNKNOWN
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.dataset import Dataset, class_names
 from aae_ray.errors import UserError
 from aae_ray.evaluation import drawing as figures
 from aae_ray.evaluation import sample_quality as quality
+from aae_ray.evaluation.clustering_metrics import assign_by_majority
+from aae_ray.evaluation.confusion import Confusion
 from aae_ray.evaluation.constants import Constants, data_key, prior_key
 from aae_ray.evaluation.diagnostics import Diagnostic, diagnose
-from aae_ray.evaluation.held_out import PROTOCOL_SEED, HeldOutMetrics, some_of
+from aae_ray.evaluation.held_out import PROTOCOL_SEED, TINY, HeldOutMetrics, some_of
 from aae_ray.evaluation.judge import SMALLEST, Judge, pixels
 from aae_ray.settings import RunSettings
 
@@ -32,7 +36,7 @@ NEIGHBOURS = 5  # of precision, recall, density and coverage
 CODES = 2000  # whose distances to the prior are taken
 BLOCK = 1000  # training images that are held at a time to find the nearest ones
 SHOWN = 32  # samples in the sheet of nearest images
-NEAREST_SHEET = "nearest.png"
+NEAREST_SHEET, CONFUSION_SHEET = "nearest.png", "confusion.png"
 PARZEN_ADVICE = (
     "a Parzen score above that of real images is not evidence of better samples: "
     "blurred, centroid-like samples score higher than real ones"
@@ -50,6 +54,13 @@ class FinalEvaluation:
     class_shares: tuple[float, ...] = ()  # of the samples, as the judge sees them; empty without a judge
     diagnostics: tuple[Diagnostic, ...] = ()
     remarks: list[str] = field(default_factory=list)  # with what the diagnostics say
+    confusion: Confusion | None = None  # on the test images, of a classifier
+
+    @property
+    def sheets(self) -> dict[str, bytes]:
+        """The figures by the names of their files, as PNG."""
+        drawn = {NEAREST_SHEET: self.nearest_sheet}
+        return drawn | ({CONFUSION_SHEET: figures.confusion_matrix(self.confusion)} if self.confusion else {})
 
 
 def evaluate_model(
@@ -62,8 +73,35 @@ def evaluate_model(
     result = evaluate_samples(evaluation.samples, evaluation.dataset, judge, evaluation.constants)
     test = evaluation.cheap("test") | evaluation.costly("test")
     result.metrics = test | result.metrics | evaluate_condition(evaluation, judge) | evaluate_codes(evaluation)
+    result.confusion = evaluation.confusion("test")
     name_illnesses(result, last_report, evaluation.settings)
     return result
+
+
+@torch.no_grad()
+def evaluate_encoder(result: FinalEvaluation, model: Published, dataset: Dataset) -> None:
+    """Add what a published classifier gets wrong on the test images; its clusters are named by the majority of their
+    validation images."""
+
+    def answered(rows: np.ndarray) -> tuple[Tensor | None, Tensor]:
+        labelled = dataset.labelled(rows)
+        y_NK = model.encode(pixels(dataset, labelled)).y_NK if len(labelled) else None
+        return y_NK, torch.from_numpy(np.asarray(dataset.labels_N)[labelled]) if len(labelled) else torch.empty(0)
+
+    y_NK, labels_N = answered(dataset.test)
+    if y_NK is None:
+        return
+    answers_N, name, names = y_NK.argmax(1), "test/classification_error", class_names(dataset)
+    if TASKS[model.task].y == "clusters":
+        known_NK, known_N = answered(dataset.val)
+        if known_NK is None:
+            return
+        answers_N, name = assign_by_majority(known_NK.clamp(min=TINY).log(), known_N)[answers_N], "test/majority_error"
+    elif y_NK.shape[1] != len(names):
+        result.remarks.append(f"no errors by class: the model knows {y_NK.shape[1]} classes, and the data {len(names)}")
+        return
+    result.confusion = Confusion.of(answers_N, labels_N, names)
+    result.metrics[name] = result.confusion.error
 
 
 def name_illnesses(result: FinalEvaluation, last_report: Mapping[str, float], settings: RunSettings) -> None:
@@ -75,6 +113,8 @@ def name_illnesses(result: FinalEvaluation, last_report: Mapping[str, float], se
 def final_evaluation_tags(result: FinalEvaluation, judge: Judge | None) -> dict[str, str]:
     """What is recorded of a final evaluation and is not a number: the judge, the samples' classes, remarks."""
     tags = {"aae.remarks": "; ".join(result.remarks)} if result.remarks else {}
+    if result.confusion:
+        tags |= {"aae.class_errors": "; ".join(result.confusion.lines())}
     if result.diagnostics:
         tags |= {"aae.diagnostics": ",".join(diagnostic.kind for diagnostic in result.diagnostics)}
     if judge:

@@ -17,10 +17,11 @@ from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import build_prior, sample_classes
 from aae_ray.datasets.classes import UNKNOWN
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.dataset import Dataset, class_names
 from aae_ray.datasets.images import Images
 from aae_ray.evaluation import clustering_metrics as clusters
 from aae_ray.evaluation import divergence, metrics, sample_quality
+from aae_ray.evaluation.confusion import Confusion
 from aae_ray.evaluation.constants import Constants, data_key, prior_key
 from aae_ray.evaluation.judge import Judge, is_judged, pixels
 from aae_ray.randomness import EVALUATION, generator_for
@@ -173,6 +174,18 @@ class HeldOutMetrics:
         examples_NK, (labelled_N, known_N) = self._look_at("val").logits_NK, self._labelled("val")
         assert examples_NK is not None
         return naming(examples_NK[labelled_N], known_N)[logits_NK.argmax(1)]
+
+    def confusion(self, part: str) -> Confusion | None:
+        """Which classes the label head takes for which others, on the images of a part that have a label; clusters are
+        named by the majority of their validation images, as for `majority_error`. None where there is nothing to tell.
+        """
+        logits_NK, (labelled_N, labels_N) = self._look_at(part).logits_NK, self._labelled(part)
+        if logits_NK is None or not len(labels_N) or not len(self.dataset.labelled(self.dataset.val)):
+            return None
+        answers_N = logits_NK[labelled_N].argmax(1)
+        if TASKS[self.settings.task].y == "clusters":
+            answers_N = self._named(part, logits_NK[labelled_N], labels_N, clusters.assign_by_majority)
+        return Confusion.of(answers_N, labels_N, class_names(self.dataset))
 
     def classes_of_labels(self) -> Tensor | None:
         """The class that each label of the decoder stands for, (K,): itself, or the majority of its cluster's

@@ -258,6 +258,7 @@ class Evaluated(_Event):
     tags: dict[str, str]
     data: DataRecord
     sheet: str  # path of the sheet of nearest images
+    confusion: str | None = None  # path of the confusion matrix, of a classifier
 
 
 Event = (

@@ -8,7 +8,6 @@
 What the commands do, these do by the same functions, with the same files and records. Mistakes are UserErrors.
 """
 
-import copy
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -37,6 +36,7 @@ from aae_ray.search.sampler import optuna_study
 from aae_ray.search.space import Plan
 from aae_ray.search.store import Store, find_study, read_ledger
 from aae_ray.settings import Settings, replace
+from aae_ray.study import loading
 from aae_ray.study.finalists import choose, rebuild
 from aae_ray.study.opening import mirror_of
 from aae_ray.study.plans import study_plan, training_plan
@@ -241,14 +241,14 @@ class BestTrial:
     def encoder(self) -> nn.Module:
         """Images (B, C, H, W) in [0, 1] in; a mapping out: `code` (B, Z), and where the model has them `sigma` (B, Z)
         and `probabilities` (B, K) of classes or clusters. Raises UserError when its checkpoint or its data are gone."""
-        return as_published(Encoder(self._training.evaluation.model))
+        return registry.on_the_cpu(Encoder(self._training.evaluation.model))
 
     @cached_property
     def decoder(self) -> nn.Module:
         """Codes in, (B, Z), or (B, K + Z) with a label before the style where the task has labels; images (B, C, H, W)
         in [0, 1] out. Raises UserError when its checkpoint or its data are gone.
         """
-        return as_published(Decoder(self._training.evaluation.model))
+        return registry.on_the_cpu(Decoder(self._training.evaluation.model))
 
     @cached_property
     def _training(self) -> Training:
@@ -274,18 +274,13 @@ def data_of(ledger: Ledger) -> Dataset:
     return dataset
 
 
-def as_published(network: nn.Module) -> nn.Module:
-    """A copy as it is published: on the CPU, in float32, without gradients."""
-    copied = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
-    return copied.requires_grad_(False)
-
-
 def load_model(
     name: str, version: str = registry.CHAMPION, tracking_uri: str | None = None, *, encoder: bool = True
 ) -> Published:
-    """A registered model by its name: decoder, encoder, and the prior that its codes come from.
+    """A model by its registered name, or by the folder of a study or a checkpoint: decoder, encoder, and the prior that
+    its codes come from.
 
     `version` is an alias or a number; `tracking_uri` MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given. Raises
     UserError where server, model or version are missing, or the encoder, which `encoder=False` leaves out.
     """
-    return registry.load(name, address.tracking_uri(tracking_uri), version, encoder=encoder)
+    return loading.load_model(name, version=version, uri=address.tracking_uri(tracking_uri), encoder=encoder)

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aae_ray.datasets.dataset import Dataset, cache_folder
+from aae_ray.datasets.dataset import Dataset, cache_folder, class_names
 from aae_ray.errors import UserError
 from aae_ray.evaluation.constants import Constants
-from aae_ray.evaluation.final_evaluation import NEAREST_SHEET, FinalEvaluation, evaluate_model, final_evaluation_tags
+from aae_ray.evaluation.final_evaluation import FinalEvaluation, evaluate_model, final_evaluation_tags
 from aae_ray.evaluation.judge import judge_if_any
 from aae_ray.reporting.cards import best_config, model_card
 from aae_ray.search import events
@@ -75,9 +75,10 @@ def measure(
     training, folder = rebuild(dataset, trial, store, constants), store.local
     judge = judge_if_any(dataset, cache_folder(training.settings.data))
     result = evaluate_model(training.evaluation, judge, training.history[-1])
-    sheet = Path(FIGURES, trial.name, NEAREST_SHEET)
-    (folder / sheet).parent.mkdir(parents=True, exist_ok=True)
-    (folder / sheet).write_bytes(result.nearest_sheet)
+    sheets = {Path(FIGURES, trial.name, name): content for name, content in result.sheets.items()}
+    for path, content in sheets.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
     conductor.record(
         events.Measured(
             number=trial.number,
@@ -85,7 +86,7 @@ def measure(
             remarks=tuple(result.remarks),
             tags=final_evaluation_tags(result, judge),
         ),
-        events.FileWritten(number=trial.number, path=str(sheet), folder=FIGURES),
+        *(events.FileWritten(number=trial.number, path=str(path), folder=FIGURES) for path in sheets),
     )
     return training, result
 
@@ -167,11 +168,6 @@ def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result:
         **{name: value for name, value in result.metrics.items() if name in test},
     }
     return {key: str(value) for key, value in tags.items()}
-
-
-def class_names(dataset: Dataset) -> tuple[str, ...]:
-    """The names of the classes in their order: as the data have them, else their numbers; none without labels."""
-    return dataset.class_names or tuple(map(str, range(dataset.classes or 0)))
 
 
 def _recorded_shares(training: Training) -> str:

@@ -10,8 +10,10 @@ import numpy as np
 from aae_ray.datasets.dataset import Dataset, cache_folder, load
 from aae_ray.errors import UserError
 from aae_ray.evaluation.final_evaluation import (
+    CONFUSION_SHEET,
     NEAREST_SHEET,
     FinalEvaluation,
+    evaluate_encoder,
     evaluate_model,
     evaluate_samples,
     final_evaluation_tags,
@@ -19,12 +21,13 @@ from aae_ray.evaluation.final_evaluation import (
 )
 from aae_ray.evaluation.held_out import sample_generator
 from aae_ray.evaluation.judge import Judge, judge_if_any
-from aae_ray.reading import Entry, build, read_overrides
+from aae_ray.reading import Entry, read_overrides
 from aae_ray.search import events
 from aae_ray.search.journal import Journal
 from aae_ray.search.store import local_root
 from aae_ray.secrets import redact
 from aae_ray.settings import Settings, dotted_fields, replace, setting
+from aae_ray.study.loading import checkpoint_state, recorded_settings
 from aae_ray.tracking import registry
 from aae_ray.tracking.mapping import trial_params
 from aae_ray.tracking.provenance import provenance, unique_timestamp
@@ -72,11 +75,8 @@ def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any
 
 
 def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> StandaloneEvaluation:
-    state = checkpoint.load(folder)
-    if not {"settings", "data_digest", "shape", "networks"} <= state.keys():
-        held = ", ".join(map(str, list(state)[:9]))
-        raise UserError(f"{folder / checkpoint.FILE} is not a checkpoint of aae_ray: it holds {held or 'nothing'}")
-    run = _settings(state["settings"], changes, str(folder))
+    state = checkpoint_state(folder)
+    run = recorded_settings(state["settings"], changes, str(folder))
     dataset = load(run.data)
     _same_data(str(folder), state["data_digest"], tuple(state["shape"]), dataset, any_data)
     _same_split(str(folder), state["settings"], run, dataset, any_data)
@@ -102,27 +102,22 @@ def checkpoint_name(folder: Path) -> str:
 def _registered(
     name: str, changes: Mapping[str, Entry], version: str, uri: str, any_data: bool
 ) -> StandaloneEvaluation:
-    decoder = registry.load(name, uri, version)
-    about = {key: value for key, value in decoder.settings.items() if key.startswith("data.")}
-    run = _settings(about, changes, name)
-    dataset, what = load(run.data), f"{name} version {decoder.version}"
-    _same_data(what, decoder.data_digest, decoder.shape, dataset, any_data)
+    try:
+        found = registry.load(name, uri, version, encoder=True)
+    except registry.NoPartner:
+        found = registry.load(name, uri, version)
+    about = {key: value for key, value in found.settings.items() if key.startswith("data.")}
+    run = recorded_settings(about, changes, name)
+    dataset, what = load(run.data), f"{name} version {found.version}"
+    _same_data(what, found.data_digest, found.shape, dataset, any_data)
     _same_split(what, about, run, dataset, any_data)
     judge = judge_if_any(dataset, cache_folder(run.data))
-    result = evaluate_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
+    result = evaluate_samples(lambda count: found.draw(count, sample_generator()), dataset, judge)
+    if found.encoder is not None:
+        evaluate_encoder(result, found, dataset)
     name_illnesses(result, {}, run)
     params = {key: value for key, value in trial_params(run).items() if key.startswith("data.")}
-    return StandaloneEvaluation(f"{name}-{decoder.version}", run, dataset, judge, result, params)
-
-
-def _settings(recorded: Mapping[str, Any], changes: Mapping[str, Entry], where: str) -> Settings:
-    known = dotted_fields()
-    values = {
-        key: Entry(value, where)
-        for key, value in recorded.items()
-        if key in known and value is not None and not key.startswith(("study.", "tracking."))
-    }
-    return build(values | dict(changes))
+    return StandaloneEvaluation(f"{name}-{found.version}", run, dataset, judge, result, params)
 
 
 def _same_data(what: str, digest: str, shape: tuple[int, ...], dataset: Dataset, any_data: bool) -> None:
@@ -160,11 +155,11 @@ class Recorded(NamedTuple):
 
 
 def record(found: StandaloneEvaluation, uri: str) -> Recorded:
-    """Write an evaluation to MLflow as a run of its own, with the sheet of nearest images."""
+    """Write an evaluation to MLflow as a run of its own, with its figures."""
     folder = local_root(found.run.study.folder) / f"evaluation-{unique_timestamp()}"
     folder.mkdir(parents=True)
-    sheet = folder / NEAREST_SHEET  # a copy of its own: it may be sent when the user's file is another one
-    sheet.write_bytes(found.result.nearest_sheet)
+    for name, content in found.result.sheets.items():  # of their own: they may be sent when the user's file is another
+        (folder / name).write_bytes(content)
     tags = {
         "aae.study_id": folder.name,
         "aae.run_kind": "evaluation",
@@ -182,7 +177,8 @@ def record(found: StandaloneEvaluation, uri: str) -> Recorded:
             metrics=dict(found.result.metrics),
             tags={key: redact(str(value)) for key, value in tags.items() if value},
             data=events.DataRecord.of(found.dataset),
-            sheet=sheet.name,
+            sheet=NEAREST_SHEET,
+            confusion=CONFUSION_SHEET if found.result.confusion else None,
         )
     )
     tracker = Tracker(folder, journal.history, uri)

@@ -255,7 +255,7 @@ def _evaluated(event: events.Evaluated) -> list[Call]:
         LogParams(STUDY, event.params),
         LogDataset(STUDY, event.data),
         LogMetrics(STUDY, _finite(event.metrics), 0, event.time),
-        LogArtifact(STUDY, event.sheet, "figures"),
+        *(LogArtifact(STUDY, path, "figures") for path in (event.sheet, event.confusion) if path),
         SetStatus(STUDY, "FINISHED", event.time),
     ]
 

@@ -74,7 +74,7 @@ def _decoder_interface(model: Model) -> _Interface:
 def _encoder_interface(model: Model) -> _Interface:
     example_BCHW = torch.rand(2, *model.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        answer = _on_the_cpu(Encoder(model))(example_BCHW)
+        answer = on_the_cpu(Encoder(model))(example_BCHW)
     outputs = {name: tuple(part_BX.shape[1:]) for name, part_BX in answer.items()}
     return _Interface("images", model.shape, " in [0, 1]", (0.0, 1.0), example_BCHW, outputs)
 
@@ -83,7 +83,8 @@ def _encoder_interface(model: Model) -> _Interface:
 _PUBLISHED = {DECODER: (Decoder, _decoder_interface), ENCODER: (Encoder, _encoder_interface)}
 
 
-def _on_the_cpu(network: nn.Module) -> nn.Module:
+def on_the_cpu(network: nn.Module) -> nn.Module:
+    """A copy in float32 that is done with training."""
     copied = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
@@ -114,7 +115,7 @@ def export(model: Model, target: Path, about: Mapping[str, Any], kind: str = DEC
     partial = target.with_name(f"{target.name}{PARTIAL}{uuid.uuid4().hex[:8]}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     mlflow.pytorch.save_model(
-        _on_the_cpu(network(model)),
+        on_the_cpu(network(model)),
         str(partial),
         serialization_format="pt2",
         signature=ModelSignature(Schema([TensorSpec(single, (-1, *interface.shape))]), outputs),
@@ -402,6 +403,10 @@ def runs_of(client: Any, version: Any) -> tuple[Any, Any]:
         ) from None
 
 
+class NoPartner(UserError):
+    """An encoder or a decoder was registered without the other."""
+
+
 def load(name: str, uri: str, alias_or_version: str = CHAMPION, *, encoder: bool = False) -> Published:
     """The registered decoder of this name, and on request the encoder of the same trial; the encoder's name does too.
 
@@ -443,7 +448,7 @@ def _partner(client: Any, version: Any, kind: str) -> Any:
         known = client.search_registered_models(f"name = '{name}'")
         if known and (found := _registered(client, name, version.tags.get(TRIAL))):
             return found
-    raise UserError(
+    raise NoPartner(
         f"{version.name} version {version.version} has no {kind} beside it: it was registered alone, by an earlier "
         "release or another program; run its study again, or name a checkpoint of it"
     )

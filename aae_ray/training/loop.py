@@ -274,6 +274,7 @@ class Training:
             "data_digest": self.dataset.digest,
             "shape": list(self.dataset.shape),
             "classes": self.dataset.classes,
+            "class_names": list(self.dataset.class_names or ()),
             "history": [dict(metrics) for metrics in self.history],
             "networks": {name: network.state_dict() for name, network in self.model.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},

@@ -12,9 +12,11 @@ from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.errors import UserError
 from aae_ray.settings import Settings, replace
 from aae_ray.study.standalone_evaluation import StandaloneEvaluation, checkpoint_name, measure, record
+from aae_ray.tracking import registry
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Training
 from tests.datasets.small_sets import write_idx
+from tests.tracking.test_registry import NAME, client_of, new_run, request_of
 
 
 @pytest.fixture
@@ -51,7 +53,11 @@ def test_a_checkpoint_is_measured_on_the_test_images_and_recorded(
     assert run.data.tags["aae.judge"] == found.judge.digest and run.data.tags["aae.class_shares"]
     assert run.info.status == "FINISHED"
     assert run.data.metrics["quality/fid_local"] == pytest.approx(metrics["quality/fid_local"])
-    assert [item.path for item in client.list_artifacts(run.info.run_id, "figures")] == ["figures/nearest.png"]
+    figures = [item.path for item in client.list_artifacts(run.info.run_id, "figures")]
+    assert figures == ["figures/confusion.png", "figures/nearest.png"]
+    assert found.result.confusion is not None and found.result.confusion.counts_CC.sum() == len(found.dataset.test)
+    assert found.result.confusion.error == pytest.approx(metrics["test/classification_error"])
+    assert run.data.tags["aae.class_errors"] == "; ".join(found.result.confusion.lines())
     assert run.data.params["task"] == "semi_supervised" and run.data.params["model.hidden"] == "32-16"
     assert record(found, database).folder != recorded.folder, "two of one second are two"
     assert len(client.search_runs([experiment.experiment_id])) == 2
@@ -127,3 +133,28 @@ def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
         checkpoint.save(state, tmp_path / "strange")
         with pytest.raises(UserError, match="is not a checkpoint of aae_ray"):
             evaluate(tmp_path / "strange")
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_registered_classifier_tells_its_errors(
+    alone: bool, small_run: Settings, digits: Dataset, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its encoder; a decoder that was registered alone is measured without."""
+    monkeypatch.chdir(tmp_path)
+    training = Training(replace(small_run, {"task": "semi_supervised", "train.dtype": "float32"}), digits)
+    training.train(1)
+    about = {"task": "semi_supervised", "prior": "gaussian", "prior_scale": "1", "latent_dim": "3", "classes": "10"}
+    about |= {"image_shape": "1x8x8", "data.name": "digits", "data.cache": str(small_run.data.cache)}
+    for kind in ("decoder", "encoder"):
+        registry.export(training.evaluation.model, tmp_path / kind / "m", about, kind)
+    request = request_of(
+        "s/t/1", [[0.1, 0.1]], folder=tmp_path / "decoder/m", encoder=None if alone else tmp_path / "encoder/m"
+    )
+    request["tags"] |= about | {"data.digest": digits.digest}
+    client = client_of(database)
+    registry.register(client, new_run(client), request)
+    result = measure(NAME, [], version="champion", uri=database, any_data=False).result
+    assert "quality/fid_local" in result.metrics and (result.confusion is None) is alone
+    if result.confusion:
+        own = training.evaluation.confusion("test")
+        assert own is not None and np.array_equal(result.confusion.counts_CC, own.counts_CC)

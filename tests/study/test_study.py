@@ -54,7 +54,7 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
     assert "Pareto front" in text and "best trial" in text and re.search(r"test images +test/recon\S+ 0\.0\d+", text)
     assert re.search(r"samples +quality/fid_local \d.* \(floor .*quality/parzen_nats -?\d.* \(real images \d", text)
     assert "is not evidence of better samples" in text and re.search(r"hypervolume +0\.\d+ of 1 after \d+ epochs", text)
-    assert "aae-digits-decoder version 1, champion" in text
+    assert "aae-digits-decoder version 1, champion (the first of its name), with aae-digits-encoder" in text
     assert (
         "python -m aae_ray.generate aae-digits-decoder" in text and "mlflow ui --backend-store-uri 'sqlite:///" in text
     )
