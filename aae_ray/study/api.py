@@ -36,6 +36,7 @@ from aae_ray.search.sampler import optuna_study
 from aae_ray.search.space import Plan
 from aae_ray.search.store import Store, find_study, read_ledger
 from aae_ray.settings import Settings, replace
+from aae_ray.study import loading
 from aae_ray.study.finalists import choose, rebuild
 from aae_ray.study.opening import mirror_of
 from aae_ray.study.plans import study_plan, training_plan
@@ -276,9 +277,10 @@ def data_of(ledger: Ledger) -> Dataset:
 def load_model(
     name: str, version: str = registry.CHAMPION, tracking_uri: str | None = None, *, encoder: bool = True
 ) -> Published:
-    """A registered model by its name: decoder, encoder, and the prior that its codes come from.
+    """A model by its registered name, or by the folder of a study or a checkpoint: decoder, encoder, and the prior that
+    its codes come from.
 
     `version` is an alias or a number; `tracking_uri` MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given. Raises
     UserError where server, model or version are missing, or the encoder, which `encoder=False` leaves out.
     """
-    return registry.load(name, address.tracking_uri(tracking_uri), version, encoder=encoder)
+    return loading.load_model(name, version=version, uri=address.tracking_uri(tracking_uri), encoder=encoder)
