@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from aae_ray import settings
 from aae_ray.datasets.classes import UNKNOWN, classes_of
+from aae_ray.datasets.columns import NONE
 from aae_ray.datasets.download import Progress, no_progress
 from aae_ray.datasets.formats import Format, Stored, find_stored
 from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, ValueRange
-from aae_ray.datasets.parquet import NONE
 from aae_ray.datasets.parts import with_test
 from aae_ray.datasets.pixels import Scale, arrange_block, told_by_place
 from aae_ray.datasets.published import PUBLISHED, Published

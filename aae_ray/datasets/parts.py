@@ -28,7 +28,11 @@ def part_of_word(word: str) -> int | None:
 
 def parts_of_files(root: Path, files: Sequence[Path]) -> list[int] | None:
     """The part of each file below a folder, by its name or that of a folder on the way; None where all are of one."""
-    parts = [TO_BE_DRAWN if file == root else _part_of_file(file.relative_to(root)) for file in files]
+    return where_they_differ([TO_BE_DRAWN if file == root else _part_of_file(file.relative_to(root)) for file in files])
+
+
+def where_they_differ(parts: list[int]) -> list[int] | None:
+    """The same parts, of which several are told apart; None where all are of one, as those tell nothing."""
     return parts if len({TRAIN if part == TO_BE_DRAWN else part for part in parts}) > 1 else None
 
 
@@ -36,8 +40,9 @@ def _part_of_file(relative: Path) -> int:
     for folder in relative.parts[:-1]:
         if (part := part_of_word(folder.rpartition("=")[2])) is not None:
             return part
-    named = _NAMED.fullmatch(relative.name.partition(".")[0])
-    return TO_BE_DRAWN if named is None else WORDS[named.group(1).lower()]
+    # Between the dots of a name stand parts (`mnist.train.parquet`) and other things (`train.v2.snappy.parquet`).
+    named = [found for piece in relative.name.split(".") if (found := _NAMED.fullmatch(piece))]
+    return WORDS[named[-1].group(1).lower()] if named else TO_BE_DRAWN
 
 
 def with_test(stream: ImageStream, test: ImageStream, place: str) -> ImageStream:

@@ -186,7 +186,7 @@ def _open(content: bytes) -> _Opened:
 
 
 def _netpbm_bits(content: bytes) -> int:
-    """Bits of a sample of a Netpbm file, by its header: the kind, width, height and, of grey and colour, what is white."""
+    """Bits of a sample of a Netpbm file, by its header: kind, width, height and, but of bitmaps, what is white."""
     fields = re.sub(rb"#[^\r\n]*", b"", content[:_HEADER_BYTES]).split(maxsplit=4)
     has_white = len(fields) > 3 and fields[0] in _NETPBM_WITH_WHITE and fields[3].isdigit()
     return 16 if has_white and int(fields[3]) > 255 else 8

@@ -53,6 +53,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "folders in folders": ("data/Train/0/a.parquet", "data/Train/1/b.parquet", "data/TEST/a.parquet"),
     "hive": ("split=train/a.parquet", "split=train/b.parquet", "split=test/a.parquet"),
     "behind a name": ("mnist_train_1.parquet", "mnist_train_2.parquet", "mnist_test.parquet"),
+    "between dots": ("mnist.train.1.parquet", "mnist.train.2.parquet", "mnist.test.snappy.parquet"),
+    "before dots": ("train.v1.parquet", "train.v2.parquet", "test.v1.parquet"),
     "upper case": ("TRAIN1.PARQUET", "TRAIN2.PARQUET", "TEST.Parquet"),
     "without a word": ("a.parquet", "b.parquet", "test.parquet"),
 }
