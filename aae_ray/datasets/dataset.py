@@ -29,7 +29,7 @@ from aae_ray.datasets.pixels import Scale, arrange_block, told_by_place
 from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.errors import UserError, did_you_mean
 
-PREPARED_FORMAT = 3  # raised when prepared data changes its form, so that older ones are made anew
+PREPARED_FORMAT = 4  # raised when prepared data or their reading changes, so that older ones are made anew
 Indices = NDArray[np.int64]
 
 

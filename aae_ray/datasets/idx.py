@@ -124,6 +124,14 @@ def read_idx(files: Mapping[str, Path], data: Data) -> ImageStream:
             if columns > 1:
                 remarks = (f"of the {columns} columns of QMNIST's labels the first was read, the class",)
     sizes = [shape[0] for shape in shapes]
+    starts = np.cumsum([0, *sizes])
+
+    def label_place(image: int | None) -> str:
+        if image is None:
+            return ", ".join(str(files[name]) for _, name in parts)
+        index = int(np.searchsorted(starts, image, side="right")) - 1
+        return f"{files[parts[index][1]]}: label {image - starts[index]}"
+
     return ImageStream(
         sum(sizes),
         blocks(),
@@ -132,7 +140,7 @@ def read_idx(files: Mapping[str, Path], data: Data) -> ImageStream:
         np.repeat(np.array((TRAIN, TEST)[: len(sizes)], np.int8), sizes) if with_test else None,
         value_range=lambda: scale.seen,
         remarks=lambda: remarks,
-        label_place=lambda image: f"{files[_TRAINING_PART[1]]}{'' if image is None else f': label {image}'}",
+        label_place=label_place,
     )
 
 

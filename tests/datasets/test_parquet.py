@@ -324,9 +324,7 @@ def test_files_of_a_folder_must_name_their_classes_alike(tmp_path: Path) -> None
     files = sorted(tmp_path.glob("*.parquet"))
     assert read_parquet(tmp_path, files, Data()).label_names == ("cat", "dog")
     write("b", "dog", "cat")
-    with pytest.raises(
-        UserError, match=r"b\.parquet: the classes .* names dog, cat, and in .*a\.parquet .* cat"
-    ):
+    with pytest.raises(UserError, match=r"b\.parquet: the classes .* names dog, cat, and in .*a\.parquet .* cat"):
         read(tmp_path)
     pq.write_table(table([[1], [2]], label=[0, 1]), tmp_path / "b.parquet")
     with pytest.raises(UserError, match=r"b\.parquet: the classes of column label have no names, and in .*cat, dog"):

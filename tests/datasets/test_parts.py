@@ -163,6 +163,44 @@ def test_what_two_paths_must_have_in_common(tmp_path: Path, own: Any) -> None:
         build({"data.test_path": Entry("x.parquet", "command line")})
 
 
+def test_of_a_second_path_with_parts_the_test_part_is_taken_alone(tmp_path: Path, own: Any) -> None:
+    """The root of a set as data.test_path, beside its folder of training images."""
+    labels = [("ant", "bee")[row % 2] for row in range(60)]
+    train = write(tmp_path / "set/train/a.parquet", slice(0, 40), label=labels[:40])
+    write(tmp_path / "set/test/a.parquet", slice(40, 60), label=labels[40:])
+    dataset = own(train, test_path=str(tmp_path / "set"))
+    assert len(dataset.images_NCHW) == 60 and rows_of(dataset, dataset.test) == images(slice(40, 60))
+    assert dataset.class_names is not None and dataset.labels_N is not None
+    assert [dataset.class_names[label] for label in dataset.labels_N] == labels
+    assert "images of data.test_path that are not of its test part, left out: 40" in dataset.origin.remarks
+    bad = [*labels[40:47], "", *labels[48:]]
+    write(tmp_path / "set/test/a.parquet", slice(40, 60), label=bad)
+    with pytest.raises(UserError, match=r"test/a\.parquet: row 7 of column label is empty text"):
+        own(train, test_path=str(tmp_path / "set"))
+    mixed = write(tmp_path / "mixed.parquet", slice(0, 20), label=labels[:20], split=["train", "val"] * 10)
+    with pytest.raises(UserError, match=r"data\.test_path: .*mixed\.parquet has parts, and none for the test"):
+        own(train, test_path=str(mixed))
+
+
+def test_what_was_done_to_images_of_both_paths_is_told(tmp_path: Path, own: Any) -> None:
+    from PIL import Image
+
+    for name, rows in (("train", range(40)), ("test", range(40, 60))):
+        (tmp_path / name).mkdir()
+        for row in rows:
+            Image.fromarray(IMAGES[row].reshape(3, 3)).save(tmp_path / name / f"{row}.png")
+        (tmp_path / name / "notes.txt").write_text("")
+    dataset = own(tmp_path / "train", test_path=str(tmp_path / "test"))
+    left_out = "files that are no pictures, left out: 1 (.txt 1)"
+    assert dataset.origin.remarks == (left_out, f"in data.test_path, {left_out}")
+
+
+def test_an_observed_scale_suits_one_path_alone() -> None:
+    entries = {"data.path": "a", "data.test_path": "b", "data.scale": "observed"}
+    with pytest.raises(SettingsError, match=r"data\.scale=observed takes another black and white .*LOW:HIGH"):
+        build({key: Entry(value, "command line") for key, value in entries.items()})
+
+
 def test_a_row_of_the_second_path_is_named_by_its_own_file(tmp_path: Path, own: Any) -> None:
     train = write(tmp_path / "a.parquet", slice(0, 40), label=["a", "b"] * 20)
     test = write(tmp_path / "b.parquet", slice(40, 60), label=["a"] * 7 + [""] + ["b"] * 12)
