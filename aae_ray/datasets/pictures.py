@@ -238,7 +238,7 @@ def _undecodable(content: bytes, error: Exception) -> str:
         return f"is {name}; pictures are {formats}"
     with_text = re.match(rb"[\t\n\r\x20-\x7e]{8,}", content[:40])
     begins = repr(with_text[0].decode()) if with_text else f"the bytes {content[:8].hex(' ')}"
-    return f"is no picture of a known format ({formats}): it begins with {begins}"
+    return f"is not a picture in a known format ({formats}): it begins with {begins}"
 
 
 def _is_cut(name: str, content: bytes) -> bool:

@@ -178,7 +178,7 @@ PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
         lambda: table([{"bytes": None}], type=pa.struct({"bytes": pa.binary(), "path": pa.string()})),
         "row 0 of column image has no bytes, only a path",
     ),
-    "undecodable": (lambda: table([picture(GREY[0]), b"x" * 99]), "row 1 of column image is no picture of a known"),
+    "undecodable": (lambda: table([picture(GREY[0]), b"x" * 99]), "row 1 of column image is not a picture in a known"),
     "no bytes": (lambda: table([b""]), "row 0 of column image is empty"),
     "truncated PNG": (lambda: table([picture(GREY[0])[:-30]]), "row 0 of column image is a PNG image that is cut"),
     "GIF": (lambda: table([picture(GREY[0], "GIF")[:40]]), "row 0 of column image is a GIF image that is cut short"),

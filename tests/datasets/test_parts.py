@@ -69,7 +69,7 @@ def test_files_and_folders_name_the_parts(tmp_path: Path, own: Any, names: str) 
     dataset = own(folder, validation_fraction=0.25)
     assert rows_of(dataset, dataset.test) == images(slice(40, 60))
     assert (len(dataset.train), len(dataset.val)) == (30, 10)
-    assert "given by" in contents_of(dataset).rows()["parts"]
+    assert contents_of(dataset).rows()["parts"].endswith("; test given by names of files and folders, validation drawn")
 
 
 def test_all_parts_may_be_given(tmp_path: Path, own: Any) -> None:
@@ -88,6 +88,7 @@ def test_a_test_part_is_drawn_where_validation_alone_is_given(tmp_path: Path, ow
     write(tmp_path / "set/val.parquet", slice(40, 60))
     dataset = own(tmp_path / "set", test_fraction=0.25)
     assert rows_of(dataset, dataset.val) == images(slice(40, 60)) and len(dataset.test) == 10
+    assert "validation given by names of files and folders, test drawn" in contents_of(dataset).rows()["parts"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_a_second_path_is_the_test_part(tmp_path: Path, own: Any) -> None:
     assert rows_of(dataset, dataset.test) == images(slice(40, 60)) and len(dataset.val) == 8
     assert dataset.class_names == ("ant", "bee")
     assert [dataset.class_names[label] for label in np.asarray(dataset.labels_N)] == labels
-    assert contents_of(dataset).rows()["parts"].endswith("; given by data.test_path")
+    assert contents_of(dataset).rows()["parts"].endswith("; test given by data.test_path, validation drawn")
 
 
 def test_what_two_paths_must_have_in_common(tmp_path: Path, own: Any) -> None:
@@ -216,7 +217,7 @@ def test_images_that_are_there_twice_are_counted(tmp_path: Path, own: Any) -> No
     contents = contents_of(own(tmp_path / "a.parquet"))
     assert (contents.images, contents.duplicates, contents.shared) == (64, 4, 1)
     told = contents.rows()["repeated"]
-    assert told == "copies of an earlier image 4; validation and test images that stand in another part too 1"
+    assert told == "copies of an earlier image 4; validation and test images that also occur in another part 1"
     assert contents.short() == (
         "64 images of 1 x 3 x 3, read from Parquet, columns image, split; pixels 0 to 255 before scaling",
         "no labels; training 43, validation 10, test 11, given by column split",
