@@ -20,7 +20,7 @@ from aae_ray import reading, settings
 from aae_ray.cli import main
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.contents import contents_of
-from aae_ray.datasets.dataset import Dataset, load, prepared_folder
+from aae_ray.datasets.dataset import Dataset, class_names, load, prepared_folder
 from aae_ray.errors import UserError
 
 COLUMNS, SHOWN = 10, 100  # of the preview: in a row, and in all
@@ -101,13 +101,11 @@ def sheet(dataset: Dataset) -> bytes:
     from aae_ray.evaluation import drawing
     from aae_ray.evaluation.judge import pixels
 
-    rows, names = _some_of_each_class(dataset), dataset.class_names
+    rows, names = _some_of_each_class(dataset), class_names(dataset)
     labels_N = None if dataset.labels_N is None else np.asarray(dataset.labels_N)[rows]
     captions = []
     for label in [] if labels_N is None else labels_N:
-        captions.append(
-            "no label" if label == UNKNOWN else drawing.written(names[label], label) if names else str(label)
-        )
+        captions.append("no label" if label == UNKNOWN else drawing.written(names[label], label))
     return drawing.captioned(pixels(dataset, rows), captions, COLUMNS)
 
 

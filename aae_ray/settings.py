@@ -770,6 +770,12 @@ RULES: tuple[Rule, ...] = (
         "data.test_path is the test part of the images in data.path; give that, too, got {test_path}",
     ),
     Rule(
+        ("data.scale", "data.test_path"),
+        lambda scale, test_path: scale != "observed" or test_path is None,
+        "data.scale=observed takes another black and white from data.test_path than from data.path, and their images "
+        "could not be compared; give the values that are black and white in both, data.scale=LOW:HIGH",
+    ),
+    Rule(
         ("data.validation_fraction", "data.test_fraction"),
         lambda validation, test: validation + test < 1,
         "data.validation_fraction and data.test_fraction leave no images to train on; their sum must be below 1, "

@@ -80,7 +80,10 @@ def test_what_was_read_and_what_was_not_is_said_once(run: Callable[..., Ended], 
     assert "source  Parquet, 2 files, columns pixels, kind; not used: age" in labelled.stdout
     assert "values  0 to 255 before scaling" in labelled.stdout
     assert "classes 2 classes: ant 20, bee 19; without a label 1" in labelled.stdout
-    assert "parts   training 16, validation 4, test 20; given by names of files and folders" in labelled.stdout
+    assert (
+        "parts   training 16, validation 4, test 20; test given by names of files and folders, validation drawn"
+        in labelled.stdout
+    )
     bare = run("faces", "--path", tmp_path, "--cache", tmp_path / "cache")
     assert "not used: kind, age (data.label_column takes one of them as labels)" in bare.stdout
 

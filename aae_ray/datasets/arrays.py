@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from aae_ray.datasets.arrow_images import CHANNELS, WITH_OPACITY
 from aae_ray.datasets.classes import NO_LABELS, concatenated
+from aae_ray.datasets.columns import NONE
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, TRAIN, ImageStream, Origin, size_text
 from aae_ray.datasets.parts import part_of_word
 from aae_ray.datasets.pictures import format_of
@@ -32,7 +33,6 @@ _T = TypeVar("_T")
 # Names by which people call arrays, without the part, in lower case.
 _IMAGE_NAMES = ("images", "image", "x", "data", "imgs", "img", "pixels")
 _LABEL_NAMES = ("labels", "label", "y", "targets", "target")
-_NONE = "none"  # in place of the name of labels: they are not read
 _SHOWN = 6  # arrays in a message
 _START = 1024  # bytes that tell one format from another
 _HEADER_READERS = {
@@ -70,6 +70,11 @@ def read_arrays(files: Sequence[Path], data: Data) -> ImageStream:
     array that can be any; else `data.image_column` and `data.label_column` name them. Headers and labels are checked
     here, images while the blocks are read. Raises UserError by file and array.
     """
+    if data.split_column:
+        raise UserError(
+            f"data.split_column: {files[0]} holds NumPy's arrays, which have no column of parts; parts are told by the "
+            f"names of arrays, such as x_train and x_test"
+        )
     headers = [header for file in files for header in _headers(file)]
     images = _image_arrays(headers, data.image_column)
     labels = _label_arrays(headers, images, data.label_column)
@@ -84,6 +89,14 @@ def read_arrays(files: Sequence[Path], data: Data) -> ImageStream:
     scale = Scale(data)
     counts = [header.shape[0] for header in shapes]
     used = [*images.values(), *labels.values()]
+    starts = np.cumsum([0, *counts])
+
+    def label_place(image: int | None) -> str:
+        if image is None:
+            return ", ".join(map(str, labels.values()))
+        index = int(np.searchsorted(starts, image, side="right")) - 1
+        return f"{labels[list(images)[index]]}: label {image - starts[index]}"
+
     return ImageStream(
         sum(counts),
         _blocks(list(shapes), scale, data),
@@ -97,7 +110,7 @@ def read_arrays(files: Sequence[Path], data: Data) -> ImageStream:
         ),
         None if TO_BE_DRAWN in images else np.repeat(np.array(list(images), np.int8), counts),
         value_range=lambda: scale.seen,
-        label_place=lambda image: f"{next(iter(labels.values()))}{'' if image is None else f': label {image}'}",
+        label_place=label_place,
     )
 
 
@@ -143,7 +156,7 @@ def _label_arrays(
     headers: Sequence[ArrayHeader], images: Mapping[int, ArrayHeader], named: str | None
 ) -> dict[int, ArrayHeader]:
     """The arrays of labels by the part of the images to which they belong."""
-    if named == _NONE:
+    if named == NONE:
         return {}
     rest = [header for header in headers if header not in images.values()]
     if named:
@@ -281,15 +294,22 @@ def _label_array(header: ArrayHeader, images: ArrayHeader) -> "pa.Array":
         )
     values = np.concatenate([rows.reshape(-1) for rows in _rows(header)])
     if dtype.kind == "S":
-        values = np.char.decode(values, "utf-8", "replace")
+        values = np.array([_decoded(value, row, header) for row, value in enumerate(values.tolist())])
     if values.dtype.kind in "uif":
         values = values.astype(np.float32 if dtype == np.float16 else dtype.newbyteorder("="))
     try:
         return pa.array(values.tolist() if values.dtype.kind == "U" else values)
     except (pa.ArrowException, TypeError) as error:
         raise UserError(
-            f"{header} holds values of type {dtype}, which can be no labels ({error}). {NO_LABELS}"
+            f"{header} holds values of type {dtype}, which cannot be labels ({error}). {NO_LABELS}"
         ) from None
+
+
+def _decoded(value: bytes, row: int, header: ArrayHeader) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{header}: label {row} is {value!r}, which is not UTF-8; store the labels as text") from None
 
 
 # -------------------------------------------------------------------------------------------------------------- files

@@ -24,6 +24,7 @@ WHAT = "pictures as bytes (PNG, JPEG, ...), or lists of pixel values"
 
 # Extension types whose metadata are the shape of a tensor, as JSON; Ray's are described in ray.data.extensions.
 _SHAPED = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
+_UUID_BYTES = 16
 _ANY_SHAPE = "ray.data.arrow_variable_shaped_tensor"
 
 Fault = Callable[[int, str], UserError]  # of a row of a batch
@@ -71,6 +72,14 @@ def kind_of(field: Any) -> Kind | None:
     if family is None or not 1 <= depth <= 3:
         return None
     return Kind(family, shape, axes)
+
+
+def is_identifier(field: Any) -> bool:
+    """Whether a column of this Arrow field holds what is as long as a UUID, and images only where somebody says so."""
+    import pyarrow as pa
+
+    kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
+    return bool(pa.types.is_fixed_size_binary(kind)) and kind.byte_width == _UUID_BYTES
 
 
 def _extension(field: Any) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
@@ -130,26 +139,28 @@ def read_images(batches: Callable[[], Iterator[Batch]], pictures: Pictures, whol
     `batches` gives all of them anew at each call, as the range of values may be asked first; `whole` names them all.
     Raises UserError.
     """
-    scale = pictures.scale
+    scale, raw = pictures.scale, _are_raw(next(batches(), None))
     if scale.needs_observing:
         for batch in batches():
-            if batch.kind.is_pictures and not _is_raw(batch):
+            if _of_files(batch, raw):
                 for offset, content in enumerate(_contents(batch)):
                     with _told(batch, offset):
                         pictures.observe(content)
             else:
                 with _told(batch):
                     scale.observe(_pixels(batch))
-    yield from stack(_of_one_kind(batches, pictures))
+    yield from stack(_of_one_kind(batches, raw, pictures))
     with told_by_place(whole):
         scale.finish()
 
 
-def _of_one_kind(batches: Callable[[], Iterator[Batch]], pictures: Pictures) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def _of_one_kind(
+    batches: Callable[[], Iterator[Batch]], raw: bool, pictures: Pictures
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Images (H, W, C) one by one, each with its place."""
     rest = batches()
     for batch in rest:
-        if batch.kind.is_pictures and not _is_raw(batch):
+        if _of_files(batch, raw):
             for offset, content in enumerate(_contents(batch)):
                 with _told(batch, offset):
                     yield _place(batch, offset), pictures.decode(content)
@@ -202,12 +213,23 @@ def _stored(batch: Batch) -> Any:
 # ------------------------------------------------------------------------------------------------------- pictures
 
 
-def _is_raw(batch: Batch) -> bool:
-    """Whether binaries of a fixed size are pixels and no picture files."""
+def _are_raw(first: Batch | None) -> bool:
+    """Whether binaries of a fixed size are pixels and no picture files: few of them begin as those do, by chance."""
+    if first is None or not _of_fixed_size(first):
+        return False
+    contents = _stored(first).to_pylist()
+    return 2 * sum(format_of(content) in FORMATS.values() for content in contents) < len(contents)
+
+
+def _of_fixed_size(batch: Batch) -> bool:
     import pyarrow as pa
 
-    column = _stored(batch)
-    return bool(pa.types.is_fixed_size_binary(column.type)) and format_of(column[0].as_py()) not in FORMATS.values()
+    return bool(pa.types.is_fixed_size_binary(_stored(batch).type))
+
+
+def _of_files(batch: Batch, raw: bool) -> bool:
+    """Whether the images of a batch are picture files; `raw` says that binaries of a fixed size are none."""
+    return batch.kind.is_pictures and not (raw and _of_fixed_size(batch))
 
 
 def _contents(batch: Batch) -> Iterator[bytes]:

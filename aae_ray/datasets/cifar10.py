@@ -5,17 +5,16 @@ The Python version of the archive holds pickles, which may run code when they ar
 `N` images of a batch, `B` images of a block, `C` channels, `H` height, `W` width.
 """
 
-import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray.datasets.image_stream import TEST, TRAIN, ImageStream, Origin
+from aae_ray.datasets.packed import open_unpacked
 from aae_ray.errors import UserError
 
 ARCHIVE = "cifar-10-binary.tar.gz"
@@ -59,17 +58,10 @@ def _content(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _open(archive: Path) -> gzip.GzipFile | BinaryIO:
-    # By content, not by name: servers and browsers unpack .gz files on the way and leave the name as it was.
-    with archive.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(archive, "rb") if packed else archive.open("rb")
-
-
 def _batches_in(archive: Path) -> dict[str, bytes]:
     batches = {}
     try:
-        with _open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        with open_unpacked(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             # One pass in the archive's own order: to go back in it is to unpack it again from its start.
             for member in tar:
                 name = PurePosixPath(member.name).name

@@ -92,9 +92,9 @@ def classes_of(
     """The classes of labels: whole numbers (also as decimals or floats), text, dates and times, true and false.
 
     Classes are numbered in sorted order, text that is whole numbers throughout by their values. Images whose label is
-    null or NaN have none, and those of -1 where all others are whole numbers from 0 up. `place` says where the label of
-    an image stands, and where all of them do (None); `label_names` are the names of the labels 0, 1, ..., where the
-    source has names for its numbers. Raises UserError at labels that are no classes.
+    null or NaN have none, and those of -1, also as text, where all others are whole numbers from 0 up. `place` says
+    where the label of an image stands, and where all of them do (None); `label_names` are the names of the labels 0, 1,
+    ..., where the source has names for its numbers. Raises UserError at labels that are no classes.
     """
     import pyarrow as pa
 
@@ -113,7 +113,7 @@ def classes_of(
         first = int(np.flatnonzero(known_N & (index_N == values.index("")))[0])
         raise UserError(f"{place(first)} is empty text; make it null where an image has no label")
     order = sorted(range(len(values)), key=keys.__getitem__)
-    if pa.types.is_integer(labels.type) and keys[order[0]] == UNKNOWN and len(order) > 1:
+    if keys[order[0]] == UNKNOWN and len(order) > 1:
         known_N &= index_N != order.pop(0)
     if len(order) > MAX_CLASSES or len(order) == known_N.sum() > _FEW:
         differ = "a different label in every row" if len(order) == known_N.sum() else f"{len(order)} different labels"

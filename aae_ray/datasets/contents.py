@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray.datasets.classes import UNKNOWN
-from aae_ray.datasets.dataset import Dataset
-from aae_ray.datasets.image_stream import PART_NAMES, ValueRange, size_text
+from aae_ray.datasets.columns import MOST_COLUMNS
+from aae_ray.datasets.dataset import Dataset, class_names
+from aae_ray.datasets.image_stream import PART_NAMES, TRAIN, ValueRange, size_text
 
 MOST_CLASSES = 10  # that are listed
-MOST_COLUMNS = 8
 MOST_LETTERS = 24  # of a name in a list
 
 
@@ -25,11 +25,12 @@ class Contents:
     value_range: ValueRange | None  # of the pixels before any scaling; None where the source does not tell
     shape: tuple[int, int, int]  # channels, height and width
     parts: dict[str, int]  # images of training, validation and test
-    parts_from: str  # by what the source gives them; empty where they are drawn
+    parts_from: str  # by what the source gives them; empty where all are drawn
     classes: dict[str, int] | None  # images of each class; None without labels
     unlabelled: int
     duplicates: int  # images that are equal to one before them
     shared: int  # validation and test images that are equal to one of another part
+    given_parts: tuple[str, ...] = ()  # of validation and test; the others are drawn
     remarks: tuple[str, ...] = ()  # on what was left out, and on what was done to images
 
     @property
@@ -41,7 +42,9 @@ class Contents:
         rows = {
             "images": f"{self.images:,} of {size_text(self.shape)} (channels x height x width)",
             "source": self._read_from(),
-            "values": "not told by the source" if self.value_range is None else _values(self.value_range),
+            "values": "of a range that the source does not tell"
+            if self.value_range is None
+            else _values(self.value_range),
             "classes": self._classes(),
             "parts": f"{self._counts()}; {self._parts_from()}",
         }
@@ -80,23 +83,27 @@ class Contents:
         if self.unlabelled:
             text += f"; without a label {self.unlabelled:,}"
         if len(counts) == 1:
-            text += "; one class alone tells nothing, was another column meant?"
+            text += "; there is only one class. Did you mean another column?"
         return text
 
     def _counts(self) -> str:
         return ", ".join(f"{name} {count:,}" for name, count in self.parts.items())
 
     def _parts_from(self) -> str:
-        return f"given by {self.parts_from}" if self.parts_from else "drawn"
+        if not self.given_parts:
+            return "drawn"
+        drawn = [name for name in self.parts if name != PART_NAMES[TRAIN] and name not in self.given_parts]
+        given = f"given by {self.parts_from}"
+        return f"{self.given_parts[0]} {given}, {drawn[0]} drawn" if drawn else given
 
     def _repeated(self) -> str:
         if not self.duplicates:
             return ""
         if self.duplicates == self.images - 1:
-            return "all images are equal, and there is nothing to learn; was another column meant?"
+            return "all images are equal, and there is nothing to learn. Did you mean another column?"
         told = f"copies of an earlier image {self.duplicates:,}"
         return told + (
-            f"; validation and test images that stand in another part too {self.shared:,}" if self.shared else ""
+            f"; validation and test images that also occur in another part {self.shared:,}" if self.shared else ""
         )
 
 
@@ -106,8 +113,7 @@ def contents_of(dataset: Dataset) -> Contents:
     classes = None
     if labels_N is not None:
         counts_K = np.bincount(labels_N[labels_N != UNKNOWN], minlength=dataset.classes or 0)
-        names = dataset.class_names or tuple(map(str, range(len(counts_K))))
-        classes = dict(zip(names, counts_K.tolist(), strict=True))
+        classes = dict(zip(class_names(dataset), counts_K.tolist(), strict=True))
     parts = dict(zip(PART_NAMES, (dataset.train, dataset.val, dataset.test), strict=True))
     duplicates, shared = _copies(dataset, tuple(parts.values()))
     origin = dataset.origin
@@ -124,6 +130,7 @@ def contents_of(dataset: Dataset) -> Contents:
         0 if labels_N is None else dataset.unlabelled,
         duplicates,
         shared,
+        dataset.given_parts,
         origin.remarks,
     )
 

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 
 from aae_ray import settings
 from aae_ray.datasets.classes import UNKNOWN, classes_of
+from aae_ray.datasets.columns import NONE
 from aae_ray.datasets.download import Progress, no_progress
 from aae_ray.datasets.formats import Format, Stored, find_stored
 from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, ValueRange
-from aae_ray.datasets.parquet import NONE
 from aae_ray.datasets.parts import with_test
 from aae_ray.datasets.pixels import Scale, arrange_block, told_by_place
 from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.errors import UserError, did_you_mean
 
-PREPARED_FORMAT = 3  # raised when prepared data changes its form, so that older ones are made anew
+PREPARED_FORMAT = 4  # raised when prepared data or their reading changes, so that older ones are made anew
 Indices = NDArray[np.int64]
 
 
@@ -54,6 +54,7 @@ class Dataset:
     origin: Origin = Origin("arrays in memory")
     value_range: ValueRange | None = None  # of the pixels as the source had them, before any scaling
     copies_M2: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    given_parts: tuple[str, ...] = ()  # of validation and test, those that the source gives; the others are drawn
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -343,8 +344,9 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
         ) from None
     one_class_N = np.zeros(len(images_NCHW), np.int64)
     train, val, test = _split(one_class_N if labels_N is None else labels_N, parts_N, data)
+    given = () if parts_N is None else tuple(PART_NAMES[part] for part in (VALIDATION, TEST) if (parts_N == part).any())
     return Dataset(
-        data.name, digest, images_NCHW, labels_N, train, val, test, class_names, origin, value_range, copies_M2
+        data.name, digest, images_NCHW, labels_N, train, val, test, class_names, origin, value_range, copies_M2, given
     )
 
 

@@ -11,12 +11,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray.datasets.image_stream import TEST, TRAIN, ImageStream, Origin, size_text
+from aae_ray.datasets.packed import open_unpacked
 from aae_ray.datasets.pixels import PixelFault, Scale, arrange_block
 from aae_ray.errors import UserError
 from aae_ray.settings import MAX_SIDE, Data
@@ -124,6 +125,14 @@ def read_idx(files: Mapping[str, Path], data: Data) -> ImageStream:
             if columns > 1:
                 remarks = (f"of the {columns} columns of QMNIST's labels the first was read, the class",)
     sizes = [shape[0] for shape in shapes]
+    starts = np.cumsum([0, *sizes])
+
+    def label_place(image: int | None) -> str:
+        if image is None:
+            return ", ".join(str(files[name]) for _, name in parts)
+        index = int(np.searchsorted(starts, image, side="right")) - 1
+        return f"{files[parts[index][1]]}: label {image - starts[index]}"
+
     return ImageStream(
         sum(sizes),
         blocks(),
@@ -132,7 +141,7 @@ def read_idx(files: Mapping[str, Path], data: Data) -> ImageStream:
         np.repeat(np.array((TRAIN, TEST)[: len(sizes)], np.int8), sizes) if with_test else None,
         value_range=lambda: scale.seen,
         remarks=lambda: remarks,
-        label_place=lambda image: f"{files[_TRAINING_PART[1]]}{'' if image is None else f': label {image}'}",
+        label_place=label_place,
     )
 
 
@@ -159,16 +168,9 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _open(path: Path) -> gzip.GzipFile | BinaryIO:
-    # By content, not by name: servers and browsers unpack .gz files on the way and leave the name as it was.
-    with path.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if packed else path.open("rb")
-
-
 def _header(path: Path, what: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """The shape and the type of an array of images, of three dimensions, or of labels, of one or two."""
-    with _readable(path), _open(path) as stream:
+    with _readable(path), open_unpacked(path) as stream:
         start = stream.read(4)
         dimensions = start[3] if len(start) == 4 else 0
         sizes = stream.read(4 * dimensions)
@@ -194,7 +196,7 @@ def _rows(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[
     what = "images" if len(shape) == 3 else "labels"
     row_bytes = math.prod(shape[1:]) * dtype.itemsize
     block_rows = max(1, _BLOCK_BYTES // row_bytes)
-    with _readable(path), _open(path) as stream:
+    with _readable(path), open_unpacked(path) as stream:
         stream.read(4 + 4 * len(shape))
         for start in range(0, shape[0], block_rows):
             rows = min(block_rows, shape[0] - start)

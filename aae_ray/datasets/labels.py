@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.classes import UNKNOWN
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.dataset import Dataset, class_names
 from aae_ray.errors import Kind, Problem, SettingsError
 from aae_ray.settings import Data, RunSettings
 
@@ -85,7 +85,7 @@ def check(settings: RunSettings, dataset: Dataset) -> None:
                 text = f"{count} training images of data.name {dataset.name} have a label, of {classes} classes; "
             problems.append((("data.labels",), f"{text}give {classes} or more"))
         elif missing := set(range(classes)) - set(np.unique(known_labels(dataset, settings)).tolist()):
-            names = dataset.class_names or tuple(map(str, range(classes)))
+            names = class_names(dataset)
             missing_labels = ", ".join(names[label] for label in sorted(missing)[:5])
             text = f"data.name {dataset.name}: no training image has label {missing_labels}, of {classes} classes"
             problems.append((("data.name",), text))

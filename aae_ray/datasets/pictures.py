@@ -35,6 +35,8 @@ ENDINGS = frozenset(  # of the files' names, in lower case
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0, section 8
 _ORIENTATION = 0x0112  # tag of EXIF
+_HEADER_BYTES = 1 << 16  # in which that of a Netpbm file stands, with its comments
+_NETPBM_WITH_WHITE = (b"P2", b"P3", b"P5", b"P6")  # bitmaps have no level of white
 _EIGHT_BITS = picture_samples(8)
 
 
@@ -60,37 +62,37 @@ class Pictures:
 
     def decode(self, content: bytes | Path) -> NDArray[np.uint8]:
         """A picture (H, W, C) of 1 channel or 3. Raises PixelFault, or OSError where a file cannot be read."""
-        samples_HWC, kind = self._samples(content)
+        samples_HWC, kind = self._samples(content, self.notes)
         if samples_HWC.shape[2] == 4 and self.data.background:
             self.notes[f"pictures with transparency, laid over {self.data.background}"] += 1
         return arrange(self.scale.to_bytes(samples_HWC[np.newaxis], kind)[0], self.data)
 
     def observe(self, content: bytes | Path) -> None:
         """Take note of the range of a picture's values, where the scale needs all of them first."""
-        samples_HWC, kind = self._samples(content)
+        samples_HWC, kind = self._samples(content, Counter())  # it is noted when it is decoded
         self.scale.observe(samples_HWC[np.newaxis], kind)
 
     def remarks(self) -> tuple[str, ...]:
         """What was done to pictures beside decoding them, with their number."""
         return tuple(f"{text}: {count}" for text, count in self.notes.items())
 
-    def _samples(self, content: bytes | Path) -> tuple[NDArray[Any], ValueKind]:
+    def _samples(self, content: bytes | Path, notes: Counter[str]) -> tuple[NDArray[Any], ValueKind]:
         """What a picture shows, (H, W, C) of 1, 3 or, with opacity, 4 channels, and of what kind its values are.
 
         More than 8 bits of grey are handed over as they are stored, as there may be more in them than a viewer shows.
         """
         opened = _open(content if isinstance(content, bytes) else content.read_bytes())
         if opened.frames:
-            self.notes["pictures of several frames or pages, of which the first was read"] += 1
+            notes["pictures of several frames or pages, of which the first was read"] += 1
         if opened.turned:
-            self.notes["pictures turned upright by their orientation tag"] += 1
+            notes["pictures turned upright by their orientation tag"] += 1
         if opened.picture.mode == "F" or opened.picture.mode.startswith("I"):
             return self._deep_samples(opened)
         if opened.bits > 8 and self.data.scale:
             raise PixelFault(
                 f"is in colour with {opened.bits} bits per channel, of which 8 are read; data.scale does not suit it"
             )
-        return self._shown(opened.picture), _EIGHT_BITS
+        return self._shown(opened.picture, notes), _EIGHT_BITS
 
     def _deep_samples(self, opened: "_Opened") -> tuple[NDArray[Any], ValueKind]:
         """Grey samples (H, W, 1) of more than 8 bits, or fractions."""
@@ -106,7 +108,7 @@ class Pictures:
             samples_HW = np.subtract(kind.white, samples_HW, dtype=np.float32)
         return samples_HW[..., np.newaxis], kind
 
-    def _shown(self, picture: Image.Image) -> NDArray[np.uint8]:
+    def _shown(self, picture: Image.Image, notes: Counter[str]) -> NDArray[np.uint8]:
         """The levels of a picture of 8 bits: grey (H, W, 1), colour (H, W, 3), or colour with opacity (H, W, 4)."""
         profile = picture.info.get("icc_profile")
         grey = picture.mode in ("1", "L", "LA")
@@ -120,21 +122,21 @@ class Pictures:
                 opacity_HW = layers_HWC[..., 3]
             picture = Image.fromarray(np.ascontiguousarray(layers_HWC[..., :3])).convert("L" if grey else "RGB")
         if profile:
-            picture = self._in_srgb(picture, profile)
+            picture = self._in_srgb(picture, profile, notes)
         if opacity_HW is not None:
             return np.dstack([np.asarray(picture.convert("RGB")), opacity_HW])
         return np.atleast_3d(np.asarray(picture.convert("L" if grey else "RGB")))
 
-    def _in_srgb(self, picture: Image.Image, profile: bytes) -> Image.Image:
+    def _in_srgb(self, picture: Image.Image, profile: bytes, notes: Counter[str]) -> Image.Image:
         """A picture in the colours of sRGB; as it is where its profile is damaged or of other channels."""
         mode = {"1": "L", "L": "L", "CMYK": "CMYK"}.get(picture.mode, "RGB")
         transform = _to_srgb(profile, mode)
         if transform is None:
-            self.notes["pictures whose colour profile is damaged or for other channels, and was not applied"] += 1
+            notes["pictures whose colour profile is damaged or for other channels, and was not applied"] += 1
             return picture
         if not transform.changes:
             return picture
-        self.notes["pictures converted to sRGB from their colour profile"] += 1
+        notes["pictures converted to sRGB from their colour profile"] += 1
         return transform.apply(picture.convert(mode))
 
 
@@ -176,10 +178,18 @@ def _open(content: bytes) -> _Opened:
             raise PixelFault(_undecodable(content, error)) from None
     if upright.mode in ("LAB", "HSV"):
         raise PixelFault(f"has colours in {upright.mode}; convert it to RGB")
-    bits = content[24] if picture.format == "PNG" else max(tags.get(_BITS_PER_SAMPLE, (16,)))
+    bits = _netpbm_bits(content) if picture.format == "PPM" else max(tags.get(_BITS_PER_SAMPLE, (8,)))
+    bits = content[24] if picture.format == "PNG" else bits
     # Pillow turns these upside down itself where they have up to 8 bits.
     white_is_zero = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     return _Opened(upright, str(picture.format), bool(frames), turned, bits, white_is_zero)
+
+
+def _netpbm_bits(content: bytes) -> int:
+    """Bits of a sample of a Netpbm file, by its header: kind, width, height and, but of bitmaps, what is white."""
+    fields = re.sub(rb"#[^\r\n]*", b"", content[:_HEADER_BYTES]).split(maxsplit=4)
+    has_white = len(fields) > 3 and fields[0] in _NETPBM_WITH_WHITE and fields[3].isdigit()
+    return 16 if has_white and int(fields[3]) > 255 else 8
 
 
 # How files begin that people take for pictures, and what is to be done about them.
@@ -228,7 +238,7 @@ def _undecodable(content: bytes, error: Exception) -> str:
         return f"is {name}; pictures are {formats}"
     with_text = re.match(rb"[\t\n\r\x20-\x7e]{8,}", content[:40])
     begins = repr(with_text[0].decode()) if with_text else f"the bytes {content[:8].hex(' ')}"
-    return f"is no picture of a known format ({formats}): it begins with {begins}"
+    return f"is not a picture in a known format ({formats}): it begins with {begins}"
 
 
 def _is_cut(name: str, content: bytes) -> bool:

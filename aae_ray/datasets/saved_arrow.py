@@ -4,36 +4,30 @@ Arrow alone reads them: the names of classes and the splits stand in JSON files 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from aae_ray.datasets.arrow_images import WHAT, Batch, kind_of, read_images
-from aae_ray.datasets.classes import NO_LABELS, concatenated, is_label
-from aae_ray.datasets.image_stream import ImageStream, Origin
+from aae_ray.datasets.columns import BATCH_ROWS, Shard, names_of_class_label, read_shards
+from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream
 from aae_ray.datasets.parts import part_of_word
-from aae_ray.datasets.pictures import Pictures
-from aae_ray.errors import UserError, did_you_mean
+from aae_ray.errors import UserError
 from aae_ray.settings import Data
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
-_LABEL, _NONE = "label", "none"  # the column that is read without being named; in place of a name: none is
-_ROWS = 64  # of a record batch that are decoded together
+    pass
 
 
 @dataclass(frozen=True)
 class SavedSplit:
-    """One folder of Arrow files, in the order of its state.json, and what is known of its columns."""
+    """One folder of Arrow files, in the order of its state.json, and the names of the classes in its columns."""
 
     name: str | None  # as the folder above calls it; None of a set that has no splits
     files: tuple[Path, ...]
-    features: Mapping[str, Any]
+    class_names: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,9 @@ def find_saved(path: Path) -> SavedSet | None:
     Raises UserError where its own notes are damaged or name files that are not there.
     """
     if (path / "dataset_dict.json").is_file():
-        names = _json(path / "dataset_dict.json").get("splits", [])
+        names = _json(path / "dataset_dict.json").get("splits")
+        if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+            raise UserError(f"{path / 'dataset_dict.json'} names no splits; save the set again")
         return SavedSet(path, tuple(_split(path / name, name) for name in names))
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         return SavedSet(path, (_split(path, None),))
@@ -68,10 +64,10 @@ def _split(folder: Path, name: str | None) -> SavedSplit:
         files = tuple(folder / entry["filename"] for entry in state["_data_files"])
     except (KeyError, TypeError):
         raise UserError(f"{folder / 'state.json'} names no files of data; save the set again") from None
-    missing = [file for file in files if not file.is_file()]
+    missing = [file for file in files if not os.path.isfile(file)]  # which is False of an impossible name, too
     if missing or not files:
         raise UserError(f"{missing[0] if missing else folder} is missing, though {folder / 'state.json'} names it")
-    return SavedSplit(name, files, info.get("features") or {})
+    return SavedSplit(name, files, names_of_class_label(info.get("features")))
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -95,105 +91,33 @@ def read_saved(saved: SavedSet, data: Data) -> ImageStream:
             f"data.path: {saved.path} has the splits {names}, of which not all are called train, validation or test; "
             f"give the folder of one of them"
         )
-    files = [(file, part, split) for split, part in zip(saved.splits, parts, strict=True) for file in split.files]
-    files.sort(key=lambda item: -1 if item[1] is None else item[1])  # the files of a split stay in their order
-    headers = {file: _header(file) for file, _, _ in files}
-    filled = [item for item in files if headers[item[0]][1]]
-    if not filled:
-        raise UserError(f"{saved.path} holds no images: it has no rows")
-    first, _, split = filled[0]
-    schema = headers[first][0]
-    label = _label_column(first, schema, data.label_column)
-    image = _image_column(first, schema, data.image_column, label)
-    for file, _, _ in filled:
-        for column in filter(None, (image, label)):
-            index = headers[file][0].get_field_index(column)
-            if index < 0 or headers[file][0].field(index).type != schema.field(column).type:
-                raise UserError(f"{file}: column {column} is not what it is in {first}; save the set again")
-    counts = [headers[file][1] for file, _, _ in filled]
-    starts = np.cumsum([0, *counts])
-    kind = kind_of(schema.field(image))
-    assert kind is not None
-    pictures = Pictures(data)
-
-    def batches() -> Iterator[Batch]:
-        for file, _, _ in filled:
-            for row, column in _columns(file, image):
-                yield Batch(column, kind, _fault(file, image, row))
-
-    def label_place(row: int | None) -> str:
-        if row is None:
-            return f"{saved.path}: column {label}"
-        index = int(np.searchsorted(starts, row, side="right")) - 1
-        return f"{filled[index][0]}: row {row - starts[index]} of column {label}"
-
-    labels = None
-    if label is not None:
-        labels = concatenated(
-            [values for file, _, _ in filled for _, values in _columns(file, label)], label_place(None)
-        )
-    used = tuple(filter(None, (image, label)))
-    return ImageStream(
-        int(starts[-1]),
-        read_images(batches, pictures, str(saved.path)),
-        labels,
-        Origin(
-            "a saved Hugging Face dataset",
-            len(filled),
-            used,
-            tuple(name for name in schema.names if name not in used),
-            "" if None in parts else "names of splits",
-        ),
-        None if None in parts else np.repeat(np.array([part for _, part, _ in filled], np.int8), counts),
-        lambda: pictures.scale.seen,
-        label_place,
-        None if label is None else _class_names(split.features.get(label)),
-        pictures.remarks,
-    )
+    shards = [
+        _shard(file, TO_BE_DRAWN if part is None else part, split)
+        for split, part in zip(saved.splits, parts, strict=True)
+        for file in split.files
+    ]
+    shards.sort(key=lambda shard: shard.part)  # the files of a split stay in their order
+    return read_shards(saved.path, shards, data, "a saved Hugging Face dataset", "names of splits")
 
 
-def _class_names(feature: Any) -> tuple[str, ...] | None:
-    """The names of a ClassLabel's numbers."""
-    names = feature.get("names") if isinstance(feature, dict) else None
-    return tuple(map(str, names)) if isinstance(names, list) else None
+class _ArrowShard(Shard):
+    """A file that holds an Arrow stream."""
 
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        import pyarrow as pa
 
-# ----------------------------------------------------------------------------------------------------------- columns
+        first = 0
+        with _readable(self.file), pa.memory_map(str(self.file)) as content, pa.ipc.open_stream(content) as stream:
+            for batch in stream:
+                for start in range(0, batch.num_rows, BATCH_ROWS):
+                    yield first + start, batch.select(list(columns)).slice(start, BATCH_ROWS)
+                first += batch.num_rows
 
+    def values(self, column: str) -> Any:
+        import pyarrow as pa
 
-def _image_column(file: Path, schema: "pa.Schema", named: str | None, label: str | None) -> str:
-    able = [field.name for field in schema if field.name != label and kind_of(field) is not None]
-    if named:
-        _check_column(file, schema, "data.image_column", named)
-    if named and named not in able:
-        raise UserError(f"{file}: column {named} holds {schema.field(named).type}; images are {WHAT}")
-    if not able:
-        columns = ", ".join(f"{field.name} ({field.type})" for field in list(schema)[:8]) or "none"
-        raise UserError(f"{file} has no column of images ({WHAT}); its columns are {columns}")
-    if len(able) > 1 and not named:
-        raise UserError(f"{file} has several columns of images, {', '.join(able)}; choose one with data.image_column")
-    return named or able[0]
-
-
-def _label_column(file: Path, schema: "pa.Schema", named: str | None) -> str | None:
-    if named == _NONE:
-        return None
-    if named:
-        _check_column(file, schema, "data.label_column", named)
-    column = named or (_LABEL if _LABEL in schema.names else None)
-    if column is not None and not is_label(schema.field(column).type):
-        raise UserError(f"{file}: column {column} holds {schema.field(column).type}, which is no label; {NO_LABELS}")
-    return column
-
-
-def _check_column(file: Path, schema: "pa.Schema", key: str, named: str) -> None:
-    if named not in schema.names:
-        columns = ", ".join(schema.names[:8])
-        raise UserError(f"{key}: {file} has no column {named}, but {columns}.{did_you_mean(named, schema.names)}")
-
-
-def _fault(file: Path, column: str, first: int) -> Callable[[int, str], UserError]:
-    return lambda offset, message: UserError(f"{file}: row {first + offset} of column {column} {message}")
+        with _readable(self.file), pa.memory_map(str(self.file)) as content, pa.ipc.open_stream(content) as stream:
+            return pa.chunked_array([batch.column(column) for batch in stream], stream.schema.field(column).type)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -210,22 +134,11 @@ def _readable(file: Path) -> Iterator[None]:
         raise UserError(f"{file} cannot be read as an Arrow stream: {reason}; save the set again") from None
 
 
-def _header(file: Path) -> tuple["pa.Schema", int]:
-    """The schema of a file and the number of its rows."""
+def _shard(file: Path, part: int, split: SavedSplit) -> Shard:
     import pyarrow as pa
 
     with _readable(file), pa.memory_map(str(file)) as content, pa.ipc.open_stream(content) as stream:
-        return stream.schema, sum(batch.num_rows for batch in stream)
-
-
-def _columns(file: Path, column: str) -> Iterator[tuple[int, "pa.Array"]]:
-    """A column in pieces of a few rows, each with the number of its first row."""
-    import pyarrow as pa
-
-    first = 0
-    with _readable(file), pa.memory_map(str(file)) as content, pa.ipc.open_stream(content) as stream:
-        for batch in stream:
-            values = batch.column(column)
-            for start in range(0, len(values), _ROWS):
-                yield first + start, values.slice(start, _ROWS)
-            first += len(values)
+        schema: pa.Schema = stream.schema
+        rows = sum(batch.num_rows for batch in stream)
+    twice = tuple(dict.fromkeys(name for name in schema.names if schema.names.count(name) > 1))
+    return _ArrowShard(file, {field.name: field for field in schema}, twice, rows, {}, split.class_names, part)

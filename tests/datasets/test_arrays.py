@@ -237,6 +237,28 @@ def test_the_range_of_the_whole_set_is_told(tmp_path: Path) -> None:
     assert np.array_equal(images_NCHW[:, 0], GREY)
 
 
+def test_a_label_of_the_test_part_is_told_by_its_own_array(tmp_path: Path) -> None:
+    arrays = {"x_train": GREY[:15], "y_train": LABELS[:15], "x_test": GREY[15:], "y_test": LABELS[15:]}
+    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    place = read(tmp_path / "a.npz").label_place
+    assert place(14).endswith("array y_train: label 14")
+    assert place(17).endswith("array y_test: label 2")
+    assert "y_train" in place(None) and "y_test" in place(None)
+
+
+def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:
+    """Read with a sign in place of what is unknown, two words would become one class."""
+    np.savez(tmp_path / "a.npz", images=GREY, labels=np.array([b"tea", b"caf\xe9"] * 9 + [b"caf\xe8"] * 2))
+    with pytest.raises(UserError, match=r"array labels: label 1 is b'caf\\xe9', which is not UTF-8"):
+        read(tmp_path / "a.npz")
+
+
+def test_a_column_of_parts_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=GREY, split=np.array(["train"] * 20))
+    with pytest.raises(UserError, match=r"data\.split_column: .* holds NumPy's arrays, which have no column of parts"):
+        read(tmp_path / "a.npz", split_column="split")
+
+
 def test_names_that_do_not_exist(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=GREY, labels=LABELS)
     with pytest.raises(UserError, match=r"data\.image_column: .* has no array imagse, but .*Did you mean images\?"):

@@ -28,7 +28,9 @@ KINDS: dict[str, tuple[pa.Array, list[int], tuple[str, ...]]] = {
     "dictionary": (pa.array(NAMES).dictionary_encode(), [2, 0, 1, 0], ("ant", "bee", "cat")),
     "dictionary of numbers": (pa.array([7, 5, 7]).dictionary_encode(), [1, 0, 1], ("5", "7")),
     "umlauts": (pa.array(["Öl", "Zug", "Ärger"]), [2, 0, 1], ("Zug", "Ärger", "Öl")),
-    "numbers as text": (pa.array(["10", "9", "-1"]), [2, 1, 0], ("-1", "9", "10")),
+    "numbers as text": (pa.array(["10", "9", "-2"]), [2, 1, 0], ("-2", "9", "10")),
+    "-1 as text": (pa.array(["10", "9", "-1"]), [1, 0, UNKNOWN], ("9", "10")),
+    "-1 beside words": (pa.array(["a", "-1"]), [1, 0], ("-1", "a")),
     "text, some of it numbers": (pa.array(["10", "9", "x"]), [0, 1, 2], ("10", "9", "x")),
     "from one": (pa.array([1, 2, 3, 1]), [0, 1, 2, 0], ("1", "2", "3")),
     "with gaps": (pa.array([40, 0, 7], pa.uint8()), [2, 0, 1], ("0", "7", "40")),
@@ -109,7 +111,7 @@ def test_equal_labels_and_they_alone_are_of_one_class(values: list[Any]) -> None
     assert len(set(known)) == len({value for value, _ in known}) == len({label for _, label in known})
     assert {label for _, label in known} == set(range(len(classes.names)))
     left_out = {value for value, label in zip(values, classes.labels_N, strict=True) if label == UNKNOWN}
-    assert all(value is None or value != value or value == -1 for value in left_out)
+    assert all(value is None or value != value or value in (-1, "-1") for value in left_out)
     if not any(isinstance(value, str) for value, _ in known):
         assert [label for _, label in sorted(known)] == sorted(label for _, label in known)
     assert all(classes.names[label].lower() == str(value).removesuffix(".0").lower() for value, label in known)

@@ -1,6 +1,7 @@
 """Parquet files: all ways to store images give the same images; errors name file, column and row."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,7 @@ PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
         lambda: table([{"bytes": None}], type=pa.struct({"bytes": pa.binary(), "path": pa.string()})),
         "row 0 of column image has no bytes, only a path",
     ),
-    "undecodable": (lambda: table([picture(GREY[0]), b"x" * 99]), "row 1 of column image is no picture of a known"),
+    "undecodable": (lambda: table([picture(GREY[0]), b"x" * 99]), "row 1 of column image is not a picture in a known"),
     "no bytes": (lambda: table([b""]), "row 0 of column image is empty"),
     "truncated PNG": (lambda: table([picture(GREY[0])[:-30]]), "row 0 of column image is a PNG image that is cut"),
     "GIF": (lambda: table([picture(GREY[0], "GIF")[:40]]), "row 0 of column image is a GIF image that is cut short"),
@@ -307,6 +308,66 @@ def test_files_of_a_folder_must_agree(tmp_path: Path, other: pa.Table, message: 
     with pytest.raises(UserError) as error:
         read(tmp_path)
     assert message in str(error.value)
+
+
+def with_class_names(rows: pa.Table, *names: str) -> pa.Table:
+    notes = {"info": {"features": {"label": {"_type": "ClassLabel", "names": names}}}}
+    return rows.replace_schema_metadata({"huggingface": json.dumps(notes)})
+
+
+def test_files_of_a_folder_must_name_their_classes_alike(tmp_path: Path) -> None:
+    def write(name: str, *names: str) -> None:
+        pq.write_table(with_class_names(table([[1], [2]], label=[0, 1]), *names), tmp_path / f"{name}.parquet")
+
+    write("a", "cat", "dog")
+    write("b", "cat", "dog")
+    files = sorted(tmp_path.glob("*.parquet"))
+    assert read_parquet(tmp_path, files, Data()).label_names == ("cat", "dog")
+    write("b", "dog", "cat")
+    with pytest.raises(UserError, match=r"b\.parquet: the classes .* names dog, cat, and in .*a\.parquet .* cat"):
+        read(tmp_path)
+    pq.write_table(table([[1], [2]], label=[0, 1]), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet: the classes of column label have no names, and in .*cat, dog"):
+        read(tmp_path)
+
+
+def test_labels_that_the_first_file_lacks_are_told(tmp_path: Path) -> None:
+    pq.write_table(table([[1]]), tmp_path / "a.parquet")
+    pq.write_table(table([[1]], label=[1]), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: column label is missing, which is in .*b\.parquet; .*=none"):
+        read(tmp_path)
+    pq.write_table(table([[200]], label=[1]), tmp_path / "b.parquet")
+    assert read(tmp_path, label_column="none")[1] is None
+
+
+@pytest.mark.parametrize("kind", [pa.binary(16), pa.uuid()], ids=["16 bytes", "UUID"])
+def test_identifiers_are_no_images_unless_they_are_named(tmp_path: Path, kind: pa.DataType) -> None:
+    identifiers = pa.array([bytes([row] * 16) for row in range(150)], pa.binary(16)).cast(kind)
+    pixels = {f"pixel{n}": column for n, column in enumerate(FLAT.T)}
+    for name, columns in (("pixels", pixels), ("lists", {"image": FLAT.tolist()})):
+        pq.write_table(pa.table({"id": identifiers, **columns}), tmp_path / f"{name}.parquet")
+        assert np.array_equal(read(tmp_path / f"{name}.parquet")[0][:, 0], GREY)
+    named, _ = read(tmp_path / "lists.parquet", image_column="id", scale="0:255")
+    assert named.shape == (150, 1, 4, 4)
+
+
+@pytest.mark.parametrize("scale", [None, "observed"])
+def test_pixels_that_begin_like_a_picture_file_are_pixels(tmp_path: Path, scale: str | None) -> None:
+    images = GREY.copy()
+    images[[0, 70], 0, :2] = tuple(b"BM")
+    images[0, 1, :2] = 0, 255
+    pq.write_table(table([image.tobytes() for image in images], type=pa.binary(36)), tmp_path / "a.parquet")
+    assert np.array_equal(read(tmp_path, scale=scale)[0][:, 0], images)
+
+
+def test_picture_files_of_one_size_are_pictures_though_one_is_damaged(tmp_path: Path) -> None:
+    pictures = [picture(image, "BMP") for image in GREY[:20]]
+    kind = pa.binary(len(pictures[0]))
+    pq.write_table(table(pictures, type=kind), tmp_path / "a.parquet")
+    assert np.array_equal(read(tmp_path)[0][:, 0], GREY[:20])
+    pq.write_table(table([b"x" * len(pictures[0]), *pictures], type=kind), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="row 0 of column image is .* known format"):
+        read(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------- pixels as they were meant

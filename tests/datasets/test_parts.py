@@ -53,6 +53,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "folders in folders": ("data/Train/0/a.parquet", "data/Train/1/b.parquet", "data/TEST/a.parquet"),
     "hive": ("split=train/a.parquet", "split=train/b.parquet", "split=test/a.parquet"),
     "behind a name": ("mnist_train_1.parquet", "mnist_train_2.parquet", "mnist_test.parquet"),
+    "between dots": ("mnist.train.1.parquet", "mnist.train.2.parquet", "mnist.test.snappy.parquet"),
+    "before dots": ("train.v1.parquet", "train.v2.parquet", "test.v1.parquet"),
     "upper case": ("TRAIN1.PARQUET", "TRAIN2.PARQUET", "TEST.Parquet"),
     "without a word": ("a.parquet", "b.parquet", "test.parquet"),
 }
@@ -67,7 +69,7 @@ def test_files_and_folders_name_the_parts(tmp_path: Path, own: Any, names: str) 
     dataset = own(folder, validation_fraction=0.25)
     assert rows_of(dataset, dataset.test) == images(slice(40, 60))
     assert (len(dataset.train), len(dataset.val)) == (30, 10)
-    assert "given by" in contents_of(dataset).rows()["parts"]
+    assert contents_of(dataset).rows()["parts"].endswith("; test given by names of files and folders, validation drawn")
 
 
 def test_all_parts_may_be_given(tmp_path: Path, own: Any) -> None:
@@ -86,6 +88,7 @@ def test_a_test_part_is_drawn_where_validation_alone_is_given(tmp_path: Path, ow
     write(tmp_path / "set/val.parquet", slice(40, 60))
     dataset = own(tmp_path / "set", test_fraction=0.25)
     assert rows_of(dataset, dataset.val) == images(slice(40, 60)) and len(dataset.test) == 10
+    assert "validation given by names of files and folders, test drawn" in contents_of(dataset).rows()["parts"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_a_second_path_is_the_test_part(tmp_path: Path, own: Any) -> None:
     assert rows_of(dataset, dataset.test) == images(slice(40, 60)) and len(dataset.val) == 8
     assert dataset.class_names == ("ant", "bee")
     assert [dataset.class_names[label] for label in np.asarray(dataset.labels_N)] == labels
-    assert contents_of(dataset).rows()["parts"].endswith("; given by data.test_path")
+    assert contents_of(dataset).rows()["parts"].endswith("; test given by data.test_path, validation drawn")
 
 
 def test_what_two_paths_must_have_in_common(tmp_path: Path, own: Any) -> None:
@@ -161,6 +164,44 @@ def test_what_two_paths_must_have_in_common(tmp_path: Path, own: Any) -> None:
         build({"data.test_path": Entry("x.parquet", "command line")})
 
 
+def test_of_a_second_path_with_parts_the_test_part_is_taken_alone(tmp_path: Path, own: Any) -> None:
+    """The root of a set as data.test_path, beside its folder of training images."""
+    labels = [("ant", "bee")[row % 2] for row in range(60)]
+    train = write(tmp_path / "set/train/a.parquet", slice(0, 40), label=labels[:40])
+    write(tmp_path / "set/test/a.parquet", slice(40, 60), label=labels[40:])
+    dataset = own(train, test_path=str(tmp_path / "set"))
+    assert len(dataset.images_NCHW) == 60 and rows_of(dataset, dataset.test) == images(slice(40, 60))
+    assert dataset.class_names is not None and dataset.labels_N is not None
+    assert [dataset.class_names[label] for label in dataset.labels_N] == labels
+    assert "images of data.test_path that are not of its test part, left out: 40" in dataset.origin.remarks
+    bad = [*labels[40:47], "", *labels[48:]]
+    write(tmp_path / "set/test/a.parquet", slice(40, 60), label=bad)
+    with pytest.raises(UserError, match=r"test/a\.parquet: row 7 of column label is empty text"):
+        own(train, test_path=str(tmp_path / "set"))
+    mixed = write(tmp_path / "mixed.parquet", slice(0, 20), label=labels[:20], split=["train", "val"] * 10)
+    with pytest.raises(UserError, match=r"data\.test_path: .*mixed\.parquet has parts, and none for the test"):
+        own(train, test_path=str(mixed))
+
+
+def test_what_was_done_to_images_of_both_paths_is_told(tmp_path: Path, own: Any) -> None:
+    from PIL import Image
+
+    for name, rows in (("train", range(40)), ("test", range(40, 60))):
+        (tmp_path / name).mkdir()
+        for row in rows:
+            Image.fromarray(IMAGES[row].reshape(3, 3)).save(tmp_path / name / f"{row}.png")
+        (tmp_path / name / "notes.txt").write_text("")
+    dataset = own(tmp_path / "train", test_path=str(tmp_path / "test"))
+    left_out = "files that are no pictures, left out: 1 (.txt 1)"
+    assert dataset.origin.remarks == (left_out, f"in data.test_path, {left_out}")
+
+
+def test_an_observed_scale_suits_one_path_alone() -> None:
+    entries = {"data.path": "a", "data.test_path": "b", "data.scale": "observed"}
+    with pytest.raises(SettingsError, match=r"data\.scale=observed takes another black and white .*LOW:HIGH"):
+        build({key: Entry(value, "command line") for key, value in entries.items()})
+
+
 def test_a_row_of_the_second_path_is_named_by_its_own_file(tmp_path: Path, own: Any) -> None:
     train = write(tmp_path / "a.parquet", slice(0, 40), label=["a", "b"] * 20)
     test = write(tmp_path / "b.parquet", slice(40, 60), label=["a"] * 7 + [""] + ["b"] * 12)
@@ -176,7 +217,7 @@ def test_images_that_are_there_twice_are_counted(tmp_path: Path, own: Any) -> No
     contents = contents_of(own(tmp_path / "a.parquet"))
     assert (contents.images, contents.duplicates, contents.shared) == (64, 4, 1)
     told = contents.rows()["repeated"]
-    assert told == "copies of an earlier image 4; validation and test images that stand in another part too 1"
+    assert told == "copies of an earlier image 4; validation and test images that also occur in another part 1"
     assert contents.short() == (
         "64 images of 1 x 3 x 3, read from Parquet, columns image, split; pixels 0 to 255 before scaling",
         "no labels; training 43, validation 10, test 11, given by column split",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageCms
 
-from aae_ray.datasets.pictures import Pictures, decode
+from aae_ray.datasets.pictures import FORMATS, Pictures, decode
 from aae_ray.datasets.pixels import PixelFault
 from aae_ray.settings import Data
 
@@ -295,10 +295,29 @@ def test_tiff_that_counts_from_white(pixels: np.ndarray) -> None:
 
 def test_colour_of_16_bits_is_shown_with_8_and_has_no_scale() -> None:
     deep = RANDOM.integers(0, 2**16, (7, 9, 3), dtype=np.uint16)
-    for content in (by_opencv(deep, ".png"),):
+    for content in (by_opencv(deep, ".png"), by_opencv(deep, ".ppm")):
         assert np.abs(read(content) - deep / 257).max() <= 1
         with pytest.raises(PixelFault, match="in colour with 16 bits per channel"):
             read(content, scale="0:4095")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("pixels", [SMOOTH, SMOOTH[..., 0]], ids=["colour", "grey"])
+def test_pictures_of_8_bits_are_scaled_in_every_format(kind: str, pixels: np.ndarray) -> None:
+    content = picture(pixels, kind)
+    as_they_are = read(content)
+    assert np.array_equal(read(content, scale="0:255"), as_they_are)
+    assert np.array_equal(read(content, scale="255:0"), 255 - as_they_are)
+
+
+def test_what_was_done_to_a_picture_is_counted_once_where_the_range_is_asked_first() -> None:
+    tags = Image.Exif()
+    tags[0x0112] = 3
+    content = picture(COLOUR, exif=tags, icc_profile=profile_with_gamma(1.0, b"RGB "))
+    pictures = Pictures(Data(scale="observed"))
+    pictures.observe(content)
+    pictures.decode(content)
+    assert set(pictures.notes.values()) == {1} and len(pictures.notes) == 2
 
 
 def test_pictures_that_are_all_but_black_are_refused() -> None:

@@ -101,6 +101,56 @@ def test_faults_are_told_by_file(tmp_path: Path) -> None:
         read(folder)
 
 
+def test_splits_must_name_their_classes_alike(tmp_path: Path) -> None:
+    other = as_dataset(slice(9)).cast_column("label", datasets.ClassLabel(names=["bee", "ant", "cat"]))
+    datasets.DatasetDict({"train": as_dataset(slice(9)), "test": other}).save_to_disk(tmp_path / "sets")
+    with pytest.raises(UserError, match=r"test.*\.arrow: the classes .* bee, ant, cat, and in .* names ant, bee, cat"):
+        read(tmp_path / "sets")
+
+
+def test_a_column_gives_the_parts(tmp_path: Path) -> None:
+    words = ["train", "test", "test"] * 50
+    features = datasets.Features({"x": datasets.Array2D((5, 6), "uint8"), "split": datasets.Value("string")})
+    saved = datasets.Dataset.from_dict({"x": IMAGES, "split": words}, features=features)
+    saved.add_column("fold", words[::-1]).save_to_disk(tmp_path / "set")
+    for column, expected in ((None, [0, 2, 2] * 50), ("fold", [2, 2, 0] * 50)):
+        stream = read(tmp_path / "set", split_column=column)
+        assert stream.parts is not None and stream.parts.tolist() == expected
+        assert stream.origin.parts == f"column {column or 'split'}"
+    assert read(tmp_path / "set", split_column="none").parts is None
+    with pytest.raises(UserError, match=r"data\.split_column: .* has no column flod, .*Did you mean fold\?"):
+        read(tmp_path / "set", split_column="flod")
+
+
+@pytest.mark.parametrize("content", [{}, {"splits": 3}, {"splits": [1]}, {"splits": []}, {"splits": "train"}, [1]])
+def test_splits_that_are_no_names_are_told(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "dataset_dict.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"dataset_dict\.json names no splits; save the set again"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("state.json", {"_data_files": [{"filename": 3}]}, "names no files of data"),
+        ("state.json", {"_data_files": [{"filename": "a" * 300}]}, "is missing, though"),
+        ("state.json", {"_data_files": 3}, "names no files of data"),
+        ("dataset_info.json", {"features": [1]}, None),
+        ("dataset_info.json", {"features": {"label": {"names": 3}}}, None),
+    ],
+)
+def test_notes_of_other_types_are_told_or_not_used(
+    tmp_path: Path, file: str, content: Any, message: str | None
+) -> None:
+    as_dataset(slice(9)).save_to_disk(tmp_path / "set")
+    (tmp_path / "set" / file).write_text(json.dumps(content))
+    if message is None:
+        assert read(tmp_path / "set").label_names is None
+    else:
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / "set")
+
+
 def test_other_splits_and_columns_are_refused(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": as_dataset(slice(9)), "extra": as_dataset(slice(9))}).save_to_disk(tmp_path / "sets")
     with pytest.raises(

@@ -133,7 +133,7 @@ def test_pictures_are_resized_only_when_asked(model: Published, digits: Dataset,
         read_pictures(pictures[:3], [], model)
     found_NCHW = read_pictures(pictures[:3], ["data.size=8x8", "data.channels=1"], model)
     assert found_NCHW.shape == (3, 1, 8, 8) and (found_NCHW[2] == 255).all()
-    with pytest.raises(UserError, match="none.png is no picture of a known format"):
+    with pytest.raises(UserError, match="none.png is not a picture in a known format"):
         read_pictures(pictures[3:], [], model)
     with pytest.raises(UserError, match="c.png cannot be read: No such file"):
         read_pictures([pictures[0].with_name("c.png")], [], model)
