@@ -155,10 +155,10 @@ class Published:
         """
         y_NK = encoded.y_NK
         if self.labels and y_NK is None:
-            if labels_N is None or not len(labels_N) or int(labels_N.min()) < 0 or int(labels_N.max()) >= self.labels:
-                raise UserError(
-                    f"{self} is of task {self.task}: its decoder is told the label of each image, "
-                    f"one of {self.labels}, and these have none"
-                )
+            given = f"{self} is of task {self.task}: its decoder is told the label of each image, one of {self.labels}"
+            if labels_N is None:
+                raise UserError(f"{given}, and these images have no labels")
+            if without := int(((labels_N < 0) | (labels_N >= self.labels)).sum()):
+                raise UserError(f"{given}, and {without} of {len(labels_N)} images have none of them")
             y_NK = F.one_hot(labels_N, self.labels)
         return self.decode(join(encoded.z_NZ, y_NK if self.labels else None))
