@@ -6,6 +6,7 @@ Shapes: N images, B images of a block, C channels, H height, W width, X numbers 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +36,8 @@ def as_images(pixels_NCHW: NDArray[np.uint8]) -> Tensor:
 
 
 def label_index(model: Published, label: str) -> int:
-    """The label that the decoder is told, by the name of its class, or by its number from 0 where no class is named by a
-    number. Raises UserError."""
+    """The label that the decoder is told, by the name of its class; by its number, from 0, where no class has a number
+    as its name. Raises UserError."""
     names = model.label_names
     if not names:
         raise UserError(f"--label {label}: {model} is of task {model.task}, and its decoder is told no label")
@@ -44,10 +45,13 @@ def label_index(model: Published, label: str) -> int:
         return names.index(label)
     if label.isdecimal() and int(label) < len(names) and not any(map(A_NUMBER.fullmatch, names)):
         return int(label)
-    raise UserError(f"--label {label}: {model} has no such label; it has {_some(names)}.{did_you_mean(label, names)}")
+    raise UserError(
+        f"--label {label}: {model} has no such label; it has {some_names(names)}.{did_you_mean(label, names)}"
+    )
 
 
-def _some(names: Sequence[str]) -> str:
+def some_names(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
@@ -93,7 +97,8 @@ def write_codes(model: Published, dataset: Dataset, out: Path) -> int:
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it cannot have been written where its name is too long
+            partial.unlink(missing_ok=True)
     return count
 
 
@@ -107,8 +112,8 @@ def _check_classes(model: Published, dataset: Dataset) -> None:
         names = class_names(dataset)
         foreign = [names[label] for label in np.unique(np.asarray(dataset.labels_N)[foreign_N.numpy()])]
         raise UserError(
-            f"data.name {dataset.name} has images of class {_some(foreign)}, and the decoder of {model}, which is told "
-            f"the class of each image, knows {_some(model.class_names)}"
+            f"data.name {dataset.name} has images of class {some_names(foreign)}, and the decoder of {model}, which is "
+            f"told the class of each image, knows {some_names(model.class_names)}"
         )
 
 
