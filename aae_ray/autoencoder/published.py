@@ -110,6 +110,8 @@ class Published:
     shape: tuple[int, ...]  # of an image, (C, H, W); empty for a version of before it was recorded
     settings: Mapping[str, Any]  # of the data that it was trained on, under their dotted keys
     class_names: tuple[str, ...] = ()  # of the data's classes; empty where they are not known
+    split: str = ""  # digest of the split of the data; empty for a version of before it was recorded
+    value_range: tuple[float, float] | None = None  # of the data's pixels before scaling, where it is known
     reconstruction_mse: float | None = None  # on validation images
 
     def __str__(self) -> str:
