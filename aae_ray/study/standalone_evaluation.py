@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.published import Published
-from aae_ray.datasets.dataset import Dataset, cache_folder, load
+from aae_ray.datasets.dataset import Dataset, cache_folder, class_names, load
 from aae_ray.errors import UserError
 from aae_ray.evaluation.constants import split_digest
+from aae_ray.evaluation.encoding import some_names
 from aae_ray.evaluation.final_evaluation import (
     CONFUSION_SHEET,
     NEAREST_SHEET,
@@ -86,6 +88,12 @@ def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> S
     dataset = load(run.data)
     _same_data(str(folder), state["data_digest"], tuple(state["shape"]), dataset, any_data)
     _same_split(str(folder), state["settings"], state.get("split", ""), run, dataset, any_data)
+    own, names = tuple(state.get("class_names") or ()), class_names(dataset)
+    if TASKS[run.task].y == "classes" and own != names and len(own) == len(names):
+        raise UserError(
+            f"{folder} was trained on the classes {some_names(own)}, in this order, and data.name {dataset.name} has "
+            f"{some_names(names)}: one would be taken for another"
+        )
     training = Training(run, dataset)
     try:
         training.load_state_dict(state | {"data_digest": dataset.digest})

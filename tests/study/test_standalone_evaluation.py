@@ -160,6 +160,15 @@ def test_data_of_other_classes_are_refused_before_a_judge_is_trained(
         evaluate(tmp_path / "old", "data.name=few", f"data.path={few}", f"data.cache={cache}", any_data=True)
 
 
+def test_as_many_classes_of_other_names_are_refused(saved: Path, tmp_path: Path, digits: Dataset) -> None:
+    file = tmp_path / "own.parquet"
+    columns = {f"pixel{index}": digits.images_NCHW.reshape(1797, -1)[:, index] for index in range(64)}
+    pq.write_table(pa.table(columns | {"label": [f"class {label}" for label in np.asarray(digits.labels_N)]}), file)
+    data = ("data.name=own", f"data.path={file}", f"data.cache={tmp_path / 'cache'}")
+    with pytest.raises(UserError, match="was trained on the classes 0, 1, .* and data.name own has class 0, class 1"):
+        evaluate(saved, *data, any_data=True)
+
+
 def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no model: there is no state.pt of a checkpoint"):
         evaluate(tmp_path)
