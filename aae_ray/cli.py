@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, get_args, get_type_hints
 
 import typer
@@ -171,6 +172,13 @@ def _write_what_can_be_written() -> None:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     if not encoding.lower().startswith("utf") and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def check_out(out: Path, ending: str) -> None:
+    """Raises UserError for a file to write that has another ending, or lies in no folder. os.path answers for a name
+    that is too long, at which a Path raises OSError."""
+    if out.suffix.lower() != ending or not os.path.isdir(out.absolute().parent) or os.path.isdir(out):
+        raise UserError(f"--out {out}: give a name that ends in {ending}, in a folder that exists")
 
 
 def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import main
+from aae_ray.cli import check_out, main
 from aae_ray.errors import UserError
 
 
@@ -19,8 +19,8 @@ def compare(
     folder: Annotated[Path, typer.Option(help="where studies keep their state; study.folder")] = Path("runs"),
 ) -> None:
     """Hold studies of the same objectives against each other. Reads their folders; none of them need run."""
-    if out is not None and (out.suffix.lower() != ".png" or not out.absolute().parent.is_dir() or out.is_dir()):
-        raise UserError(f"--out {out}: give a name that ends in .png, in a folder that exists")
+    if out is not None:
+        check_out(out, ".png")
     from aae_ray.reporting import comparison
     from aae_ray.reporting.console import console_for
     from aae_ray.reporting.text import bullet

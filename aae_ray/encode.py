@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import file_and_overrides, main
+from aae_ray.cli import check_out, file_and_overrides, main
 from aae_ray.errors import UserError
 
 
@@ -36,8 +36,7 @@ def encode(
     reconstructed, how far its code is from the prior, and from both a score that is high for anomalies."""
     if not model:
         raise UserError("--model is missing: name a registered model, such as aae-digits-decoder, or a study's folder")
-    if out.suffix.lower() != ".parquet" or not out.absolute().parent.is_dir() or out.is_dir():
-        raise UserError(f"--out {out}: give a name that ends in .parquet, in a folder that exists")
+    check_out(out, ".parquet")
     data, overrides = file_and_overrides(arguments or [])
     from aae_ray.evaluation.encoding import write_codes
     from aae_ray.study.inputs import read_data

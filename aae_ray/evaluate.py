@@ -1,7 +1,8 @@
-"""python -m aae_ray.evaluate: what a registered decoder, or a trial's checkpoint, is worth on the test images.
+"""python -m aae_ray.evaluate: what a registered decoder, or a trial of a study, is worth on the test images.
 
 python -m aae_ray.evaluate aae-digits-decoder                              the champion's samples
 python -m aae_ray.evaluate runs/STUDY/trials/TRIAL/epoch_00027       samples, codes and reconstructions
+python -m aae_ray.evaluate runs/STUDY                                the same of the best trial
 """
 
 from pathlib import Path
@@ -9,12 +10,17 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import main
+from aae_ray.cli import check_out, main
 from aae_ray.errors import UserError
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="registered model, or folder of a checkpoint", metavar="MODEL")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="registered model, or folder of a study, of an exported model or of a checkpoint", metavar="MODEL"
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -35,8 +41,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model by one protocol with fixed seeds, and record the figures in MLflow."""
-    if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir() or out.is_dir():
-        raise UserError(f"--out {out}: give a name that ends in .png, in a folder that exists")
+    check_out(out, ".png")
     from aae_ray.datasets.dataset import class_names
     from aae_ray.evaluation.final_evaluation import CONFUSION_SHEET
     from aae_ray.reporting.console import console_for
@@ -63,7 +68,7 @@ def evaluate(
         console.print(bullet("note", remark), soft_wrap=True)
     console.print(bullet("sheet", str(out)))
     recorded = record(found, uri)
-    if found.result.confusion:
+    if found.result.has_confusion_sheet:
         console.print(bullet("confusion", str(recorded.folder / CONFUSION_SHEET)), soft_wrap=True)
     told = f"run {found.run_name} in MLflow"
     if recorded.unsent:

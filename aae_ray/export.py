@@ -4,6 +4,7 @@ python -m aae_ray.export aae-digits-decoder --onnx digits_onnx
 python -m aae_ray.export runs/STUDY --onnx best_onnx
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ def export(
     """Write encoder and decoder as ONNX, run them, and say how far their answers are from the model's."""
     if onnx is None:
         raise UserError("--onnx is missing: name the folder that the files go to")
-    if not onnx.absolute().parent.is_dir() or (onnx.exists() and not onnx.is_dir()):
+    if not os.path.isdir(onnx.absolute().parent) or (os.path.exists(onnx) and not os.path.isdir(onnx)):
         raise UserError(f"--onnx {onnx}: give a folder, in one that exists")
     from aae_ray.evaluation.onnx_files import write_onnx
     from aae_ray.study.loading import load_model

@@ -7,6 +7,7 @@ python -m aae_ray.generate aae-faces-decoder --interpolate a.png b.png
 """
 
 import math
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -107,7 +108,7 @@ def _target(out: Path | None, kind: Format | None) -> tuple[Path, str]:
     if out is None:
         return Path(f"samples.{kind or Format.png}"), kind or Format.png
     ending = out.suffix.lower().removeprefix(".")
-    if not out.absolute().parent.is_dir():
+    if not os.path.isdir(out.absolute().parent):
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
     if kind is None and ending not in list(Format):
         raise UserError(f"--out {out}: give a name that ends in .png, .npy or .parquet")

@@ -4,12 +4,13 @@ python -m aae_ray.reconstruct a.png b.jpg --model aae-faces-decoder --out pairs.
 python -m aae_ray.reconstruct photo.jpg --model runs/STUDY data.size=32x32 data.channels=1
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from aae_ray.cli import main
+from aae_ray.cli import check_out, main
 from aae_ray.errors import UserError
 
 
@@ -38,9 +39,8 @@ def reconstruct(
     """Write each picture above its reconstruction, as one sheet, and print the squared error per pixel of each."""
     if not model:
         raise UserError("--model is missing: name a registered model, such as aae-digits-decoder, or a study's folder")
-    if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir() or out.is_dir():
-        raise UserError(f"--out {out}: give a name that ends in .png, in a folder that exists")
-    files = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).exists()]
+    check_out(out, ".png")
+    files = [Path(argument) for argument in arguments if "=" not in argument or os.path.exists(argument)]
     overrides = [argument for argument in arguments if Path(argument) not in files]
     if not files:
         raise UserError("name at least one picture file")

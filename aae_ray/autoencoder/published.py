@@ -110,6 +110,8 @@ class Published:
     shape: tuple[int, ...]  # of an image, (C, H, W); empty for a version of before it was recorded
     settings: Mapping[str, Any]  # of the data that it was trained on, under their dotted keys
     class_names: tuple[str, ...] = ()  # of the data's classes; empty where they are not known
+    split: str = ""  # digest of the split of the data; empty for a version of before it was recorded
+    value_range: tuple[float, float] | None = None  # of the data's pixels before scaling, where it is known
     reconstruction_mse: float | None = None  # on validation images
 
     def __str__(self) -> str:
@@ -155,10 +157,10 @@ class Published:
         """
         y_NK = encoded.y_NK
         if self.labels and y_NK is None:
-            if labels_N is None or not len(labels_N) or int(labels_N.min()) < 0 or int(labels_N.max()) >= self.labels:
-                raise UserError(
-                    f"{self} is of task {self.task}: its decoder is told the label of each image, "
-                    f"one of {self.labels}, and these have none"
-                )
+            given = f"{self} is of task {self.task}: its decoder is told the label of each image, one of {self.labels}"
+            if labels_N is None:
+                raise UserError(f"{given}, and these images have no labels")
+            if without := int(((labels_N < 0) | (labels_N >= self.labels)).sum()):
+                raise UserError(f"{given}, and {without} of {len(labels_N)} images have none of them")
             y_NK = F.one_hot(labels_N, self.labels)
         return self.decode(join(encoded.z_NZ, y_NK if self.labels else None))

@@ -39,6 +39,7 @@ SHORT_NAME, LETTER_INCHES = 3, 0.14  # a longer name in the legend takes the fig
 MOST_LETTERS = 14  # of a class's name in a legend; longer ones are cut short
 MATRIX_INCHES = 14.0  # of a confusion matrix, at most
 MOST_COUNTED, MOST_NAMES = 30, 60  # classes whose counts and whose names are written in it
+MOST_CLASSES = 300  # that it is drawn of: of more, a class has less than five pixels
 PRIOR_GREY = "#a0a0a0"
 UNLABELLED_GREY = "#505050"
 FONT = "DejaVu Sans"  # matplotlib's own: it is there wherever matplotlib is

@@ -4,7 +4,9 @@ Shapes: N images, B images of a block, C channels, H height, W width, X numbers 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +20,14 @@ from aae_ray.autoencoder.model import DECODED
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.published import Encoded, Published
 from aae_ray.datasets.classes import UNKNOWN
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.dataset import Dataset, class_names
+from aae_ray.datasets.image_stream import PART_NAMES
 from aae_ray.errors import UserError, did_you_mean
 from aae_ray.evaluation import drawing
 from aae_ray.evaluation.anomaly import Scores, scores
 from aae_ray.evaluation.judge import pixels
 
-PART_NAMES = ("training", "validation", "test")
+A_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
 
 def as_images(pixels_NCHW: NDArray[np.uint8]) -> Tensor:
@@ -33,16 +36,39 @@ def as_images(pixels_NCHW: NDArray[np.uint8]) -> Tensor:
 
 
 def label_index(model: Published, label: str) -> int:
-    """The label that the decoder is told, by the name of its class or by its number. Raises UserError."""
+    """The label that the decoder is told, by the name of its class; by its number, from 0, where no class has a number
+    as its name. Raises UserError."""
     names = model.label_names
     if not names:
         raise UserError(f"--label {label}: {model} is of task {model.task}, and its decoder is told no label")
     if label in names:
         return names.index(label)
-    if label.isdecimal() and int(label) < len(names):
+    if label.isdecimal() and int(label) < len(names) and not any(map(A_NUMBER.fullmatch, names)):
         return int(label)
-    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    raise UserError(f"--label {label}: {model} has no such label; it has {shown}.{did_you_mean(label, names)}")
+    raise UserError(
+        f"--label {label}: {model} has no such label; it has {some_names(names)}.{did_you_mean(label, names)}"
+    )
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def own_labels(model: Published, dataset: Dataset) -> Tensor | None:
+    """The labels of a set as numbers of the model's own classes, (N,): sets may have the same classes in another order.
+
+    UNKNOWN is the label of images without one, and of those whose class the model does not know. None without labels.
+    Where the model does not say how its classes are called, labels stay as they are.
+    """
+    if dataset.labels_N is None:
+        return None
+    labels_N = torch.from_numpy(np.array(dataset.labels_N))
+    if not model.class_names:
+        return labels_N
+    place = {name: label for label, name in enumerate(model.class_names)}
+    own_K = torch.tensor([*(place.get(name, UNKNOWN) for name in class_names(dataset)), UNKNOWN])
+    return own_K[labels_N]  # UNKNOWN, -1, is the last one
 
 
 # ---------------------------------------------------------------------------------------------------------- the table
@@ -53,10 +79,12 @@ def write_codes(model: Published, dataset: Dataset, out: Path) -> int:
 
     Columns: index, part, label and class where the set has labels, code, and as the model has them sigma,
     class_probabilities or cluster_probabilities and the representation W y + z; reconstruction_error, prior_distance
-    and anomaly_score as `anomaly.scores` says. Raises UserError.
+    and anomaly_score as `anomaly.scores` says. The metadata name the classes: those of the label, which are the set's,
+    and those of the probabilities, which are the model's. Raises UserError.
     """
     import pyarrow.parquet as pq
 
+    _check_classes(model, dataset)
     partial = out.with_name(f"{out.name}.partial")
     tables, count = _tables(model, dataset), 0
     try:
@@ -69,8 +97,29 @@ def write_codes(model: Published, dataset: Dataset, out: Path) -> int:
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it cannot have been written where its name is too long
+            partial.unlink(missing_ok=True)
     return count
+
+
+def _check_classes(model: Published, dataset: Dataset) -> None:
+    """A decoder that is told the class of each image must know them all. Raises UserError where it does not."""
+    labels_N = own_labels(model, dataset)
+    if labels_N is None or not _is_told_labels(model):
+        return
+    foreign_N = (labels_N == UNKNOWN) & (torch.from_numpy(np.array(dataset.labels_N)) != UNKNOWN)
+    if foreign_N.any():
+        names = class_names(dataset)
+        foreign = [names[label] for label in np.unique(np.asarray(dataset.labels_N)[foreign_N.numpy()])]
+        raise UserError(
+            f"data.name {dataset.name} has images of class {some_names(foreign)}, and the decoder of {model}, which is "
+            f"told the class of each image, knows {some_names(model.class_names)}"
+        )
+
+
+def _is_told_labels(model: Published) -> bool:
+    """Whether the decoder is told labels that the encoder does not find by itself."""
+    return model.labels > 0 and TASKS[model.task].labels == "all"
 
 
 def _tables(model: Published, dataset: Dataset) -> Iterator[Any]:
@@ -80,24 +129,23 @@ def _tables(model: Published, dataset: Dataset) -> Iterator[Any]:
     for number, rows in enumerate((dataset.train, dataset.val, dataset.test)):
         parts_N[rows] = number
     about = {"model": str(model), "task": model.task, "prior": model.prior.name, "data": dataset.name}
-    about |= {"data.digest": dataset.digest, "class_names": json.dumps(_names(model, dataset))}
+    about |= {"data.digest": dataset.digest, "class_names": json.dumps(class_names(dataset))}
+    about |= {"model.class_names": json.dumps(model.class_names)}
+    own_N = own_labels(model, dataset)
     for start in range(0, len(parts_N), DECODED):
         rows = np.arange(start, min(start + DECODED, len(parts_N)))
         x_BCHW = pixels(dataset, rows)
         labels_B = None if dataset.labels_N is None else torch.from_numpy(np.asarray(dataset.labels_N)[rows])
+        own_B = None if own_N is None else own_N[rows]
         encoded = model.encode(x_BCHW)
         columns = {
             "index": pa.array(rows),
             "part": pa.DictionaryArray.from_arrays(pa.array(parts_N[rows]), pa.array(PART_NAMES)),
             **_label_columns(dataset, labels_B),
             **_code_columns(model, encoded),
-            **{name: pa.array(values_B.numpy()) for name, values_B in _scores(model, x_BCHW, encoded, labels_B)},
+            **{name: pa.array(values_B.numpy()) for name, values_B in _scores(model, x_BCHW, encoded, own_B)},
         }
         yield pa.table(columns).replace_schema_metadata(about)
-
-
-def _names(model: Published, dataset: Dataset) -> list[str]:
-    return list(dataset.class_names or model.class_names)
 
 
 def _label_columns(dataset: Dataset, labels_B: Tensor | None) -> Mapping[str, Any]:

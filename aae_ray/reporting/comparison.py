@@ -92,8 +92,7 @@ def compare(histories: Sequence[Sequence[events.Event]]) -> Comparison:
         raise UserError(
             "\n".join(["studies compare on the same objectives (study.objectives), and these have", *lines])
         )
-    data = [_data(ledger) for ledger in ledgers]
-    same = all(each == data[0] for each in data)
+    same = _same_data(ledgers)
     own = [references(ledger) for ledger in ledgers]
     shared = [_widest(each) for each in zip(*own, strict=True)]
     studies = (
@@ -108,10 +107,15 @@ def _widest(of: Sequence[Reference]) -> Reference:
     return Reference(max(each.worst for each in of), min(each.best for each in of))
 
 
-def _data(ledger: Ledger) -> tuple[Any, ...]:
-    data = ledger.current_plan.settings.data
-    assert ledger.started is not None
-    return ledger.started.data.digest, data.split_seed, data.validation_fraction, data.test_fraction
+def _same_data(ledgers: Sequence[Ledger]) -> bool:
+    """Whether all have the same images in the same parts; of a study of an earlier release, which did not record its
+    parts, whether they are drawn by the same settings."""
+    records = [ledger.started.data for ledger in ledgers if ledger.started]
+    if all(record.split for record in records):
+        return len({(record.digest, record.split) for record in records}) == 1
+    settings = [ledger.current_plan.settings.data for ledger in ledgers]
+    drawn = {(data.split_seed, data.validation_fraction, data.test_fraction, data.split_column) for data in settings}
+    return len({record.digest for record in records}) == 1 == len(drawn)
 
 
 def _differences(ledgers: Sequence[Ledger]) -> dict[str, tuple[str, ...]]:
@@ -127,7 +131,7 @@ def _described(ledger: Ledger) -> dict[str, str]:
     assert started is not None
     values = {key: "" if value is None else number(value) for key, value in flatten(plan.settings).items()}
     values |= {key: ", ".join(f"{name} {value}" for name, value in plan.spec(key).items()) for key in plan.space}
-    values |= {"data digest": started.data.digest[:12]}
+    values |= {"data digest": started.data.digest[:12], "split digest": started.data.split[:12]}
     values |= {f"version of {package}": version for package, version in started.versions.items()}
     return values | {"commit": started.provenance.get(COMMIT, "")[:12]}
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from aae_ray.datasets.contents import contents_of
 from aae_ray.datasets.dataset import Dataset
+from aae_ray.evaluation.constants import split_digest
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
 
 SCHEMA = 3  # raised when an older program could misread a journal
@@ -46,6 +47,7 @@ class DataRecord(BaseModel):
     val: int
     test: int
     class_names: tuple[str, ...] = ()
+    split: str = ""  # `split_digest`, which studies of earlier releases did not record
     contents: dict[str, str] = Field(default_factory=dict)  # what was read, for people, by what each line is about
 
     @classmethod
@@ -59,6 +61,7 @@ class DataRecord(BaseModel):
             val=len(dataset.val),
             test=len(dataset.test),
             class_names=dataset.class_names or (),
+            split=split_digest(dataset),
             contents=contents_of(dataset).rows(),
         )
 

@@ -11,6 +11,7 @@ start:                                                              points that 
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -157,13 +158,13 @@ def study_file(path: str) -> str:
     """
     shipped = SHIPPED / f"{Path(path).stem}.yaml"
     bare = Path(path) == Path(shipped.stem)
-    if Path(path).is_file() or not (bare or Path(path) == Path("search_spaces", shipped.name)):
+    if os.path.isfile(path) or not (bare or Path(path) == Path("search_spaces", shipped.name)):
         return path
-    if bare and not shipped.exists():
+    if bare and not os.path.exists(shipped):
         names = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
         hint = did_you_mean(path, names) or f" Those that ship: {', '.join(names)}."
         raise UserError(f"{path} is neither a file nor a study that ships.{hint}")
-    return str(shipped) if shipped.exists() else path
+    return str(shipped) if os.path.exists(shipped) else path
 
 
 def _sort_blocks(

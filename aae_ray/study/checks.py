@@ -20,6 +20,7 @@ from aae_ray.autoencoder.phases import TASKS, Task
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.labels import check
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
+from aae_ray.evaluation.constants import split_digest
 from aae_ray.evaluation.diagnostics import diagnose
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import JUDGED, measured
@@ -103,7 +104,7 @@ def _collected(problems: list[Problem], key: str) -> Iterator[None]:
 def _check_room(folder: str) -> None:
     """Raises UserError when the disk is full, or no such folder can be made, under the folder of studies."""
     path = local_root(folder).absolute()
-    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    there = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
     if not there.is_dir() or not os.access(there, os.W_OK):
         reason = "cannot be written to" if there.is_dir() else "is a file"
         raise UserError(f"study.folder {folder}: {there} {reason}")
@@ -215,7 +216,7 @@ def start_advice(plan: Plan, dataset: Dataset) -> list[str]:
             f"study.pruner.type={study.pruner.type} compares no trials; give a smaller one"
         )
     path = local_root(study.folder).absolute()
-    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    there = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
     needed, free = disk_needed(plan, dataset), shutil.disk_usage(there).free
     if needed > free:
         sentences.append(
@@ -288,6 +289,11 @@ def check_resume(name: str, ledger: Ledger, plan: Plan, dataset: Dataset, *, ext
         raise UserError(
             f"{name} was started on data with digest {ledger.started.data.digest}, and data.name {dataset.name} "
             f"now has {dataset.digest}; restore those data, or start a new study"
+        )
+    if ledger.started.data.split not in ("", split_digest(dataset)):
+        raise UserError(
+            f"{name} was started on another split of data.name {dataset.name}, whose source now gives other parts; "
+            "restore it, or start a new study"
         )
     here = versions()
     other = [

@@ -6,7 +6,7 @@ from typing import Any
 
 from aae_ray.datasets.dataset import Dataset, cache_folder, class_names
 from aae_ray.errors import UserError
-from aae_ray.evaluation.constants import Constants
+from aae_ray.evaluation.constants import Constants, split_digest
 from aae_ray.evaluation.final_evaluation import FinalEvaluation, evaluate_model, final_evaluation_tags
 from aae_ray.evaluation.judge import judge_if_any
 from aae_ray.reporting.cards import best_config, model_card
@@ -153,7 +153,9 @@ def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result:
         **{key: value for key, value in flatten(settings).items() if key.startswith("data.") and value is not None},
         "data.digest": data.digest,
         "data.split": f"seed {settings.data.split_seed}, validation {settings.data.validation_fraction:g}, "
-        f"test {settings.data.test_fraction:g}",
+        f"test {settings.data.test_fraction:g}, digest {split_digest(data)}",
+        registry.SPLIT_DIGEST: split_digest(data),
+        registry.VALUE_RANGE: json.dumps(data.value_range),
         "image_shape": "x".join(map(str, data.shape)),
         "task": settings.task,
         "posterior": settings.model.posterior,

@@ -1,5 +1,6 @@
 """A model by whatever names it: a registered name, a study's folder, an exported model's folder, or a checkpoint's."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from aae_ray.datasets.labels import known_shares
 from aae_ray.errors import UserError
 from aae_ray.reading import Entry, build
 from aae_ray.search.journal import JOURNAL
+from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.store import read_ledger
 from aae_ray.settings import Settings, dotted_fields, flatten
 from aae_ray.tracking import registry
@@ -29,31 +31,57 @@ def load_model(
     of a registered model at `uri`. Raises UserError where there is no such thing, or it has no encoder.
     """
     folder = Path(model)
-    if (folder / checkpoint.FILE).exists():
+    if _holds(folder, checkpoint.FILE):
         return from_checkpoint(folder)
-    if (folder / DESCRIPTION).exists():
+    if _holds(folder, DESCRIPTION):
         return registry.load_exported(folder, encoder=encoder)
-    if (folder / JOURNAL).exists():
+    if _holds(folder, JOURNAL):
         return _of_study(folder, encoder)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         raise UserError(
             f"{model} holds no model: there is no {checkpoint.FILE} of a checkpoint, no {DESCRIPTION} of an exported "
             f"model and no {JOURNAL} of a study in it"
         )
-    if folder.exists():
+    if os.path.exists(folder):
         raise UserError(f"{model} is a file; name a registered model, or the folder of a checkpoint or a study")
     return registry.load(model, uri, version, encoder=encoder)
 
 
-def _of_study(folder: Path, encoder: bool) -> Published:
+def _holds(folder: Path, name: str) -> bool:
+    """Whether there is such a file in it; the name of a model may be too long for one, at which a Path would raise."""
+    return os.path.exists(folder / name)
+
+
+def checkpoint_of(model: str) -> Path | None:
+    """The folder of a checkpoint: the one that `model` names, or that of the best trial of the study which it names.
+
+    None where it names something else, or the study has its best trial as an exported model alone. Raises UserError
+    where the study has not chosen it yet.
+    """
+    folder = Path(model)
+    if _holds(folder, checkpoint.FILE):
+        return folder
+    if _holds(folder, DESCRIPTION) or not _holds(folder, JOURNAL):
+        return None
+    trial, _ = _best(folder)
+    kept = None if trial.checkpoint is None else folder / trial.checkpoint
+    return kept if kept is not None and _holds(kept, checkpoint.FILE) else None
+
+
+def _best(folder: Path) -> tuple[TrialRecord, str | None]:
+    """The best trial of a study, and the folder in the study's that its decoder was exported to, if it was."""
     chosen = (ledger := read_ledger(folder)).chosen
     if chosen is None:
         raise UserError(
             f"{folder} has not chosen its best trial yet; name the folder of a checkpoint in {folder}/trials"
         )
-    if chosen.registration is not None:
-        return registry.load_exported(folder / chosen.registration["folder"], encoder=encoder)
-    trial = ledger.trials[chosen.number]
+    return ledger.trials[chosen.number], None if chosen.registration is None else chosen.registration["folder"]
+
+
+def _of_study(folder: Path, encoder: bool) -> Published:
+    trial, exported = _best(folder)
+    if exported is not None:
+        return registry.load_exported(folder / exported, encoder=encoder)
     if trial.checkpoint is None:
         raise UserError(f"{folder} has kept no checkpoint of its best trial, {trial.name}")
     return from_checkpoint(folder / trial.checkpoint)
@@ -104,8 +132,10 @@ def from_checkpoint(folder: Path) -> Published:
         prior=model.prior,
         label_shares_K=model.label_shares_K,
         data_digest=state["data_digest"],
+        split=state.get("split", ""),
         shape=model.shape,
         settings={key: value for key, value in flatten(run).items() if key.startswith("data.") and value is not None},
         class_names=tuple(state.get("class_names") or ()),
+        value_range=None if (ends := state.get("value_range")) is None else (ends[0], ends[1]),
         reconstruction_mse=history[-1].get(registry.RECONSTRUCTION),
     )

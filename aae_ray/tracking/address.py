@@ -59,9 +59,9 @@ def tracking_uri(given: str | None) -> str:
                 "rename the folder, or give tracking.uri with another path"
             )
             raise UserError(text.encode(errors="backslashreplace").decode())
-        if path.is_dir():
+        if os.path.isdir(path):
             raise UserError(f"{source} {told}: {path} is a folder")
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise UserError(f"{source} {told}: there is no folder {path.parent}")
         uri = f"sqlite:///{path}"
     return uri
@@ -89,7 +89,7 @@ def check_answers(uri: str) -> None:
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             if file.read(len(SQLITE)) not in (b"", SQLITE):
                 raise UserError(f"tracking.uri {told}: {path} is not an SQLite database; give another file")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
+        if not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
             raise UserError(f"tracking.uri {told}: {path} cannot be written to")
     elif uri != DATABRICKS and not uri.startswith(f"{DATABRICKS}:"):
         _check_server(uri, told)
@@ -180,7 +180,7 @@ def make_database(uri: str) -> None:
     """Make a new SQLite database of MLflow under another name first: a process that is killed in the middle of MLflow's
     migrations would leave one that MLflow can never open again."""
     path = Path(uri.partition(":///")[2].partition("?")[0])
-    if not uri.startswith("sqlite:///") or path.exists():
+    if not uri.startswith("sqlite:///") or os.path.exists(path):
         return
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

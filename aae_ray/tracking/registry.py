@@ -40,6 +40,8 @@ TRIAL = (
 )
 CLASS_NAMES = "class_names"  # in the metadata, as JSON: a tag may be too short for them
 RECONSTRUCTION = "val/reconstruction_mse"
+SPLIT_DIGEST = "data.split_digest"
+VALUE_RANGE = "data.value_range"  # as JSON
 LOADER = Path(__file__).with_name("autoencoder_pyfunc.py")
 
 
@@ -331,7 +333,7 @@ def _record(client: Any, name: str, version: Any, verdict: Verdict) -> None:
 
 def client_of(name: str, uri: str) -> Any:
     """MLflow's client for an address that answers and has this model. Raises UserError for one that does not."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
         raise UserError(
             f"there is no MLflow database {uri.removeprefix('sqlite:///')}; "
             "run a study here first, or give --tracking-uri"
@@ -466,7 +468,7 @@ def load_exported(folder: Path, *, encoder: bool = False) -> Published:
     for kind in (DECODER, ENCODER) if encoder else (DECODER,):
         own = folder.resolve().parent.parent / kind / folder.resolve().name
         if not (own / "MLmodel").exists():
-            raise UserError(
+            raise NoPartner(
                 f"{folder} has no {kind} beside it: there is no {own}; run its study again, or name a checkpoint"
             )
         try:
@@ -495,9 +497,11 @@ def published(name: str, version: str, networks: Mapping[str, nn.Module], about:
         prior=Prior(about["prior"], int(about["latent_dim"]), float(about["prior_scale"]), components),
         label_shares_K=_label_shares(int(about.get("classes", 0)), about.get("label_shares", "")),
         data_digest=about.get("data.digest", ""),
+        split=about.get(SPLIT_DIGEST, ""),
         shape=tuple(int(side) for side in about.get("image_shape", "").split("x") if side),
         settings={key: value for key, value in about.items() if key in dotted_fields()},
         class_names=tuple(json.loads(about.get(CLASS_NAMES, "[]"))),
+        value_range=None if (ends := json.loads(about.get(VALUE_RANGE, "null"))) is None else (ends[0], ends[1]),
         reconstruction_mse=float(about[RECONSTRUCTION]) if RECONSTRUCTION in about else None,
     )
 

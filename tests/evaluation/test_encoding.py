@@ -2,6 +2,7 @@
 were trained on."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.errors import UserError
 from aae_ray.evaluation.anomaly import scores
-from aae_ray.evaluation.encoding import reconstruct_pictures, write_codes
+from aae_ray.evaluation.encoding import label_index, reconstruct_pictures, write_codes
 from aae_ray.evaluation.judge import pixels
 from aae_ray.settings import Settings, replace
 from aae_ray.study.loading import from_checkpoint
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Training
 from tests.datasets.small_sets import write_idx
-from tests.evaluation.published_models import published
+from tests.evaluation.published_models import NAMES, published
 
 
 @pytest.fixture
@@ -73,8 +74,11 @@ def test_the_table_has_a_row_for_each_image(task: str, own: dict[str, int], few:
 
 def test_a_decoder_that_is_told_labels_has_those_of_the_images(few: Dataset, tmp_path: Path) -> None:
     model = published("supervised")
-    with pytest.raises(UserError, match="m version 2 is of task supervised: its decoder is told the label of each"):
+    few = dataclasses.replace(few, class_names=NAMES)
+    with pytest.raises(UserError, match="told the label of each image, one of 4, and 1 of 30 images have none of them"):
         write_codes(model, few, tmp_path / "codes.parquet")
+    with pytest.raises(UserError, match="one of 4, and these images have no labels"):
+        write_codes(model, dataclasses.replace(few, labels_N=None, class_names=None), tmp_path / "codes.parquet")
     assert not list(tmp_path.iterdir())
     labels_N = np.arange(30) % 4
     write_codes(model, dataclasses.replace(few, labels_N=labels_N), tmp_path / "codes.parquet")
@@ -82,6 +86,49 @@ def test_a_decoder_that_is_told_labels_has_those_of_the_images(few: Dataset, tmp
     answer_NCHW = model.reconstruct(model.encode(x_NCHW), torch.from_numpy(labels_N))
     errors = pq.read_table(tmp_path / "codes.parquet")["reconstruction_error"].to_pylist()
     torch.testing.assert_close(torch.tensor(errors), (answer_NCHW - x_NCHW).square().mean((1, 2, 3)))
+
+
+def test_labels_of_another_set_are_told_by_the_names_of_their_classes(few: Dataset, tmp_path: Path) -> None:
+    model, labels_N = published("supervised"), np.arange(30) % 4
+    own = dataclasses.replace(few, labels_N=labels_N, class_names=NAMES)
+    reversed_ = dataclasses.replace(few, labels_N=3 - labels_N, class_names=NAMES[::-1])
+    tables = []
+    for number, dataset in enumerate((own, reversed_)):
+        write_codes(model, dataset, tmp_path / f"{number}.parquet")
+        tables.append(pq.read_table(tmp_path / f"{number}.parquet"))
+    for column in ("class", "reconstruction_error"):
+        assert tables[0][column].to_pylist() == tables[1][column].to_pylist()
+    named = {key: json.loads(tables[1].schema.metadata[key]) for key in (b"class_names", b"model.class_names")}
+    assert named == {b"class_names": list(NAMES[::-1]), b"model.class_names": list(NAMES)}
+
+    foreign = dataclasses.replace(few, labels_N=labels_N, class_names=("zero", "cat", "two", "dog"))
+    with pytest.raises(UserError, match="data.name few has images of class cat, dog, and the decoder of m version 2"):
+        write_codes(model, foreign, tmp_path / "codes.parquet")
+    assert write_codes(published("semi_supervised"), foreign, tmp_path / "codes.parquet") == 30  # which needs no labels
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "index"),
+    [
+        (("cat", "dog"), "dog", 1),
+        (("cat", "dog"), "1", 1),
+        (("10", "20", "30", "40"), "10", 0),
+        (("10", "20", "30", "40"), "1", None),
+        (("1.5", "2.5"), "1", None),
+        (("-1", "unknown"), "0", None),
+        (("cat", "dog"), "2", None),
+    ],
+)
+def test_a_number_names_a_label_where_no_class_is_named_by_one(
+    names: tuple[str, ...], label: str, index: int | None
+) -> None:
+    shares_K = torch.full((len(names),), 1 / len(names))
+    model = dataclasses.replace(published("supervised"), class_names=names, label_shares_K=shares_K)
+    if index is not None:
+        assert label_index(model, label) == index
+    else:
+        with pytest.raises(UserError, match=f"--label {label}: m version 2 has no such label; it has {names[0]}"):
+            label_index(model, label)
 
 
 def test_a_table_that_cannot_be_written_is_a_sentence(few: Dataset, tmp_path: Path) -> None:

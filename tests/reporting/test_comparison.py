@@ -12,6 +12,7 @@ from aae_ray.cli import run_command
 from aae_ray.compare import compare as command
 from aae_ray.errors import UserError
 from aae_ray.reporting.comparison import compare, difference_table, draw, fronts_table, names, study_table
+from aae_ray.search import events
 from aae_ray.search.hypervolume import dominated_share, references
 from tests.search.histories import JSD, MSE, History
 
@@ -74,6 +75,21 @@ def test_other_data_are_told_and_nothing_is_said_of_a_joint_front() -> None:
     found = compare([FIRST.events, other.events])
     assert not found.same_data and found.differences["data.split_seed"] == ("0", "1")
     assert "★" not in shown(fronts_table(found, Console(width=80)))
+
+
+@pytest.mark.parametrize(("splits", "same"), [(("a", "a"), True), (("a", "b"), False), (("a", ""), True)])
+def test_the_same_images_in_other_parts_are_other_data(splits: tuple[str, str], same: bool) -> None:
+    """Whatever the settings are, as a source may give its parts; without a record the settings have to do."""
+    both = [
+        [
+            event.model_copy(update={"data": event.data.model_copy(update={"split": split})})
+            if isinstance(event, events.StudyStarted)
+            else event
+            for event in history.events
+        ]
+        for history, split in zip((FIRST, SECOND), splits, strict=True)
+    ]
+    assert compare(both).same_data is same
 
 
 @pytest.mark.parametrize(

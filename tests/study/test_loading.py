@@ -1,5 +1,6 @@
 """Models by whatever names them, and what commands bring to them: data sets and pictures."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from aae_ray.cli import run_command
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
 from aae_ray.search import events
+from aae_ray.search.space import study_file
+from aae_ray.search.store import find_study
 from aae_ray.settings import Settings, replace
 from aae_ray.study.inputs import read_data, read_pictures
 from aae_ray.study.loading import load_model
@@ -114,6 +117,37 @@ def test_data_are_those_of_the_training_or_others_by_name_or_path(
         read_data(str(small), [f"data.cache={cache}"], model)
     with pytest.raises(UserError, match="data.name: digts is none of"):
         read_data("digts", [], model)
+
+
+def test_other_pixels_are_read_as_those_of_the_training_were(
+    model: Published, digits: Dataset, tmp_path: Path, cache: Path
+) -> None:
+    """Inverted, transposed and resized, unless the command says otherwise."""
+    about = {"data.scale": "255:0", "data.transpose": "True", "data.size": "8x8", "data.name": "digits"}
+    as_read = dataclasses.replace(model, settings=about)
+    other, expected_NCHW = write_idx(tmp_path / "own", digits.images_NCHW[:9, 0], None), 255 - digits.images_NCHW[:9]
+    found = read_data(str(other), [f"data.cache={cache}"], as_read)
+    np.testing.assert_array_equal(found.images_NCHW, expected_NCHW.swapaxes(2, 3))
+    found = read_data(str(other), [f"data.cache={cache}", "data.transpose=false"], as_read)
+    np.testing.assert_array_equal(found.images_NCHW, expected_NCHW)
+    Image.fromarray(digits.images_NCHW[0, 0]).save(tmp_path / "a.png")
+    Image.new("L", (20, 28), 255).save(tmp_path / "white.png")
+    a_CHW, white_CHW = read_pictures([tmp_path / "a.png", tmp_path / "white.png"], [], as_read)
+    np.testing.assert_array_equal(a_CHW, expected_NCHW[0].swapaxes(1, 2))
+    assert white_CHW.shape == (1, 8, 8) and not white_CHW.any()
+
+
+def test_an_observed_scale_is_that_of_the_training(model: Published, tmp_path: Path, cache: Path) -> None:
+    np.save(tmp_path / "half.npy", np.linspace(-0.5, 0.5, 20 * 64, dtype=np.float32).reshape(20, 8, 8))
+    arguments = str(tmp_path / "half.npy"), [f"data.cache={cache}"]
+    observed = dataclasses.replace(model, settings={"data.scale": "observed"}, value_range=(-1.0, 1.0))
+    found = read_data(*arguments, observed)
+    assert (int(found.images_NCHW.min()), int(found.images_NCHW.max())) == (64, 191)
+    unknown = dataclasses.replace(observed, value_range=None)
+    with pytest.raises(UserError, match="does not say which values it observed; give data.scale=LOW:HIGH"):
+        read_data(*arguments, unknown)
+    found = read_data(arguments[0], [*arguments[1], "data.scale=observed"], unknown)
+    assert (int(found.images_NCHW.min()), int(found.images_NCHW.max())) == (0, 255)
 
 
 @pytest.fixture
@@ -234,3 +268,45 @@ def test_mistakes_are_sentences(
     text = run(name, arguments, monkeypatch, capsys)
     assert text.startswith(f"2 {mistake}") and len(text.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+LONG = "x" * 300  # of a file no system lets have such a name
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("encode", [LONG, "--model", "{saved}"], "data.name"),
+        ("encode", [f"./{LONG}", "--model", "{saved}"], "File name too long"),
+        ("encode", ["--model", LONG], "there is no"),
+        ("encode", ["--model", "{saved}", "--out", f"{LONG}.parquet"], "cannot be written: File name too long"),
+        ("encode", ["--model", "{saved}", "--out", f"{LONG}/codes.parquet"], "in a folder that exists"),
+        ("reconstruct", [f"{LONG}=1", "a.png", "--model", "{saved}"], "is not a setting"),
+        ("reconstruct", [LONG, "--model", "{saved}"], "cannot be read: File name too long"),
+        ("generate", [LONG], "there is no"),
+        ("generate", ["{saved}", "--out", f"{LONG}/a.png"], "there is no folder"),
+        ("evaluate", [LONG], "there is no"),
+        ("export", ["{saved}", "--onnx", f"{LONG}/onnx"], "give a folder, in one that exists"),
+        ("export", [LONG, "--onnx", "onnx"], "there is no"),
+        ("export", ["m", "--onnx", "onnx", "--tracking-uri", f"sqlite:///{LONG}"], "there is no MLflow database"),
+    ],
+)
+def test_a_name_that_is_too_long_for_a_file_is_a_sentence(
+    name: str,
+    arguments: list[str],
+    said: str,
+    saved: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = run(name, [argument.format(saved=saved) for argument in arguments], monkeypatch, capsys)
+    assert text.startswith("2 ") and said in text
+
+
+def test_studies_and_files_of_studies_may_be_named_by_too_long_names(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no study is called x{300}: there are no studies"):
+        find_study(LONG, tmp_path)
+    with pytest.raises(UserError, match="x{300} is neither a file nor a study that ships"):
+        study_file(LONG)
