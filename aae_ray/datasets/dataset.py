@@ -30,6 +30,7 @@ from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.errors import UserError, did_you_mean
 
 PREPARED_FORMAT = 4  # raised when prepared data or their reading changes, so that older ones are made anew
+PIXEL_SETTINGS = ("scale", "background", "channels", "size", "crop", "resample", "transpose")  # of data, how pixels are read
 Indices = NDArray[np.int64]
 
 
@@ -201,8 +202,7 @@ def _find_stored(name: str, path: Path, key: str) -> tuple[Format, Stored]:
 
 def _pixel_settings(data: settings.Data) -> dict[str, Any]:
     """The settings on which the pixels of a prepared set depend, of those that differ from their defaults."""
-    names = ("scale", "background", "channels", "size", "crop", "resample", "transpose")
-    given = {name: getattr(data, name) for name in names}
+    given = {name: getattr(data, name) for name in PIXEL_SETTINGS}
     return {name: value for name, value in given.items() if value != settings.Data.model_fields[name].default}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray.autoencoder.published import Published
-from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.datasets.dataset import PIXEL_SETTINGS, Dataset, load
 from aae_ray.datasets.pictures import decode
 from aae_ray.datasets.pixels import PixelFault
 from aae_ray.datasets.published import PUBLISHED
@@ -23,16 +23,7 @@ from aae_ray.study.loading import recorded_settings
 
 COMMAND_LINE = "command line"
 LONGEST = 90  # letters of a name that a set gets by its path; data.name takes 100
-# How pixels are read, whatever the images come from.
-PIXELS = (
-    "data.scale",
-    "data.background",
-    "data.channels",
-    "data.size",
-    "data.crop",
-    "data.resample",
-    "data.transpose",
-)
+PIXELS = tuple(f"data.{name}" for name in PIXEL_SETTINGS)  # whatever the images come from
 
 
 def read_data(data: str | None, overrides: Sequence[str], model: Published) -> Dataset:
