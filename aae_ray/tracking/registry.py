@@ -21,7 +21,7 @@ from aae_ray.autoencoder.priors import Prior, uniform_shares
 from aae_ray.autoencoder.published import Decoder, Encoder, Published, draw_codes
 from aae_ray.errors import UserError, did_you_mean
 from aae_ray.search.constraints import parsed
-from aae_ray.search.promotion import BETTER, CHOICE_METRICS, RULE, Verdict, promote
+from aae_ray.search.promotion import BETTER, CHOICE_METRICS, CONSTRAINTS, NEVER, RULE, Verdict, promote
 from aae_ray.secrets import redact, without_userinfo
 from aae_ray.settings import dotted_fields
 from aae_ray.tracking.address import mlflow_client, quiet_mlflow
@@ -215,6 +215,11 @@ def _move_alias(client: Any, name: str, version: Any, request: Mapping[str, Any]
 
     What was decided stands in the tags of the version, a refusal as well.
     """
+    policy = request.get("policy", BETTER)
+    if policy == NEVER and str(client.get_registered_model(name).aliases.get(CHAMPION)) != str(version.version):
+        verdict = Verdict(False, "tracking.promotion=never")
+        _record(client, name, version.version, verdict)
+        return verdict
     verdict, repaired, moved = Verdict(True, "the first of its name"), "", False
     for _ in range(ALIAS_TRIES):
         current, told = _champion(client, name)
@@ -225,7 +230,7 @@ def _move_alias(client: Any, name: str, version: Any, request: Mapping[str, Any]
             break
         if current is not None:
             constraints = parsed(request.get("constraints", ()))
-            front, rule, policy = request["front"], request["rule"], request.get("policy", BETTER)
+            front, rule = request["front"], request["rule"]
             verdict = promote(current.tags, str(current.version), request["tags"], front, rule, constraints, policy)
             if not verdict.champion:
                 break
@@ -244,7 +249,13 @@ def hold(client: Any, name: str, version: Any, policy: str) -> Verdict:
     trial_of(version)
     tags = version.tags
     own = json.loads(tags.get(CHOICE_METRICS, "{}"))
-    request = {"tags": tags, "front": [own], "rule": tags.get(RULE, "nearest_to_ideal"), "policy": policy}
+    request = {
+        "tags": tags,
+        "front": [own],
+        "constraints": json.loads(tags.get(CONSTRAINTS, "[]")),
+        "rule": tags.get(RULE, "nearest_to_ideal"),
+        "policy": policy,
+    }
     verdict = _move_alias(client, name, version, request)
     _follow(client, name)
     return verdict

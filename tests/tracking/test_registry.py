@@ -28,6 +28,7 @@ from aae_ray.promote import promote as command
 from aae_ray.reporting.cards import model_card
 from aae_ray.search import events
 from aae_ray.search.ledger import TrialRecord
+from aae_ray.search.promotion import evidence_tags
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
 from aae_ray.tracking import registry
@@ -826,6 +827,34 @@ def test_a_version_is_held_against_the_champion_by_what_its_tags_say(decoders: R
     assert decoders.champion == "2"
     alone = registry.hold(decoders.client, NAME, decoders.client.get_model_version(NAME, "1"), "evidence")
     assert not alone.champion and "confirm it" in alone.reason
+
+
+def test_a_version_keeps_the_constraints_by_which_it_is_held(decoders: Registry) -> None:
+    """Its new seeds show it better by the rule, and to violate what its study asks for."""
+    study = replace(Settings(), {"study.constraints": ["val/jsd_nats <= 0.2"]}).study
+    decoders.add("s1/a/3", [[0.3, 0.1]])
+    seeds = [{"val/reconstruction_mse": value, "val/jsd_nats": 0.3} | MEASURED for value in (0.1, 0.11)]
+    request = request_of("s2/a/3", [[0.5, 0.1]], folder=decoders.folder, constraints=study.constraints)
+    request["tags"] |= evidence_tags(seeds, study) | {"rule": "first_objective"}
+    registry.register(decoders.client, new_run(decoders.client), request)
+    told = registry.hold(decoders.client, NAME, decoders.client.get_model_version(NAME, "2"), "evidence")
+    assert not told.champion and "it violates val/jsd_nats <= 0.2" in told.reason and decoders.champion == "1"
+
+
+def test_a_policy_of_never_makes_no_champion_not_even_the_first(decoders: Registry) -> None:
+    def add(trial: str) -> dict[str, Any]:
+        request = request_of(trial, [[0.2, 0.2]], folder=decoders.folder) | {"policy": "never"}
+        return registry.register(decoders.client, new_run(decoders.client), request)
+
+    made = add("s1/a/3")
+    assert (made["champion"], made["reason"]) == (False, "tracking.promotion=never")
+    assert "champion" not in decoders.client.get_registered_model(NAME).aliases
+    assert decoders.client.get_model_version(NAME, "1").tags["promotion"] == "refused"
+    decoders.add("s2/a/3", [[0.1, 0.1]])
+    _delete_without_its_alias(decoders, "2")
+    assert add("s3/a/3")["champion"] is False and add("s1/a/3")["champion"] is False
+    registry.set_champion(decoders.client, NAME, "1")  # by hand
+    assert add("s1/a/3")["reason"] == "it is the champion already"
 
 
 def test_a_champion_that_was_deleted_is_followed_by_the_one_before(decoders: Registry) -> None:
