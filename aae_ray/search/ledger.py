@@ -17,7 +17,7 @@ from aae_ray.search.contract import Suggestion, trial_name
 from aae_ray.search.objectives import Front
 from aae_ray.search.outcomes import INCONCLUSIVE, FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.pruner import Pruner, Rung
-from aae_ray.search.racing import Seeds, deviations
+from aae_ray.search.racing import Seeds, standard_errors
 from aae_ray.search.space import Plan, plan_from
 from aae_ray.settings import run_values
 
@@ -527,13 +527,7 @@ class Ledger:
 
     def standard_errors(self, trial: TrialRecord) -> dict[str, float]:
         """Of the means over seeds of each objective; empty for a single seed."""
-        seeds = self.seeds(trial)
-        if len(seeds.values) < 2:
-            return {}
-        own = deviations([seeds])
-        assert own is not None
-        scale = math.sqrt(len(seeds.values))
-        return {name: deviation / scale for name, deviation in zip(self.objectives, own, strict=True)}
+        return dict(zip(self.objectives, standard_errors(self.seeds(trial)), strict=False))
 
     def confirmations(self, trial: TrialRecord) -> list[TrialRecord]:
         """The trials that confirm a finalist: of its configuration, with seeds that no choice has seen."""

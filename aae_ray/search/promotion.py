@@ -10,6 +10,7 @@ from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search.choice import RULES, compared, judged_by, means, score, select
 from aae_ray.search.constraints import Constraint, constrained, violation
 from aae_ray.search.objectives import dominates
+from aae_ray.search.racing import Seeds, deviations
 
 CHOICE_METRICS = "choice_metrics"  # the tag of a version
 
@@ -117,9 +118,12 @@ def _by_evidence(
         return Verdict(False, "it has no two new seeds by which it could be held against others; confirm it")
     limits = judged_by(objectives, rule) - {*objectives, rule}  # of the data: an old champion was registered without
     alone = {name: seeds[0][name] for name in limits if name in seeds[0]} | dict(rival)
-    evidence = weigh(seeds, json.loads(champion.get(EVIDENCE, "[]")) or [alone], objectives, rule)
+    others = json.loads(champion.get(EVIDENCE, "[]")) or [alone]
+    evidence = weigh(seeds, others, objectives, rule)
     if evidence is None:
-        return Verdict(False, f"version {version} was registered without {rule}, by which study.select chooses")
+        lacking = [(who, _lacking(of, objectives, rule)) for who, of in (("it", seeds), (f"version {version}", others))]
+        told = " and ".join(f"{who} has no finite {', '.join(names)}" for who, names in lacking if names)
+        return Verdict(False, f"{told}, by which study.select={rule} compares them")
     how = "better than" if evidence.difference > 0 else "not better than"
     if evidence.holds:
         return Verdict(True, f"better than version {version} {evidence}", evidence)
@@ -142,11 +146,17 @@ def weigh(
     scores = [[score(metrics, objectives, rule) for metrics in seeds] for seeds in (own, champion)]
     if not all(math.isfinite(value) for values in scores for value in values):
         return None
-    means = [sum(values) / len(values) for values in scores]
-    squares = sum((value - mean) ** 2 for values, mean in zip(scores, means, strict=True) for value in values)
-    freedom = sum(len(values) - 1 for values in scores)
-    error = math.sqrt(squares / freedom * sum(1 / len(values) for values in scores)) if freedom else math.inf
-    return Evidence(means[1] - means[0], error, len(own), len(champion))
+    held = [Seeds(index, tuple((value,) for value in values)) for index, values in enumerate(scores)]
+    noise = deviations(held)
+    error = math.inf if noise is None else noise[0] * math.sqrt(sum(1 / len(values) for values in scores))
+    (mine,), (rival,) = (each.means for each in held)
+    return Evidence(rival - mine, error, len(own), len(champion))
+
+
+def _lacking(seeds: Sequence[Mapping[str, float]], objectives: Sequence[str], rule: str) -> list[str]:
+    """The metrics that a score by this rule looks at and that some seed has not."""
+    names = {"first_objective": objectives[:1]}.get(rule, objectives) if rule in RULES else [rule]
+    return [name for name in names if not all(math.isfinite(metrics.get(name, math.nan)) for metrics in seeds)]
 
 
 def evidence_tags(seeds: Sequence[Mapping[str, float]], study: settings.StudySettings) -> dict[str, str]:

@@ -177,7 +177,7 @@ def _version_of(client: Any, run_id: str, request: Mapping[str, Any], tags: Mapp
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    if known := _registered(client, name, tags[TRIAL]):
+    if known := version_of_trial(client, name, tags[TRIAL]):
         for key in (key for key in tags if known.tags.get(key) != tags[key]):  # more is known of it: new seeds
             client.set_model_version_tag(name, known.version, key, tags[key])
         return known
@@ -186,7 +186,7 @@ def _version_of(client: Any, run_id: str, request: Mapping[str, Any], tags: Mapp
     return client.create_model_version(name, source, run_id=run_id, tags=tags, description=request["card"])
 
 
-def _registered(client: Any, name: str, trial: str | None) -> Any:
+def version_of_trial(client: Any, name: str, trial: str | None) -> Any:
     """The version of a registered model that is of this trial, None where there is none."""
     found = client.search_model_versions(f"name = '{name}'") if trial else []
     return next((version for version in found if version.tags.get(TRIAL) == trial), None)
@@ -203,7 +203,7 @@ def _follow(client: Any, name: str) -> None:
         return
     aliases, follower = client.get_registered_model(name).aliases, client.get_registered_model(encoders).aliases
     champion = client.get_model_version(name, str(aliases[CHAMPION])) if CHAMPION in aliases else None
-    encoder = _registered(client, encoders, champion.tags.get(TRIAL)) if champion else None
+    encoder = version_of_trial(client, encoders, champion.tags.get(TRIAL)) if champion else None
     if encoder is None and CHAMPION in follower:
         client.delete_registered_model_alias(encoders, CHAMPION)
     elif encoder is not None and str(follower.get(CHAMPION)) != str(encoder.version):
@@ -457,7 +457,7 @@ def _partner(client: Any, version: Any, kind: str) -> Any:
     names = (encoder_name(version.name),) if kind == ENCODER else decoder_names(version.name)
     for name in names:
         known = client.search_registered_models(f"name = '{name}'")
-        if known and (found := _registered(client, name, version.tags.get(TRIAL))):
+        if known and (found := version_of_trial(client, name, version.tags.get(TRIAL))):
             return found
     raise NoPartner(
         f"{version.name} version {version.version} has no {kind} beside it: it was registered alone, by an earlier "

@@ -281,6 +281,19 @@ def test_without_new_seeds_or_on_other_data_nothing_is_promoted() -> None:
     assert not promote(tags_of(FAR), "1", tags_of(GOOD), GOOD, "nearest_to_ideal", (), "never").champion
 
 
+def test_of_two_that_cannot_be_held_against_each_other_it_is_told_who_lacks_what() -> None:
+    measured = [each | {NMI: 0.5} for each in GOOD]
+    study = replace(Settings(), {"study.objectives": OBJECTIVES, "study.select": NMI}).study
+    for champion, own, said in (
+        (GOOD, measured, "version 1 has no finite val/nmi, by"),
+        (measured, [*measured[1:], GOOD[0]], "it has no finite val/nmi, by"),
+        (GOOD, GOOD, "it has no finite val/nmi and version 1 has no finite val/nmi, by"),
+    ):
+        tags = [tags_of(known) | evidence_tags(known, study) for known in (champion, own)]
+        told = promote(tags[0], "1", tags[1], [own[0]], NMI, (), EVIDENCE)
+        assert not told.champion and told.reason.startswith(said)
+
+
 points = st.tuples(st.floats(0, 0.2), st.floats(0, 0.7))
 
 

@@ -31,9 +31,11 @@ from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.promotion import evidence_tags
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
+from aae_ray.study.finalists import choose
 from aae_ray.tracking import registry
 from aae_ray.tracking.address import tracking_uri
 from aae_ray.tracking.cursor import CURSOR
+from tests.search.test_promotion import confirmed
 from tests.tracking.little_study import LittleStudy, sync
 
 NAME, ENCODER = "aae-digits-decoder", "aae-digits-encoder"
@@ -927,3 +929,43 @@ def test_the_command_rolls_back_and_tells_what_it_refuses(
     ):
         code, text = promoted(*wrong)
         assert code == 2 and said in text and "Traceback" not in text
+
+
+def test_a_study_that_is_confirmed_already_is_held_by_its_new_seeds(
+    decoders: Registry,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same command a second time, as after a change of the champion by hand, has nothing to train."""
+    decoders.add("s0/a/3", [[0.3, 0.3]])
+    folder = tmp_path / "runs" / "s1"
+    folder.mkdir(parents=True)
+    conductor = confirmed(folder)
+    best = choose(conductor.ledger, "nearest_to_ideal")
+    assert best is not None
+    request = with_seeds(
+        request_of(f"s1/{best.name}/27", [[0.1, 0.1]], folder=decoders.folder), [0.1, 0.1], [0.11, 0.1]
+    )
+    registration = json.loads(json.dumps(request))
+    conductor.record(events.Chosen(number=best.number, registration=registration), events.StudyEnded())
+    conductor.journal.close()
+
+    def confirm() -> tuple[int, str]:
+        arguments = (NAME, "--confirm", "2", "--seeds", "3", "--folder", str(tmp_path / "runs"))
+        monkeypatch.setattr("sys.argv", ["promote", *arguments, "--version", "s1", "--tracking-uri", database])
+        with pytest.raises(SystemExit) as end:
+            run_command(command, "promote")
+        out = capsys.readouterr()
+        return int(end.value.code or 0), " ".join((out.out + out.err).split())
+
+    registry.register(decoders.client, new_run(decoders.client), request | {"policy": "never"})
+    decoders.client.set_registered_model_alias(NAME, "s1", "2")
+    code, said = confirm()
+    assert code == 0 and "s1 is confirmed already, on 3 new seeds; its best trial is version 2" in said
+    assert "champion better than version 1" in said and decoders.champion == "2"
+    registry.set_champion(decoders.client, NAME, "1")
+    decoders.client.set_model_version_tag(NAME, "2", "evidence", "[]")
+    code, said = confirm()
+    assert code == 1 and "refused it has no two new seeds" in said
