@@ -39,7 +39,9 @@ def promote(
     if seeds is not None and confirm is None:
         raise UserError("--seeds goes with --confirm, which says how many trials get them")
     from aae_ray.reporting.console import console_for
+    from aae_ray.reporting.report import StudyReport
     from aae_ray.reporting.text import bullet
+    from aae_ray.search.promotion import Verdict
     from aae_ray.study import promotion
     from aae_ray.tracking import address as server
 
@@ -47,13 +49,16 @@ def promote(
     if rollback:
         console.print(bullet("champion", promotion.roll_back(name, uri)), soft_wrap=True)
         return
-    if confirm is not None:
-        report = promotion.confirm(
+    told: StudyReport | Verdict
+    if confirm is None:
+        told = promotion.hold(name, version, uri)
+    else:
+        told = promotion.confirm(
             name, version, uri, console, finalists=confirm, seeds=seeds, root=folder.expanduser(), verbose=verbose
         )
-        leave_study(report.interrupted, report.as_planned and report.best is not None)
+    if isinstance(told, StudyReport):  # which has said it all
+        leave_study(told.interrupted, told.as_planned and told.promoted)
         return
-    told = promotion.hold(name, version, uri)
     console.print(bullet("champion" if told.champion else "refused", told.reason), soft_wrap=True)
     if not told.champion:
         raise typer.Exit(STOPPED)

@@ -1,8 +1,6 @@
 """What a study says at its end: the front, the best, what was registered, what to type next."""
 
-import math
 import shlex
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from aae_ray.reporting.defaults import Verdict
 from aae_ray.reporting.importance import LEAST_TRIALS
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import State, StudyEnd
+from aae_ray.search.racing import Seeds, standard_errors
 from aae_ray.secrets import without_userinfo
 
 LABELLED = (
@@ -66,6 +65,11 @@ class StudyReport:
     @property
     def as_planned(self) -> bool:
         return self.ledger.end is StudyEnd.PLANNED
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the best trial's decoder is the champion of its name."""
+        return self.registration is not None and bool(self.registration["champion"])
 
 
 def print_report(console: Console, report: StudyReport) -> None:
@@ -127,9 +131,10 @@ def confirmed_lines(ledger: Ledger) -> list[Text]:
     lines: list[Text] = []
     for trial, means in ledger.confirmed():
         seeds, parts = ledger.evidence(trial), []
-        for name in ledger.objectives:
-            values = [metrics[name] for metrics in seeds]
-            error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.4f}" if len(values) > 1 else ""
+        values = tuple(tuple(metrics[name] for name in ledger.objectives) for metrics in seeds)
+        errors = standard_errors(Seeds(trial.number, values))
+        for index, name in enumerate(ledger.objectives):
+            error = f" ± {errors[index]:.4f}" if errors else ""
             parts.append(f"{name} {means[name]:.4f}{error} (was {trial.metrics[name]:.4f})")
         told = f"{trial.name} on {text.counted(len(seeds), 'new seed')}: {', '.join(parts)}"
         lines.append(text.bullet("confirmed" if not lines else "", told))

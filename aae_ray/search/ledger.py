@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from aae_ray.errors import UserError
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search import events
-from aae_ray.search.choice import reference_point
+from aae_ray.search.choice import compared, means, reference_point, references
 from aae_ray.search.constraints import constrained, constraints_of, violation
 from aae_ray.search.contract import Suggestion, trial_name
 from aae_ray.search.objectives import Front
 from aae_ray.search.outcomes import INCONCLUSIVE, FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.pruner import Pruner, Rung
-from aae_ray.search.racing import Seeds, deviations
+from aae_ray.search.racing import Seeds, standard_errors
 from aae_ray.search.space import Plan, plan_from
 from aae_ray.settings import run_values
 
@@ -469,8 +469,7 @@ class Ledger:
         check, counts as the worst that its objectives can be; one that the machine has lost, or that waits at a rung,
         says nothing."""
         replicates = [self.trials[number] for number in trial.replicates]
-        ended = [each for each in (trial, *replicates) if each.reason is not None and each.reason not in INCONCLUSIVE]
-        values = tuple(self._seed_values(each) for each in ended)
+        values = tuple(self._seed_values(each) for each in _conclusive([trial, *replicates]))
         return Seeds(trial.number, values, len(self._under_way(replicates)))
 
     def _under_way(self, replicates: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -500,18 +499,35 @@ class Ledger:
         """The metrics that a trial is judged by: its own, with means over the seeds of a complete configuration."""
         if not trial.replicates or trial.state is not State.COMPLETE:
             return trial.metrics
-        means = zip(self.objectives, self.signs, self.values(trial), strict=True)
-        return trial.metrics | {name: sign * mean for name, sign, mean in means}
+        replicates = [self.trials[number] for number in trial.replicates]
+        return self._with_means(trial, [self._counted(each, trial) for each in _conclusive([trial, *replicates])])
+
+    def _with_means(self, trial: TrialRecord, seeds: Sequence[dict[str, float]]) -> dict[str, float]:
+        """A configuration's metrics, means over these seeds where configurations are compared by them. What one of the
+        seeds has not is not known of the configuration either."""
+        names, found = compared(self.current_plan.settings.study), means(seeds)
+        rest = {name: value for name, value in trial.metrics.items() if name not in names}
+        return rest | {name: value for name, value in found.items() if name in names}
+
+    def _counted(self, seed: TrialRecord, first: TrialRecord) -> dict[str, float]:
+        """The metrics that a seed of a configuration counts with. One that diverged, or was stopped by a health check,
+        gets the worst of all that configurations are compared by, and nothing where there is no worst; references that
+        it had no time to measure are those of the first seed."""
+        objectives = {
+            name: sign * value
+            for name, sign, value in zip(self.objectives, self.signs, self._seed_values(seed), strict=True)
+        }
+        if seed.state is State.COMPLETE:
+            return seed.metrics | objectives
+        names = compared(self.current_plan.settings.study)
+        limits = references(names)
+        known = {name: first.metrics[name] for name in limits if name in first.metrics} | seed.metrics
+        worst = {name: limit.of(known) for name in names - limits if (limit := METRICS[name].worst) is not None}
+        return {name: value for name, value in known.items() if name not in names - limits} | worst | objectives
 
     def standard_errors(self, trial: TrialRecord) -> dict[str, float]:
         """Of the means over seeds of each objective; empty for a single seed."""
-        seeds = self.seeds(trial)
-        if len(seeds.values) < 2:
-            return {}
-        own = deviations([seeds])
-        assert own is not None
-        scale = math.sqrt(len(seeds.values))
-        return {name: deviation / scale for name, deviation in zip(self.objectives, own, strict=True)}
+        return dict(zip(self.objectives, standard_errors(self.seeds(trial)), strict=False))
 
     def confirmations(self, trial: TrialRecord) -> list[TrialRecord]:
         """The trials that confirm a finalist: of its configuration, with seeds that no choice has seen."""
@@ -520,27 +536,16 @@ class Ledger:
         return [self.trials[number] for number in trial.replicates if number >= self.confirmed_from]
 
     def evidence(self, trial: TrialRecord) -> list[dict[str, float]]:
-        """The metrics of each new seed of a finalist that has come to an end. Of one that diverged, or was stopped by a
-        health check, the objectives are the worst that they can be; one that the machine has lost says nothing."""
-        return [
-            each.metrics
-            | {
-                name: sign * value
-                for name, sign, value in zip(self.objectives, self.signs, self._seed_values(each), strict=True)
-            }
-            for each in self.confirmations(trial)
-            if each.reason is not None and each.reason not in INCONCLUSIVE
-        ]
+        """The metrics of each new seed of a finalist that has come to an end. One that diverged, or was stopped by a
+        health check, counts as the worst; one that the machine has lost says nothing."""
+        return [self._counted(each, trial) for each in _conclusive(self.confirmations(trial))]
 
     def confirmed(self) -> list[tuple[TrialRecord, dict[str, float]]]:
-        """The finalists of which new seeds are known, each with its metrics, the objectives being means over those."""
+        """The finalists of which new seeds are known, each with its metrics: means over those seeds of all that
+        configurations are compared by."""
         numbers = self.confirming.numbers if self.confirming is not None else ()
-        found = []
-        for trial in (self.trials[number] for number in numbers):
-            if seeds := self.evidence(trial):
-                means = {name: sum(each[name] for each in seeds) / len(seeds) for name in self.objectives}
-                found.append((trial, trial.metrics | means))
-        return found
+        finalists = [self.trials[number] for number in numbers]
+        return [(trial, self._with_means(trial, seeds)) for trial in finalists if (seeds := self.evidence(trial))]
 
     def measured(self, trial: TrialRecord) -> bool:
         """Whether every objective of the trial's last epoch is a finite number."""
@@ -576,6 +581,11 @@ class Ledger:
             checkpoint=trial.checkpoint,
             alone=trial.alone,
         )
+
+
+def _conclusive(seeds: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Those that have ended and say something of their configuration."""
+    return [each for each in seeds if each.reason is not None and each.reason not in INCONCLUSIVE]
 
 
 def _shares_a_device(trial: TrialRecord) -> bool:

@@ -39,6 +39,12 @@ def deviations(configurations: Sequence[Seeds]) -> tuple[float, ...] | None:
     return tuple(math.sqrt(total / freedom) for total in squares)
 
 
+def standard_errors(seeds: Seeds) -> tuple[float, ...]:
+    """Of the mean of each objective over the seeds of one configuration; none for a single seed."""
+    own = deviations([seeds])
+    return () if own is None else tuple(deviation / math.sqrt(len(seeds.values)) for deviation in own)
+
+
 def next_seed(configurations: Sequence[Seeds], most: int) -> int | None:
     """The configuration that another seed is for, None where no verdict is open.
 

@@ -26,14 +26,14 @@ from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import JUDGED, measured
 from aae_ray.evaluation.judge import Judge
 from aae_ray.execution.ray_cluster import check_resources
-from aae_ray.search.choice import RULES
+from aae_ray.search.choice import RULES, in_order
 from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of
 from aae_ray.search.distributions import options
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan
-from aae_ray.search.store import local_root
+from aae_ray.search.store import Store, local_root
 from aae_ray.settings import Settings, flatten, replace, setting
 from aae_ray.tracking.address import check_answers, tracking_uri
 from aae_ray.training.loop import StateBytes, state_bytes
@@ -305,6 +305,25 @@ def check_resume(name: str, ledger: Ledger, plan: Plan, dataset: Dataset, *, ext
         raise UserError(
             f"{name} was started with other versions: {'; '.join(other)}. Install those, or give --any-version to go "
             "on with results that may differ from an unbroken study's"
+        )
+
+
+def check_finalists(name: str, ledger: Ledger, plan: Plan, store: Store) -> None:
+    """Raises UserError when a study that is only to confirm its best trials has no checkpoint of one of them: with
+    study.keep=best the others' are gone, and one that new seeds show to be the best could not be published."""
+    study, old = plan.settings.study, ledger.current_plan.settings.study
+    to_choose = study.confirm.finalists > 0 and (study.confirm != old.confirm or ledger.confirming is None)
+    if not to_choose or ledger.unfinished or study.budget.trials > ledger.configurations:
+        return
+    front = ledger.front()
+    order = in_order([ledger.judged(trial) for trial in front], study.objectives, study.select)
+    chosen = [front[index] for index in order[: study.confirm.finalists]]
+    gone = [trial.name for trial in chosen if trial.checkpoint is None or not store.files(trial.checkpoint)]
+    if gone:
+        raise UserError(
+            f"{name}: study.confirm.finalists={study.confirm.finalists} would train {', '.join(gone)} again, whose "
+            f"checkpoint is not kept (study.keep={old.keep}), so that it could not be published; confirm fewer "
+            "finalists, or start a study with study.keep=front"
         )
 
 

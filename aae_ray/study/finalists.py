@@ -13,6 +13,7 @@ from aae_ray.reporting.cards import best_config, model_card
 from aae_ray.search import events
 from aae_ray.search.choice import select
 from aae_ray.search.conductor import Conductor
+from aae_ray.search.constraints import constraints_of, violation
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.promotion import choice_metrics, choice_tags, evidence_tags, policy_of
 from aae_ray.search.store import Store
@@ -38,10 +39,13 @@ ABOUT = (
 
 
 def choose(ledger: Ledger, rule: str) -> TrialRecord | None:
-    """The best trial by the rule of `study.select`: of the finalists that were confirmed, by their new seeds, and where
-    none were, of the front."""
+    """The best trial by the rule of `study.select`: of the finalists that were confirmed, by their new seeds, among
+    those that violate study.constraints least, and where none were, of the front."""
     if confirmed := ledger.confirmed():
-        return confirmed[select([metrics for _, metrics in confirmed], ledger.objectives, rule)][0]
+        constraints = constraints_of(ledger.current_plan.settings.study)
+        beyond = [violation(constraints, metrics) for _, metrics in confirmed]
+        left = [each for each, amount in zip(confirmed, beyond, strict=True) if amount == min(beyond)]
+        return left[select([metrics for _, metrics in left], ledger.objectives, rule)][0]
     front = ledger.front()
     return front[select([ledger.judged(trial) for trial in front], ledger.objectives, rule)] if front else None
 
@@ -134,12 +138,18 @@ def publish(
                 "card": card,
                 "description": f"Encoders of autoencoders of {settings.data.name}: images in, codes out.",
             },
-            "front": [choice_metrics(ledger.judged(member), study) for member in ledger.front()],
+            "front": [choice_metrics(ledger.judged(member), study) for member in _front_with(trial, ledger)],
             "constraints": list(study.constraints),
             "rule": settings.study.select,
             "policy": policy_of(ledger.current_plan.settings),
         }
     conductor.record(events.Chosen(number=trial.number, registration=request))
+
+
+def _front_with(best: TrialRecord, ledger: Ledger) -> list[TrialRecord]:
+    """The front, with the best trial, which new seeds may have chosen and taken off it."""
+    front = ledger.front()
+    return front if best in front else [best, *front]
 
 
 def version_tags(trial: TrialRecord, training: Training, ledger: Ledger, result: FinalEvaluation) -> dict[str, str]:

@@ -129,6 +129,7 @@ def resume_study(
         if plan.settings.tracking.uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
             address = recorded_address(here.folder) or address  # the default is of the folder where a command is typed
         checks.check_resume(name, ledger, plan, dataset, extend=extend, any_version=any_version)
+        checks.check_finalists(name, ledger, plan, Store(here.folder) if here.mirror is None else here.mirror.store)
         if ledger.end is StudyEnd.PLANNED and not extend:
             raise UserError(
                 f"{name} has ended as planned, with {ledger.ended} trials; "

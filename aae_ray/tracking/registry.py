@@ -21,7 +21,7 @@ from aae_ray.autoencoder.priors import Prior, uniform_shares
 from aae_ray.autoencoder.published import Decoder, Encoder, Published, draw_codes
 from aae_ray.errors import UserError, did_you_mean
 from aae_ray.search.constraints import parsed
-from aae_ray.search.promotion import BETTER, CHOICE_METRICS, RULE, Verdict, promote
+from aae_ray.search.promotion import BETTER, CHOICE_METRICS, CONSTRAINTS, NEVER, RULE, Verdict, promote
 from aae_ray.secrets import redact, without_userinfo
 from aae_ray.settings import dotted_fields
 from aae_ray.tracking.address import mlflow_client, quiet_mlflow
@@ -179,7 +179,7 @@ def _version_of(client: Any, run_id: str, request: Mapping[str, Any], tags: Mapp
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    if known := _registered(client, name, tags[TRIAL]):
+    if known := version_of_trial(client, name, tags[TRIAL]):
         for key in (key for key in tags if known.tags.get(key) != tags[key]):  # more is known of it: new seeds
             client.set_model_version_tag(name, known.version, key, tags[key])
         return known
@@ -188,7 +188,7 @@ def _version_of(client: Any, run_id: str, request: Mapping[str, Any], tags: Mapp
     return client.create_model_version(name, source, run_id=run_id, tags=tags, description=request["card"])
 
 
-def _registered(client: Any, name: str, trial: str | None) -> Any:
+def version_of_trial(client: Any, name: str, trial: str | None) -> Any:
     """The version of a registered model that is of this trial, None where there is none."""
     found = client.search_model_versions(f"name = '{name}'") if trial else []
     return next((version for version in found if version.tags.get(TRIAL) == trial), None)
@@ -205,7 +205,7 @@ def _follow(client: Any, name: str) -> None:
         return
     aliases, follower = client.get_registered_model(name).aliases, client.get_registered_model(encoders).aliases
     champion = client.get_model_version(name, str(aliases[CHAMPION])) if CHAMPION in aliases else None
-    encoder = _registered(client, encoders, champion.tags.get(TRIAL)) if champion else None
+    encoder = version_of_trial(client, encoders, champion.tags.get(TRIAL)) if champion else None
     if encoder is None and CHAMPION in follower:
         client.delete_registered_model_alias(encoders, CHAMPION)
     elif encoder is not None and str(follower.get(CHAMPION)) != str(encoder.version):
@@ -217,6 +217,11 @@ def _move_alias(client: Any, name: str, version: Any, request: Mapping[str, Any]
 
     What was decided stands in the tags of the version, a refusal as well.
     """
+    policy = request.get("policy", BETTER)
+    if policy == NEVER and str(client.get_registered_model(name).aliases.get(CHAMPION)) != str(version.version):
+        verdict = Verdict(False, "tracking.promotion=never")
+        _record(client, name, version.version, verdict)
+        return verdict
     verdict, repaired, moved = Verdict(True, "the first of its name"), "", False
     for _ in range(ALIAS_TRIES):
         current, told = _champion(client, name)
@@ -227,7 +232,7 @@ def _move_alias(client: Any, name: str, version: Any, request: Mapping[str, Any]
             break
         if current is not None:
             constraints = parsed(request.get("constraints", ()))
-            front, rule, policy = request["front"], request["rule"], request.get("policy", BETTER)
+            front, rule = request["front"], request["rule"]
             verdict = promote(current.tags, str(current.version), request["tags"], front, rule, constraints, policy)
             if not verdict.champion:
                 break
@@ -246,7 +251,13 @@ def hold(client: Any, name: str, version: Any, policy: str) -> Verdict:
     trial_of(version)
     tags = version.tags
     own = json.loads(tags.get(CHOICE_METRICS, "{}"))
-    request = {"tags": tags, "front": [own], "rule": tags.get(RULE, "nearest_to_ideal"), "policy": policy}
+    request = {
+        "tags": tags,
+        "front": [own],
+        "constraints": json.loads(tags.get(CONSTRAINTS, "[]")),
+        "rule": tags.get(RULE, "nearest_to_ideal"),
+        "policy": policy,
+    }
     verdict = _move_alias(client, name, version, request)
     _follow(client, name)
     return verdict
@@ -448,7 +459,7 @@ def _partner(client: Any, version: Any, kind: str) -> Any:
     names = (encoder_name(version.name),) if kind == ENCODER else decoder_names(version.name)
     for name in names:
         known = client.search_registered_models(f"name = '{name}'")
-        if known and (found := _registered(client, name, version.tags.get(TRIAL))):
+        if known and (found := version_of_trial(client, name, version.tags.get(TRIAL))):
             return found
     raise NoPartner(
         f"{version.name} version {version.version} has no {kind} beside it: it was registered alone, by an earlier "

@@ -42,7 +42,9 @@ def test_the_images_that_are_offered_are_those_of_the_decoder_that_was_registere
     tmp_path: Path, champion: bool, version: str
 ) -> None:
     made = {"name": "my decoder", "version": 2, "champion": champion, "reason": ""}
-    (command,) = [text for label, text in next_commands(closing(tmp_path, ended(), made)) if label == "images"]
+    report = closing(tmp_path, ended(), made)
+    assert report.promoted is champion and not closing(tmp_path, ended()).promoted
+    (command,) = [text for label, text in next_commands(report) if label == "images"]
     assert command.startswith(
         f"python -m aae_ray.generate 'my decoder' --count 64 --out samples.png{version} --tracking-uri"
     )

@@ -14,6 +14,7 @@ from aae_ray.errors import SettingsError
 from aae_ray.search import events
 from aae_ray.search.choice import RULES, in_order, score, select
 from aae_ray.search.conductor import Conductor
+from aae_ray.search.constraints import Constraint
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import FailureClass
@@ -109,6 +110,98 @@ def test_a_new_seed_that_diverges_is_the_worst_and_one_that_is_lost_says_nothing
     assert (worst[MSE], worst[JSD]) == pytest.approx((0.5, math.log(2)))  # mean image, and log 2
 
 
+def test_a_seed_that_diverges_before_its_first_report_is_held_by_the_references_of_its_configuration(
+    tmp_path: Path,
+) -> None:
+    conductor = begin(tmp_path, plan_of(**CONFIRMING | {"study__budget__trials": 1, "study__confirm__finalists": 1}))
+    _run_until_confirming(conductor)
+    suggestion = conductor.suggest()
+    assert isinstance(suggestion, Suggestion)
+    conductor.started(suggestion.number)
+    conductor.failed(Failure(suggestion.number, FailureClass.DIVERGED, "nan"))
+    ledger = conductor.ledger
+    (worst,) = ledger.evidence(ledger.trials[0])
+    assert worst[MEAN] == 0.5  # without it the error of the mean image would be scaled by 1, and look half as bad
+    assert score(worst, ledger.objectives, "first_objective") == pytest.approx(1.0)
+
+
+STD = "val/code_std"
+SHARP, NMI = "val/kid_local", "val/nmi"
+
+
+def confirmed_as(folder: Path, seeds: dict[int, dict[int, dict[str, float]]], **changes: Any) -> Conductor:
+    """A study of two trials of one front, whose seeds measure what is given by trial and seed."""
+    conductor = begin(folder, plan_of(**CONFIRMING | {"study__budget__trials": 2} | changes))
+    while isinstance(suggestion := conductor.suggest(), Suggestion):
+        trial = conductor.ledger.trials[suggestion.number]
+        first = trial.number if trial.replicate_of is None else trial.replicate_of
+        point = {"epoch": 27.0, MSE: (0.05, 0.06)[first], JSD: (0.3, 0.2)[first], MEAN: 0.5}
+        conductor.started(trial.number)
+        measured = seeds[first].get(suggestion.params.get("seed", 0))
+        if measured is None:
+            conductor.failed(Failure(trial.number, FailureClass.DIVERGED, "nan"))
+        else:
+            report = Report(trial.number, 27, (point | measured,), finished=True, checkpoint=f"{trial.name}/27")
+            conductor.reported(report)
+    return conductor
+
+
+@pytest.mark.parametrize("rule", [SHARP, NMI])
+def test_a_metric_that_is_no_objective_is_chosen_by_over_new_seeds_as_well(tmp_path: Path, rule: str) -> None:
+    lucky, good = ({SHARP: 0.01, NMI: 0.9}, {SHARP: 0.02, NMI: 0.8})
+    usual = {SHARP: 0.4, NMI: 0.1}
+    conductor = confirmed_as(
+        tmp_path,
+        {0: {0: lucky} | dict.fromkeys((1, 2, 3), usual), 1: dict.fromkeys(range(4), good)},
+        study__select=rule,
+    )
+    ledger = conductor.ledger
+    assert [metrics[rule] for _, metrics in ledger.confirmed()] == pytest.approx([usual[rule], good[rule]])
+    best = choose(ledger, rule)
+    assert best is not None and best.number == 1
+    assert ledger.judged(ledger.trials[0])[rule] == pytest.approx((lucky[rule] + 3 * usual[rule]) / 4)
+
+
+def test_a_seed_that_diverged_has_the_worst_of_a_metric_that_is_no_objective(tmp_path: Path) -> None:
+    """Not what it had measured before: half a training of it could be chosen by that."""
+    good, usual = {NMI: 0.8}, {NMI: 0.7}
+    conductor = confirmed_as(
+        tmp_path, {0: {0: good, 1: good, 2: good}, 1: dict.fromkeys(range(4), usual)}, study__select=NMI
+    )
+    ledger = conductor.ledger
+    (_, first), (_, second) = ledger.confirmed()
+    assert second[NMI] == pytest.approx(0.7) and first.get(NMI, 0.0) < 0.7
+    best = choose(ledger, NMI)
+    assert best is not None and best.number == 1
+
+
+@pytest.mark.parametrize("bound", [f"{STD} >= 0.5", f"{MSE} <= 0.055"])
+def test_finalists_keep_to_constraints_on_their_new_seeds(tmp_path: Path, bound: str) -> None:
+    """The first one kept to the bound in the search, and on new seeds, where it is the best by the rule, no more."""
+    kept, broken = {STD: 0.9}, {STD: 0.1, MSE: 0.3, JSD: 0.0}
+    conductor = confirmed_as(
+        tmp_path,
+        {0: {0: kept} | dict.fromkeys((1, 2, 3), broken), 1: dict.fromkeys(range(4), kept | {MSE: 0.04, JSD: 0.6})},
+        study__constraints=(bound,),
+        study__select=JSD,
+    )
+    ledger = conductor.ledger
+    numbers = [trial.number for trial, _ in ledger.confirmed()]
+    best = choose(ledger, JSD)
+    assert 0 in numbers and best is not None and best.number == 1
+
+
+def test_constraints_are_held_against_the_means_of_new_seeds() -> None:
+    """Of a metric that is no objective the search knows one seed, the one that was chosen by it."""
+    bounds, lucky = (Constraint(STD, ">=", 0.5),), {STD: 0.9}
+    study = replace(Settings(), {"study.objectives": OBJECTIVES, "study.constraints": [str(bounds[0])]}).study
+    own = tags_of([each | lucky for each in GOOD]) | evidence_tags([each | {STD: 0.1} for each in GOOD], study)
+    champion = tags_of(FAR) | evidence_tags([each | lucky for each in FAR], study)
+    told = promote(champion, "1", own, [GOOD[0] | lucky], "nearest_to_ideal", bounds, EVIDENCE)
+    assert not told.champion and "it violates val/code_std >= 0.5" in told.reason
+    assert promote(own, "1", champion, [FAR[0] | lucky], "nearest_to_ideal", bounds, "better").champion
+
+
 def _run_until_confirming(conductor: Conductor) -> None:
     suggestion = conductor.suggest()
     assert isinstance(suggestion, Suggestion)
@@ -186,6 +279,19 @@ def test_without_new_seeds_or_on_other_data_nothing_is_promoted() -> None:
     other = held(FAR, GOOD, **{"data.digest": "e"})
     assert not other.champion and "other data" in other.reason
     assert not promote(tags_of(FAR), "1", tags_of(GOOD), GOOD, "nearest_to_ideal", (), "never").champion
+
+
+def test_of_two_that_cannot_be_held_against_each_other_it_is_told_who_lacks_what() -> None:
+    measured = [each | {NMI: 0.5} for each in GOOD]
+    study = replace(Settings(), {"study.objectives": OBJECTIVES, "study.select": NMI}).study
+    for champion, own, said in (
+        (GOOD, measured, "version 1 has no finite val/nmi, by"),
+        (measured, [*measured[1:], GOOD[0]], "it has no finite val/nmi, by"),
+        (GOOD, GOOD, "it has no finite val/nmi and version 1 has no finite val/nmi, by"),
+    ):
+        tags = [tags_of(known) | evidence_tags(known, study) for known in (champion, own)]
+        told = promote(tags[0], "1", tags[1], [own[0]], NMI, (), EVIDENCE)
+        assert not told.champion and told.reason.startswith(said)
 
 
 points = st.tuples(st.floats(0, 0.2), st.floats(0, 0.7))

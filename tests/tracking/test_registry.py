@@ -28,11 +28,14 @@ from aae_ray.promote import promote as command
 from aae_ray.reporting.cards import model_card
 from aae_ray.search import events
 from aae_ray.search.ledger import TrialRecord
+from aae_ray.search.promotion import evidence_tags
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
+from aae_ray.study.finalists import choose
 from aae_ray.tracking import registry
 from aae_ray.tracking.address import tracking_uri
 from aae_ray.tracking.cursor import CURSOR
+from tests.search.test_promotion import confirmed
 from tests.tracking.little_study import LittleStudy, sync
 
 NAME, ENCODER = "aae-digits-decoder", "aae-digits-encoder"
@@ -828,6 +831,34 @@ def test_a_version_is_held_against_the_champion_by_what_its_tags_say(decoders: R
     assert not alone.champion and "confirm it" in alone.reason
 
 
+def test_a_version_keeps_the_constraints_by_which_it_is_held(decoders: Registry) -> None:
+    """Its new seeds show it better by the rule, and to violate what its study asks for."""
+    study = replace(Settings(), {"study.constraints": ["val/jsd_nats <= 0.2"]}).study
+    decoders.add("s1/a/3", [[0.3, 0.1]])
+    seeds = [{"val/reconstruction_mse": value, "val/jsd_nats": 0.3} | MEASURED for value in (0.1, 0.11)]
+    request = request_of("s2/a/3", [[0.5, 0.1]], folder=decoders.folder, constraints=study.constraints)
+    request["tags"] |= evidence_tags(seeds, study) | {"rule": "first_objective"}
+    registry.register(decoders.client, new_run(decoders.client), request)
+    told = registry.hold(decoders.client, NAME, decoders.client.get_model_version(NAME, "2"), "evidence")
+    assert not told.champion and "it violates val/jsd_nats <= 0.2" in told.reason and decoders.champion == "1"
+
+
+def test_a_policy_of_never_makes_no_champion_not_even_the_first(decoders: Registry) -> None:
+    def add(trial: str) -> dict[str, Any]:
+        request = request_of(trial, [[0.2, 0.2]], folder=decoders.folder) | {"policy": "never"}
+        return registry.register(decoders.client, new_run(decoders.client), request)
+
+    made = add("s1/a/3")
+    assert (made["champion"], made["reason"]) == (False, "tracking.promotion=never")
+    assert "champion" not in decoders.client.get_registered_model(NAME).aliases
+    assert decoders.client.get_model_version(NAME, "1").tags["promotion"] == "refused"
+    decoders.add("s2/a/3", [[0.1, 0.1]])
+    _delete_without_its_alias(decoders, "2")
+    assert add("s3/a/3")["champion"] is False and add("s1/a/3")["champion"] is False
+    registry.set_champion(decoders.client, NAME, "1")  # by hand
+    assert add("s1/a/3")["reason"] == "it is the champion already"
+
+
 def test_a_champion_that_was_deleted_is_followed_by_the_one_before(decoders: Registry) -> None:
     for trial, value in (("s1/a/3", 0.3), ("s2/a/3", 0.2), ("s3/a/3", 0.1)):
         decoders.add(trial, [[value, value]])
@@ -898,3 +929,43 @@ def test_the_command_rolls_back_and_tells_what_it_refuses(
     ):
         code, text = promoted(*wrong)
         assert code == 2 and said in text and "Traceback" not in text
+
+
+def test_a_study_that_is_confirmed_already_is_held_by_its_new_seeds(
+    decoders: Registry,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same command a second time, as after a change of the champion by hand, has nothing to train."""
+    decoders.add("s0/a/3", [[0.3, 0.3]])
+    folder = tmp_path / "runs" / "s1"
+    folder.mkdir(parents=True)
+    conductor = confirmed(folder)
+    best = choose(conductor.ledger, "nearest_to_ideal")
+    assert best is not None
+    request = with_seeds(
+        request_of(f"s1/{best.name}/27", [[0.1, 0.1]], folder=decoders.folder), [0.1, 0.1], [0.11, 0.1]
+    )
+    registration = json.loads(json.dumps(request))
+    conductor.record(events.Chosen(number=best.number, registration=registration), events.StudyEnded())
+    conductor.journal.close()
+
+    def confirm() -> tuple[int, str]:
+        arguments = (NAME, "--confirm", "2", "--seeds", "3", "--folder", str(tmp_path / "runs"))
+        monkeypatch.setattr("sys.argv", ["promote", *arguments, "--version", "s1", "--tracking-uri", database])
+        with pytest.raises(SystemExit) as end:
+            run_command(command, "promote")
+        out = capsys.readouterr()
+        return int(end.value.code or 0), " ".join((out.out + out.err).split())
+
+    registry.register(decoders.client, new_run(decoders.client), request | {"policy": "never"})
+    decoders.client.set_registered_model_alias(NAME, "s1", "2")
+    code, said = confirm()
+    assert code == 0 and "s1 is confirmed already, on 3 new seeds; its best trial is version 2" in said
+    assert "champion better than version 1" in said and decoders.champion == "2"
+    registry.set_champion(decoders.client, NAME, "1")
+    decoders.client.set_model_version_tag(NAME, "2", "evidence", "[]")
+    code, said = confirm()
+    assert code == 1 and "refused it has no two new seeds" in said
