@@ -83,14 +83,18 @@ class Reproduction:
     def holds(self) -> bool:
         """Whether all metrics are the same; with other versions or on another kind of processor, whether the objectives
         are within what other seeds give."""
+        if not self.metrics:
+            return False
         if all(each.exact for each in self.metrics):
-            return bool(self.metrics)
+            return True
         objectives = self.recorded.settings.study.objectives
         deciding = [each for each in self.metrics if each.name in objectives]
         return not self.same_machine and bool(deciding) and all(each.within_seeds for each in deciding)
 
     @property
     def verdict(self) -> str:
+        if not self.metrics:
+            return f"{self.recorded} is not reproduced: its training has no metric to compare"
         if all(each.exact for each in self.metrics):
             return f"{self.recorded} is reproduced, to the last digit of {len(self.metrics)} metrics"
         if self.same_machine:
@@ -151,14 +155,20 @@ def reproduce(recorded: Recorded, uri: str, console: Console, *, verbose: bool =
         )
     changes = SINGLE | {"study.name": "reproduction", "tracking.register_model": False, "tracking.uri": uri}
     report = start_study(Plan(replace(settings, changes), {}), console, verbose=verbose)
-    (trial,) = report.ledger.trials
+    return Reproduction(recorded, differences(recorded.provenance), compared(recorded, report), report)
+
+
+def compared(recorded: Recorded, report: StudyReport) -> tuple[Compared, ...]:
+    """The metrics of a training that has come to its end, beside those that were recorded; none of half a training."""
+    trial = report.best
+    if trial is None or not report.as_planned:
+        return ()
     again = trial.metrics | (trial.test.metrics if trial.test else {})
-    compared = [
+    return tuple(
         Compared(name, recorded.metrics[name], again[name], recorded.spread.get(name))
         for name in recorded.metrics
         if name in again and name in METRICS and not name.startswith(SPEED)
-    ]
-    return Reproduction(recorded, differences(recorded.provenance), tuple(compared), report)
+    )
 
 
 def differences(then: Mapping[str, str]) -> dict[str, tuple[str, str]]:
