@@ -29,7 +29,7 @@ def reproduce(
 
     console, uri = console_for(), server.tracking_uri(tracking_uri)
     recorded = reproduction.read(model, uri)
-    before = reproduction.differences(recorded.provenance)
+    before = reproduction.differences(recorded)
     if before:
         console.print(reproduction.difference_table(before), "")
     found = reproduction.reproduce(recorded, uri, console, verbose=verbose)

@@ -14,6 +14,7 @@ from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RungVerdict, State, StudyEnd
 from aae_ray.search.space import record_plan
 from aae_ray.settings import Settings, flatten, replace
+from aae_ray.tracking.provenance import DEVICE
 
 STUDY = "study"  # the key of the parent run; children have the names of their trials
 STATUS = {State.COMPLETE: "FINISHED", State.STOPPED: "KILLED", State.FAILED: "FAILED"}
@@ -160,16 +161,23 @@ class MlflowMapping:
         }
 
     def _attempt(self, trial: TrialRecord, event: events.AttemptStarted) -> list[Call]:
-        if event.attempt > 1:
-            return [SetTags(trial.name, {"aae.attempt": event.attempt}), SetStatus(trial.name, "RUNNING", event.time)]
-        assert self.ledger.started is not None
         settings = replace(trial.plan.settings, trial.params)
-        tags = self._tags() | {
-            "aae.seed": settings.seed,
-            "aae.run_kind": "trial",
-            "aae.trial_id": trial.name,
-            "aae.attempt": 1,
-        }
+        study = self.ledger.current_plan.settings.study  # a resume may have given its workers other resources
+        where = {DEVICE: replace(settings, {"study.resources_per_worker": study.resources_per_worker}).device}
+        if event.attempt > 1:
+            tags = {"aae.attempt": event.attempt} | where
+            return [SetTags(trial.name, tags), SetStatus(trial.name, "RUNNING", event.time)]
+        assert self.ledger.started is not None
+        tags = (
+            self._tags()
+            | where
+            | {
+                "aae.seed": settings.seed,
+                "aae.run_kind": "trial",
+                "aae.trial_id": trial.name,
+                "aae.attempt": 1,
+            }
+        )
         if trial.replicate_of is not None:
             tags["aae.replicate_of"] = self.ledger.trials[trial.replicate_of].name
         name = f"{trial.name}-{text.describe(trial.params)}".rstrip("-")
