@@ -27,12 +27,12 @@ def compare(
     from aae_ray.search.journal import read_events
     from aae_ray.search.store import find_study, read_ledger
 
-    console, histories = console_for(), []
+    console, histories, ledgers = console_for(), [], []
     for name in names:
         study = find_study(name, folder.expanduser())
         histories.append(read_events(study))
-        read_ledger(study, histories[-1])  # says where a journal cannot be read
-    found = comparison.compare(histories)
+        ledgers.append(read_ledger(study, histories[-1]))  # says where a journal cannot be read
+    found = comparison.compare(histories, ledgers)
     for line in comparison.names(found):
         console.print(line, soft_wrap=True)
     console.print("")

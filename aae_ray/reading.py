@@ -18,10 +18,9 @@ from aae_ray.errors import Kind, Problem, SettingsError, unknown_key
 from aae_ray.secrets import redact
 from aae_ray.settings import BrokenRules, Settings, dotted_fields
 from aae_ray.yaml_text import Entry as Entry
-from aae_ray.yaml_text import Refused, read_entries, read_value
+from aae_ray.yaml_text import Refused, cut, read_entries, read_value
 
 COMMAND_LINE = "command line"
-LONGEST = 120  # letters of a value in a message
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,8 +136,7 @@ def shown(value: Any) -> str:
     """A value as a message has it: without the secrets of an address, and cut where it is long."""
     if value is None:
         return "nothing"
-    text = redact(repr(value))
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return cut(redact(repr(value)))
 
 
 def _section_advice(key: str, value: Any, known: Mapping[str, FieldInfo]) -> str:

@@ -29,11 +29,11 @@ def reproduce(
 
     console, uri = console_for(), server.tracking_uri(tracking_uri)
     recorded = reproduction.read(model, uri)
-    before = reproduction.differences(recorded.provenance)
+    before = reproduction.differences(recorded)
     if before:
         console.print(reproduction.difference_table(before), "")
     found = reproduction.reproduce(recorded, uri, console, verbose=verbose)
-    leave_study(found.report.interrupted, True)
+    leave_study(found.report.interrupted, found.report.as_planned and found.report.best is not None)
     console.print("", reproduction.metric_table(found), "")
     console.print(bullet("verdict", found.verdict), soft_wrap=True)
     if not found.holds:

@@ -696,6 +696,11 @@ class Settings(RunSettings):
     tracking: Tracking = Tracking()
     study: StudySettings = StudySettings()
 
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where workers train: on a GPU if they have one, and are not kept from it."""
+        return "cpu" if self.train.device == "cpu" or "GPU" not in self.study.resources_per_worker else "cuda"
+
     @model_validator(mode="after")
     def _rules_hold(self) -> "Settings":
         if broken := broken_rules(self):

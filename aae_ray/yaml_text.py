@@ -6,7 +6,7 @@ that are given twice, several documents, merge keys and tags are refused.
 
 import codecs
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,17 @@ import yaml
 from aae_ray.errors import Kind, Problem, SettingsError
 
 DEEPEST = 20  # parts of a key, and lists within each other
+LONGEST = 120  # letters of a value or a line in a message
 MERGE = "<<"
 SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 LEADING_ZERO = re.compile(r"[-+]?0[0-9_]*[0-9]")
 STANDARD = "tag:yaml.org,2002:"
 NULL = f"{STANDARD}null"
+TAGS: Mapping[type[yaml.Node], Collection[str]] = {  # that say no more than how a value looks
+    yaml.ScalarNode: {f"{STANDARD}{kind}" for kind in ("str", "int", "float", "bool", "null")},
+    yaml.SequenceNode: {f"{STANDARD}seq"},
+    yaml.MappingNode: {f"{STANDARD}map"},
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,10 @@ class Refused(Exception):
 
 class Loader(yaml.SafeLoader):
     """Scalars by their looks. Dates, `yes` and `no`, and `=` are text: 1000-64-32 are widths."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        check_tag(node)
+        return super().construct_object(node, deep=deep)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, int] = {}
@@ -65,10 +75,6 @@ class Loader(yaml.SafeLoader):
         whole = node.tag == f"{STANDARD}int"
         return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
 
-    def refuse_tag(self, node: yaml.Node) -> Any:
-        shown = node.tag.replace(STANDARD, "!!")
-        raise Refused(node.start_mark.line, f"the tag {shown} has no meaning here; remove it")
-
 
 Loader.yaml_implicit_resolvers = {}
 for _kind, _form, _first in (
@@ -81,9 +87,18 @@ for _kind, _form, _first in (
     Loader.add_implicit_resolver(f"{STANDARD}{_kind}", re.compile(f"(?:{_form})$"), list(_first))
 for _kind in ("int", "float"):
     Loader.add_constructor(f"{STANDARD}{_kind}", Loader.construct_number)
-for _kind in ("timestamp", "binary", "omap", "pairs", "set"):
-    Loader.add_constructor(f"{STANDARD}{_kind}", Loader.refuse_tag)
-Loader.add_constructor(None, Loader.refuse_tag)
+
+
+def cut(text: str) -> str:
+    """A text as a message quotes it: not more than LONGEST letters of it."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def check_tag(node: yaml.Node) -> None:
+    """Raises Refused for a value that is said to be something else than it looks."""
+    if node.tag not in TAGS[type(node)]:
+        shown = cut(node.tag.replace(STANDARD, "!!"))
+        raise Refused(node.start_mark.line, f"the tag {shown} has no meaning here; remove it")
 
 
 def plain_key(node: yaml.Node) -> str:
@@ -92,6 +107,7 @@ def plain_key(node: yaml.Node) -> str:
         raise Refused(node.start_mark.line, "a key must be a name, and this one is a list or a mapping")
     if node.value == MERGE:
         raise Refused(node.start_mark.line, f"merge keys ({MERGE}) are not taken; write the keys themselves")
+    check_tag(node)
     return str(node.value)
 
 
@@ -131,7 +147,7 @@ def _refused(error: yaml.MarkedYAMLError, text: str) -> Refused:
     assert mark is not None
     lines = [*text.splitlines(), ""]
     line = min(mark.line, len(lines) - 1)
-    written, rest = lines[line].strip(), lines[line][mark.column :]
+    written, rest = cut(lines[line].strip()), lines[line][mark.column :]
     if isinstance(error, yaml.composer.ComposerError):
         if rest.startswith("*"):
             return Refused(line, f"is not YAML: the alias in `{written}` has no anchor before it")
@@ -141,7 +157,7 @@ def _refused(error: yaml.MarkedYAMLError, text: str) -> Refused:
     if not "".join([rest, *lines[line + 1 :]]).strip():  # the end of the text
         began = error.context_mark.line if error.context_mark else line
         began = next((index for index in range(began, 0, -1) if lines[index].strip()), 0)
-        return Refused(began, f"is not YAML: `{lines[began].strip()}` has a bracket or quote that is not closed")
+        return Refused(began, f"is not YAML: `{cut(lines[began].strip())}` has a bracket or quote that is not closed")
     scanned = isinstance(error, yaml.scanner.ScannerError)
     if "\t" in lines[line][: len(lines[line]) - len(lines[line].lstrip())] or rest.startswith("\t"):
         what = "a tab stands where only spaces can be; indent the line with spaces"
@@ -177,6 +193,8 @@ def read_entries(path: str | Path, text_settings: Collection[str]) -> dict[str, 
     """
     try:
         root = compose(decoded(Path(path).read_bytes()))
+        if root is not None:
+            check_tag(root)
     except OSError as error:
         raise SettingsError([Problem((), Kind.SYNTAX, str(path), f"cannot be read: {error.strerror}")]) from None
     except Refused as refused:
@@ -204,6 +222,7 @@ def read_entries(path: str | Path, text_settings: Collection[str]) -> dict[str, 
                     twice = f"{key} is given twice, first at {first}"
                     problems.append(Problem((key,), Kind.DUPLICATE, where, twice))
                 elif isinstance(value_node, yaml.MappingNode) and value_node.value:
+                    check_tag(value_node)
                     descend(value_node, f"{key}.")
                 else:
                     entries[key] = Entry(_value(value_node, key, text_settings), where)
@@ -218,7 +237,8 @@ def read_entries(path: str | Path, text_settings: Collection[str]) -> dict[str, 
 
 
 def _value(node: yaml.Node, key: str, text_settings: Collection[str]) -> Any:
-    plain = isinstance(node, yaml.ScalarNode) and node.tag != NULL and node.tag.startswith(STANDARD)
+    check_tag(node)
+    plain = isinstance(node, yaml.ScalarNode) and node.tag != NULL
     return node.value if plain and key.removeprefix("run.") in text_settings else construct(node)
 
 

@@ -47,6 +47,13 @@ def told(path: Path, content: str | bytes) -> list[str]:
         ("a: !!python/name:os.system x\n", "f.yaml:1: a: the tag !!python/name:os.system has no meaning here"),
         ("data: {name: !foo b}\n", "f.yaml:1: data.name: the tag !foo has no meaning here; remove it"),
         ("a: !!binary aGk=\n", "f.yaml:1: a: the tag !!binary has no meaning here; remove it"),
+        ("a: {train.epochs: 3}\nrun: !!str {train.epochs: 3}\n", "f.yaml:2: run: the tag !!str has no meaning here"),
+        ("!foo\na: 1\n", "f.yaml:1: the tag !foo has no meaning here; remove it"),
+        ("a:\n  - !!str {b: 1}\n", "f.yaml:2: a: the tag !!str has no meaning here"),
+        ("a: !!map [1]\n", "f.yaml:1: a: the tag !!map has no meaning here"),
+        ("a: !!seq b\n", "f.yaml:1: a: the tag !!seq has no meaning here"),
+        ("study.name: !!binary aGk=\n", "f.yaml:1: study.name: the tag !!binary has no meaning here"),
+        ("!!foo a: 1\n", "f.yaml:1: the tag !!foo has no meaning here"),
         ("a:\n  ? [b, c]\n  : 3\n", "f.yaml:2: a: a key must be a name, and this one is a list or a mapping"),
         ("a: &a [*a]\n", "f.yaml:1: a: an alias stands within what it names"),
         ("a: *b\n", "f.yaml:1: is not YAML: the alias in `a: *b` has no anchor before it"),
@@ -71,6 +78,12 @@ def told(path: Path, content: str | bytes) -> list[str]:
 def test_what_is_refused_is_told_with_its_line(tmp_path: Path, content: str | bytes, sentence: str) -> None:
     (found,) = told(tmp_path / "f.yaml", content)
     assert found.startswith(sentence) and not FOREIGN.search(found)
+
+
+@pytest.mark.parametrize("content", ["a: b: {0}\n", "{0}: [\n", "a: *{0}\n", "a: &b 1\nb: &b {0}\n", "a: !{0} 1\n"])
+def test_a_long_line_is_quoted_in_part(tmp_path: Path, content: str) -> None:
+    (found,) = told(tmp_path / "f.yaml", content.format("x" * 100_000))
+    assert len(found) < len(str(tmp_path)) + 300
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

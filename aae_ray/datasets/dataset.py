@@ -30,7 +30,15 @@ from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.errors import UserError, did_you_mean
 
 PREPARED_FORMAT = 4  # raised when prepared data or their reading changes, so that older ones are made anew
-PIXEL_SETTINGS = ("scale", "background", "channels", "size", "crop", "resample", "transpose")  # of data, how pixels are read
+PIXEL_SETTINGS = (
+    "scale",
+    "background",
+    "channels",
+    "size",
+    "crop",
+    "resample",
+    "transpose",
+)  # of data, how pixels are read
 Indices = NDArray[np.int64]
 
 

@@ -55,7 +55,8 @@ class Confusion:
 
     @property
     def _wrong_P(self) -> NDArray[np.bool_]:
-        return self.pairs_P2[:, 0] != self.pairs_P2[:, 1]
+        wrong_P: NDArray[np.bool_] = self.pairs_P2[:, 0] != self.pairs_P2[:, 1]
+        return wrong_P
 
     def _sums(self, some_P: NDArray[np.bool_]) -> NDArray[np.int64]:
         """The images of these pairs by class, (C,)."""

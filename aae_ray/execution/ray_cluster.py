@@ -301,7 +301,8 @@ def _gangs_on(nodes: Sequence[Resources], possible: Sequence[Resources], setting
             f"needs {wanted} on a node for each worker, {total} at once, and {places} {held or 'nothing'}; "
             "ask for fewer workers or less for each"
         )
-    return min(fits, study.budget.trials, study.concurrent_trials or fits)
+    at_once = max(study.budget.trials, study.confirm.finalists * study.confirm.seeds)  # of the search, and after it
+    return min(fits, at_once, study.concurrent_trials or fits)
 
 
 def workers_on(nodes: Sequence[Resources], needed: Resources) -> int:

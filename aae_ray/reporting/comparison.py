@@ -73,16 +73,11 @@ class Comparison:
         return {(members[index][0].letter, members[index][1].number) for index in front.members()}
 
 
-def compare(histories: Sequence[Sequence[events.Event]]) -> Comparison:
-    """Hold studies against each other by their journals. Raises UserError for studies that do not compare."""
+def compare(histories: Sequence[Sequence[events.Event]], ledgers: Sequence[Ledger]) -> Comparison:
+    """Hold studies against each other by their journals, and what these came to. Raises UserError for studies that do
+    not compare."""
     if not 2 <= len(histories) <= len(LETTERS):
         raise UserError(f"give 2 to {len(LETTERS)} studies to compare, got {len(histories)}")
-    ledgers = []
-    for history in histories:
-        ledger = Ledger()
-        for event in history:
-            ledger.apply(event)
-        ledgers.append(ledger)
     ids = [ledger.started.study_id for ledger in ledgers if ledger.started]
     if twice := sorted({study_id for study_id in ids if ids.count(study_id) > 1}):
         raise UserError(f"{', '.join(twice)}: given twice; a study is compared with others")

@@ -108,6 +108,9 @@ class Screen:
             case events.Ended():
                 if event.reason is not Reason.PAUSED:  # told when it was paused
                     self._ended(ledger.trials[event.number])
+            case events.Confirming():
+                names = ", ".join(ledger.trials[number].name for number in event.numbers)
+                self._log(f"confirming {names} on {counted(event.seeds, 'new seed')} each")
             case events.Measured() | events.Chosen():
                 self._finalist(event, ledger)
             case events.Promoted():

@@ -57,6 +57,8 @@ def body(status: StudyStatus, width: int, ascii: bool = False, height: int | Non
     symbols = ASCII if ascii else UNICODE
     columns = Columns.of(status, symbols, width, status.trials[:height])
     lines = [_progress(status, symbols, BAR if width >= NARROW else BAR // 2), _pace(status, symbols)]
+    if status.confirming:
+        lines.append(Text(f"confirming {', '.join(status.confirming)} on new seeds", style="cyan"))
     lines += _best(status, symbols, columns) or columns.legend
     tail = [_hours(status)] if status.forecast.worker_time.busy + status.forecast.worker_time.waiting > 0 else []
     tail += _failures(status)[: None if height is None else BRIEF]

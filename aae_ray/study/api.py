@@ -86,8 +86,7 @@ class Study:
         Ctrl-C (the kernel's interrupt) stops it gracefully, and so that `run()` goes on; a second one at once. Raises
         UserError for mistakes of the user, for a study that has ended, and outside of the main thread.
         """
-        if threading.current_thread() is not threading.main_thread():
-            raise UserError("a study is run in the main thread, which gets the signals that stop it")
+        _check_thread()
         console = console_for()
         if self.folder is None:
             self.report = start_study(self._plan, console, warm_start=warm_start, verbose=verbose, ends_process=False)
@@ -99,7 +98,9 @@ class Study:
         return self
 
     def extend(self, changes: Mapping[str, Any], *, verbose: bool = False) -> "Study":
-        """Add to a study: {"study.budget.trials": 50}, another space, or more epochs for new trials."""
+        """Add to a study: {"study.budget.trials": 50}, another space, or more epochs for new trials. Ctrl-C
+        stops it as it does `run`. Raises UserError for mistakes of the user, and outside of the main thread."""
+        _check_thread()
         report = resume_study(
             str(self._folder), changes, console_for(), extend=True, verbose=verbose, ends_process=False
         )
@@ -260,6 +261,12 @@ class BestTrial:
     def __repr__(self) -> str:
         values = ", ".join(f"{name} {self.metrics[name]:.4g}" for name in self._ledger.objectives)
         return f"BestTrial({self.name}: {values})"
+
+
+def _check_thread() -> None:
+    """Raises UserError outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError("a study is run in the main thread, which gets the signals that stop it")
 
 
 def data_of(ledger: Ledger) -> Dataset:

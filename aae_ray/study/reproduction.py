@@ -5,13 +5,15 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import replace as changed
 
 from rich.console import Console
 from rich.table import Table
 
 from aae_ray.datasets.dataset import load
-from aae_ray.errors import UserError
+from aae_ray.errors import SettingsError, UserError
 from aae_ray.evaluation.metrics import METRICS
+from aae_ray.execution.ray_cluster import check_resources
 from aae_ray.reading import Entry, build
 from aae_ray.reporting.report import StudyReport
 from aae_ray.search.promotion import EVIDENCE
@@ -20,12 +22,19 @@ from aae_ray.settings import Settings, dotted_fields, replace
 from aae_ray.study.plans import SINGLE
 from aae_ray.study.study import start_study
 from aae_ray.tracking import registry
-from aae_ray.tracking.provenance import provenance
+from aae_ray.tracking.provenance import DEVICE, provenance
 
 # Settings of the study that the numbers of its trials depend on.
-OF_THE_STUDY = ("study.objectives", "study.workers_per_trial")
+RESOURCES = "study.resources_per_worker"
+OF_THE_STUDY = ("study.objectives", "study.workers_per_trial", RESOURCES)
 COMMIT = "mlflow.source.git.commit"
-DECIDING = ("version.python", "version.torch", "version.numpy", "machine.processor")  # on which the last digits hang
+DECIDING = (
+    "version.python",
+    "version.torch",
+    "version.numpy",
+    "machine.processor",
+    DEVICE,
+)  # on which last digits hang
 TOLD = (*DECIDING, "version.aae-ray", COMMIT)
 SPEED = "perf/"  # metrics of the machine, and not of the model
 SPREADS = 2.0  # standard deviations of seeds within which another machine's numbers are the same
@@ -75,40 +84,46 @@ class Reproduction:
     report: StudyReport
 
     @property
-    def same_machine(self) -> bool:
-        """Whether nothing differs on which a last digit could hang."""
-        return not any(key in DECIDING for key in self.differences)
+    def exact(self) -> bool:
+        """Whether every digit must be the same: with nothing different on which one could hang, and on the CPU. A GPU
+        adds in no fixed order."""
+        return self.recorded.settings.device == "cpu" and not any(key in DECIDING for key in self.differences)
 
     @property
     def holds(self) -> bool:
-        """Whether all metrics are the same; with other versions or on another kind of processor, whether the objectives
-        are within what other seeds give."""
+        """Whether all metrics are the same; with other versions or on another kind of processor, and on a GPU, whether
+        the objectives are within what other seeds give."""
+        if not self.metrics:
+            return False
         if all(each.exact for each in self.metrics):
-            return bool(self.metrics)
+            return True
         objectives = self.recorded.settings.study.objectives
         deciding = [each for each in self.metrics if each.name in objectives]
-        return not self.same_machine and bool(deciding) and all(each.within_seeds for each in deciding)
+        return not self.exact and bool(deciding) and all(each.within_seeds for each in deciding)
 
     @property
     def verdict(self) -> str:
+        if not self.metrics:
+            return f"{self.recorded} is not reproduced: its training has no metric to compare"
         if all(each.exact for each in self.metrics):
             return f"{self.recorded} is reproduced, to the last digit of {len(self.metrics)} metrics"
-        if self.same_machine:
+        if self.exact:
             return f"{self.recorded} is not reproduced: with the same versions and processor its metrics differ"
+        other = any(key in DECIDING for key in self.differences)
+        where = "with other versions or processor" if other else "on a GPU, where no two trainings are the same"
         if self.holds:
-            return f"{self.recorded} is reproduced within what other seeds give, with other versions or processor"
+            return f"{self.recorded} is reproduced within what other seeds give, {where}"
         if not self.recorded.spread:
-            return f"{self.recorded} differs with other versions or processor; confirm it to know what seeds give"
+            return f"{self.recorded} differs {where}; confirm it to know what seeds give"
         return f"{self.recorded} is not reproduced: its objectives differ by more than other seeds give"
 
 
 def read(reference: str, uri: str) -> Recorded:
     """What the registry says of NAME, NAME@ALIAS or NAME/VERSION, the champion of a bare name. Raises UserError where
     there is no such version, and where it says too little."""
-    name, at, alias = reference.partition("@")
-    name, slash, number = (name, "", "") if at else reference.rpartition("/") if "/" in reference else (name, "", "")
+    name, which = name_and_version(reference)
     client = registry.client_of(name, uri)
-    version = registry.version_of(client, name, alias or number or registry.CHAMPION)
+    version = registry.version_of(client, name, which)
     registry.trial_of(version)
     run, parent = registry.runs_of(client, version)
     if donors := sorted(tag for tag in run.data.tags if tag.startswith("aae.donor.")):
@@ -130,19 +145,34 @@ def read(reference: str, uri: str) -> Recorded:
     )
 
 
+def name_and_version(reference: str) -> tuple[str, str]:
+    """The model of a reference, and the alias or number of its version. Raises UserError for half a reference."""
+    mark = next((mark for mark in "@/" if mark in reference), None)
+    if mark is None:
+        return reference, registry.CHAMPION
+    name, _, which = reference.partition("@") if mark == "@" else reference.rpartition("/")
+    if not name or not which:
+        what = "the name of a model" if not name else "an alias" if mark == "@" else "a version"
+        raise UserError(f"{reference!r} lacks {what}; give NAME, NAME@ALIAS or NAME/VERSION")
+    return name, which
+
+
 def settings_of(params: Mapping[str, str], where: str) -> Settings:
     """Settings as a run's params have them: text, of which None is a setting that was not given.
 
     Raises SettingsError for params of a release whose settings these are not.
     """
     known = dotted_fields()
-    given = {key: Entry(value, where) for key, value in params.items() if key in known and value != "None"}
-    return build({key: entry for key, entry in given.items() if entry.value != ""})
+    given = {key: Entry(value, where) for key, value in params.items() if key in known and value not in ("None", "")}
+    if RESOURCES in given:
+        amounts = (part.partition("=") for part in given[RESOURCES].value.split(","))
+        given[RESOURCES] = Entry({name: amount for name, _, amount in amounts}, where)
+    return build(given)
 
 
 def reproduce(recorded: Recorded, uri: str, console: Console, *, verbose: bool = False) -> Reproduction:
     """Train it again as a study of one trial, which registers nothing. Raises UserError for other data."""
-    settings = recorded.settings
+    settings = with_resources_of_here(recorded.settings)
     dataset = load(settings.data)
     if dataset.digest != recorded.data_digest:
         raise UserError(
@@ -151,19 +181,37 @@ def reproduce(recorded: Recorded, uri: str, console: Console, *, verbose: bool =
         )
     changes = SINGLE | {"study.name": "reproduction", "tracking.register_model": False, "tracking.uri": uri}
     report = start_study(Plan(replace(settings, changes), {}), console, verbose=verbose)
-    (trial,) = report.ledger.trials
+    found = compared(recorded, report)
+    return Reproduction(changed(recorded, settings=settings), differences(recorded), found, report)
+
+
+def compared(recorded: Recorded, report: StudyReport) -> tuple[Compared, ...]:
+    """The metrics of a training that has come to its end, beside those that were recorded; none of half a training."""
+    trial = report.best
+    if trial is None or not report.as_planned:
+        return ()
     again = trial.metrics | (trial.test.metrics if trial.test else {})
-    compared = [
+    return tuple(
         Compared(name, recorded.metrics[name], again[name], recorded.spread.get(name))
         for name in recorded.metrics
         if name in again and name in METRICS and not name.startswith(SPEED)
-    ]
-    return Reproduction(recorded, differences(recorded.provenance), tuple(compared), report)
+    )
 
 
-def differences(then: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Versions, commit and processor that are not what they were."""
-    now = provenance()
+def with_resources_of_here(settings: Settings) -> Settings:
+    """As it was trained, where this machine has what that took; else with the resources that are the default."""
+    try:
+        check_resources(settings)
+    except SettingsError:
+        default = Settings().study.resources_per_worker
+        return replace(settings, {RESOURCES: default, "train.device": Settings().train.device})
+    return settings
+
+
+def differences(recorded: Recorded) -> dict[str, tuple[str, str]]:
+    """Versions, commit, processor and device that are not what they were."""
+    then: dict[str, str] = {DEVICE: recorded.settings.device, **recorded.provenance}
+    now = {**provenance(), DEVICE: with_resources_of_here(recorded.settings).device}
     both = {key: (then.get(key, "not recorded"), now.get(key, "none")) for key in TOLD}
     return {key: pair for key, pair in both.items() if pair[0] != pair[1]}
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+DEVICE = "machine.device"  # the tag of a trial's run: cpu, or cuda, on which two trainings differ in their last digits
 PACKAGES = ("aae-ray", "torch", "ray", "optuna", "mlflow", "numpy", "scikit-learn", "pyarrow")
 
 

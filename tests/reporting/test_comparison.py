@@ -11,9 +11,10 @@ from rich.console import Console
 from aae_ray.cli import run_command
 from aae_ray.compare import compare as command
 from aae_ray.errors import UserError
-from aae_ray.reporting.comparison import compare, difference_table, draw, fronts_table, names, study_table
+from aae_ray.reporting.comparison import Comparison, compare, difference_table, draw, fronts_table, names, study_table
 from aae_ray.search import events
 from aae_ray.search.hypervolume import dominated_share, references
+from aae_ray.search.ledger import Ledger
 from tests.search.histories import JSD, MSE, History
 
 LONG = "a-study-with-a-name-of-its-own-20261127-191258-"
@@ -39,8 +40,12 @@ def shown(*tables: Any, width: int = 80) -> str:
     return console.file.getvalue()
 
 
+def of(*histories: History) -> Comparison:
+    return compare([each.events for each in histories], [each.ledger for each in histories])
+
+
 def test_the_joint_front_and_the_hypervolume_are_those_of_the_same_references() -> None:
-    found = compare([FIRST.events, SECOND.events])
+    found = of(FIRST, SECOND)
     assert found.same_data and found.joint_front == {("A", 1), ("B", 0), ("B", 1)}  # A's first is dominated by B's
     for each, history in zip(found.studies, (FIRST, SECOND), strict=True):
         points = [history.ledger.values(trial) for trial in history.ledger.front()]
@@ -49,12 +54,12 @@ def test_the_joint_front_and_the_hypervolume_are_those_of_the_same_references() 
 
 
 def test_only_settings_that_change_what_is_found_are_told() -> None:
-    found = compare([FIRST.events, SECOND.events])
+    found = of(FIRST, SECOND)
     assert dict(found.differences) == {"optim.reconstruction_lr": ("0.001", "0.0003")}
 
 
 def test_the_tables_are_whole_at_80_columns() -> None:
-    found = compare([FIRST.events, SECOND.events])
+    found = of(FIRST, SECOND)
     text = shown(*names(found), study_table(found), fronts_table(found, Console(width=80)), difference_table(found))
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     for part in ("hypervolume", "t0001", "0.0150", f"{MSE} ↓", f"{JSD} ↓", "optim.reconstruction_lr", "0.0003"):
@@ -63,16 +68,16 @@ def test_the_tables_are_whole_at_80_columns() -> None:
 
 
 def test_the_figure_shows_both(tmp_path: Path) -> None:
-    with Image.open(io.BytesIO(draw(compare([FIRST.events, SECOND.events])))) as picture:
+    with Image.open(io.BytesIO(draw(of(FIRST, SECOND)))) as picture:
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 20) or ()) > 50
     alone = [studied("a", study__objectives=(MSE,)), studied("b", study__objectives=(MSE,))]
-    with Image.open(io.BytesIO(draw(compare([each.events for each in alone])))) as picture:
+    with Image.open(io.BytesIO(draw(of(*alone)))) as picture:
         assert picture.width < 1000  # without a second objective there is no front to draw
 
 
 def test_other_data_are_told_and_nothing_is_said_of_a_joint_front() -> None:
     other = studied("2d3e", (0.02, 0.1), data__split_seed=1)
-    found = compare([FIRST.events, other.events])
+    found = of(FIRST, other)
     assert not found.same_data and found.differences["data.split_seed"] == ("0", "1")
     assert "★" not in shown(fronts_table(found, Console(width=80)))
 
@@ -89,7 +94,7 @@ def test_the_same_images_in_other_parts_are_other_data(splits: tuple[str, str], 
         ]
         for history, split in zip((FIRST, SECOND), splits, strict=True)
     ]
-    assert compare(both).same_data is same
+    assert compare(both, [Ledger.replay(each) for each in both]).same_data is same
 
 
 @pytest.mark.parametrize(
@@ -102,7 +107,7 @@ def test_the_same_images_in_other_parts_are_other_data(splits: tuple[str, str], 
 )
 def test_what_does_not_compare_is_refused(histories: list[History], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        compare([each.events for each in histories])
+        of(*histories)
 
 
 def test_the_command_finds_studies_by_name_and_writes_the_figure(

@@ -299,3 +299,20 @@ def test_the_last_words_are_printed_as_they_are() -> None:
     screen, out = in_log(History())
     screen.end("Ray has ended [sic]; go on with\n  python -m aae_ray.tune --resume runs/x")
     assert out.getvalue() == "Ray has ended [sic]; go on with\n  python -m aae_ray.tune --resume runs/x\n"
+
+
+def test_that_finalists_are_confirmed_is_told() -> None:
+    history = History(time=time.time() - 60)
+    history.finish(0.02, 0.3)
+    history.finish(0.03, 0.2)
+    history.add(events.Confirming(numbers=(1, 0), seeds=1))
+    log, out = in_log(history)
+    replayed(history, log)
+    assert "confirming t0001, t0000 on 1 new seed each" in out.getvalue()
+    screen = on_terminal(history)
+    screen.ledger = history.ledger
+    assert "confirming t0001, t0000 on new seeds" in shown(screen)
+    history.another_seed(1, 0.03, 0.2)
+    assert "confirming t0000 on new seeds" in shown(screen)
+    history.another_seed(0, 0.03, 0.2)
+    assert "confirming" not in shown(screen)

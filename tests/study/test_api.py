@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,12 +158,13 @@ def test_changes_are_read_as_those_of_a_command() -> None:
     assert not single.plan.space and single.settings.study.budget.trials == 1
 
 
-def test_a_study_is_not_run_beside_the_main_thread() -> None:
+@pytest.mark.parametrize("go", [Study.run, lambda study: study.extend({"study.budget.trials": 3})])
+def test_a_study_is_not_run_beside_the_main_thread(go: Callable[[Study], object]) -> None:
     told: list[BaseException] = []
 
     def run() -> None:
         try:
-            Study.from_file("digits").run()
+            go(Study.from_file("digits"))
         except UserError as error:
             told.append(error)
 
