@@ -1,18 +1,26 @@
 """The command line's manners: a mistake is a sentence on stderr and exit code 2, Ctrl-C is 130, no traceback."""
 
 import atexit
+import importlib
+import inspect
 import io
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn, TextIO
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, get_args, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-from aae_ray.errors import INTERRUPTED, MISTAKE, STOPPED, UserError
+from aae_ray.errors import INTERRUPTED, MISTAKE, STOPPED, UserError, closest
 
+click_errors: Any = importlib.import_module(typer.BadParameter.__module__)  # typer has a click of its own, or the other
+
+CLOSED_PIPE = 141  # as a shell tells the end by SIGPIPE
 OVERRIDES_HELP = "settings to change, as key=value with dotted keys, e.g. train.epochs=9"
 
 
@@ -49,7 +57,9 @@ def _leave(end: SystemExit) -> NoReturn:
         _flush(sys.stderr)
     try:
         _flush(sys.stdout)
-    except OSError:  # a closed pipe, a full disk: Python has its own way to say so
+    except BrokenPipeError:  # the reader has what it wanted, as `head` does
+        os._exit(end.code if isinstance(end.code, int) and end.code else CLOSED_PIPE)
+    except OSError:  # a full disk: Python has its own way to say so
         raise end from None
     if end.code is not None and not isinstance(end.code, int):  # Python has its own way to say that, too
         raise end
@@ -61,6 +71,77 @@ def _flush(stream: TextIO | None) -> None:
         stream.flush()
 
 
+class Command(TyperCommand):
+    """A command whose mistakes are told in our words, all in one sentence, as those in settings are."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, ctx.allow_extra_args = list(args), True
+        try:
+            rest = super().parse_args(ctx, args)
+        except click_errors.UsageError as error:
+            raise UserError(self._mistake(error, given)) from None
+        if ctx.args:
+            raise UserError(f"{' '.join(map(repr, ctx.args))} is more than this command takes; see --help")
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            if param.param_type_name == "option" and isinstance(value, str) and value in self._options():
+                raise UserError(f"{param.opts[0]} needs a value before {value}")
+        return rest
+
+    def _options(self) -> list[str]:
+        return [option for param in self.params if param.param_type_name == "option" for option in param.opts]
+
+    def _mistake(self, error: Any, given: list[str]) -> str:
+        """What is wrong with the arguments, by the type of click's error."""
+        if isinstance(error, click_errors.NoSuchOption):
+            return self._unknown_option(error.option_name, given)
+        if isinstance(error, click_errors.BadOptionUsage):
+            option = error.option_name
+            switch = any(option in param.opts and getattr(param, "is_flag", False) for param in self.params)
+            return f"{option} is a switch and takes no value" if switch else f"{option} needs a value"
+        param = getattr(error, "param", None)
+        if param is None:
+            return f"{' '.join(given)} is not understood; see --help"
+        name = param.opts[0] if param.param_type_name == "option" else (param.metavar or str(param.name).upper())
+        if isinstance(error, click_errors.MissingParameter):
+            return f"{name} is missing; see --help"
+        value = _value_of(param.opts, given)
+        return f"{name}: expected {self._expected(str(param.name))}" + (f", got {value!r}" if value else "")
+
+    def _expected(self, name: str) -> str:
+        """What a parameter takes, by its annotation."""
+        annotation = get_type_hints(inspect.unwrap(self.callback or self._expected), include_extras=True)[name]
+        kind, about = get_args(annotation)[:2]
+        kinds = {int: "a whole number", float: "a number"}
+        wanted = next((text for type_, text in kinds.items() if type_ in (kind, *get_args(kind))), "another value")
+        bounds = (("at least", about.min), ("at most", about.max))
+        between = " and ".join(f"{side} {bound}" for side, bound in bounds if bound is not None)
+        return f"{wanted}{f' of {between}' if between else ''}"
+
+    def _unknown_option(self, option: str, given: Sequence[str]) -> str:
+        from aae_ray.settings import dotted_fields
+
+        written = next((argument for argument in given if argument.startswith(option)), option)
+        name, _, value = written.partition("=")  # of -train.epochs=3 the parser tells -t
+        key = closest(name.lstrip("-"), dotted_fields())
+        meant = None if name.lstrip("-") in dotted_fields() else closest(name, self._options())
+        if meant is None and key is not None and any(param.nargs == -1 for param in self.params):
+            behind = next(iter(given[given.index(written) + 1 :]), "-") if written in given else "-"
+            value = value or ("VALUE" if behind.startswith("-") else behind)
+            return f"{name} is not an option; settings are given without dashes, as {key}={value}"
+        hint = f" Did you mean {meant}?" if meant else f" The options are {', '.join(self._options())}."
+        return f"{name} is not an option.{hint}"
+
+
+def _value_of(options: Sequence[str], given: Sequence[str]) -> str | None:
+    """What stands behind an option on the command line, as `--option=value` or as `--option value`."""
+    for index, argument in enumerate(given):
+        name, equals, value = argument.partition("=")
+        if name in options:
+            return value if equals else next(iter(given[index + 1 :]), None)
+    return None
+
+
 def run_command(command: Callable[..., Any], name: str) -> None:
     """Run a function as a command line and leave with its exit code."""
     app = typer.Typer(
@@ -68,7 +149,7 @@ def run_command(command: Callable[..., Any], name: str) -> None:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.command(help=command.__doc__)(command)
+    app.command(help=command.__doc__, cls=Command)(command)
     _write_what_can_be_written()
     try:
         app(prog_name=f"python -m aae_ray.{name}")  # leaves by itself, with 130 after Ctrl-C
@@ -93,9 +174,37 @@ def _write_what_can_be_written() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def check_out(out: Path, ending: str) -> None:
+    """Raises UserError for a file to write that has another ending, or lies in no folder. os.path answers for a name
+    that is too long, at which a Path raises OSError."""
+    if out.suffix.lower() != ending or not os.path.isdir(out.absolute().parent) or os.path.isdir(out):
+        raise UserError(f"--out {out}: give a name that ends in {ending}, in a folder that exists")
+
+
 def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """`[FILE] [key=value ...]` as a file, if one is named, and the overrides. Raises UserError for two files."""
+    """`[FILE] [key=value ...]` as a file, if one is named, and the overrides. Raises UserError for two files, and for
+    settings that are spelled otherwise."""
     files = [argument for argument in arguments if "=" not in argument]
+    if not files:
+        return None, list(arguments)
+    if not os.path.exists(files[0]) or len(files) > 1:
+        _check_spelling(arguments)
     if len(files) > 1:
         raise UserError(f"expected one file and key=value settings, got {' and '.join(files)}")
-    return (files[0] if files else None), [argument for argument in arguments if "=" in argument]
+    return files[0], [argument for argument in arguments if "=" in argument]
+
+
+def _check_spelling(arguments: Sequence[str]) -> None:
+    """Raises UserError for `key = value`, `key value`, `key:value` and a key alone."""
+    from aae_ray.settings import dotted_fields
+
+    known = dotted_fields()
+    for index, argument in enumerate(arguments):
+        match = re.fullmatch(r"([A-Za-z_][\w.]*)\s*(?:=|:\s*(.*))?", argument, re.DOTALL)
+        key = match[1].removeprefix("run.") if match else ""
+        key = f"{key}.type" if f"{key}.type" in known else key
+        if match is None or key not in known:
+            continue
+        behind = "".join(arguments[index + 1 : index + 3]) if match[2] is None else ""
+        value, written = match[2] or behind.removeprefix("=") or "VALUE", " ".join(arguments[index:])
+        raise UserError(f"{written}: settings are given as key=value without spaces, as {key}={value}")

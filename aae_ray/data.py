@@ -1,21 +1,29 @@
 """python -m aae_ray.data: prepare a data set and say what is in it.
 
 python -m aae_ray.data                                           the digits that ship with scikit-learn
-python -m aae_ray.data mnist                                     downloaded once
+python -m aae_ray.data mnist                                     downloaded once; docs/data.md lists the others
 python -m aae_ray.data faces --path faces.parquet data.image_column=pixels
+python -m aae_ray.data faces --path faces.parquet --preview faces.png     a sheet of images with their labels
 """
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from aae_ray import reading, settings
 from aae_ray.cli import main
-from aae_ray.datasets.dataset import Dataset, load, prepared_folder
+from aae_ray.datasets.classes import UNKNOWN
+from aae_ray.datasets.contents import contents_of
+from aae_ray.datasets.dataset import Dataset, class_names, load, prepared_folder
 from aae_ray.errors import UserError
+
+COLUMNS, SHOWN = 10, 100  # of the preview: in a row, and in all
 
 
 def prepare(
@@ -26,8 +34,11 @@ def prepare(
             help="name of the set (digits if none), then settings to change, e.g. data.split_seed=1",
         ),
     ] = None,
-    path: Annotated[str | None, typer.Option(help="folder of IDX files, or Parquet file or folder; data.path")] = None,
+    path: Annotated[str | None, typer.Option(help="file or folder of images; data.path")] = None,
     cache: Annotated[str | None, typer.Option(help="folder of prepared data; data.cache")] = None,
+    preview: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="draw a sheet of images with their labels")
+    ] = None,
 ) -> None:
     """Prepare a data set, once, and say what is in it."""
     name = next((word for word in arguments or [] if "=" not in word), None)
@@ -40,10 +51,17 @@ def prepare(
     if foreign := [key for key in entries if key in settings.dotted_fields() and not key.startswith("data.")]:
         raise UserError(f"{', '.join(foreign)}: data are prepared by settings of data.* alone")
     data = reading.build(entries).data
+    if preview is not None and preview.suffix.lower() != ".png":
+        raise UserError(f"--preview {preview}: the sheet is a PNG picture; call it {preview.with_suffix('.png').name}")
     progress = _Progress()
     with progress.bars:
         dataset = load(data, progress)
     print(_describe(data, dataset))
+    if preview is not None:
+        try:
+            preview.write_bytes(sheet(dataset))
+        except OSError as error:
+            raise UserError(f"--preview {preview} cannot be written: {error.strerror}") from None
 
 
 class _Progress:
@@ -68,17 +86,39 @@ class _Progress:
 
 
 def _describe(data: settings.Data, dataset: Dataset) -> str:
-    parts = {"training": dataset.train, "validation": dataset.val, "test": dataset.test}
     rows = {
         "name": dataset.name,
-        "images": len(dataset.images_NCHW),
-        "shape": "{} x {} x {} (channels x height x width)".format(*dataset.shape),
-        "classes": dataset.classes or "no labels",
-        "parts": ", ".join(f"{name} {len(part)}" for name, part in parts.items()),
+        **contents_of(dataset).rows(),
         "digest": dataset.digest,
-        "folder": prepared_folder(data),
+        "folder": str(prepared_folder(data)),
     }
-    return "\n".join(f"{key:<8} {value}" for key, value in rows.items())
+    width = max(map(len, rows))
+    return "\n".join(f"{key:<{width}} {value}" for key, value in rows.items())
+
+
+def sheet(dataset: Dataset) -> bytes:
+    """Some images of all classes, class by class, each below its label; as PNG."""
+    from aae_ray.evaluation import drawing
+    from aae_ray.evaluation.judge import pixels
+
+    rows, names = _some_of_each_class(dataset), class_names(dataset)
+    labels_N = None if dataset.labels_N is None else np.asarray(dataset.labels_N)[rows]
+    captions = []
+    for label in [] if labels_N is None else labels_N:
+        captions.append("no label" if label == UNKNOWN else drawing.written(names[label], label))
+    return drawing.captioned(pixels(dataset, rows), captions, COLUMNS)
+
+
+def _some_of_each_class(dataset: Dataset) -> NDArray[np.int64]:
+    """Images of the set, as many of one class as of another where there are as many, sorted by class."""
+    count = len(dataset.images_NCHW)
+    labels_N = np.zeros(count, np.int64) if dataset.labels_N is None else np.asarray(dataset.labels_N)
+    shuffled = np.random.RandomState(0).permutation(count)
+    by_class = shuffled[np.argsort(labels_N[shuffled], kind="stable")]
+    _, sizes = np.unique(labels_N, return_counts=True)
+    rank = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    chosen = by_class[np.argsort(rank, kind="stable")[:SHOWN]]
+    return chosen[np.argsort(labels_N[chosen], kind="stable")]
 
 
 if __name__ == "__main__":

@@ -5,10 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from aae_ray.spellings import REMARKS, SETTINGS, folded
+
 # Exit codes of the commands.
 STOPPED = 1  # a study stopped before its planned end, or has no complete trial
 MISTAKE = 2  # of the user
 INTERRUPTED = 130  # by Ctrl-C, SIGTERM or SIGHUP
+
+LIKE = 0.6  # how much the last part of a key must look like that of another one which was probably meant, of 1
 
 
 class UserError(Exception):
@@ -57,14 +61,33 @@ class SettingsError(UserError):
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was probably meant: one that is close, or whose last part is; None if there is none."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    """The known name that was probably meant, None if there is none: the same but for capitals and signs, the same at
+    its end, what other tools call so, or one that is close."""
+    known, leaf = list(known), name.rpartition(".")[2]
+    same = [key for key in known if folded(key) == folded(name)]
+    same = same or [key for key in known if folded(_leaf(key)) == folded(leaf)]
+    if same:
+        return max(same, key=lambda key: _likeness(key, name))
+    for part in (leaf, name.partition(".")[0]):
+        if SETTINGS.get(folded(part)) in known:
+            return SETTINGS[folded(part)]
+    close = [
+        key
+        for key in difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+        if _likeness(_leaf(key), leaf) >= LIKE or name.startswith(f"{key}.")
+    ]
     if not close:
-        leaf = name.rpartition(".")[2]
-        leaves = difflib.get_close_matches(leaf, [key.rpartition(".")[2] for key in known], n=1, cutoff=0.75)
-        close = [key for key in known if leaves and key.rpartition(".")[2] == leaves[0]][:1]
+        leaves = difflib.get_close_matches(leaf, map(_leaf, known), n=1, cutoff=0.75)
+        close = [key for key in known if leaves and _leaf(key) == leaves[0]][:1]
     return close[0] if close else None
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -75,6 +98,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def unknown_key(key: str, known: Iterable[str], where: str, text: str, *, prefix: str = "") -> Problem:
     """A key that does not exist, with the known one that was probably meant, in its keys and as a hint in its text."""
-    meant = closest(key, known)
-    hint = f" Did you mean {meant}?" if meant else ""
+    remark = REMARKS.get(folded(_leaf(key)))
+    meant = None if remark else closest(key, known)
+    hint = f" {remark}" if remark else f" Did you mean {meant}?" if meant else ""
     return Problem((key, meant) if meant else (key,), Kind.UNKNOWN_KEY, where, f"{prefix}{key} {text}.{hint}")

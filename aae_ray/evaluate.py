@@ -1,7 +1,8 @@
-"""python -m aae_ray.evaluate: what a registered decoder, or a trial's checkpoint, is worth on the test images.
+"""python -m aae_ray.evaluate: what a registered decoder, or a trial of a study, is worth on the test images.
 
 python -m aae_ray.evaluate aae-digits-decoder                              the champion's samples
 python -m aae_ray.evaluate runs/STUDY/trials/TRIAL/epoch_00027       samples, codes and reconstructions
+python -m aae_ray.evaluate runs/STUDY                                the same of the best trial
 """
 
 from pathlib import Path
@@ -9,12 +10,17 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import main
+from aae_ray.cli import check_out, main
 from aae_ray.errors import UserError
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="registered model, or folder of a checkpoint", metavar="MODEL")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="registered model, or folder of a study, of an exported model or of a checkpoint", metavar="MODEL"
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -35,8 +41,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model by one protocol with fixed seeds, and record the figures in MLflow."""
-    if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir() or out.is_dir():
-        raise UserError(f"--out {out}: give a name that ends in .png, in a folder that exists")
+    check_out(out, ".png")
+    from aae_ray.datasets.dataset import class_names
+    from aae_ray.evaluation.final_evaluation import CONFUSION_SHEET
     from aae_ray.reporting.console import console_for
     from aae_ray.reporting.tables import metrics_table
     from aae_ray.reporting.text import bullet, shell_path
@@ -51,12 +58,18 @@ def evaluate(
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
     console.print(metrics_table(found.name, found.result.metrics), "")
     if found.result.class_shares:
-        shares = ", ".join(f"{label}: {share:.1%}" for label, share in enumerate(found.result.class_shares))
+        names = class_names(found.dataset)
+        shares = ", ".join(f"{name}: {share:.1%}" for name, share in zip(names, found.result.class_shares, strict=True))
         console.print(bullet("classes", f"of the samples {shares}"), soft_wrap=True)
+    if found.result.confusion:
+        for line in found.result.confusion.lines():
+            console.print(bullet("errors", f"of class {line}"), soft_wrap=True)
     for remark in found.result.remarks:
         console.print(bullet("note", remark), soft_wrap=True)
     console.print(bullet("sheet", str(out)))
     recorded = record(found, uri)
+    if found.result.has_confusion_sheet:
+        console.print(bullet("confusion", str(recorded.folder / CONFUSION_SHEET)), soft_wrap=True)
     told = f"run {found.run_name} in MLflow"
     if recorded.unsent:
         told = f"not yet, MLflow is unreachable; later: python -m aae_ray.tune --sync {shell_path(recorded.folder)}"

@@ -1,5 +1,14 @@
-"""python -m aae_ray.generate: images from a registered decoder, by name. Needs no Ray."""
+"""python -m aae_ray.generate: images that a model decodes from codes of your choice. Needs no Ray.
 
+python -m aae_ray.generate aae-digits-decoder --count 64 --out samples.png
+python -m aae_ray.generate aae-digits-decoder --label 3 --format npy
+python -m aae_ray.generate runs/STUDY --style 8
+python -m aae_ray.generate aae-faces-decoder --interpolate a.png b.png
+"""
+
+import math
+import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +18,51 @@ from aae_ray.cli import main
 from aae_ray.errors import UserError
 
 MOST = 100_000
+DRAWN, STEPS = 64, 10  # images where no number is given: of draws and of a grid, and on the way between two
+
+
+class Format(StrEnum):
+    """What is written: a sheet of images, an array (N, C, H, W), or a table of images and codes."""
+
+    png = "png"
+    npy = "npy"
+    parquet = "parquet"
 
 
 def generate(
-    name: Annotated[str, typer.Argument(help="registered model, e.g. aae-digits-decoder")],
-    count: Annotated[int, typer.Option(min=1, max=MOST, help="images to draw")] = 64,
-    out: Annotated[Path, typer.Option(help="PNG file to write")] = Path("samples.png"),
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="registered model, e.g. aae-digits-decoder, or folder of a study, of an exported model or a checkpoint"
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="data.* say how the images of --interpolate are read, e.g. data.size=28x28"
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MOST, help=f"images: {DRAWN} if none; a square of them in a grid; {STEPS} steps between two"
+        ),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="class or cluster, by name or number, where the decoder is told it")
+    ] = None,
+    style: Annotated[int | None, typer.Option(min=1, max=1000, help="so many styles, each with every label")] = None,
+    interpolate: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="two pictures: from the code of one to that of the other"),
+    ] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="the prior from end to end: a plane, the mixture's rays, or along the roll")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="file to write, samples.png if none")] = None,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="png, npy or parquet; by the ending of --out if none")
+    ] = None,
     version: Annotated[str, typer.Option(help="alias or version of the model")] = "champion",
     seed: Annotated[int, typer.Option(min=0, help="of the draws from the prior")] = 0,
     tracking_uri: Annotated[
@@ -22,23 +70,51 @@ def generate(
         typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db if none"),
     ] = None,
 ) -> None:
-    """Draw codes from the prior a decoder was trained with, and write its images as one sheet."""
-    from aae_ray.evaluation.drawing import image_sheet
+    """Decode codes, drawn from the prior that the model was trained with or chosen, and write the images."""
+    out, kind = _target(out, format_)
+    ways = {"--style": style is not None, "--interpolate": interpolate is not None, "--grid": grid}
+    chosen = [option for option, given in ways.items() if given]
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(chosen)} exclude each other: each says which codes are decoded")
+    if style is not None and (label is not None or count is not None):
+        raise UserError("--style N makes N images of every label; leave out --label and --count")
+    if overrides and interpolate is None:
+        raise UserError(f"{', '.join(overrides)}: settings of data.* are for the pictures of --interpolate")
+    side = math.isqrt(count or DRAWN)
+    if grid and side * side != (count or DRAWN):
+        raise UserError(f"--count {count}: a grid has as many rows as columns; give {side**2} or {(side + 1) ** 2}")
+    from aae_ray.evaluation import generation
+    from aae_ray.study.inputs import read_pictures
+    from aae_ray.study.loading import load_model
     from aae_ray.tracking import address as server
-    from aae_ray.tracking import registry
 
-    if not out.absolute().parent.is_dir():
+    uri = server.tracking_uri(tracking_uri)
+    model = load_model(name, version=version, uri=uri, encoder=interpolate is not None)
+    if style is not None:
+        images = generation.styles(model, style, seed)
+    elif interpolate is not None:
+        ends_2CHW = read_pictures(interpolate, overrides or [], model)
+        images = generation.interpolation(model, ends_2CHW, count or STEPS, label)
+    elif grid:
+        images = generation.prior_walk(model, side, label)
+    else:
+        images = generation.samples(model, count or DRAWN, seed, label)
+    generation.write(images, out, kind)
+    print(f"{out}: {len(images.x_NCHW)} images of {model}, {images.text}")
+
+
+def _target(out: Path | None, kind: Format | None) -> tuple[Path, str]:
+    """The file to write and its format, of which each follows from the other where it is not given."""
+    if out is None:
+        return Path(f"samples.{kind or Format.png}"), kind or Format.png
+    ending = out.suffix.lower().removeprefix(".")
+    if not os.path.isdir(out.absolute().parent):
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: the sheet is a PNG; give a name that ends in .png")
-    decoder = registry.load(name, server.tracking_uri(tracking_uri), version)
-    sheet = image_sheet(decoder.sample(count, seed))
-    try:
-        sheet.save(out)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
-    prior = f"{decoder.prior.latent_dim}-dimensional {decoder.prior.name} prior"
-    print(f"{out}: {count} images of {name} version {decoder.version}, codes from its {prior}")
+    if kind is None and ending not in list(Format):
+        raise UserError(f"--out {out}: give a name that ends in .png, .npy or .parquet")
+    if kind is not None and ending in list(Format) and ending != kind:
+        raise UserError(f"--format {kind} and --out {out} contradict each other; leave one of them out")
+    return out, kind or ending
 
 
 if __name__ == "__main__":

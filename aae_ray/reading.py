@@ -3,17 +3,24 @@
 Unknown keys, wrong types and values out of range are reported with file, line and the name that was probably meant.
 """
 
+import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
-import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from aae_ray import spellings
 from aae_ray.errors import Kind, Problem, SettingsError, unknown_key
+from aae_ray.secrets import redact
 from aae_ray.settings import BrokenRules, Settings, dotted_fields
+from aae_ray.yaml_text import Entry as Entry
+from aae_ray.yaml_text import Refused, cut, read_entries, read_value
+
+COMMAND_LINE = "command line"
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,75 +41,12 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-DEEPEST = 20  # parts of a key
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A value and the place where the user wrote it."""
-
-    value: Any
-    where: str
-
-
-class Loader(yaml.SafeLoader):
-    """YAML without dates: 1000-64-32 are widths."""
-
-
-Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in forms if tag != "tag:yaml.org,2002:timestamp"]
-    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
 def read_yaml(path: str | Path) -> dict[str, Entry]:
     """A YAML file as dotted keys, each with its file and line; nested and dotted spellings mean the same.
 
     Raises SettingsError when the file is missing, is not YAML, is not a mapping, or has a key twice.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise SettingsError([Problem((), Kind.SYNTAX, str(path), f"cannot be read: {reason}")]) from None
-    try:
-        root = yaml.compose(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        text = f"is not YAML: {getattr(error, 'problem', None) or error}"
-        raise SettingsError([Problem((), Kind.SYNTAX, where, text)]) from None
-    if root is None:
-        return {}
-    if not isinstance(root, yaml.MappingNode):
-        raise SettingsError([Problem((), Kind.SYNTAX, str(path), "must be a mapping of keys to values")])
-
-    entries: dict[str, Entry] = {}
-    problems: list[Problem] = []
-    loader = Loader("")
-
-    def descend(node: yaml.MappingNode, prefix: str) -> None:
-        if len(prefix.split(".")) > DEEPEST:  # an alias that holds itself has no end
-            endless = f"{prefix[:40]}...: mappings are nested without end"
-            raise SettingsError([Problem((prefix[:-1],), Kind.SYNTAX, str(path), endless)])
-        for key_node, value_node in node.value:
-            key, where = f"{prefix}{key_node.value}", f"{path}:{key_node.start_mark.line + 1}"
-            if isinstance(value_node, yaml.MappingNode) and value_node.value:
-                descend(value_node, f"{key}.")
-            elif key in entries:
-                twice = f"{key} is given twice, first at {entries[key].where}"
-                problems.append(Problem((key,), Kind.DUPLICATE, where, twice))
-            else:
-                try:
-                    entries[key] = Entry(loader.construct_object(value_node, deep=True), where)
-                except yaml.YAMLError as error:
-                    text = f"{key}: {getattr(error, 'problem', None) or error}"
-                    problems.append(Problem((key,), Kind.SYNTAX, where, text))
-
-    descend(root, "")
-    if problems:
-        raise SettingsError(problems)
-    return entries
+    return read_entries(path, text_settings())
 
 
 def read_overrides(arguments: Iterable[str]) -> dict[str, Entry]:
@@ -110,19 +54,40 @@ def read_overrides(arguments: Iterable[str]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     problems = []
     for argument in arguments:
-        key, equals, text = argument.partition("=")
+        written, equals, text = argument.partition("=")
+        key = written.strip()
         if not equals or not key:
             form = f"{argument!r} is not of the form key=value, such as train.epochs=9"
-            problems.append(Problem((), Kind.SYNTAX, "command line", form))
+            problems.append(Problem((), Kind.SYNTAX, COMMAND_LINE, form))
             continue
         try:
-            value = yaml.load(text, Loader=Loader)
-        except yaml.YAMLError:
-            value = text
-        entries[key] = Entry(value, "command line")
+            entries[key] = Entry(read_value(text, key, text_settings()), COMMAND_LINE)
+        except Refused as refused:
+            problems.append(Problem((key,), refused.kind, COMMAND_LINE, f"{key}: {refused.text}"))
     if problems:
         raise SettingsError(problems)
     return entries
+
+
+def read_changes(values: Mapping[str, Any]) -> dict[str, Entry]:
+    """Changes by dotted keys, as a program gives them; a tuple is a list."""
+    return {
+        str(key): Entry(list(value) if isinstance(value, tuple) else value, "changes") for key, value in values.items()
+    }
+
+
+@functools.cache
+def text_settings() -> frozenset[str]:
+    """The settings that are text, whatever it looks like: names, and notations such as -1:1."""
+    return frozenset(key for key, field in dotted_fields().items() if _is_text(field.annotation))
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a type is text with rules, or such text or nothing."""
+    if get_origin(annotation) is Annotated:
+        return _is_text(get_args(annotation)[0])
+    members = set(get_args(annotation)) - {type(None)} or {annotation}
+    return members == {str} or (len(members) == 1 and annotation not in members and _is_text(*members))
 
 
 def find_problems(entries: Mapping[str, Entry]) -> list[Problem]:
@@ -142,10 +107,13 @@ def key_problems(entries: Mapping[str, Entry]) -> list[Problem]:
         inside = [field for field in known if field.startswith(f"{key}.")]
         if name is None and inside:
             some = ", ".join(inside[:4]) + (", ..." if len(inside) > 4 else "")
-            text = f"{key} is a section that holds {some}; it cannot have a value of its own, got {entry.value!r}"
+            text = f"{key} is a section that holds {some}; it cannot have a value of its own, got {shown(entry.value)}"
+            text += _section_advice(key, entry.value, known)
             problems.append(Problem((key,), Kind.SECTION, entry.where, text))
         elif name is None:
-            problems.append(unknown_key(key, known, entry.where, "is not a setting"))
+            whole = next((field for field in known if key.startswith(f"{field}.")), None)
+            text = "is not a setting" + (f", as {whole} has no parts" if whole else "")
+            problems.append(unknown_key(key, known, entry.where, text))
         elif key != name and name in good and not isinstance(good[name].value, Mapping):
             continue  # the whole is refused, below: nothing can be a part of it
         else:
@@ -157,9 +125,46 @@ def key_problems(entries: Mapping[str, Entry]) -> list[Problem]:
         if field is None:  # of rules, judged where each of their keys is right
             continue
         entry = good.get(field) or next(entry for key, entry in good.items() if key.startswith(f"{field}."))
-        text = f"{field}: {_expectation(known[field], detail)}, got {entry.value!r}"
+        text = f"{field}: {_expectation(known[field], detail)}, got {shown(entry.value)}"
+        if detail["type"] in NUMERIC:
+            text += _number_advice(field, entry.value)
         problems.append(Problem((field,), Kind.VALUE, entry.where, text))
     return list(dict.fromkeys(problems))
+
+
+def shown(value: Any) -> str:
+    """A value as a message has it: without the secrets of an address, and cut where it is long."""
+    if value is None:
+        return "nothing"
+    return cut(redact(repr(value)))
+
+
+def _section_advice(key: str, value: Any, known: Mapping[str, FieldInfo]) -> str:
+    """What was probably meant by a value of a section."""
+    if isinstance(value, Mapping):
+        example = next((f"{key}.{name}={given}" for name, given in value.items() if f"{key}.{name}" in known), None)
+        return f"; give its settings one by one, as {example}" if example else ""
+    kind = known.get(f"{key}.type")
+    choices = get_args(kind.annotation) if kind else ()
+    word = "none" if value in (None, False) else value
+    if word in choices:
+        return f"; for its type give {key}.type: {word}"
+    first = next(name for name in known if name.startswith(f"{key}."))
+    return f"; give {first}: {value}" if isinstance(value, int) and not isinstance(value, bool) else ""
+
+
+def _number_advice(field: str, value: Any) -> str:
+    """How the number in a text is written, or the range."""
+    if not isinstance(value, str):
+        return ""
+    if number := re.fullmatch(r"\s*([-+]?\d+),(\d+)\s*", value):
+        return f"; decimals have a point, as {number[1]}.{number[2]}"
+    if number := re.fullmatch(r"\s*([-+]?\d+(?:\.\d+)?)\s*[A-Za-z]+\s*", value):
+        return f"; give the number alone, {number[1]}"
+    if number := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value):
+        return f"; give it as {float(number[1]) / 100:g}"
+    found = spellings.distribution(value, whole=False)
+    return f"; to search it, put it under `space:`, as {field}: {spellings.flow(found)}" if found else ""
 
 
 def rule_problems(entries: Mapping[str, Entry], problems: Sequence[Problem]) -> list[Problem]:
@@ -228,19 +233,20 @@ EXPECTED = {  # by pydantic's types of errors
     "greater_than": "more than {gt}",
     "less_than_equal": "at most {le}",
     "less_than": "less than {lt}",
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     "finite_number": "a finite number",
     "string_type": "text",
-    "string_too_short": "text that is not empty",
-    "string_pattern_mismatch": "letters, digits, dots, dashes and underscores",
     "tuple_type": "a list",
     "too_short": "{min_length} or more",
     "too_long": "at most {max_length}",
     "dict_type": "a mapping of names to values",
     "literal_error": "one of {choices}",
 }
+
+
+NUMERIC = ("int_type", "int_parsing", "int_from_float", "float_type", "float_parsing")
 
 
 def _expectation(field: FieldInfo, detail: Any) -> str:

@@ -6,6 +6,7 @@ builds the optimizer. Files and command lines are read in `reading`.
 
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from pydantic.fields import FieldInfo
 from aae_ray.errors import Kind, Problem, SettingsError, unknown_key
 
 # ------------------------------------------------------------------------------------------------------- value types
+
+MAX_SIDE = 4096  # pixels of an image's side: more is damaged, or would ask for all memory
 
 
 def _not_bool(value: Any) -> Any:
@@ -50,7 +53,58 @@ def _seconds(value: Any) -> Any:
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
-        raise ValueError("expected a number of seconds, or a duration such as 90s, 10m or 2h") from None
+        written = _as_duration(value)
+        hint = f"; {value.strip()} is written {written}" if written else ""
+        raise ValueError(f"expected a number of seconds, or a duration such as 90s, 10m or 2h{hint}") from None
+
+
+def _as_duration(text: str) -> str | None:
+    """A duration in words, such as `2 minutes` or `1.5 h`, as a setting has it; None for anything else."""
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    part = r"(\d+(?:\.\d+)?)\s*(d|h|m|s)(?:ays?|ours?|rs?|in(?:ute)?s?|ec(?:ond)?s?)?\b[\s,]*"
+    if not re.fullmatch(f"\\s*(?:{part})+", text, re.IGNORECASE):
+        return None
+    found = re.findall(part, text, re.IGNORECASE)
+    minutes, seconds = divmod(round(sum(float(number) * units[unit.lower()] for number, unit in found)), 60)
+    shown = zip((*divmod(minutes, 60), seconds), "hms", strict=True)
+    return "".join(f"{amount}{unit}" for amount, unit in shown if amount)
+
+
+def _name(value: str) -> str:
+    """A part of the names of folders, runs, experiments and models, in all of which it must be the same."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError(
+            "expected letters, digits, dots, dashes and underscores, at most 100 of them, and neither a dot nor a dash "
+            "first"
+        )
+    return value
+
+
+def _model_name(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"(?! )[A-Za-z0-9_][A-Za-z0-9._ -]{0,199}(?<! )", value):
+        raise ValueError(
+            "expected letters, digits, dots, dashes, underscores and spaces between them, at most 200 in all, and "
+            "neither a dot nor a dash first"
+        )
+    return value
+
+
+def _experiment(value: str | None) -> str | None:
+    if value is not None and (not value.strip() or len(value) > 500 or not value.isprintable()):
+        raise ValueError("expected a line of text, of 1 to 500 letters")
+    return value
+
+
+def _folder(value: str) -> str:
+    """A path, or a URI of a file system that there is."""
+    scheme, remote, rest = value.partition("://")
+    if remote and scheme not in FILE_SYSTEMS:
+        raise ValueError(f"expected a folder, or a URI that begins with one of {', '.join(FILE_SYSTEMS)}")
+    if not value.strip() or (remote and not rest.strip("/")):
+        raise ValueError("expected a folder, or a URI such as s3://BUCKET/studies")
+    if not remote and (not value.isprintable() or any(len(os.fsencode(part)) > 255 for part in value.split("/"))):
+        raise ValueError("expected a path that can be printed, no part of which is longer than 255 bytes")
+    return value
 
 
 def _fractions(value: Any) -> Any:
@@ -80,6 +134,48 @@ def _names(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _scale(value: Any) -> str:
+    """`-1:1`, the values that become black and white, or `observed`."""
+    low, colon, high = str(value).partition(":")
+    try:
+        ends = (float(low), float(high)) if colon else (0.0, 0.0)
+    except ValueError:
+        ends = (0.0, 0.0)
+    if value == "observed":
+        return "observed"
+    if ends[0] == ends[1] or not all(map(math.isfinite, ends)):
+        raise ValueError("expected LOW:HIGH, the values that become black and white, such as 0:16, or observed")
+    return f"{low}:{high}"
+
+
+def _size(value: Any) -> str:
+    """`32` and `32x32` are the same height and width."""
+    match = re.fullmatch(r"(\d{1,4})(?: ?x ?(\d{1,4}))?", str(value))
+    sides = [int(side) for side in match.groups(default=match[1])] if match else []
+    if not sides or not all(1 <= side <= MAX_SIDE for side in sides):
+        raise ValueError(f"expected HEIGHTxWIDTH in pixels such as 32x24, or one side of a square, at most {MAX_SIDE}")
+    return "x".join(map(str, sides))
+
+
+def _colour(value: Any) -> str:
+    """A name of CSS, or #rrggbb."""
+    from PIL import ImageColor
+
+    try:
+        levels = len(ImageColor.getrgb(value))
+    except (AttributeError, TypeError, ValueError):
+        levels = 0
+    if levels != 3:
+        raise ValueError("expected a colour such as white, black or '#ff8000' (in quotes: # begins a comment)")
+    return str(value)
+
+
+def _channels(value: int) -> int:
+    if value not in (1, 3):
+        raise ValueError("expected 1 (grey) or 3 (colour)")
+    return value
+
+
 def _constraint(value: str) -> str:
     """`val/jsd_nats<=0.1` as `val/jsd_nats <= 0.1`: a metric, its side and a finite bound, each a word."""
     metric, side, bound = (
@@ -93,6 +189,8 @@ def _constraint(value: str) -> str:
         raise ValueError("expected a metric, <= or >=, and a number, such as val/reconstruction_mse <= 0.03")
     return f"{metric} {side} {bound}"
 
+
+FILE_SYSTEMS = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")  # of pyarrow
 
 Int = Annotated[int, BeforeValidator(_not_bool)]
 Float = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
@@ -108,6 +206,10 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
 MaybeNames = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Constraints = Annotated[tuple[Annotated[str, AfterValidator(_constraint)], ...], BeforeValidator(_names)]
 Duration = Annotated[Float, BeforeValidator(_seconds), Field(gt=0)]
+PixelScale = Annotated[str, PlainValidator(_scale)]
+Size = Annotated[str, PlainValidator(_size)]
+Colour = Annotated[str, PlainValidator(_colour)]
+Channels = Annotated[Int, AfterValidator(_channels)]
 
 PriorName = Literal["gaussian", "uniform", "mixture", "swiss_roll"]
 PosteriorName = Literal["deterministic", "gaussian", "universal"]
@@ -156,18 +258,57 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    name: str = Field(
+    name: Annotated[str, AfterValidator(_name)] = Field(
         "digits",
-        min_length=1,
-        pattern=r"^[A-Za-z0-9._-]+$",
-        description="digits, mnist, fashion-mnist, or a name for your own",
+        description="digits, a published set (mnist, fashion-mnist, kmnist, emnist-letters, svhn, cifar10, ...), or a "
+        "name for your own",
     )
     path: str | None = Field(
-        None, description="folder of IDX files, or Parquet file or folder; none for the named sets"
+        None,
+        description="file or folder of images: Parquet, pictures in a folder for each class, NumPy (.npy, .npz), IDX, "
+        "or what Hugging Face's save_to_disk wrote; or files of a published set, which are downloaded when not given",
     )
-    image_column: str | None = Field(None, description="Parquet column of images; found by its type when not given")
+    image_column: str | None = Field(
+        None, description="column or array of images; found by its type or name when not given"
+    )
     label_column: str | None = Field(
-        None, description="Parquet column of integer labels; `label` is taken if it is there"
+        None,
+        description="column or array of labels; `label` is taken if it is there (of arrays also `y` and the like), and "
+        "with none no column",
+    )
+    scale: PixelScale | None = Field(
+        None,
+        description="LOW:HIGH, the pixel values that become black and white, such as 0:16, -1:1 or 255:0 (inverted), "
+        "or observed, the lowest and the highest of the set; when not given, whole numbers are 0:255, fractions 0:1 "
+        "and pictures as they are shown",
+    )
+    background: Colour | None = Field(
+        None, description="colour such as white or '#ff8000' that shows through where a picture is transparent"
+    )
+    channels: Channels | None = Field(
+        None, description="1: colour becomes grey (ITU-R 601); 3: grey becomes colour; as they are when not given"
+    )
+    size: Size | None = Field(
+        None, description="HEIGHTxWIDTH, or one side of a square, to which images are resized; none when not given"
+    )
+    crop: Literal["center", "none"] = Field(
+        "center",
+        description="of images that are not of the proportions of data.size: center cuts what sticks out, evenly on "
+        "both sides; none stretches the whole image",
+    )
+    resample: Literal["lanczos", "area", "bicubic", "bilinear", "nearest"] = Field(
+        "lanczos", description="filter of data.size; all but nearest average over what an output pixel covers"
+    )
+    transpose: bool | None = Field(
+        None, description="whether rows and columns of the images change places, as EMNIST's files need it"
+    )
+    split_column: str | None = Field(
+        None,
+        description="Parquet column of words such as train, validation and test, which give the parts; `split` is "
+        "taken if it is there, and with none no column",
+    )
+    test_path: str | None = Field(
+        None, description="images of the test part, stored like those of `data.path`, which then gives the others"
     )
     cache: str | None = Field(None, description="folder of prepared data; ~/.cache/aae_ray when not given")
     split_seed: Int = Field(0, ge=0, description="which images are for training, validation and test")
@@ -189,6 +330,22 @@ class Data(Section):
         description="how many of `data.labels` each class has: as many as the others, or in proportion to its share of "
         "the training images, but one at least",
     )
+
+    @property
+    def scale_ends(self) -> tuple[float, float] | None:
+        """The values that become black and white; None where they are not given or those of the set."""
+        if self.scale in (None, "observed"):
+            return None
+        low, _, high = str(self.scale).partition(":")
+        return float(low), float(high)
+
+    @property
+    def size_HW(self) -> tuple[int, int] | None:
+        """Height and width to which images are resized."""
+        if self.size is None:
+            return None
+        height, _, width = self.size.partition("x")
+        return int(height), int(width)
 
 
 class Model(Section):
@@ -361,16 +518,27 @@ class Tracking(Section):
         None,
         description="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given",
     )
-    experiment: str | None = Field(None, description="MLflow experiment; aae/<data> when not given")
+    experiment: Annotated[str | None, AfterValidator(_experiment)] = Field(
+        None, description="MLflow experiment; aae/<data> when not given"
+    )
     register_model: bool = Field(True, description="whether the best decoder is registered when the study ends")
-    model_name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9._ -]+$", description="registered model; aae-<data>-decoder when not given"
+    promotion: Literal["evidence", "better", "never"] | None = Field(
+        None,
+        description="when a decoder becomes the champion of its name. evidence: on new seeds of both it is better by "
+        "study.select, by more than two standard errors; better: by its one measurement; never: by hand alone. "
+        "evidence where study.confirm.finalists are confirmed, else better, when not given",
+    )
+    model_name: Annotated[str | None, AfterValidator(_model_name)] = Field(
+        None,
+        description="registered decoder, aae-<data>-decoder when not given; its encoder follows its name",
     )
 
 
 class Budget(Section):
     trials: Positive = Field(24, description="configurations in all; further seeds of them are trials beside these")
-    wall_clock: Duration | None = Field(None, description="such as 90s, 10m or 2h; no limit when not given")
+    wall_clock: Duration | None = Field(
+        None, description="such as 90s, 10m or 2h, from the start of the first trial; no limit when not given"
+    )
     worker_hours: Float | None = Field(
         None, gt=0, description="hours of all workers together (GPU-hours on GPUs); no limit when not given"
     )
@@ -424,13 +592,20 @@ class Pruner(Section):
     metric: str = Field("front", description="front: non-dominated rank over all objectives; or the name of one metric")
 
 
+class Confirm(Section):
+    finalists: Int = Field(
+        0, ge=0, description="best trials of the front that are trained again when the search is over; 0: none"
+    )
+    seeds: Int = Field(
+        3, ge=2, description="new seeds of each, of which mean and standard error are the evidence for a promotion"
+    )
+
+
 class StudySettings(Section):
     """What a study is, beside what each of its trials is."""
 
-    name: str = Field(
+    name: Annotated[str, AfterValidator(_name)] = Field(
         "study",
-        min_length=1,
-        pattern=r"^[A-Za-z0-9._-]+$",
         description="prefix of the study's folder and MLflow run",
     )
     objectives: Names = Field(
@@ -448,6 +623,12 @@ class StudySettings(Section):
         description="seeds with which a configuration is trained where they can change the verdict, each a trial of "
         "its own beyond study.budget.trials; its objectives are the means over them",
     )
+    seeds_from_rung: Positive | None = Field(
+        None,
+        description="epoch of the rung from which on further seeds are trained, with study.pruner.type asha; when not "
+        "given they begin with configurations that were trained to their end",
+    )
+    confirm: Confirm = Confirm()
     workers_per_trial: Positive = Field(1, description="data-parallel workers of a gang")
     resources_per_worker: dict[str, Annotated[Float, Field(gt=0)]] = Field(
         {"CPU": 1}, min_length=1, description="Ray resources of one worker, e.g. {GPU: 1, CPU: 4}"
@@ -455,7 +636,7 @@ class StudySettings(Section):
     concurrent_trials: Positive | None = Field(
         None, description="gangs at a time; as many as the cluster holds when not given"
     )
-    folder: str = Field(
+    folder: Annotated[str, AfterValidator(_folder)] = Field(
         "runs",
         description="where studies keep their state: a folder that all nodes see, or a URI such as s3://BUCKET/studies",
     )
@@ -514,6 +695,11 @@ class Settings(RunSettings):
 
     tracking: Tracking = Tracking()
     study: StudySettings = StudySettings()
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where workers train: on a GPU if they have one, and are not kept from it."""
+        return "cpu" if self.train.device == "cpu" or "GPU" not in self.study.resources_per_worker else "cuda"
 
     @model_validator(mode="after")
     def _rules_hold(self) -> "Settings":
@@ -584,6 +770,17 @@ _WITH_CLUSTERS = ("clustering", "reduction")
 
 RULES: tuple[Rule, ...] = (
     Rule(
+        ("data.path", "data.test_path"),
+        lambda path, test_path: path is not None or test_path is None,
+        "data.test_path is the test part of the images in data.path; give that, too, got {test_path}",
+    ),
+    Rule(
+        ("data.scale", "data.test_path"),
+        lambda scale, test_path: scale != "observed" or test_path is None,
+        "data.scale=observed takes another black and white from data.test_path than from data.path, and their images "
+        "could not be compared; give the values that are black and white in both, data.scale=LOW:HIGH",
+    ),
+    Rule(
         ("data.validation_fraction", "data.test_fraction"),
         lambda validation, test: validation + test < 1,
         "data.validation_fraction and data.test_fraction leave no images to train on; their sum must be below 1, "
@@ -593,6 +790,16 @@ RULES: tuple[Rule, ...] = (
         ("data.labels",),
         lambda labels: labels is None or labels < 1 or labels == int(labels),
         "data.labels must be a whole number or a fraction below 1, got {labels:g}",
+    ),
+    Rule(
+        ("data.size", "data.crop"),
+        lambda size, crop: size is not None or crop == "center",
+        "data.crop is a matter of data.size, which is not given; give it, or remove data.crop",
+    ),
+    Rule(
+        ("data.size", "data.resample"),
+        lambda size, resample: size is not None or resample == "lanczos",
+        "data.resample is the filter of data.size, which is not given; give it, or remove data.resample",
     ),
     Rule(
         ("task", "model.posterior", "model.prior"),
@@ -657,6 +864,12 @@ RULES: tuple[Rule, ...] = (
         _plain_address,
         "study.folder must have no user and no password in its address, as they would be written to the journal; "
         "use the environment's AWS credentials",
+    ),
+    Rule(
+        ("study.pruner.type", "study.confirm.finalists"),
+        lambda kind, finalists: kind != "pbt" or not finalists,
+        "study.pruner.type pbt changes settings under way, so that finalists cannot be trained again alike; "
+        "let study.confirm.finalists be 0, got {finalists}",
     ),
     *(_taken(Sampler, name, types) for name, types in SAMPLER_SETTINGS.items()),
     *(_taken(Pruner, name, types) for name, types in PRUNER_SETTINGS.items()),

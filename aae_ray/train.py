@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 from aae_ray.cli import OVERRIDES_HELP, file_and_overrides, leave_study, main
-from aae_ray.errors import UserError
 
 
 def train(
@@ -22,19 +21,12 @@ def train(
     """Train one configuration, record it like a study's trial, and register its decoder."""
     path, overrides = file_and_overrides(arguments or [])
     from aae_ray.reporting.console import console_for
-    from aae_ray.search.space import Plan, read_plan
+    from aae_ray.study.plans import training_plan
     from aae_ray.study.study import start_study
 
     if workers is not None:
         overrides.append(f"study.workers_per_trial={workers}")
-    plan = read_plan(path, ["study.budget.trials=1", "study.pruner.type=none", *overrides])
-    if plan.space:
-        keys = ", ".join(plan.space)
-        raise UserError(
-            f"{path} searches {keys}; train takes one configuration: give each a value, "
-            f"or use python -m aae_ray.tune {path}"
-        )
-    report = start_study(Plan(plan.settings, {}), console_for(), verbose=verbose)
+    report = start_study(training_plan(path, overrides), console_for(), verbose=verbose)
     leave_study(report.interrupted, report.as_planned and report.best is not None)
 
 

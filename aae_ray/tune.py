@@ -41,6 +41,12 @@ def tune(
     sync: Annotated[
         str | None, typer.Option(metavar="NAME", help="send to MLflow what it has not taken of a study")
     ] = None,
+    confirm: Annotated[
+        int | None, typer.Option(metavar="K", min=1, help="at the end, train the K best trials again on new seeds")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="new seeds of each; study.confirm.seeds")
+    ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="another MLflow server or database, with --resume, --extend, --close or --sync")
     ] = None,
@@ -64,6 +70,10 @@ def tune(
             "--tracking-uri goes with --resume, --extend, --close or --sync; a new study takes tracking.uri="
         )
     path, overrides = file_and_overrides(arguments or [])
+    if seeds is not None and confirm is None:
+        raise UserError("--seeds goes with --confirm, which says how many trials get them")
+    for key, value in {"finalists": confirm, "seeds": seeds}.items():
+        overrides += [] if value is None else [f"study.confirm.{key}={value}"]
     if given and path is not None:
         raise UserError(f"{given[0]} takes the study's own settings, and key=value changes; it does not take {path}")
     from aae_ray.study import study
@@ -89,22 +99,18 @@ def tune(
             verbose=verbose,
         )
     else:
-        from aae_ray.search.space import SHIPPED, read_plan
+        from aae_ray.study.plans import study_plan
 
-        path = path or str(SHIPPED / "digits.yaml")
-        plan = read_plan(path, overrides)
-        if not plan.space and plan.settings.study.budget.trials > 1:
-            raise UserError(
-                f"{path} has no `space:` block, so its {plan.settings.study.budget.trials} trials would all be the "
-                f"same; python -m aae_ray.train {path} trains it once"
-            )
+        plan = study_plan(path, overrides)
         if dry_run:
+            from aae_ray.datasets.contents import contents_of
             from aae_ray.reporting.cards import resolved
             from aae_ray.study import checks
             from aae_ray.study.warm_start import how_many_fit, prior_trials
 
             plan, _, dataset = checks.checked(plan)
-            notes: list[str] = []
+            notes = [f"{about}: {line}" for about, line in contents_of(dataset).rows().items()]
+            notes += checks.start_advice(plan, dataset)
             prior = prior_trials(warm_start or (), plan, dataset, notes.append)
             if warm_start:
                 notes.append(how_many_fit(prior, plan))

@@ -26,11 +26,10 @@ from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan, record_plan
 from aae_ray.settings import Settings, replace
 from benchmarks.rivals import OptunaSampler, Pair, Rungs
-from benchmarks.search_table import JSD, MSE, Curve, Point, Surrogate, Table, hypervolume
+from benchmarks.search_table import JSD, MSE, Curve, Point, Surrogate, Table, distance_from_ideal, hypervolume
 
 WORKERS = 2
 DATA = events.DataRecord(name="digits", digest="", shape=(1, 8, 8), classes=10, train=1, val=1, test=1)
-TOP = 0.02  # a search has found what there is when its hypervolume is within this share of that of the whole table
 
 
 class Step(NamedTuple):
@@ -38,7 +37,8 @@ class Step(NamedTuple):
 
     epochs: int  # that all workers have trained
     seconds: float  # by the clock on the wall
-    hypervolume: float
+    hypervolume: float  # of the trials that have come to their end so far
+    nearest: float  # of them to the ideal
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,18 @@ class Trace:
     """What a replayed study had found, and when."""
 
     steps: tuple[Step, ...]
-    target: float  # hypervolume
+    target: float  # distance from the ideal
     most_epochs: int  # it was ended there
     trials: int
 
     @property
     def epochs_to_target(self) -> int:
         """Epochs spent until the target was reached; the most where it was not."""
-        return next((step.epochs for step in self.steps if step.hypervolume >= self.target), self.most_epochs)
+        return next((step.epochs for step in self.steps if step.nearest <= self.target), self.most_epochs)
 
     @property
     def reached(self) -> bool:
-        return bool(self.steps) and self.steps[-1].hypervolume >= self.target
+        return bool(self.steps) and self.steps[-1].nearest <= self.target
 
     def hypervolume_at(self, epochs: int) -> float:
         """What had been found when so many epochs were spent."""
@@ -121,13 +121,13 @@ class Simulation:
 
     def run(self) -> Trace:
         queue: list[tuple[float, int, Running]] = []
-        order, target = count(), (1 - TOP) * self.surrogate.best
+        order, target = count(), self.surrogate.top
         while self.spent < self.most:
             while isinstance(suggestion := self.conductor.suggest(), Suggestion):
                 self.conductor.started(suggestion.number)
                 running = Running(suggestion.number, self._curve(suggestion), suggestion.epoch)
                 heappush(queue, (self._ready(running), next(order), running))
-            if not queue or (self.spent >= self.budget and self.steps and self.steps[-1].hypervolume >= target):
+            if not queue or (self.spent >= self.budget and self.steps and self.steps[-1].nearest <= target):
                 break
             self.now, _, running = heappop(queue)
             if self._report(running):
@@ -171,7 +171,8 @@ class Simulation:
         )
         if finished:
             self.found.append(self.true_ends[number])
-            self.steps.append(Step(self.spent, self.now, hypervolume(self.found)))
+            nearest = min(map(distance_from_ideal, self.found))
+            self.steps.append(Step(self.spent, self.now, hypervolume(self.found), nearest))
         if not self.conductor.ledger.trials[number].open:
             self.rungs.ended.add(number)
         return isinstance(answer, Continue)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.objectives import Ranks
 from aae_ray.search.sampler import Sampler, final_state, objective_values
 from benchmarks.search_table import Point
@@ -107,17 +107,21 @@ class OptunaSampler(Sampler):
     def __init__(self, ledger: Ledger, sampler: BaseSampler) -> None:
         super().__init__(ledger)
         self.own = optuna.create_study(sampler=sampler, directions=["minimize"] * len(self.plan.directions))
-        self.asked: dict[int, int] = {}  # our number of a trial -> Optuna's
+        self.asked: dict[int, int] = {}  # our number of a trial that Optuna was not told of -> Optuna's
 
     def suggest(self, number: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        self._tell()
         trial = self.own.ask(fixed_distributions=self.plan.space)
         self.asked[number] = trial.number
         return dict(trial.params), {}
 
-    def ended(self, trial: TrialRecord) -> None:
-        state = final_state(trial)
-        values = objective_values(trial.metrics, self.plan) if state is TrialState.COMPLETE else None
-        self.own.tell(self.asked[trial.number], values, state=state)
+    def _tell(self) -> None:
+        """Tell Optuna of the trials that have ended since it was asked last."""
+        ended = [self.ledger.trials[number] for number in self.asked if self.ledger.trials[number].reason is not None]
+        for trial in ended:
+            state = final_state(trial)
+            values = objective_values(trial.metrics, self.plan) if state is TrialState.COMPLETE else None
+            self.own.tell(self.asked.pop(trial.number), values, state=state)
 
 
 # -------------------------------------------------------------------------------------------------------------- pairs

@@ -22,6 +22,8 @@ from aae_ray.tracking.address import quiet_mlflow
 STARTS_RAY = (
     "tests/execution/test_gang.py",
     "tests/execution/test_ray_cluster.py::test_a_local_ray",
+    "tests/study/test_api.py",
+    "tests/test_examples.py",
     "tests/study/test_faults.py",
     "tests/study/test_joined_cluster.py",
     "tests/study/test_remote.py",

@@ -15,7 +15,6 @@ import pytest
 
 from aae_ray.cli import run_command
 from aae_ray.data import prepare
-from aae_ray.datasets import parquet
 
 
 class Ended(NamedTuple):
@@ -50,10 +49,11 @@ def test_summary_of_the_digits(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "aae_ray.data", "--cache", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-    assert list(rows) == ["name", "images", "shape", "classes", "parts", "digest", "folder"]
-    assert rows["images"] == "1797"
-    assert rows["shape"].startswith("1 x 8 x 8")
-    assert rows["parts"] == "training 1079, validation 359, test 359"
+    assert list(rows) == ["name", "images", "source", "values", "classes", "parts", "digest", "folder"]
+    assert rows["images"] == "1,797 of 1 x 8 x 8 (channels x height x width)"
+    assert rows["values"] == "0 to 16 before scaling"
+    assert rows["classes"].startswith("10 classes: 0 178, 1 182, 2 177")
+    assert rows["parts"] == "training 1,079, validation 359, test 359; drawn"
     assert (Path(rows["folder"]) / "images.npy").is_file()
     starts = {line.index(line.split(maxsplit=1)[1]) for line in done.stdout.splitlines()}
     assert len(starts) == 1, "the values are not in one column"
@@ -64,16 +64,51 @@ def test_name_options_and_settings(run: Callable[..., Ended], faces: Path, tmp_p
     words = ("data.image_column=pixels", "faces", "data.validation_fraction=0.5", "--path", faces)
     ended = run(*words, "--cache", tmp_path / "kept")
     assert ended.code == 0
-    assert "name     faces" in ended.stdout
-    assert "classes  no labels" in ended.stdout
-    assert "parts    training 12, validation 20, test 8" in ended.stdout
+    assert "name    faces" in ended.stdout
+    assert "classes no labels" in ended.stdout
+    assert "parts   training 12, validation 20, test 8; drawn" in ended.stdout
     assert str(tmp_path / "kept/faces-") in ended.stdout
+
+
+def test_what_was_read_and_what_was_not_is_said_once(run: Callable[..., Ended], tmp_path: Path) -> None:
+    images = np.arange(40 * 9).reshape(40, 9) % 256
+    for part, rows in (("train", slice(0, 20)), ("test", slice(20, 40))):
+        kinds = [None if row == 3 else ("ant", "bee")[row % 2] for row in range(40)][rows]
+        columns = {"pixels": images[rows].tolist(), "kind": kinds, "age": list(range(40))[rows]}
+        pq.write_table(pa.table(columns), tmp_path / f"{part}-00000.parquet")
+    labelled = run("faces", "--path", tmp_path, "--cache", tmp_path / "cache", "data.label_column=kind")
+    assert "source  Parquet, 2 files, columns pixels, kind; not used: age" in labelled.stdout
+    assert "values  0 to 255 before scaling" in labelled.stdout
+    assert "classes 2 classes: ant 20, bee 19; without a label 1" in labelled.stdout
+    assert (
+        "parts   training 16, validation 4, test 20; test given by names of files and folders, validation drawn"
+        in labelled.stdout
+    )
+    bare = run("faces", "--path", tmp_path, "--cache", tmp_path / "cache")
+    assert "not used: kind, age (data.label_column takes one of them as labels)" in bare.stdout
+
+
+def test_a_preview_shows_images_with_their_labels(run: Callable[..., Ended], tmp_path: Path) -> None:
+    from PIL import Image
+
+    images = np.stack([np.full(16, 255 * (row % 2)) for row in range(40)])
+    labels = [("black", "white")[row % 2] for row in range(40)]
+    pq.write_table(pa.table({"image": images.tolist(), "label": labels}), tmp_path / "own.parquet")
+    words = ("own", "--path", tmp_path / "own.parquet", "--cache", tmp_path)
+    assert run(*words, "--preview", tmp_path / "own.png").code == 0
+    with Image.open(tmp_path / "own.png") as sheet:
+        pixels = np.asarray(sheet.convert("L"))
+    half = pixels.shape[0] // 2  # class by class: the black ones come first
+    assert (pixels[:half] == 0).mean() > 0.5 and (pixels[half:] == 0).mean() < 0.05
+    for name, sentence in (("own.jpg", "is a PNG picture; call it own.png"), ("no/own.png", "cannot be written: No")):
+        ended = run(*words, "--preview", tmp_path / name)
+        assert ended.code == 2 and sentence in ended.stderr
 
 
 def test_progress_without_a_terminal_is_a_line_at_each_tenth(
     run: Callable[..., Ended], faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "_BATCH_ROWS", 1)
+    monkeypatch.setattr("aae_ray.datasets.pixels.BLOCK_BYTES", 1)
     ended = run("faces", "--path", faces, "--cache", tmp_path, "data.image_column=pixels")
     lines = ended.stderr.splitlines()
     assert lines[0] == "preparing faces: 1 of 40"

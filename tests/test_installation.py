@@ -47,3 +47,18 @@ def test_studies_that_ship_are_found_in_an_installed_package(
     assert "name: digits" in run(tmp_path, environment, "tune", *own).stdout
     named = run(tmp_path, environment, "tune", "search_spaces/aae_vs_vae_2d.yaml", *own)
     assert "model.latent_dim: 2" in named.stdout
+
+
+def test_an_installed_package_is_used_from_python_and_lists_its_commands(
+    installed: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    environment["PYTHONPATH"] = str(installed)
+    code = "import aae_ray; print(aae_ray.__file__, aae_ray.Study.from_file('mnist').settings.data.name)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(installed / "aae_ray" / "__init__.py"), "mnist"]
+    listed = subprocess.run(
+        [sys.executable, "-m", "aae_ray"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "python -m aae_ray.tune " in listed.stdout

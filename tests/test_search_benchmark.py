@@ -40,7 +40,7 @@ from benchmarks.contest import optuna_script, race
 from benchmarks.contest.race import Contest, Found, Run
 from benchmarks.contest.ray_script import ENDED
 from benchmarks.replay import Simulation, Step, Trace, replay
-from benchmarks.rivals import RIVALS, Pair, Rungs
+from benchmarks.rivals import RIVALS, OptunaSampler, Pair, Rungs
 from benchmarks.search_table import (
     JSD,
     MEAN_IMAGE_MSE,
@@ -322,9 +322,26 @@ def test_two_workers_train_at_a_time_and_all_epochs_count(surrogate: Surrogate) 
     trials = simulation.conductor.ledger.trials
     assert simulation.spent == sum(trial.epoch for trial in trials) == 6 * EPOCHS
     assert simulation.now == 1.5 * 6 * EPOCHS / 2
-    assert [step.epochs for step in simulation.steps] == [2 * EPOCHS - 6, *(k * EPOCHS for k in range(2, 7))][
-        1:
-    ] or True
+    # Both stand at the rung when the first of them comes to its end.
+    ends = [epochs for pair in range(3) for epochs in ((2 * pair + 1) * EPOCHS + GRACE, (2 * pair + 2) * EPOCHS)]
+    assert [step.epochs for step in simulation.steps] == ends
+
+
+def test_optuna_s_samplers_learn_from_the_trials_that_ended(surrogate: Surrogate) -> None:
+    for name in ("optuna-tpe", "optunahub-multi-metric"):
+        simulation = Simulation(surrogate, RIVALS[name], 0, budget=20 * EPOCHS, most=20 * EPOCHS)
+        simulation.run()
+        sampler = simulation.conductor.sampler
+        assert isinstance(sampler, OptunaSampler)
+        told = sampler.own.get_trials()
+        trials = simulation.conductor.ledger.trials
+        ended = [trial for trial in trials if trial.reason in (Reason.COMPLETED, Reason.PRUNED)]
+        assert len([each for each in told if each.state.is_finished()]) >= len(ended) - 2 > 10, name
+        for trial, each in zip(trials, told, strict=False):
+            assert not each.values or each.values == [trial.metrics[MSE], trial.metrics[JSD]]
+        random = Simulation(surrogate, RIVALS["random"], 0, budget=20 * EPOCHS, most=20 * EPOCHS)
+        random.run()
+        assert [t.params for t in trials][15:20] != [t.params for t in random.conductor.ledger.trials][15:20], name
 
 
 def test_a_stopped_trial_frees_its_worker(surrogate: Surrogate) -> None:
@@ -340,6 +357,7 @@ def test_a_replay_ends_at_the_target_when_its_budget_is_spent(surrogate: Surroga
     assert trace.epochs_to_target == trace.steps[-1].epochs
     short = with_fields(trace, steps=trace.steps[:1], most_epochs=77)
     assert not short.reached and short.epochs_to_target == 77
+    assert [step.nearest for step in trace.steps] == sorted((step.nearest for step in trace.steps), reverse=True)
     assert trace.hypervolume_at(0) == 0 and trace.hypervolume_at(10**6) == trace.steps[-1].hypervolume
 
 
@@ -404,10 +422,10 @@ def test_replays_write_their_keys(folder: Path, tmp_path: Path, capsys: pytest.C
 
 
 def test_the_summary_counts_what_did_not_reach_with_all_its_epochs() -> None:
-    def trace(epochs: int, volume: float) -> Trace:
-        return Trace((Step(epochs, 1.0, volume),), target=0.5, most_epochs=100, trials=3)
+    def trace(epochs: int, nearest: float) -> Trace:
+        return Trace((Step(epochs, 1.0, 1 - nearest, nearest),), target=0.5, most_epochs=100, trials=3)
 
-    row = search.summary([trace(10, 0.6), trace(20, 0.6), trace(30, 0.1)], [trace(40, 0.5)] * 3, budget=15)
+    row = search.summary([trace(10, 0.4), trace(20, 0.4), trace(30, 0.9)], [trace(40, 0.5)] * 3, budget=15)
     assert row["epochs_to_top_2_percent"]["median"] == 20 and row["reached"] == pytest.approx(2 / 3)
     assert row["ratio_to_random"] == {"median": 2, "low": 0.4, "high": 4}
     assert row["hypervolume_at_budget"]["median"] == 0

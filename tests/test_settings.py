@@ -44,6 +44,15 @@ def test_settings_do_not_change() -> None:
         ("optim.lr_milestones=0.5", "optim.lr_milestones", (0.5,)),
         ("study.objectives=val/jsd_nats", "study.objectives", ("val/jsd_nats",)),
         ("study.objectives=val/jsd_nats,val/nmi", "study.objectives", ("val/jsd_nats", "val/nmi")),
+        ("data.scale=0:16", "data.scale", "0:16"),
+        ("data.scale=-1:1", "data.scale", "-1:1"),
+        ("data.scale=-1:1.", "data.scale", "-1:1."),
+        ("data.scale=observed", "data.scale", "observed"),
+        ("data.background=#ff8000", "data.background", "#ff8000"),
+        ("data.background=white", "data.background", "white"),
+        ("data.size=32", "data.size", "32x32"),
+        ("data.size=32x24", "data.size", "32x24"),
+        ("data.channels=3", "data.channels", 3),
     ],
 )
 def test_values_are_read_by_their_type(override: str, key: str, value: object) -> None:
@@ -59,6 +68,15 @@ def test_values_are_read_by_their_type(override: str, key: str, value: object) -
         ("train.epochs=abc", "train.epochs: expected a whole number, got 'abc'"),
         ("train.epochs=2.5", "train.epochs: expected a whole number, got 2.5"),
         ("train.epochs=0", "train.epochs: expected at least 1, got 0"),
+        ("train.epochs=1:30", "train.epochs: expected a whole number, got '1:30'"),
+        ("data.scale=16", "data.scale: expected LOW:HIGH, the values that become black and white, such as 0:16, or"),
+        ("data.scale=1:1", "data.scale: expected LOW:HIGH"),
+        ("data.scale=0:.inf", "data.scale: expected LOW:HIGH"),
+        ("data.background=whit", "data.background: expected a colour such as white, black or '#ff8000'"),
+        ("data.background=#ff800080", "data.background: expected a colour"),
+        ("data.size=0", "data.size: expected HEIGHTxWIDTH in pixels such as 32x24, or one side of a square"),
+        ("data.size=32x5000", "data.size: expected HEIGHTxWIDTH"),
+        ("data.channels=2", "data.channels: expected 1 (grey) or 3 (colour), got 2"),
         ("train.batch_size=true", "train.batch_size: expected a number, got true or false"),
         (
             "model.prior=gausian",
@@ -72,7 +90,7 @@ def test_values_are_read_by_their_type(override: str, key: str, value: object) -
         ("model.hidden=wide", "model.hidden: expected widths such as 128-64, got 'wide'"),
         ("model.hidden=128,64", "model.hidden: expected widths such as 128-64, got '128,64'"),
         ("study.objectives=[5]", "study.objectives: expected text, got [5]"),
-        ("study.name=a/b", "study.name: expected letters, digits, dots, dashes and underscores, got 'a/b'"),
+        ("study.name=a/b", "study.name: expected letters, digits, dots, dashes and underscores, at most 100"),
         ("model=3", "model is a section"),
         ("study.budget.wall_clock=soon", "study.budget.wall_clock: expected a number"),
         ("study.budget.wall_clock=0", "study.budget.wall_clock: expected more than 0, got 0"),
@@ -199,8 +217,11 @@ def test_no_two_rules_are_about_the_same_keys_and_all_of_them_exist() -> None:
 
 
 BREAKING: list[dict[str, Any]] = [
+    {"data.test_path": "test.parquet"},
     {"data.validation_fraction": 0.6, "data.test_fraction": 0.6},
     {"data.labels": 10.5},
+    {"data.crop": "none"},
+    {"data.resample": "area"},
     {"task": "vae"},
     {"task": "label_informed"},
     {"task": "clustering", "model.clusters": 200},
@@ -307,7 +328,7 @@ def test_yaml_nested_and_dotted_spellings_mean_the_same_and_lines_are_kept(tmp_p
     assert {key: entry.value for key, entry in entries.items()} == {
         "train.epochs": 3,
         "model.latent_dim": 4,
-        "optim.reconstruction_lr": "1e-3",
+        "optim.reconstruction_lr": 1e-3,
     }
     assert entries["model.latent_dim"].where == f"{file}:3"
     assert build(entries).optim.reconstruction_lr == 1e-3
@@ -341,6 +362,14 @@ def test_replace_checks_the_whole_tree_again() -> None:
         replace(Settings(), {"task": "vae"})
     with pytest.raises(SettingsError, match=r"Did you mean train\.epochs"):
         replace(Settings(), {"train.epoch": 1})
+
+
+@pytest.mark.parametrize("scale", ["-1:1", "1:0", "0:16", "20:30", "-1:1.5", "0.5:59.5"])
+def test_a_scale_that_looks_like_minutes_and_seconds_is_a_scale(tmp_path: Path, scale: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"data.scale: {scale}\n")
+    data = build(read_yaml(file)).data
+    assert (data.scale, data.scale_ends) == (scale, tuple(float(end) for end in scale.split(":")))
 
 
 def test_widths_that_look_like_a_date_are_widths(tmp_path: Path) -> None:

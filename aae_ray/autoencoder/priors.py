@@ -10,6 +10,7 @@ Shapes: N samples, Z code, K classes or clusters, P points of reference or parts
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -79,12 +80,92 @@ def _mixture_std(parts: int) -> tuple[float, float]:
     return (math.sqrt(along), math.sqrt(across)) if parts == 2 else (math.sqrt((along + across) / 2),) * 2
 
 
-# name -> how the first two coordinates are drawn, and their standard deviations of so many parts, at scale 1
-_PLANES: dict[str, tuple[Plane, Callable[[int], tuple[float, float]]]] = {
-    "gaussian": (_gaussian, lambda parts: (1.0, 1.0)),
-    "uniform": (_uniform, lambda parts: (3**-0.5, 3**-0.5)),
-    "mixture": (_mixture, _mixture_std),
-    "swiss_roll": (_swiss_roll, lambda parts: _roll_std()),
+def _squares(z_NZ: Tensor) -> Tensor:
+    return z_NZ.square().sum(1)
+
+
+def _squares_outside(z_NZ: Tensor) -> Tensor:
+    """Of the cube from -1 to 1: 0 inside."""
+    return _squares((z_NZ.abs() - 1).clamp(min=0))
+
+
+def _mixture_offsets(plane_N2: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """How far each point is from the mean of each component, along its ray and across, (N, P) each."""
+    turn_P = torch.arange(parts, dtype=plane_N2.dtype, device=plane_N2.device) * (2 * math.pi / parts)
+    x_N1, y_N1 = plane_N2[:, :1], plane_N2[:, 1:]
+    along_NP = x_N1 * turn_P.cos() + y_N1 * turn_P.sin() - MIXTURE_RADIUS
+    return along_NP, y_N1 * turn_P.cos() - x_N1 * turn_P.sin()
+
+
+def _squares_to_component(plane_N2: Tensor, parts: int) -> Tensor:
+    """To the nearest one, in its standard deviations."""
+    along_NP, across_NP = _mixture_offsets(plane_N2, parts)
+    return ((along_NP / MIXTURE_STD[0]).square() + (across_NP / MIXTURE_STD[1]).square()).amin(1)
+
+
+def _squares_to_roll(plane_N2: Tensor, parts: int) -> Tensor:
+    """To the nearest of its points, which lie closer to each other towards the centre, where it is narrower."""
+    roll_P2 = _on_the_roll(_percentiles(ROLL_POINTS).square().to(plane_N2))
+    return torch.cdist(plane_N2, roll_P2).amin(1).square()
+
+
+def _percentiles(count: int) -> Tensor:
+    """Probabilities in the middle of as many equal shares."""
+    return (torch.arange(count, dtype=torch.float64) + 0.5) / count
+
+
+def _square_grid(side: int, quantile: Callable[[Tensor], Tensor]) -> Tensor:
+    """The first coordinate grows from left to right and the second upwards, as in a scatter plot."""
+    values_S = quantile(_percentiles(side))
+    return torch.stack([values_S.repeat(side), values_S.flip(0).repeat_interleave(side)], dim=1)
+
+
+def _mixture_walks(side: int, parts: int) -> Tensor:
+    """A component a row: along its ray, from inside to outside."""
+    radius_S = MIXTURE_RADIUS + MIXTURE_STD[0] * torch.special.ndtri(_percentiles(side))
+    turn_P1 = torch.arange(parts, dtype=torch.float64).unsqueeze(1) * (2 * math.pi / parts)
+    return torch.stack([radius_S * turn_P1.cos(), radius_S * turn_P1.sin()], dim=2).flatten(0, 1)
+
+
+class _Geometry(NamedTuple):
+    """The first two coordinates of a prior, at scale 1; `parts` is the number of its components or segments."""
+
+    draw: Plane
+    std: Callable[[int], tuple[float, float]]  # of both, by parts
+    squares: Callable[[Tensor, int], Tensor]  # points (N, 2), parts -> squared distance to where the prior is, (N,)
+    walk: Callable[[int, int], Tensor]  # side, parts -> points (rows * side, 2), a row of side points after the other
+    walk_text: str
+
+
+_PLANES: dict[str, _Geometry] = {
+    "gaussian": _Geometry(
+        _gaussian,
+        lambda parts: (1.0, 1.0),
+        lambda plane_N2, parts: _squares(plane_N2),
+        lambda side, parts: _square_grid(side, torch.special.ndtri),
+        "z1 from left to right and z2 upwards, at the percentiles of the Gaussian",
+    ),
+    "uniform": _Geometry(
+        _uniform,
+        lambda parts: (3**-0.5, 3**-0.5),
+        lambda plane_N2, parts: _squares_outside(plane_N2),
+        lambda side, parts: _square_grid(side, lambda p_S: 2 * p_S - 1),
+        "z1 from left to right and z2 upwards, in equal steps",
+    ),
+    "mixture": _Geometry(
+        _mixture,
+        _mixture_std,
+        _squares_to_component,
+        _mixture_walks,
+        "a component a row, along its ray from inside to outside, at the percentiles of its Gaussian",
+    ),
+    "swiss_roll": _Geometry(
+        _swiss_roll,
+        lambda parts: _roll_std(),
+        _squares_to_roll,
+        lambda side, parts: _on_the_roll(_percentiles(side * side)),
+        "along the roll from its centre, row by row, at its percentiles",
+    ),
 }
 
 
@@ -97,8 +178,8 @@ class Prior:
 
     def __init__(self, name: str, latent_dim: int, scale: float = 1.0, parts: int = 10) -> None:
         self.name, self.latent_dim, self.scale, self.parts = name, latent_dim, scale, parts
-        self._plane, plane_std_of = _PLANES[name]
-        plane_std = plane_std_of(parts)
+        self._plane = _PLANES[name]
+        plane_std = self._plane.std(parts)
         self._rest = _uniform if name == "uniform" else _gaussian
         rest_std = plane_std[0] if name == "uniform" else 1.0
         self.std_Z = scale * torch.tensor([*plane_std, *[rest_std] * (latent_dim - 2)])
@@ -119,7 +200,7 @@ class Prior:
 
         `part_N` names the component or segment that each draw comes from, -1 any; priors without parts ignore it.
         """
-        planes = [self._plane(count, generator, dtype, self.parts, part_N)]
+        planes = [self._plane.draw(count, generator, dtype, self.parts, part_N)]
         planes += [self._rest(count, generator, dtype, self.parts, None) for _ in range(2, self.latent_dim, 2)]
         return self.scale * torch.cat(planes, dim=1)[:, : self.latent_dim]
 
@@ -139,13 +220,33 @@ class Prior:
             return _log_normal(z_NZ, 1.0).sum(1) - log_volume
         if self.name != "mixture":
             raise ValueError(f"the {self.name} prior has no density here")
-        turn_P = torch.arange(self.parts, dtype=z_NZ.dtype, device=z_NZ.device) * (2 * math.pi / self.parts)
-        x_N1, y_N1 = z_NZ[:, :1], z_NZ[:, 1:2]
-        along_NP = x_N1 * turn_P.cos() + y_N1 * turn_P.sin() - MIXTURE_RADIUS
-        across_NP = y_N1 * turn_P.cos() - x_N1 * turn_P.sin()
+        along_NP, across_NP = _mixture_offsets(z_NZ[:, :2], self.parts)
         part_NP = _log_normal(along_NP, MIXTURE_STD[0]) + _log_normal(across_NP, MIXTURE_STD[1])
         plane_N = part_NP.logsumexp(1) - math.log(self.parts)
         return plane_N + _log_normal(z_NZ[:, 2:], 1.0).sum(1) - log_volume
+
+    def distance(self, z_NZ: Tensor) -> Tensor:
+        """How far codes are from where the prior is, (N,), at scale 1.
+
+        Of the Gaussian it is Mahalanobis's distance from the mean; of the mixture that from the nearest component; of
+        the swiss roll from its nearest point, and of the uniform prior from its cube, inside of which it is 0.
+        Gaussian coordinates beside a mixture or a roll add their squares.
+        """
+        z_NZ = z_NZ / self.scale
+        rest = _squares_outside if self.name == "uniform" else _squares
+        return (self._plane.squares(z_NZ[:, :2], self.parts) + rest(z_NZ[:, 2:])).sqrt()
+
+    def walk(self, side: int) -> Tensor:
+        """Codes of a picture of the prior, (rows * side, Z), a row after the other, by the inverse of its distribution
+        as in figures 2e and 4 of Makhzani et al.; `walk_text` says how. Coordinates beyond the second are 0.
+        """
+        plane_N2 = self._plane.walk(side, self.parts)
+        return self.scale * torch.nn.functional.pad(plane_N2, (0, self.latent_dim - 2)).to(torch.float32)
+
+    @property
+    def walk_text(self) -> str:
+        rest = f"; the other {self.latent_dim - 2} coordinates are 0" if self.latent_dim > 2 else ""
+        return f"{self._plane.walk_text}{rest}"
 
     def part_of(self, z_NZ: Tensor) -> Tensor:
         """The component or segment that each code is nearest to, (N,): by angle in the mixture, else on the roll.

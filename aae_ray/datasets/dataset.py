@@ -6,11 +6,12 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,13 +19,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray import settings
-from aae_ray.datasets.download import PUBLISHED, Progress, download, no_progress
-from aae_ray.datasets.idx import IDX_FILES, find_idx, read_idx
-from aae_ray.datasets.image_stream import ImageStream
-from aae_ray.datasets.parquet import read_parquet
+from aae_ray.datasets.classes import UNKNOWN, classes_of
+from aae_ray.datasets.columns import NONE
+from aae_ray.datasets.download import Progress, no_progress
+from aae_ray.datasets.formats import Format, Stored, find_stored
+from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, ValueRange
+from aae_ray.datasets.parts import with_test
+from aae_ray.datasets.pixels import Scale, arrange_block, told_by_place
+from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.errors import UserError, did_you_mean
 
-PREPARED_FORMAT = 1  # raised when prepared data changes its form, so that older ones are made anew
+PREPARED_FORMAT = 4  # raised when prepared data or their reading changes, so that older ones are made anew
+PIXEL_SETTINGS = (
+    "scale",
+    "background",
+    "channels",
+    "size",
+    "crop",
+    "resample",
+    "transpose",
+)  # of data, how pixels are read
 Indices = NDArray[np.int64]
 
 
@@ -33,8 +47,9 @@ class Dataset:
     """Images and labels of a set, and which of them are for training, validation and test.
 
     `digest` names the content: equal digests, equal images and labels in equal order. The images are a
-    read-only memory map. The parts are sorted indices, disjoint, and cover the set; they follow from the
-    labels, the test part that the set may bring, `data.split_seed` and the two fractions.
+    read-only memory map. Labels are UNKNOWN of images that have none. The parts are sorted indices, disjoint, and cover
+    the set; they follow from the labels, the parts that the set may bring, `data.split_seed` and the two fractions.
+    `copies_M2` are the M images that the set holds more than once, each with the number of its group of equal ones.
     """
 
     name: str
@@ -44,6 +59,11 @@ class Dataset:
     train: Indices
     val: Indices
     test: Indices
+    class_names: tuple[str, ...] | None = None  # as the source calls the classes; None without labels
+    origin: Origin = Origin("arrays in memory")
+    value_range: ValueRange | None = None  # of the pixels as the source had them, before any scaling
+    copies_M2: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    given_parts: tuple[str, ...] = ()  # of validation and test, those that the source gives; the others are drawn
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -53,8 +73,22 @@ class Dataset:
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, labels being 0 to classes - 1; None without labels."""
+        """Number of classes, labels being 0 to classes - 1, or UNKNOWN; None without labels."""
         return None if self.labels_N is None else int(self.labels_N.max()) + 1
+
+    @property
+    def unlabelled(self) -> int:
+        """How many images have no label."""
+        return len(self.images_NCHW) if self.labels_N is None else int((np.asarray(self.labels_N) == UNKNOWN).sum())
+
+    def labelled(self, rows: Indices) -> Indices:
+        """Those of these images that have a label."""
+        return rows[:0] if self.labels_N is None else rows[np.asarray(self.labels_N)[rows] != UNKNOWN]
+
+
+def class_names(dataset: Dataset) -> tuple[str, ...]:
+    """The names of the classes in their order: as the source has them, else their numbers; none without labels."""
+    return dataset.class_names or tuple(map(str, range(dataset.classes or 0)))
 
 
 def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
@@ -104,16 +138,22 @@ class _Source:
 
 def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Source:
     if data.path:
-        return _stored_source(data, Path(data.path).expanduser())
-    if data.image_column or data.label_column:
-        raise UserError("data.image_column and data.label_column are for Parquet files; data.path names none")
+        source = _stored_source(data, Path(data.path).expanduser(), "data.path")
+        if not data.test_path:
+            return source
+        test_path = Path(data.test_path).expanduser()
+        test = _stored_source(data, test_path, "data.test_path")
+        identity = {"train": source.identity, "test": test.identity}
+        return _Source(identity, lambda: with_test(source.read(), test.read(), str(test_path)))
+    if columns := _columns(data):
+        raise UserError(f"{columns}: columns and arrays are those of your own files, and data.path names none")
     if data.name == "digits":
-        return _Source({"digits": "scikit-learn"}, _read_digits)
+        return _Source({"digits": "scikit-learn"} | _pixel_settings(data), lambda: _read_digits(data))
     if data.name in PUBLISHED:
         published = PUBLISHED[data.name]
-        folder = cache_folder(data) / "downloads" / data.name
-        identity = {"sha256": dict(published.sha256)}
-        return _Source(identity, lambda: read_idx(download(published, folder, progress)))
+        folder = cache_folder(data) / "downloads" / published.folder
+        identity = {"sha256": dict(published.sha256)} | _pixel_settings(data)
+        return _Source(identity, lambda: _downloaded(published, folder, progress).read(data))
     known = ("digits", *PUBLISHED)
     raise UserError(
         f"data.name: {data.name} is none of {', '.join(known)}; for your own images give data.path."
@@ -121,37 +161,57 @@ def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Sour
     )
 
 
-def _stored_source(data: settings.Data, path: Path) -> _Source:
+def _downloaded(published: Published, folder: Path, progress: Progress) -> Stored:
+    with _locked(folder.with_name(f"{folder.name}.lock")):  # sets may share their files
+        return published.download(folder, progress)
+
+
+def _columns(data: settings.Data) -> str:
+    """The settings that name columns, of those that were given."""
+    given = {
+        "data.image_column": data.image_column,
+        "data.label_column": data.label_column,
+        "data.split_column": data.split_column,
+    }
+    return ", ".join(key for key, column in given.items() if column)
+
+
+def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
     if data.name == "digits":
         raise UserError(f"data.name: {path} is not scikit-learn's digits; give it another name")
     try:
-        parquet, idx = _files_at(path)
-        identity: dict[str, Any] = {"files": [_file_identity(file) for file in (*parquet, *idx.values())]}
+        form, stored = _find_stored(data.name, path, key)
+        identity: dict[str, Any] = {"files": [_file_identity(file) for file in stored.files]} | _pixel_settings(data)
     except OSError as error:
-        raise UserError(f"data.path: {error.filename or path} cannot be read: {error.strerror}") from None
-    if parquet and idx:
-        raise UserError(f"data.path: {path} holds both Parquet and IDX files; keep one kind in the folder")
-    if parquet:
-        identity["columns"] = [data.image_column, data.label_column]
-        return _Source(identity, lambda: read_parquet(parquet, data.image_column, data.label_column))
-    if data.image_column or data.label_column:
-        raise UserError(f"data.image_column and data.label_column are for Parquet files; {path} holds none")
-    needed = IDX_FILES if data.name in PUBLISHED else IDX_FILES[:1]
-    missing = [name for name in needed if name not in idx]
-    if missing:
-        also = "" if idx else ", and no Parquet file either"
-        raise UserError(f"data.path: {path} has no {missing[0]} (.gz or not){also}")
-    return _Source(identity, lambda: read_idx(idx))
+        raise UserError(f"{key}: {error.filename or path} cannot be read: {error.strerror}") from None
+    if form.columns:
+        identity["columns"] = [data.image_column, data.label_column, data.split_column]
+    elif columns := _columns(data.model_copy(update={"label_column": None}) if data.label_column == NONE else data):
+        raise UserError(f"{columns}: {path} holds {form.name}, which has neither columns nor named arrays")
+    elif data.label_column == NONE:
+        return _Source(identity | {"labels": NONE}, lambda: replace(stored.read(data), labels=None))
+    return _Source(identity, lambda: stored.read(data))
 
 
-def _files_at(path: Path) -> tuple[list[Path], dict[str, Path]]:
-    """The Parquet files and the IDX files at a path."""
-    if path.is_dir():
-        return sorted(path.glob("*.parquet")), find_idx(path)
-    if path.suffix == ".parquet" and path.is_file():
-        return [path], {}
-    what = "is neither a folder nor a .parquet file" if path.exists() else "does not exist"
-    raise UserError(f"data.path: {path} {what}")
+def _find_stored(name: str, path: Path, key: str) -> tuple[Format, Stored]:
+    """The files of the published set of this name, where they were put there by hand; else those of the one format."""
+    published = PUBLISHED.get(name)
+    if published is None:
+        return find_stored(path, key)
+    if path.is_dir() and (stored := published.find(path, key)) is not None:
+        return Format(f"the files of {name}", lambda _: stored), stored
+    try:
+        return find_stored(path, key)
+    except UserError as error:
+        raise UserError(
+            f"{error}; the files of {name} itself are {' or '.join(map(', '.join, published.forms))}"
+        ) from None
+
+
+def _pixel_settings(data: settings.Data) -> dict[str, Any]:
+    """The settings on which the pixels of a prepared set depend, of those that differ from their defaults."""
+    given = {name: getattr(data, name) for name in PIXEL_SETTINGS}
+    return {name: value for name, value in given.items() if value != settings.Data.model_fields[name].default}
 
 
 def _file_identity(file: Path) -> tuple[str, int, int]:
@@ -159,14 +219,21 @@ def _file_identity(file: Path) -> tuple[str, int, int]:
     return str(file.resolve()), status.st_size, status.st_mtime_ns
 
 
-def _read_digits() -> ImageStream:
+def _read_digits(data: settings.Data) -> ImageStream:
     """The 1797 digits of 8 x 8 pixels that ship with scikit-learn, their 17 levels spread over 0 to 255."""
+    import pyarrow as pa
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images_NHW = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    labels_N = digits.target.astype(np.int64)
-    return ImageStream(len(labels_N), 0, iter([(images_NHW[:, np.newaxis], labels_N)]))
+    scale = Scale(data if data.scale else data.model_copy(update={"scale": "0:16"}))
+
+    def blocks() -> Iterator[NDArray[np.uint8]]:
+        with told_by_place("data.name: digits"):
+            scale.observe(digits.images)
+            yield arrange_block(scale.to_bytes(digits.images)[..., np.newaxis], data)
+
+    origin = Origin("scikit-learn's digits")
+    return ImageStream(len(digits.images), blocks(), pa.array(digits.target), origin, value_range=lambda: scale.seen)
 
 
 # ---------------------------------------------------------------------------------------------------- cache
@@ -182,44 +249,74 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) -> None:
-    """Write images.npy, labels.npy and about.json; the folder gets its name when all of it is on the disk."""
+    """Write images.npy, labels.npy, parts.npy, about.json; the folder gets its name when all of it is on the disk."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     partial.mkdir()
     try:
         about = _write_arrays(stream, partial, lambda done: progress(f"preparing {name}", done, stream.count))
         with _durable(partial / "about.json") as file:
-            file.write(json.dumps(about | {"name": name, "test_count": stream.test_count}, indent=2).encode())
+            file.write(json.dumps(about | {"name": name}, indent=2).encode())
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+    classes = None if stream.labels is None else classes_of(stream.labels, stream.label_place, stream.label_names)
     digest = hashlib.sha256()
-    labels: list[NDArray[np.int64]] = []
+    digests: list[bytes] = []  # of single images, which take some 50 bytes each
     shape: tuple[int, ...] = ()
-    done = 0
     with _durable(folder / "images.npy") as file:
-        for images_BCHW, labels_B in stream.blocks:
+        for images_BCHW in stream.blocks:
             if not shape:
                 shape = (stream.count, *images_BCHW.shape[1:])
+                _check_room(folder, math.prod(shape))
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
                 digest.update(repr(shape).encode())
             content = images_BCHW.tobytes()
             file.write(content)
             digest.update(content)
-            if labels_B is not None:
-                labels.append(labels_B)
-            done += len(images_BCHW)
-            progress(done)
-    if labels:
-        labels_N = np.concatenate(labels)
-        digest.update(labels_N.astype("<i8").tobytes())
-        with _durable(folder / "labels.npy") as file:
-            np.save(file, labels_N)
-    return {"digest": digest.hexdigest()[:32], "shape": shape, "labels": bool(labels)}
+            digests += (hashlib.blake2b(image_CHW.tobytes(), digest_size=16).digest() for image_CHW in images_BCHW)
+            progress(len(digests))
+    arrays = {"copies": _copies(digests)}
+    if classes is not None:
+        digest.update(classes.labels_N.astype("<i8").tobytes())
+        if classes.names != tuple(map(str, range(len(classes.names)))):
+            digest.update(json.dumps(classes.names).encode())
+        arrays["labels"] = classes.labels_N
+    if stream.parts is not None:
+        arrays["parts"] = stream.parts.astype(np.int64)
+    for name, array in arrays.items():
+        with _durable(folder / f"{name}.npy") as file:
+            np.save(file, array)
+    return {
+        "digest": digest.hexdigest()[:32],
+        "shape": shape,
+        "classes": None if classes is None else classes.names,
+        "parts": stream.parts is not None,
+        "origin": asdict(replace(stream.origin, remarks=stream.remarks())),
+        "value_range": stream.value_range(),
+    }
+
+
+def _copies(digests: list[bytes]) -> NDArray[np.int64]:
+    """Images that are there more than once, each with the number of its group, (M, 2)."""
+    _, group_N, counts = np.unique(np.array(digests, "V16"), return_inverse=True, return_counts=True)
+    images_M = np.flatnonzero(counts[group_N] > 1)
+    _, groups_M = np.unique(group_N[images_M], return_inverse=True)
+    return np.stack([images_M, groups_M], 1).astype(np.int64)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Raises UserError where the disk has no room for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"data.cache: the prepared images take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free under "
+            f"{folder.parent}; free some, or give data.cache another place"
+        )
 
 
 @contextmanager
@@ -235,42 +332,57 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
     try:
         about = json.loads((folder / "about.json").read_bytes())
         images_NCHW = np.load(folder / "images.npy", mmap_mode="r")
-        labels_N = np.load(folder / "labels.npy", mmap_mode="r") if about["labels"] else None
+        labels_N = np.load(folder / "labels.npy", mmap_mode="r") if about["classes"] is not None else None
+        parts_N = np.load(folder / "parts.npy") if about["parts"] else None
+        copies_M2 = np.load(folder / "copies.npy")
         if images_NCHW.shape != tuple(about["shape"]) or images_NCHW.dtype != np.uint8:
             raise ValueError("images.npy does not match about.json")
-        if labels_N is not None and (labels_N.shape != images_NCHW.shape[:1] or labels_N.dtype != np.int64):
-            raise ValueError("labels.npy does not match images.npy")
-        digest, test_count = str(about["digest"]), int(about["test_count"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        for name, array in {"labels": labels_N, "parts": parts_N}.items():
+            if array is not None and (array.shape != images_NCHW.shape[:1] or array.dtype != np.int64):
+                raise ValueError(f"{name}.npy does not match images.npy")
+        if copies_M2.ndim != 2 or copies_M2.shape[1] != 2 or copies_M2.dtype != np.int64:
+            raise ValueError("copies.npy does not match images.npy")
+        digest, names, ends = str(about["digest"]), about["classes"], about["value_range"]
+        class_names = None if names is None else tuple(map(str, names))
+        value_range = None if ends is None else (float(ends[0]), float(ends[1]))
+        origin = Origin(**about["origin"] | {key: tuple(about["origin"][key]) for key in ("used", "unused", "remarks")})
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"the prepared data in {folder} is damaged ({error}); delete that folder, and it will be prepared again"
         ) from None
     one_class_N = np.zeros(len(images_NCHW), np.int64)
-    train, val, test = _split(one_class_N if labels_N is None else labels_N, test_count, data)
-    return Dataset(data.name, digest, images_NCHW, labels_N, train, val, test)
+    train, val, test = _split(one_class_N if labels_N is None else labels_N, parts_N, data)
+    given = () if parts_N is None else tuple(PART_NAMES[part] for part in (VALIDATION, TEST) if (parts_N == part).any())
+    return Dataset(
+        data.name, digest, images_NCHW, labels_N, train, val, test, class_names, origin, value_range, copies_M2, given
+    )
 
 
 # --------------------------------------------------------------------------------------------------- splits
 
 
-def _split(labels_N: NDArray[np.int64], test_count: int, data: settings.Data) -> tuple[Indices, Indices, Indices]:
-    """Sorted indices for training, validation and test, of which the last `test_count` are given, if any."""
-    rest = len(labels_N) - test_count
-    order = _stratified_order(labels_N[:rest], data.split_seed)
-    val_count = round(data.validation_fraction * rest)
-    held_out = val_count + (0 if test_count else round(data.test_fraction * rest))
-    val, test, train = np.split(order, [val_count, held_out])
-    if test_count:
-        test = np.arange(rest, len(labels_N))
-    parts = {"training": train, "validation": val, "test": test}
-    empty = [name for name, part in parts.items() if len(part) == 0]
+def _split(
+    labels_N: NDArray[np.int64], parts_N: NDArray[np.int64] | None, data: settings.Data
+) -> tuple[Indices, Indices, Indices]:
+    """Sorted indices for training, validation and test: as the source gives them, and drawn where it gives none."""
+    if parts_N is None:
+        parts_N = np.full(len(labels_N), TO_BE_DRAWN)
+    val, test = (np.flatnonzero(parts_N == part) for part in (VALIDATION, TEST))
+    rest = np.flatnonzero((parts_N != VALIDATION) & (parts_N != TEST))
+    order = rest[_stratified_order(labels_N[rest], data.split_seed)]
+    val_count = 0 if len(val) else round(data.validation_fraction * len(rest))
+    test_count = 0 if len(test) else round(data.test_fraction * len(rest))
+    drawn_val, drawn_test, train = np.split(order, [val_count, val_count + test_count])
+    parts = (train, val if len(val) else drawn_val, test if len(test) else drawn_test)
+    empty = [name for name, part in zip(PART_NAMES, parts, strict=True) if len(part) == 0]
     if empty:
         raise UserError(
             f"data.name: {data.name} has too few images, {len(labels_N)}: with data.validation_fraction "
             f"{data.validation_fraction:g} and data.test_fraction {data.test_fraction:g} "
-            f"none is left for {empty[0]}"
+            f"none is left for {empty[0]}; give more images"
         )
-    return np.sort(train), np.sort(val), np.sort(test)
+    train, val, test = (np.sort(part) for part in parts)
+    return train, val, test
 
 
 def _stratified_order(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

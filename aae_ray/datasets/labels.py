@@ -4,28 +4,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray.autoencoder.phases import TASKS
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.classes import UNKNOWN
+from aae_ray.datasets.dataset import Dataset, class_names
 from aae_ray.errors import Kind, Problem, SettingsError
 from aae_ray.settings import Data, RunSettings
 
-UNKNOWN = -1
 LABELS = 1  # behind the seed: what the numbers are for
 
 
 def known_labels(dataset: Dataset, settings: RunSettings) -> NDArray[np.int64]:
     """Labels (N,) of all images of the set as training knows them, -1 for those that it does not.
 
-    Only training images have any. `data.labels` of them are known, drawn by the settings' seed; all where it is not
-    given. Each class has equal numbers (to within one, as long as it has as many), or with `data.labels_drawn` in
-    proportion its share of the training images, rounded, and one at least where there are as many labels as classes.
+    Only training images have any, and of them those that the source has labelled. `data.labels` of these are known,
+    drawn by the settings' seed; all where it is not given. Each class has equal numbers (to within one, as long as it
+    has as many), or with `data.labels_drawn` in proportion its share of the labelled training images, rounded, and one
+    at least where there are as many labels as classes.
     """
     known_N = np.full(len(dataset.images_NCHW), UNKNOWN, np.int64)
     if dataset.labels_N is None or dataset.classes is None:
         return known_N
-    labels_T = np.asarray(dataset.labels_N)[dataset.train]
-    chosen = dataset.train
+    chosen = labelled = dataset.labelled(dataset.train)
+    labels_T = np.asarray(dataset.labels_N)[labelled]
     count = _count(dataset, settings.data)
-    if count < len(dataset.train):
+    if count < len(labelled):
         # RandomState's streams never change, as in the splits.
         random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((settings.seed, LABELS))))
         shuffled = random.permutation(len(labels_T))
@@ -36,7 +37,7 @@ def known_labels(dataset: Dataset, settings: RunSettings) -> NDArray[np.int64]:
         # large a part as of the others; ties between classes in random order.
         turn = random.permutation(dataset.classes)[labels_T[by_class]]
         place = rank if settings.data.labels_drawn == "evenly" else rank / sizes[labels_T[by_class]]
-        chosen = dataset.train[by_class[np.lexsort((turn, place))[:count]]]
+        chosen = labelled[by_class[np.lexsort((turn, place))[:count]]]
     known_N[chosen] = np.asarray(dataset.labels_N)[chosen]
     return known_N
 
@@ -52,7 +53,7 @@ def known_shares(dataset: Dataset, settings: RunSettings) -> list[float] | None:
 
 def _count(dataset: Dataset, data: Data) -> int:
     if data.labels is None:
-        return len(dataset.train)
+        return len(dataset.labelled(dataset.train))
     return round(data.labels * len(dataset.train)) if data.labels < 1 else int(data.labels)
 
 
@@ -67,15 +68,25 @@ def check(settings: RunSettings, dataset: Dataset) -> None:
         )
         problems.append((("task", "data.label_column"), text))
     if task.labels and classes is not None:
-        count = _count(dataset, data)
-        if count > len(dataset.train):
-            text = f"data.labels asks for {count} labels, and there are {len(dataset.train)} training images"
+        count, labelled = _count(dataset, data), len(dataset.labelled(dataset.train))
+        if task.labels == "all" and (bare := dataset.unlabelled):
+            text = (
+                f"task {settings.task} needs the label of every image, and {bare} of data.name {dataset.name} "
+                "have none; choose task semi_supervised, or leave those images out"
+            )
+            problems.append((("task", "data.name"), text))
+        if count > labelled:
+            of = "training images" if labelled == len(dataset.train) else "labelled training images"
+            text = f"data.labels asks for {count} labels, and there are {labelled} {of}"
             problems.append((("data.labels",), text))
         elif count < classes:
             text = f"data.labels gives {count} labels to {classes} classes, fewer than one for each; "
+            if data.labels is None:
+                text = f"{count} training images of data.name {dataset.name} have a label, of {classes} classes; "
             problems.append((("data.labels",), f"{text}give {classes} or more"))
         elif missing := set(range(classes)) - set(np.unique(known_labels(dataset, settings)).tolist()):
-            missing_labels = ", ".join(map(str, sorted(missing)[:5]))
+            names = class_names(dataset)
+            missing_labels = ", ".join(names[label] for label in sorted(missing)[:5])
             text = f"data.name {dataset.name}: no training image has label {missing_labels}, of {classes} classes"
             problems.append((("data.name",), text))
         shares = settings.model.label_prior

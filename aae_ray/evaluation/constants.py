@@ -1,5 +1,6 @@
 """What is measured of data and priors alone: taken once by a process, for all the models that it measures."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -33,9 +34,19 @@ class Constants:
         return value
 
 
+def split_digest(dataset: Dataset) -> str:
+    """What tells a split from others of the same images: a digest of the indices of its parts, wherever they come from,
+    a column, names of files or a draw."""
+    digest = hashlib.sha256()
+    for rows in (dataset.train, dataset.val, dataset.test):
+        digest.update(f"{len(rows)} ".encode())
+        digest.update(rows.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
 def data_key(dataset: Dataset) -> Hashable:
-    """What tells a data set and its split from others in this process."""
-    return dataset.digest, *(hash(rows.tobytes()) for rows in (dataset.train, dataset.val, dataset.test))
+    """What tells a data set and its split from others."""
+    return dataset.digest, split_digest(dataset)
 
 
 def prior_key(prior: Prior) -> Hashable:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from aae_ray.autoencoder.phases import TASKS
 from aae_ray.evaluation import drawing as figures
 from aae_ray.evaluation.held_out import HeldOutMetrics, some_of
 
@@ -48,9 +49,13 @@ def figure_data(evaluation: HeldOutMetrics) -> FigureData:
         "title": np.array(title),
     }
     if labels_N is not None:
-        data["labels"] = labels_N[dataset.val[shown]]
+        data["labels"] = np.asarray(labels_N)[dataset.val[shown]]
+    if dataset.class_names:
+        data["class_names"] = np.array(dataset.class_names)
     if evaluation.model.classes:
         data["styles"] = _bytes(evaluation.styles(STYLES))
+        if dataset.class_names and TASKS[evaluation.settings.task].y == "classes":
+            data["style_names"] = np.array(dataset.class_names)
     return data
 
 
@@ -71,12 +76,14 @@ def draw(data: FigureData) -> dict[str, bytes]:
     sheets: dict[str, bytes] = {}
     if "styles" in data:
         images_NCHW = _pixels(data["styles"])
-        sheets[STYLE_SHEET] = figures.samples(images_NCHW, columns=len(images_NCHW) // STYLES)
+        headings = data["style_names"].tolist() if "style_names" in data else ()
+        sheets[STYLE_SHEET] = figures.samples(images_NCHW, len(images_NCHW) // STYLES, headings)
     scatter = figures.code_scatter(
         torch.tensor(data["codes"]),
         data.get("labels"),
         torch.tensor(data["prior"]),
         title=str(data["title"]),
+        names=data["class_names"].tolist() if "class_names" in data else None,
     )
     reconstructions = figures.reconstructions(_pixels(data["originals"]), _pixels(data["answers"]))
     pictures = (reconstructions, figures.samples(_pixels(data["samples"])), scatter)

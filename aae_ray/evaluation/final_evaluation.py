@@ -7,20 +7,26 @@ Shapes: N test images, M samples, C channels, H height, W width, D pixels, Z cod
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.autoencoder.phases import TASKS
+from aae_ray.autoencoder.published import Published
+from aae_ray.datasets.classes import UNKNOWN
+from aae_ray.datasets.dataset import Dataset, Indices, class_names
 from aae_ray.errors import UserError
 from aae_ray.evaluation import drawing as figures
 from aae_ray.evaluation import sample_quality as quality
+from aae_ray.evaluation.clustering_metrics import assign_by_majority
+from aae_ray.evaluation.confusion import Confusion
 from aae_ray.evaluation.constants import Constants, data_key, prior_key
 from aae_ray.evaluation.diagnostics import Diagnostic, diagnose
-from aae_ray.evaluation.held_out import PROTOCOL_SEED, HeldOutMetrics, some_of
+from aae_ray.evaluation.encoding import own_labels, some_names
+from aae_ray.evaluation.held_out import PROTOCOL_SEED, TINY, HeldOutMetrics, some_of
 from aae_ray.evaluation.judge import SMALLEST, Judge, pixels
 from aae_ray.settings import RunSettings
 
@@ -29,9 +35,9 @@ PARZEN_VALIDATION = 1000  # images that choose the window
 MOST = 10_000  # samples and images that are compared
 NEIGHBOURS = 5  # of precision, recall, density and coverage
 CODES = 2000  # whose distances to the prior are taken
-BLOCK = 1000  # training images that are held at a time to find the nearest ones
+BLOCK = 1000  # images that are held at a time, to find the nearest ones and to be encoded
 SHOWN = 32  # samples in the sheet of nearest images
-NEAREST_SHEET = "nearest.png"
+NEAREST_SHEET, CONFUSION_SHEET = "nearest.png", "confusion.png"
 PARZEN_ADVICE = (
     "a Parzen score above that of real images is not evidence of better samples: "
     "blurred, centroid-like samples score higher than real ones"
@@ -49,6 +55,20 @@ class FinalEvaluation:
     class_shares: tuple[float, ...] = ()  # of the samples, as the judge sees them; empty without a judge
     diagnostics: tuple[Diagnostic, ...] = ()
     remarks: list[str] = field(default_factory=list)  # with what the diagnostics say
+    confusion: Confusion | None = None  # on the test images, of a classifier
+
+    @property
+    def sheets(self) -> dict[str, bytes]:
+        """The figures by the names of their files, as PNG."""
+        drawn = {NEAREST_SHEET: self.nearest_sheet}
+        if self.confusion and self.has_confusion_sheet:
+            drawn[CONFUSION_SHEET] = figures.confusion_matrix(self.confusion)
+        return drawn
+
+    @property
+    def has_confusion_sheet(self) -> bool:
+        """Whether there is a confusion matrix, of no more classes than a picture can show."""
+        return self.confusion is not None and len(self.confusion.names) <= figures.MOST_CLASSES
 
 
 def evaluate_model(
@@ -61,8 +81,55 @@ def evaluate_model(
     result = evaluate_samples(evaluation.samples, evaluation.dataset, judge, evaluation.constants)
     test = evaluation.cheap("test") | evaluation.costly("test")
     result.metrics = test | result.metrics | evaluate_condition(evaluation, judge) | evaluate_codes(evaluation)
+    result.confusion = evaluation.confusion("test")
     name_illnesses(result, last_report, evaluation.settings)
     return result
+
+
+@torch.no_grad()
+def evaluate_encoder(result: FinalEvaluation, model: Published, dataset: Dataset) -> None:
+    """Add what a published classifier gets wrong on the test images, whose classes it knows by their names; its
+    clusters are named by the majority of their validation images."""
+    test, kind = dataset.labelled(dataset.test), TASKS[model.task].y
+    answers = [y_BK.argmax(1) for y_BK in _probabilities(model, dataset, test)]
+    if not answers:
+        return
+    answers_N, labels_N = torch.cat(answers), torch.from_numpy(np.asarray(dataset.labels_N)[test])
+    if kind == "clusters":
+        val = dataset.labelled(dataset.val)
+        if not len(val):
+            return
+        known_NK = torch.cat(list(_probabilities(model, dataset, val))).clamp(min=TINY).log()
+        known_N = torch.from_numpy(np.asarray(dataset.labels_N)[val])
+        names, metric = class_names(dataset), "test/majority_error"
+        answers_N = assign_by_majority(known_NK, known_N)[answers_N]
+    else:
+        own_N, names, metric = own_labels(model, dataset), model.class_names, "test/classification_error"
+        assert own_N is not None
+        if not names:
+            names = class_names(dataset)
+            if len(names) != model.labels:
+                told = f"the model knows {model.labels} classes, and the data {len(names)}"
+                result.remarks.append(f"no errors by class: {told}")
+                return
+        known_N = own_N[test] != UNKNOWN
+        if foreign := sorted({class_names(dataset)[label] for label in labels_N[~known_N].tolist()}):
+            told = f"{int((~known_N).sum())} of {len(test)} test images are of classes that the model does not know"
+            result.remarks.append(f"{told}, and left out of the errors by class: {some_names(foreign)}")
+        answers_N, labels_N = answers_N[known_N], own_N[test][known_N]
+        if not len(labels_N):
+            return
+    result.confusion = Confusion.of(answers_N, labels_N, names)
+    result.metrics[metric] = result.confusion.error
+
+
+def _probabilities(model: Published, dataset: Dataset, rows: Indices) -> Iterator[Tensor]:
+    """Those of the classes or clusters of images (B, K), a block at a time; nothing of an encoder that gives none."""
+    for start in range(0, len(rows), BLOCK):
+        y_BK = model.encode(pixels(dataset, rows[start : start + BLOCK])).y_NK
+        if y_BK is None:
+            return
+        yield y_BK
 
 
 def name_illnesses(result: FinalEvaluation, last_report: Mapping[str, float], settings: RunSettings) -> None:
@@ -74,6 +141,8 @@ def name_illnesses(result: FinalEvaluation, last_report: Mapping[str, float], se
 def final_evaluation_tags(result: FinalEvaluation, judge: Judge | None) -> dict[str, str]:
     """What is recorded of a final evaluation and is not a number: the judge, the samples' classes, remarks."""
     tags = {"aae.remarks": "; ".join(result.remarks)} if result.remarks else {}
+    if result.confusion:
+        tags |= {"aae.class_errors": "; ".join(result.confusion.lines())}
     if result.diagnostics:
         tags |= {"aae.diagnostics": ",".join(diagnostic.kind for diagnostic in result.diagnostics)}
     if judge:
@@ -96,18 +165,21 @@ def evaluate_samples(
     samples_MCHW = samples_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)
     test_NCHW = pixels(dataset, some_of(dataset.test, MOST))
     if judge is None:
-        why = "labels" if dataset.labels_N is None else f"{SMALLEST} x {SMALLEST} pixels"
+        labelled = all(len(dataset.labelled(part)) for part in (dataset.train, dataset.test))
+        why = f"{SMALLEST} x {SMALLEST} pixels" if labelled else "labels"
         result.remarks.append(f"without {why} there is no judge: FID, KID, coverage and classes are left out")
     else:
         assert dataset.labels_N is not None
-        real_K = torch.from_numpy(np.bincount(dataset.labels_N))
+        labels_N = np.asarray(dataset.labels_N)
+        real_K = torch.from_numpy(np.bincount(labels_N[labels_N != UNKNOWN]))
         histogram = quality.class_histogram(judge.probabilities(samples_MCHW), real_K)
         result.metrics |= _judged(samples_MCHW, test_NCHW, dataset, judge, constants) | _classes(histogram)
         result.class_shares = histogram.share_K
         if "quality/coverage" not in result.metrics:
             result.remarks.append(f"FID, KID and coverage need more than {NEIGHBOURS} training and test images")
         if histogram.missing:
-            classes = ", ".join(map(str, histogram.missing))
+            names = class_names(dataset)
+            classes = ", ".join(names[label] for label in histogram.missing)
             result.remarks.append(f"coverage warning: samples rarely show class {classes}")
     _parzen(result, samples_MCHW, test_NCHW, dataset, constants)
     fake_NCHW = samples_MCHW[:SHOWN]

@@ -16,10 +16,12 @@ from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import build_prior, sample_classes
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.classes import UNKNOWN
+from aae_ray.datasets.dataset import Dataset, class_names
 from aae_ray.datasets.images import Images
 from aae_ray.evaluation import clustering_metrics as clusters
 from aae_ray.evaluation import divergence, metrics, sample_quality
+from aae_ray.evaluation.confusion import Confusion
 from aae_ray.evaluation.constants import Constants, data_key, prior_key
 from aae_ray.evaluation.judge import Judge, is_judged, pixels
 from aae_ray.randomness import EVALUATION, generator_for
@@ -67,7 +69,7 @@ class Encoded(NamedTuple):
 
 def measured(settings: RunSettings, dataset: Dataset) -> set[str]:
     """The metrics with a direction that `HeldOutMetrics` measures of held-out images for this task, prior and data."""
-    task, labelled = TASKS[settings.task], dataset.labels_N is not None
+    task, labelled = TASKS[settings.task], bool(len(dataset.labelled(dataset.val)))
     names = {"reconstruction_mse", "jsd_nats", "scaled_sliced_wasserstein"}
     if build_prior(settings.model).has_density:
         names.add("kl_aggregate_nats")
@@ -129,12 +131,12 @@ class HeldOutMetrics:
         """How the labels that the encoder predicts, or the parts of the prior that it chose, agree with the truth.
 
         Clusters get their labels from the validation images, by the paper's rule (section 6) and by majority; on these
-        images themselves one half names the clusters of the other.
+        images themselves one half names the clusters of the other. Images without a label count for neither.
         """
         task, values = TASKS[self.settings.task], {}
-        labels_N = self._true_labels(self._indices(part))
-        if task.label_condition and labels_N is not None:
-            values["part_error"] = (self.model.prior.part_of(z_NZ) != labels_N).double().mean().item()
+        labelled_N, labels_N = self._labelled(part)
+        if task.label_condition and len(labels_N):
+            values["part_error"] = (self.model.prior.part_of(z_NZ[labelled_N]) != labels_N).double().mean().item()
         if logits_NK is None:
             return values
         answers_N = logits_NK.argmax(1)
@@ -142,42 +144,58 @@ class HeldOutMetrics:
         if task.y == "clusters":
             values["clusters_used"] = float(clusters.clusters_used(answers_N, self.model.classes))
             values["cluster_entropy_nats"] = clusters.usage_entropy(answers_N, self.model.classes)
-            if labels_N is None:
-                return values
+        if not len(labels_N):
+            return values
+        logits_NK, answers_N = logits_NK[labelled_N], answers_N[labelled_N]
+        if task.y == "clusters":
             values["hungarian_accuracy"] = clusters.hungarian_accuracy(answers_N, labels_N)
             values["nmi"] = clusters.normalized_mutual_information(answers_N, labels_N)
             values["ari"] = clusters.adjusted_rand_index(answers_N, labels_N)
+            if not len(self.dataset.labelled(self.dataset.val)):
+                return values
             answers_N = self._named(part, logits_NK, labels_N, clusters.assign_by_confidence)
             by_majority_N = self._named(part, logits_NK, labels_N, clusters.assign_by_majority)
             values["majority_error"] = (by_majority_N != labels_N).double().mean().item()
             values["balanced_error"] = metrics.balanced_error(by_majority_N, labels_N)
-        elif labels_N is not None:
+        else:
             values["balanced_error"] = metrics.balanced_error(answers_N, labels_N)
-        if labels_N is not None:
-            error = (answers_N != labels_N).double().mean().item()
-            low, high = metrics.wilson_interval(error, len(labels_N))
-            values |= {
-                "classification_error": error,
-                "classification_error_low": low,
-                "classification_error_high": high,
-            }
-        return values
+        error = (answers_N != labels_N).double().mean().item()
+        low, high = metrics.wilson_interval(error, len(labels_N))
+        return values | {
+            "classification_error": error,
+            "classification_error_low": low,
+            "classification_error_high": high,
+        }
 
     def _named(self, part: str, logits_NK: Tensor, labels_N: Tensor, naming: clusters.Naming) -> Tensor:
         """The label that each image gets from its cluster, (N,)."""
         if part == "val":
             return clusters.named_by_the_other_half(logits_NK, labels_N, naming)
-        examples_NK, known_N = self._look_at("val").logits_NK, self._true_labels(self.dataset.val)
-        assert examples_NK is not None and known_N is not None
-        return naming(examples_NK, known_N)[logits_NK.argmax(1)]
+        examples_NK, (labelled_N, known_N) = self._look_at("val").logits_NK, self._labelled("val")
+        assert examples_NK is not None
+        return naming(examples_NK[labelled_N], known_N)[logits_NK.argmax(1)]
+
+    def confusion(self, part: str) -> Confusion | None:
+        """Which classes the label head takes for which others, on the images of a part that have a label; clusters are
+        named by the majority of their validation images, as for `majority_error`. None where there is nothing to tell.
+        """
+        logits_NK, (labelled_N, labels_N) = self._look_at(part).logits_NK, self._labelled(part)
+        if logits_NK is None or not len(labels_N) or not len(self.dataset.labelled(self.dataset.val)):
+            return None
+        answers_N = logits_NK[labelled_N].argmax(1)
+        if TASKS[self.settings.task].y == "clusters":
+            answers_N = self._named(part, logits_NK[labelled_N], labels_N, clusters.assign_by_majority)
+        return Confusion.of(answers_N, labels_N, class_names(self.dataset))
 
     def classes_of_labels(self) -> Tensor | None:
         """The class that each label of the decoder stands for, (K,): itself, or the majority of its cluster's
         validation images. None where clusters have no labels to be named by."""
         if TASKS[self.settings.task].y == "classes":
             return torch.arange(self.model.classes)
-        logits_NK, labels_N = self._look_at("val").logits_NK, self._true_labels(self.dataset.val)
-        return None if labels_N is None or logits_NK is None else clusters.assign_by_majority(logits_NK, labels_N)
+        logits_NK, (labelled_N, labels_N) = self._look_at("val").logits_NK, self._labelled("val")
+        if logits_NK is None or not len(labels_N):
+            return None
+        return clusters.assign_by_majority(logits_NK[labelled_N], labels_N)
 
     def costly(self, part: str) -> dict[str, float]:
         """The metrics that are taken at rungs and at the end: how far codes are from their prior, and samples from
@@ -380,6 +398,14 @@ class HeldOutMetrics:
     def _true_labels(self, indices: np.ndarray) -> Tensor | None:
         labels_N = self.dataset.labels_N
         return None if labels_N is None else torch.from_numpy(np.asarray(labels_N)[indices])
+
+    def _labelled(self, part: str) -> tuple[Tensor, Tensor]:
+        """Those images of a part that have a label, as places in it, and their labels, each (N,)."""
+        labels_N = self._true_labels(self._indices(part))
+        if labels_N is None:
+            labels_N = torch.full((len(self._indices(part)),), UNKNOWN)
+        labelled_N = (labels_N != UNKNOWN).nonzero().squeeze(1)
+        return labelled_N, labels_N[labelled_N]
 
     def _noise(self, count: int, generator: torch.Generator) -> Tensor | None:
         if not self.model.noise_dim:

@@ -76,9 +76,9 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = no_progress) -
     """The judge of a data set and its split: from the cache, else trained and put there.
 
     A function of the data and the machine's arithmetic alone, on one thread; no global generator is touched. Raises
-    UserError when the data have no labels, or images of fewer than 4 x 4 pixels.
+    UserError when the training or the test images have no labels, or fewer than 4 x 4 pixels.
     """
-    if dataset.labels_N is None or dataset.classes is None:
+    if dataset.classes is None or not _has_labels(dataset):
         raise UserError(f"data.name {dataset.name} has no labels, and a judge cannot be trained without them")
     if min(dataset.shape[1:]) < SMALLEST:
         raise UserError(f"data.name {dataset.name}: images of {dataset.shape[1]} x {dataset.shape[2]} are too small")
@@ -88,7 +88,8 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = no_progress) -
     with one_thread():  # more threads add in another order, and end in another judge
         network = _train(dataset, progress)
     judge = Judge(network, float("nan"), _digest(network))
-    wrong = judge.probabilities(pixels(dataset, dataset.test)).argmax(1) != _labels(dataset, dataset.test)
+    test = dataset.labelled(dataset.test)
+    wrong = judge.probabilities(pixels(dataset, test)).argmax(1) != _labels(dataset, test)
     judge = Judge(network, 1 - wrong.double().mean().item(), judge.digest)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
@@ -99,7 +100,12 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = no_progress) -
 
 def is_judged(dataset: Dataset) -> bool:
     """Whether a data set has a judge: not without labels, nor with images that are too small."""
-    return dataset.labels_N is not None and min(dataset.shape[1:]) >= SMALLEST
+    return _has_labels(dataset) and min(dataset.shape[1:]) >= SMALLEST
+
+
+def _has_labels(dataset: Dataset) -> bool:
+    """Whether there are labels to learn from, and others to be tested by."""
+    return all(len(dataset.labelled(part)) > 0 for part in (dataset.train, dataset.test))
 
 
 def judge_if_any(dataset: Dataset, cache: Path) -> Judge | None:
@@ -132,11 +138,12 @@ def _untrained(dataset: Dataset) -> Network:
 def _train(dataset: Dataset, progress: Progress) -> Network:
     network = _untrained(dataset)
     generator = torch.Generator().manual_seed(SEED)
-    steps = min(STEPS, PASSES * len(dataset.train) // BATCH + 1)
+    train = dataset.labelled(dataset.train)
+    steps = min(STEPS, PASSES * len(train) // BATCH + 1)
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=steps)
     for step in range(steps):
-        rows = dataset.train[torch.randint(len(dataset.train), (BATCH,), generator=generator).numpy()]
+        rows = train[torch.randint(len(train), (BATCH,), generator=generator).numpy()]
         loss = F.cross_entropy(network(pixels(dataset, rows)), _labels(dataset, rows))
         optimizer.zero_grad()
         loss.backward()

@@ -19,9 +19,9 @@ import ray
 import yaml
 from ray._private import ray_constants, services
 from ray._private.grpc_utils import init_grpc_channel
-from ray._private.utils import read_ray_address
+from ray._private.utils import get_num_cpus, read_ray_address
 
-from aae_ray.errors import UserError
+from aae_ray.errors import Kind, Problem, SettingsError, UserError, closest
 from aae_ray.search.journal import is_running
 from aae_ray.settings import Settings
 
@@ -41,6 +41,7 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # the cluster's file, where `ray up` puts it on the head
+FOUND_BY_RAY = {"memory", "object_store_memory", "TPU", "HPU", "NPU", "neuron_cores"}  # on the machine, when it starts
 PROBE_SECONDS, MISSES = 2.0, 3  # between questions to the GCS of a cluster; unanswered ones, after which it is lost
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 8.0
 SOCKET_NAME_BYTES = 107  # that Linux allows for the name of a socket; macOS allows 103
@@ -254,9 +255,38 @@ Resources = Mapping[str, float]
 
 def gangs_that_fit(settings: Settings) -> int:
     """How many gangs run at a time. Raises UserError when not even one fits into the cluster."""
+    return _gangs_on(present_nodes(), possible_nodes(Path(BOOTSTRAP).expanduser()), settings)
+
+
+def check_resources(settings: Settings) -> None:
+    """Raises SettingsError for resources that this machine does not have, where Ray is to be started on it. What a
+    cluster has is known when it is joined."""
+    if os.environ.get("RAY_ADDRESS") or read_ray_address():
+        return
+    from torch import cuda
+
+    held, gpus, problems = settings.study.resources_per_worker, cuda.device_count(), []
+    if settings.train.device == "cuda" and (not gpus or not held.get("GPU")):
+        reason = "ask for study.resources_per_worker.GPU=1" if gpus else "this machine has none that PyTorch sees"
+        text = f"train.device is cuda, for which each worker needs a GPU; {reason}"
+        problems.append(Problem(("train.device",), Kind.VALUE, "settings", text))
+    node = {"CPU": float(get_num_cpus()), "GPU": float(gpus)}
+    for name in held.keys() - node.keys() - FOUND_BY_RAY:
+        meant = closest(name, node)
+        text = f"study.resources_per_worker: this machine has no {name}" + (f". Did you mean {meant}?" if meant else "")
+        problems.append(Problem(("study.resources_per_worker",), Kind.VALUE, "settings", text))
+    if not held.keys() - node.keys():
+        try:
+            _gangs_on([node], [], settings)
+        except UserError as error:
+            keys = ("study.workers_per_trial", "study.resources_per_worker")
+            problems.append(Problem(keys, Kind.VALUE, "settings", str(error)))
+    if problems:
+        raise SettingsError(problems)
+
+
+def _gangs_on(nodes: Sequence[Resources], possible: Sequence[Resources], settings: Settings) -> int:
     study = settings.study
-    nodes = present_nodes()
-    possible = possible_nodes(Path(BOOTSTRAP).expanduser())
     needed, workers = study.resources_per_worker, study.workers_per_trial
     fits = max(workers_on(held, needed) for held in (nodes, possible)) // workers
     if fits < 1:
@@ -271,7 +301,8 @@ def gangs_that_fit(settings: Settings) -> int:
             f"needs {wanted} on a node for each worker, {total} at once, and {places} {held or 'nothing'}; "
             "ask for fewer workers or less for each"
         )
-    return min(fits, study.budget.trials, study.concurrent_trials or fits)
+    at_once = max(study.budget.trials, study.confirm.finalists * study.confirm.seeds)  # of the search, and after it
+    return min(fits, at_once, study.concurrent_trials or fits)
 
 
 def workers_on(nodes: Sequence[Resources], needed: Resources) -> int:

@@ -196,10 +196,9 @@ def _readable(state: bytes) -> dict[str, Any]:
 
 def precision_advice(settings: Settings) -> str | None:
     """A sentence when workers on this machine's CPU would compute in bfloat16 without instructions for it."""
-    on_cpu = settings.train.device == "cpu" or "GPU" not in settings.study.resources_per_worker
     kind = torch.backends.cpu.get_cpu_capability()
     slow = platform.machine() in ("x86_64", "AMD64") and kind in ("DEFAULT", "AVX2")
-    if not settings.train.mixed_precision or not on_cpu or not slow:
+    if not settings.train.mixed_precision or settings.device != "cpu" or not slow:
         return None
     return (
         f"train.mixed_precision is on, and this machine's CPU ({kind}) works without AVX512, "

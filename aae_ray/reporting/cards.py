@@ -36,13 +36,14 @@ def best_config(settings: Settings, path: Path) -> Path:
 
 def model_card(
     name: str,
+    encoder: str,
     trial: TrialRecord,
     settings: Settings,
     label_shares: Sequence[float],
     result: FinalEvaluation,
     study_id: str,
 ) -> str:
-    """Markdown: what the decoder is, how good it is on images that no choice has seen, and how to use it.
+    """Markdown: what decoder and encoder are, how good they are on images that no choice has seen, and how to use them.
 
     `label_shares` are p(y) of the label that the decoder is given, none where there is no label.
     """
@@ -57,7 +58,7 @@ def model_card(
         [
             f"# {name}",
             "",
-            f"Decoder of trial {trial.name} of study {study_id}: task {settings.task}, {model.posterior} "
+            f"Decoder and encoder of trial {trial.name} of study {study_id}: task {settings.task}, {model.posterior} "
             f"posterior, {model.latent_dim}-dimensional {model.prior} "
             f"prior of scale {model.prior_scale:g}, trained on {settings.data.name} for "
             f"{counted(trial.epoch, 'epoch')}.",
@@ -73,6 +74,8 @@ def model_card(
             "import mlflow, torch",
             f'decoder = mlflow.pytorch.load_model("models:/{name}@champion")     # needs torch and mlflow alone',
             f"images = decoder(codes)       # codes (B, {codes}) in, images (B, C, H, W) in [0, 1] out",
+            f'encoder = mlflow.pytorch.load_model("models:/{encoder}@champion")',
+            'code = encoder(images)["code"]  # and its "sigma" and "probabilities", where the model has them',
             "```",
             "",
         ]

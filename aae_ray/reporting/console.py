@@ -115,10 +115,10 @@ class Output:
 
 
 def console_for(stream: Any = None) -> Console:
-    """Colour and width on a terminal; plain lines, wide enough for every table, in a log."""
+    """Colour and width on a terminal and in a notebook; plain lines, wide enough for every table, in a log."""
     output = cast(IO[str], Output(sys.stdout if stream is None else stream))
     console = Console(file=output, highlight=False, soft_wrap=False)
-    if console.is_terminal:
+    if console.is_terminal or console.is_jupyter:
         return console
     return Console(file=output, highlight=False, width=max(LOG_WIDTH, console.width), no_color=True)
 

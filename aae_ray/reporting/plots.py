@@ -40,9 +40,7 @@ def write_plots(study: optuna.Study, plan: Plan, analysis: SearchAnalysis, path:
     parts: list[str] = []
     for name, draw in figures(study, plan, analysis).items():
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Optuna's advice on its own defaults
-                parts.append(_section(draw(), name, with_library=not parts))
+            parts.append(_section(drawn(draw), name, with_library=not parts))
         except Exception:  # e.g. all trials equal: a plot must not cost a study
             logger.info("%s could not be drawn", name, exc_info=True)
     if not parts:
@@ -54,6 +52,13 @@ def write_plots(study: optuna.Study, plan: Plan, analysis: SearchAnalysis, path:
         logger.warning("%s could not be written", path, exc_info=True)
         return None
     return path
+
+
+def drawn(draw: Callable[[], Sequence[Any]]) -> list[Any]:
+    """The figures of a page, without Optuna's advice on its own defaults."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return list(draw())
 
 
 def figures(study: optuna.Study, plan: Plan, analysis: SearchAnalysis) -> dict[str, Callable[[], Sequence[Any]]]:

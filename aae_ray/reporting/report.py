@@ -15,6 +15,7 @@ from aae_ray.reporting.defaults import Verdict
 from aae_ray.reporting.importance import LEAST_TRIALS
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import State, StudyEnd
+from aae_ray.search.racing import Seeds, standard_errors
 from aae_ray.secrets import without_userinfo
 
 LABELLED = (
@@ -65,6 +66,11 @@ class StudyReport:
     def as_planned(self) -> bool:
         return self.ledger.end is StudyEnd.PLANNED
 
+    @property
+    def promoted(self) -> bool:
+        """Whether the best trial's decoder is the champion of its name."""
+        return self.registration is not None and bool(self.registration["champion"])
+
 
 def print_report(console: Console, report: StudyReport) -> None:
     ledger, best, path = report.ledger, report.best, text.shell_path(report.folder)
@@ -84,6 +90,7 @@ def print_report(console: Console, report: StudyReport) -> None:
         if best.donors:
             weights = ", ".join(f"{ledger.trials[donor].name} at epoch {epoch}" for epoch, donor in best.donors)
             lines.append(text.bullet("note", f"its settings changed under way: it took over from {weights}"))
+        lines += confirmed_lines(ledger)
         if best.test is not None:
             lines += _test_lines(ledger, best.test.metrics, best.test.remarks)
     if report.analysis is not None:
@@ -117,6 +124,21 @@ def _test_lines(ledger: Ledger, test: Mapping[str, float], remarks: tuple[str, .
     samples = [text.with_floor(name, test) for name in SAMPLES if name in test]
     lines += [text.bullet("samples", ", ".join(samples))] if samples else []
     return lines + [text.bullet("", remark) for remark in remarks]
+
+
+def confirmed_lines(ledger: Ledger) -> list[Text]:
+    """What the finalists came to on new seeds: means with their standard errors, beside what the choice had seen."""
+    lines: list[Text] = []
+    for trial, means in ledger.confirmed():
+        seeds, parts = ledger.evidence(trial), []
+        values = tuple(tuple(metrics[name] for name in ledger.objectives) for metrics in seeds)
+        errors = standard_errors(Seeds(trial.number, values))
+        for index, name in enumerate(ledger.objectives):
+            error = f" ± {errors[index]:.4f}" if errors else ""
+            parts.append(f"{name} {means[name]:.4f}{error} (was {trial.metrics[name]:.4f})")
+        told = f"{trial.name} on {text.counted(len(seeds), 'new seed')}: {', '.join(parts)}"
+        lines.append(text.bullet("confirmed" if not lines else "", told))
+    return lines
 
 
 def search_lines(analysis: SearchAnalysis) -> list[Text]:
@@ -184,7 +206,8 @@ def registration_line(report: StudyReport) -> str:
     made = report.registration
     if made:
         champion = "champion" if made["champion"] else "not the champion"
-        return f"{made['name']} version {made['version']}, {champion} ({made['reason']})"
+        beside = f", with {made['encoder']}" if made.get("encoder") else ""
+        return f"{made['name']} version {made['version']}, {champion} ({made['reason']}){beside}"
     if report.ledger.chosen is None:
         if report.ledger.front():
             return "nothing: the study was stopped before its best trial was measured"

@@ -8,11 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from aae_ray.reporting.console import is_ascii
+from aae_ray.reporting.notebook import NotebookLive
 from aae_ray.reporting.status import FRONT_ROWS, StudyStatus
 from aae_ray.reporting.status_view import body
 from aae_ray.reporting.text import ASCII, UNICODE, counted, describe, first_line, heading
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 SILENCE = 60.0  # seconds: for longer a log does not keep quiet about a trial that goes on
 NOTES = 3  # of the last ones, on the screen
 REFRESHES = 4  # a second
-FRAME = 16  # lines of the screen that are not rows of the table
-LEAST_ROWS = 4
 SHOW_CURSOR = b"\x1b[?25h\n"
 
 
@@ -51,17 +50,20 @@ class Screen:
         self.began = time.monotonic()
         self.mentioned: dict[int, float] = {}  # when a line last spoke of an open trial
         self.owner = Owner.this_process()
-        self.live = (
-            Live(
-                console=console,
-                refresh_per_second=REFRESHES,
-                get_renderable=self.render,
-                transient=True,
-                redirect_stdout=False,  # what libraries print belongs to the study's log
-                redirect_stderr=False,
-            )
-            if console.is_terminal
-            else None
+        self.live = self._live()
+
+    def _live(self) -> Live | NotebookLive | None:
+        if self.console.is_jupyter:
+            return NotebookLive(self.render)
+        if not self.console.is_terminal or self.console.is_dumb_terminal:
+            return None
+        return Live(
+            console=self.console,
+            refresh_per_second=REFRESHES,
+            get_renderable=self.render,
+            transient=True,
+            redirect_stdout=False,  # what libraries print belongs to the study's log
+            redirect_stderr=False,
         )
 
     def __enter__(self) -> "Screen":
@@ -106,6 +108,9 @@ class Screen:
             case events.Ended():
                 if event.reason is not Reason.PAUSED:  # told when it was paused
                     self._ended(ledger.trials[event.number])
+            case events.Confirming():
+                names = ", ".join(ledger.trials[number].name for number in event.numbers)
+                self._log(f"confirming {names} on {counted(event.seeds, 'new seed')} each")
             case events.Measured() | events.Chosen():
                 self._finalist(event, ledger)
             case events.Promoted():
@@ -215,20 +220,19 @@ class Screen:
 
     def render(self) -> Group:
         """What the terminal shows now. Asked by a thread of its own while the study goes on, so all is read once."""
-        tracking, status_line = self.tracking, self.status
-        parts: list[object] = [Text(self.title, style="bold")]
+        tracking, status_line, width = self.tracking, self.status, self.console.width
+        title, below = Text(self.title, style="bold"), [Text(status_line, style="cyan")] if status_line else []
+        below += [Text(f"note: {note}", style="yellow") for note in self.notes[-NOTES:]]
+        if tracking is not None:
+            below.append(Text(f"MLflow: {tracking}; {counted(self.unsent, 'record')} pending", style="yellow"))
+        parts: list[RenderableType] = []
         if self.ledger is not None and self.ledger.started is not None:
             now = time.time()
             owner = replace(self.owner, heartbeat=now)
             status = StudyStatus.of(self.folder, self.ledger, owner, now, front=FRONT_ROWS)
-            rows = max(self.console.height - FRAME, LEAST_ROWS)
-            parts += body(status, self.console.width, is_ascii(self.console), rows)
-        if status_line:
-            parts.append(Text(status_line, style="cyan"))
-        parts += [Text(f"note: {note}", style="yellow") for note in self.notes[-NOTES:]]
-        if tracking is not None:
-            parts.append(Text(f"MLflow: {tracking}; {counted(self.unsent, 'record')} pending", style="yellow"))
-        return Group(*parts)  # type: ignore[arg-type]
+            taken = sum(len(text.wrap(self.console, width)) for text in (title, *below))
+            parts = body(status, width, is_ascii(self.console), max(self.console.height - taken - 1, 1))
+        return Group(title, *parts, *below)
 
     def _title(self, dataset: "Dataset | None") -> str:
         settings = self.plan.settings

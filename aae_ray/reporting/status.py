@@ -123,6 +123,7 @@ class StudyStatus:
     forecast: Forecast
     failures: tuple[FailureStatus, ...]
     notes: tuple[str, ...]
+    confirming: tuple[str, ...]  # finalists that are trained again on new seeds
     chosen: str | None  # the best trial, when the study has chosen it
     registered: Mapping[str, Any] | None  # name, version, champion, reason
     last_event: float  # when it was written
@@ -181,6 +182,7 @@ class StudyStatus:
             forecast=forecast(ledger, now if running else ledger.last_time),
             failures=_failures(ledger),
             notes=tuple(ledger.notes[-ROWS:]),
+            confirming=tuple(ledger.trials[number].name for number in _confirming(ledger)),
             chosen=ledger.trials[ledger.chosen.number].name if ledger.chosen else None,
             registered=promoted.model_dump(include={"name", "version", "champion", "reason"}) if promoted else None,
             last_event=ledger.last_time,
@@ -232,6 +234,7 @@ class StudyStatus:
             "objectives": list(self.objectives),
             "front": [trial.to_json() for trial in self.front],
             "best": {name: trial.to_json() for name, trial in zip(self.objectives, self.best, strict=False)},
+            "confirming": list(self.confirming),
             "chosen": self.chosen,
             "registered": dict(self.registered) if self.registered else None,
             "latest": [trial.to_json() for trial in self.trials],
@@ -274,6 +277,15 @@ def _latest(ledger: Ledger) -> list[TrialRecord]:
     running = (trial for trial in unended if trial.state is State.RUNNING)
     others = (trial for trial in unended if trial.state is not State.RUNNING)
     return [*islice(chain(running, others), OPEN_ROWS), *resting[:ROWS]]
+
+
+def _confirming(ledger: Ledger) -> tuple[int, ...]:
+    """Finalists that are being confirmed: a study that has ended has done with it."""
+    confirming, end = ledger.confirming, ledger.end  # read once: the study may go on meanwhile
+    if confirming is None or end is not None:
+        return ()
+    trials = (ledger.trials[number] for number in confirming.numbers)
+    return tuple(trial.number for trial in trials if len(ledger.evidence(trial)) < confirming.seeds)
 
 
 def _failures(ledger: Ledger) -> tuple[FailureStatus, ...]:

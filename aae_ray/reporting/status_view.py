@@ -1,6 +1,7 @@
 """The status of a study as people read it: on the live screen, and from `python -m aae_ray.status`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
@@ -29,6 +30,8 @@ from aae_ray.search.outcomes import State
 BAR = 24  # characters
 NARROW = 110  # characters of a line; where there are fewer, heads break and bars are half as long
 LEAST_SETTINGS = 8  # letters that are worth a column
+LEAST_ROWS = 4  # of the table, on however low a screen
+FIRST_HEADS = ("trial", "state", "epoch")
 BRIEF = 3  # notes and kinds of failures on the live screen
 ALWAYS = (State.RUNNING, State.COMPLETE, State.STOPPED, State.FAILED)  # counted also where there are none
 STYLES: dict[str, str] = {  # blue for a state in which nothing happens
@@ -46,22 +49,26 @@ def render(status: StudyStatus, width: int, ascii: bool = False) -> RenderableTy
     return Group(title, *_copy(status), _standing(status), *body(status, width, ascii))
 
 
-def body(status: StudyStatus, width: int, ascii: bool = False, rows: int | None = None) -> list[RenderableType]:
+def body(status: StudyStatus, width: int, ascii: bool = False, height: int | None = None) -> list[RenderableType]:
     """What stands below the title: progress, best trials, the table, hours and failures.
 
-    With a limit of rows it is for a live screen, where long lines are cut.
+    With a height, in lines, it is for a live screen, where long lines are cut and the table has the room that is left.
     """
     symbols = ASCII if ascii else UNICODE
+    columns = Columns.of(status, symbols, width, status.trials[:height])
     lines = [_progress(status, symbols, BAR if width >= NARROW else BAR // 2), _pace(status, symbols)]
-    lines += _best(status, symbols)
+    if status.confirming:
+        lines.append(Text(f"confirming {', '.join(status.confirming)} on new seeds", style="cyan"))
+    lines += _best(status, symbols, columns) or columns.legend
     tail = [_hours(status)] if status.forecast.worker_time.busy + status.forecast.worker_time.waiting > 0 else []
-    tail += _failures(status)[: None if rows is None else BRIEF]
+    tail += _failures(status)[: None if height is None else BRIEF]
     tail += [Text.assemble(("note  ", "yellow"), note) for note in status.notes[-BRIEF:]]
-    for line in [*lines, *tail] if rows is not None else []:
+    for line in [*lines, *tail] if height is not None else []:
         line.no_wrap, line.overflow = True, symbols.overflow
     if not status.trials:
         return [*lines, *tail]
-    return [*lines, "", _table(status, symbols, width, status.trials[:rows]), "", *tail]
+    rows = height and max(height - len(lines) - len(tail) - 2 - columns.height, LEAST_ROWS)
+    return [*lines, "", _table(status, symbols, columns, width, status.trials[:rows]), "", *tail]
 
 
 def _copy(status: StudyStatus) -> list[Text]:
@@ -126,7 +133,7 @@ def _pace(status: StudyStatus, symbols: Symbols) -> Text:
     of = status.forecast
     clock = duration(of.elapsed)
     if of.wall_clock.limit is not None:
-        clock += f" of {duration(of.wall_clock.limit)}"
+        clock = f"{duration(of.wall_clock.used)} of {duration(of.wall_clock.limit)}"
     parts = [clock]
     if of.trials_per_hour is not None:
         parts.append(f"{of.trials_per_hour:.3g} trials/h")
@@ -137,38 +144,61 @@ def _pace(status: StudyStatus, symbols: Symbols) -> Text:
     return Text(f" {symbols.dot} ".join(parts))
 
 
-def _best(status: StudyStatus, symbols: Symbols) -> list[Text]:
+def _best(status: StudyStatus, symbols: Symbols, columns: "Columns") -> list[Text]:
     if not status.front_size:
         return []
     lines = [Text(f"front: {counted(status.front_size, 'trial')}")]
     if status.chosen:
         lines[0].append(f", the best one is {status.chosen}", "bold green")
-    longest = max(len(heading(name, symbols)) for name in status.objectives)
-    for name, trial in zip(status.objectives, status.best, strict=False):
-        head = heading(name, symbols).ljust(longest)
+    heads = [line.plain for line in columns.legend] or [heading(name, symbols) for name in status.objectives]
+    longest = max(map(len, heads))
+    for name, head, trial in zip(status.objectives, heads, status.best, strict=False):
+        head = head.ljust(longest)
         lines.append(Text.assemble("best ", (head, "bold"), f"  {trial.values[name]:.4f}  {trial.name}"))
     return lines
 
 
-def _table(status: StudyStatus, symbols: Symbols, width: int, trials: Sequence[TrialStatus]) -> Table:
-    heads = ["trial", "state", "epoch", *(heading(name, symbols) for name in status.objectives)]
-    if width < NARROW:
-        heads = [head.replace("/", "/\n") for head in heads]
-    cells = [
-        [
-            trial.name,
-            trial.state_text,
-            f"{trial.epoch}/{trial.epochs}",
-            *(f"{trial.values[name]:.4f}" if name in trial.values else "" for name in status.objectives),
-        ]
-        for trial in trials
-    ]
-    sizes = [
-        max(max(map(len, head.split("\n"))), *(len(row[index]) for row in cells)) for index, head in enumerate(heads)
-    ]
-    room = width - sum(size + 2 for size in sizes)
+def _cells(status: StudyStatus, trial: TrialStatus) -> list[str]:
+    values = (f"{trial.values[name]:.4f}" if name in trial.values else "" for name in status.objectives)
+    return [trial.name, trial.state_text, f"{trial.epoch}/{trial.epochs}", *values]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Heads that leave room for every cell, and how wide each column is."""
+
+    heads: list[str]
+    sizes: list[int]
+    legend: list[Text]  # which objectives are meant, where there is room for their numbers alone; else empty
+
+    @property
+    def height(self) -> int:
+        return max(head.count("\n") + 1 for head in self.heads)
+
+    @classmethod
+    def of(cls, status: StudyStatus, symbols: Symbols, width: int, trials: Sequence[TrialStatus]) -> "Columns":
+        """Heads are broken behind / and then behind _ until the line has room for them."""
+        names = [heading(name, symbols) for name in status.objectives]
+        cells = [_cells(status, trial) for trial in trials]
+        slashed = [name.replace("/", "/\n") for name in names]
+        numbers = [str(number) for number in range(1, len(names) + 1)]
+        ways = (names, slashed, [name.replace("_", "_\n") for name in slashed], numbers)
+        for own in ways[width < NARROW :]:
+            heads = [*FIRST_HEADS, *own]
+            sizes = [
+                max([*map(len, head.split("\n")), *(len(row[index]) for row in cells)])
+                for index, head in enumerate(heads)
+            ]
+            if sum(size + 2 for size in sizes) - 2 <= width:
+                break
+        legend = [Text(f"{number}  {name}") for number, name in zip(numbers, names, strict=True) if own is numbers]
+        return cls(heads, sizes, legend)
+
+
+def _table(status: StudyStatus, symbols: Symbols, columns: Columns, width: int, trials: Sequence[TrialStatus]) -> Table:
+    room = width - sum(size + 2 for size in columns.sizes)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for head, size in zip(heads, sizes, strict=True):
+    for head, size in zip(columns.heads, columns.sizes, strict=True):
         short = head in ("trial", "epoch")  # the last to be cut
         justify: Literal["left", "right"] = "left" if head in ("trial", "state") else "right"
         table.add_column(
@@ -177,7 +207,8 @@ def _table(status: StudyStatus, symbols: Symbols, width: int, trials: Sequence[T
     if room >= LEAST_SETTINGS:
         table.add_column("settings", no_wrap=True, overflow=symbols.overflow, max_width=room)
     on_front = {trial.number for trial in status.front}
-    for trial, (name, state, *rest) in zip(trials, cells, strict=True):
+    for trial in trials:
+        name, state, *rest = _cells(status, trial)
         settings = [escape(describe(trial.params))] if room >= LEAST_SETTINGS else []
         style = "bold" if trial.number in on_front else ""
         table.add_row(name, Text(state, style=STYLES.get(trial.state, "blue")), *rest, *settings, style=style)

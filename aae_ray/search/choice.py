@@ -6,8 +6,9 @@ the mean image, a divergence between what equal distributions get (its floor) an
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from aae_ray import settings
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search.objectives import exclusive_hypervolumes
 
@@ -42,8 +43,24 @@ def reference_point(objectives: Sequence[str], metrics: Metrics) -> tuple[float,
 def judged_by(objectives: Sequence[str], rule: str) -> set[str]:
     """The metrics that a choice looks at: what has to be known of a trial to take part in it."""
     names = {*objectives} if rule in RULES else {*objectives, rule}
+    return names | references(names)
+
+
+def references(names: Iterable[str]) -> set[str]:
+    """The metrics that say what others can be at their best and worst: the mean image's error, floors of estimates."""
     limits = [limit for name in names for limit in (METRICS[name].best, METRICS[name].worst) if limit is not None]
-    return names | {limit.measured for limit in limits if limit.measured is not None}
+    return {limit.measured for limit in limits if limit.measured is not None}
+
+
+def compared(study: settings.StudySettings) -> set[str]:
+    """The metrics by which a study's configurations are compared: those of its choice and of its constraints."""
+    return judged_by(study.objectives, study.select) | {metric for metric, _, _ in study.bounds}
+
+
+def means(seeds: Sequence[Metrics]) -> dict[str, float]:
+    """Mean of each metric over seeds, of those that every seed has."""
+    names = set(seeds[0]).intersection(*seeds[1:])
+    return {name: sum(metrics[name] for metrics in seeds) / len(seeds) for name in names}
 
 
 def select(front: Sequence[Metrics], objectives: Sequence[str], rule: str) -> int:
@@ -69,6 +86,27 @@ def select(front: Sequence[Metrics], objectives: Sequence[str], rule: str) -> in
         return min(indices, key=lambda index: nearness[index])
     values = [METRICS[rule].sign * metrics.get(rule, math.nan) for metrics in front]
     return min(indices, key=lambda index: (_last(values[index]), *nearness[index]))
+
+
+def in_order(front: Sequence[Metrics], objectives: Sequence[str], rule: str) -> list[int]:
+    """Indices of these trials, the best one first: each is the best of those that are left."""
+    left, order = list(range(len(front))), list[int]()
+    while left:
+        order.append(left.pop(select([front[index] for index in left], objectives, rule)))
+    return order
+
+
+def score(metrics: Metrics, objectives: Sequence[str], rule: str) -> float:
+    """How good a trial is by itself by the rule of `study.select`, the less the better: what `select` compares, for
+    means and errors over seeds. Of `hypervolume` it is what the trial leaves undominated."""
+    points = [scaled(name, metrics) for name in objectives]
+    if rule == "nearest_to_ideal":
+        return math.hypot(*points)
+    if rule == "first_objective":
+        return points[0]
+    if rule == "hypervolume":
+        return 1.0 - math.prod(max(1.0 - value, 0.0) for value in points)
+    return METRICS[rule].sign * metrics.get(rule, math.nan)
 
 
 def _last(value: float) -> float:

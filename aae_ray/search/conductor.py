@@ -15,12 +15,13 @@ from enum import Enum
 import numpy as np
 
 from aae_ray.search import events
+from aae_ray.search.choice import in_order
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RETRIES, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.population import mutated, next_of_generation
-from aae_ray.search.pruner import rungs
+from aae_ray.search.pruner import Rung, rungs
 from aae_ray.search.racing import next_seed
 from aae_ray.search.sampler import Sampler
 from aae_ray.secrets import redact
@@ -132,9 +133,9 @@ class Conductor:
             self.waiting.popleft()
         elif any(self.ledger.trials[number].alone for number in self.suggested):
             return NoSuggestion.WAIT
-        elif (promoted := self._promote()) is not None:
+        elif not self._confirming and (promoted := self._promote()) is not None:
             trial = promoted
-        elif (replicate := self._replicate()) is not None:
+        elif not self._confirming and (replicate := self._replicate()) is not None:
             trial = replicate
         elif self._room_for_another:
             number = len(self.ledger.trials)
@@ -144,6 +145,13 @@ class Conductor:
                 return self.suggest()
             self.record(events.Suggested(number=number, params=drawn[0], sampler_state=drawn[1]))
             trial = self.ledger.trials[number]
+        elif self._to_confirm():
+            if self.suggested:  # what is under way may change the front
+                return NoSuggestion.WAIT
+            self._choose_finalists()
+            return self.suggest()
+        elif (finalist := self._unconfirmed()) is not None:
+            trial = self._with_new_seed(finalist)
         else:
             return self._finish(StudyEnd.PLANNED, NO_POINT_LEFT if self.exhausted else None)
         self.suggested.add(trial.number)
@@ -239,7 +247,9 @@ class Conductor:
         """Whether there is something to do: a trial that is open or may go on, or room for another one."""
         if self.no_more is not None:
             return False
-        if self.ledger.open or self._room_for_another or self._undecided() is not None:
+        if self._confirming:
+            return bool(self.ledger.open) or self._unconfirmed() is not None
+        if self.ledger.open or self._room_for_another or self._undecided() is not None or self._to_confirm():
             return True
         if self.ledger.pruner.rule.population:
             return bool(self.ledger.paused)
@@ -255,21 +265,27 @@ class Conductor:
         """Gangs that will have a trial: fewer than fit where a resumed study has few left."""
         ledger = self.ledger
         needed = len(ledger.open) + max(ledger.current_plan.settings.study.budget.trials - ledger.configurations, 0)
-        if ledger.pruner.rule.population:
+        if ledger.confirming is not None:
+            needed += sum(ledger.confirming.seeds - count for count in self._confirmations(ledger.confirming).values())
+        elif ledger.pruner.rule.population:
             needed += len(ledger.paused)
-        elif ledger.paused and self._promotable() is not None:
+        elif (ledger.paused and self._promotable() is not None) or self._undecided() is not None or self._to_confirm():
             needed += 1
         return max(min(self.gangs, needed), 1)
 
     @property
+    def _confirming(self) -> bool:
+        """Whether the search is over, and its finalists are trained with new seeds."""
+        return self.ledger.confirming is not None
+
+    @property
     def time_left(self) -> float | None:
-        """Seconds of study.budget.wall_clock that are left, earlier sessions counted; None without such a budget."""
+        """Seconds of study.budget.wall_clock that are left, earlier sessions counted; None without such a budget. The
+        start of Ray and of the first gangs is not counted."""
         wall_clock = self.ledger.current_plan.settings.study.budget.wall_clock
         if wall_clock is None:
             return None
-        started = self.ledger.session_started
-        used = self.ledger.active_seconds + (max(self.clock() - started, 0.0) if started is not None else 0.0)
-        return max(wall_clock - used, 0.0)
+        return max(wall_clock - self.ledger.wall_clock_used(self.clock()), 0.0)
 
     def _after_report(self, trial: TrialRecord) -> Pause | Stop | None:
         """Whether a trial has ended with its last report, or does not go on at the rung that it has reached."""
@@ -281,16 +297,16 @@ class Conductor:
         if report.finished:
             return self._end(trial, Reason.COMPLETED if self.ledger.measured(trial) else Reason.DIVERGED)
         study = trial.plan.settings.study
-        if (
-            trial.replicate_of is not None
-            or study.pruner.type == "none"
-            or report.epoch not in rungs(study.pruner, trial.epochs)
-        ):
+        if study.pruner.type == "none" or report.epoch not in rungs(study.pruner, trial.epochs):
             return None
+        if trial.replicate_of is not None:
+            first = self.ledger.trials[trial.replicate_of]
+            if first.state is State.COMPLETE or not self.ledger.pruner.races_at(report.epoch):
+                return None  # nothing is decided by it at this rung
         rung = self.ledger.rungs.get(report.epoch)
         verdict = rung.verdicts.get(trial.number) if rung else None
         if verdict is None:
-            decided = self.ledger.pruner.decide(trial.number, report.epoch, trial.metrics, rung)
+            decided = self._decide(trial, report.epoch, rung)
             self.record(decided)
             verdict = decided.verdict
         if verdict is RungVerdict.STOP:
@@ -300,6 +316,14 @@ class Conductor:
             self.suggested.discard(trial.number)
             return Pause()
         return None
+
+    def _decide(self, trial: TrialRecord, epoch: int, rung: Rung | None) -> events.Decided:
+        pruner = self.ledger.pruner
+        if trial.replicate_of is None:
+            return pruner.decide(trial.number, epoch, trial.metrics, rung)
+        assert rung is not None, "a configuration is at a rung before its further seeds"
+        first = self.ledger.trials[trial.replicate_of]
+        return pruner.decide_seed(trial.number, first.number, epoch, trial.metrics, rung, farther=first.rung > epoch)
 
     def _promote(self) -> TrialRecord | None:
         """The best paused trial that later results have put ahead, of the highest rung first. It waits from now on."""
@@ -354,25 +378,81 @@ class Conductor:
         return trial
 
     def _replicate(self) -> TrialRecord | None:
-        """A configuration with another seed, where that can change its verdict."""
+        """A configuration with another seed, where that can change its verdict: one that waits at an earlier rung, or a
+        new one."""
         number = self._undecided()
         if number is None:
             return None
+        first = self.ledger.trials[number]
+        for replicate in first.replicates:
+            trial = self.ledger.trials[replicate]
+            if trial.state is State.PAUSED and (first.state is State.COMPLETE or trial.rung < first.rung):
+                rung = self.ledger.rungs[trial.rung]
+                self.record(self.ledger.pruner.let_seed_go_on(replicate, number, trial.rung, rung))
+                return trial
+        return self._with_new_seed(number)
+
+    def _with_new_seed(self, number: int) -> TrialRecord:
+        """A configuration as a new trial, with the next seed that it was not trained with."""
         first = self.ledger.trials[number]
         seed = first.plan.settings.seed + len(first.replicates) + 1
         params = {**first.params, "seed": seed}
         self.record(events.Suggested(number=len(self.ledger.trials), params=params, replicate_of=number))
         return self.ledger.trials[-1]
 
-    def _undecided(self) -> int | None:
-        most = self.ledger.current_plan.settings.study.seeds_per_trial
-        if most == 1:
+    def _to_confirm(self) -> bool:
+        """Whether the finalists that are to be confirmed are not chosen yet."""
+        wanted = self.ledger.current_plan.settings.study.confirm.finalists
+        return wanted > 0 and self.ledger.confirming is None and bool(self.ledger.front_points.points)
+
+    def _choose_finalists(self) -> None:
+        study = self.ledger.current_plan.settings.study
+        front = self.ledger.front()
+        order = in_order([self.ledger.judged(trial) for trial in front], study.objectives, study.select)
+        numbers = tuple(front[index].number for index in order[: study.confirm.finalists])
+        self.record(events.Confirming(numbers=numbers, seeds=study.confirm.seeds))
+
+    def _unconfirmed(self) -> int | None:
+        """The finalist with the fewest new seeds, the best one first, None where all have theirs."""
+        confirming = self.ledger.confirming
+        if confirming is None:
             return None
-        depends_on = (len(self.ledger.trials), dict(self.ledger.reasons))
+        begun = self._confirmations(confirming)
+        number = min(begun, key=lambda each: begun[each], default=None)
+        return number if number is not None and begun[number] < confirming.seeds else None
+
+    def _undecided(self) -> int | None:
+        """The configuration that another seed is for: of those that were trained to their end, then of the highest
+        rung."""
+        ledger = self.ledger
+        if ledger.current_plan.settings.study.seeds_per_trial == 1:
+            return None
+        verdicts = tuple(len(rung.verdicts) for rung in ledger.rungs.values())
+        depends_on = (len(ledger.trials), dict(ledger.reasons), dict(ledger.counts), verdicts)
         if self.race[0] != depends_on:
-            feasible = [trial for trial in self.ledger.complete() if not self.ledger.violation(trial)]
-            self.race = depends_on, next_seed([self.ledger.seeds(trial) for trial in feasible], most)
+            self.race = depends_on, self._undecided_at_the_end()
+            for epoch in sorted(ledger.rungs, reverse=True):
+                if self.race[1] is None:
+                    self.race = depends_on, self._undecided_at(epoch)
         return self.race[1]
+
+    def _undecided_at_the_end(self) -> int | None:
+        ledger, most = self.ledger, self.ledger.current_plan.settings.study.seeds_per_trial
+        feasible = [trial for trial in ledger.complete() if not ledger.violation(trial)]
+        return next_seed([ledger.seeds(trial) for trial in feasible], most)
+
+    def _undecided_at(self, epoch: int) -> int | None:
+        ledger, rung = self.ledger, self.ledger.rungs[epoch]
+        most = ledger.current_plan.settings.study.seeds_per_trial
+        seeds = {
+            number: len(rung.values[number]) + ledger.seeds_on_their_way(ledger.trials[number], rung)
+            for number in ledger.pruner.undecided(epoch, rung)
+        }
+        return min((number for number, count in seeds.items() if count < most), key=seeds.__getitem__, default=None)
+
+    def _confirmations(self, confirming: events.Confirming) -> dict[int, int]:
+        """How many new seeds of each finalist were begun."""
+        return {number: len(self.ledger.confirmations(self.ledger.trials[number])) for number in confirming.numbers}
 
     def _settle(self, trial: TrialRecord) -> None:
         """Draw the conclusion that a crash came between: what was decided or reported last, and not followed."""

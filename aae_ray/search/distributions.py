@@ -13,8 +13,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
+from aae_ray import spellings
 from aae_ray.errors import Kind, Problem, did_you_mean, unknown_key
-from aae_ray.reading import Entry, key_problems, nest
+from aae_ray.reading import Entry, key_problems, nest, shown
 from aae_ray.settings import Settings, dotted_fields, flatten
 
 FIELDS = {  # of a searched key: required, optional
@@ -23,6 +24,7 @@ FIELDS = {  # of a searched key: required, optional
     "categorical": ({"choices"}, set()),
 }
 WHEN = "when."  # before each key that the condition of a searched one names, as a field of it
+SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
 FIXED = ("study.", "tracking.", "data.", "train.epochs")  # settings that no trial can have to itself
 
 
@@ -49,8 +51,9 @@ def read_specs(searched: Mapping[str, Entry], problems: list[Problem]) -> dict[s
                 fields["when"] = when
             specs[key] = {field: Entry(value, entry.where) for field, value in fields.items()}
         else:
-            example = "{type: int, low: 2, high: 8}"
-            text = f"space {key}: must say what is searched, such as {example}, got {entry.value!r}"
+            meant = spellings.distribution(entry.value, _is_whole(key))
+            example = spellings.flow(meant) if meant else "{type: int, low: 2, high: 8}"
+            text = f"space {key}: must say what is searched, such as {example}, got {shown(entry.value)}"
             problems.append(Problem((key,), Kind.VALUE, entry.where, text))
     return specs
 
@@ -79,15 +82,19 @@ def read_distribution(name: str, spec: Mapping[str, Entry], problems: list[Probl
         return None
     kind = spec["type"].value if "type" in spec else None
     if not isinstance(kind, str) or kind not in FIELDS:
-        complain(f"needs a type, one of {', '.join(FIELDS)}" + (f", got {kind!r}" if kind else ""), "type")
+        got = f", got {shown(kind)}" if kind else ""
+        complain(f"needs a type, one of {', '.join(FIELDS)}{got}{_translated(name, spec)}", "type")
         return None
     required, optional = FIELDS[kind]
     if "when" in spec:
         complain("when must name other searched keys and their choices, such as {model.prior: [mixture]}", "when")
     fields = {field for field in spec if field != "when" and not field.startswith(WHEN)}
-    for field in fields - required - optional - {"type"}:
-        complain(f"{field!r} is not part of type {kind}.{did_you_mean(field, required | optional)}", field)
-    for field in sorted(required - spec.keys()):
+    strange = sorted(fields - required - optional - {"type"})
+    translated = _translated(name, spec) if strange else ""
+    for field in strange:
+        hint = translated or f".{did_you_mean(field, required | optional)}"
+        complain(f"{field!r} is not part of type {kind}{hint}", field)
+    for field in sorted(required - spec.keys() if not translated else ()):
         complain(f"type {kind} needs {field!r}")
     if len(problems) > before:
         return None
@@ -97,6 +104,18 @@ def read_distribution(name: str, spec: Mapping[str, Entry], problems: list[Probl
         else _range(name, kind, spec, complain, problems)
     )
     return found if len(problems) == before else None
+
+
+def _translated(name: str, spec: Mapping[str, Entry]) -> str:
+    """How a distribution in the words of another tool is written; nothing where that is not clear."""
+    given = {field: entry.value for field, entry in spec.items() if field != "when" and not field.startswith(WHEN)}
+    meant = spellings.distribution(given, _is_whole(name))
+    return f"; write {spellings.flow(meant)}" if meant else ""
+
+
+def _is_whole(name: str) -> bool:
+    """Whether a setting takes whole numbers alone."""
+    return name in dotted_fields() and dotted_fields()[name].annotation in (int, int | None)
 
 
 def _range(
@@ -113,6 +132,7 @@ def _range(
             else:
                 numbers[field] = value
     log = spec["log"].value if "log" in spec else False
+    log = SWITCHES.get(log, log) if isinstance(log, str) else log
     if not isinstance(log, bool):
         complain(f"log must be true or false, got {log!r}", "log")
     if len(problems) > before:

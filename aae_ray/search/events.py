@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from aae_ray.datasets.contents import contents_of
 from aae_ray.datasets.dataset import Dataset
+from aae_ray.evaluation.constants import split_digest
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
 
-SCHEMA = 2  # raised when an older program could misread a journal
+SCHEMA = 3  # raised when an older program could misread a journal
 
 
 class _Event(BaseModel):
@@ -44,6 +46,9 @@ class DataRecord(BaseModel):
     train: int
     val: int
     test: int
+    class_names: tuple[str, ...] = ()
+    split: str = ""  # `split_digest`, which studies of earlier releases did not record
+    contents: dict[str, str] = Field(default_factory=dict)  # what was read, for people, by what each line is about
 
     @classmethod
     def of(cls, dataset: Dataset) -> "DataRecord":
@@ -55,6 +60,9 @@ class DataRecord(BaseModel):
             train=len(dataset.train),
             val=len(dataset.val),
             test=len(dataset.test),
+            class_names=dataset.class_names or (),
+            split=split_digest(dataset),
+            contents=contents_of(dataset).rows(),
         )
 
 
@@ -181,6 +189,14 @@ class Ended(_Event):
     message: str | None = None
 
 
+class Confirming(_Event):
+    """The search is over: its best trials are trained again, each with new seeds, which are trials of their own."""
+
+    event: Literal["confirming"] = "confirming"
+    numbers: tuple[int, ...]  # of the trials, the best one first
+    seeds: int  # new ones of each
+
+
 class FileWritten(_Event):
     """A figure, table or page of a trial, or of the study (no number), for the records."""
 
@@ -201,7 +217,7 @@ class Measured(_Event):
 
 
 class Chosen(_Event):
-    """The best trial of the study; `registration` is the request to register its decoder, if it is to be."""
+    """The best trial of the study; `registration` is the request to register encoder and decoder, if there is one."""
 
     event: Literal["chosen"] = "chosen"
     number: int
@@ -216,6 +232,7 @@ class Promoted(_Event):
     version: int
     champion: bool
     reason: str
+    encoder: str | None = None  # the registered encoder that goes with it
 
 
 class Noted(_Event):
@@ -249,6 +266,7 @@ class Evaluated(_Event):
     tags: dict[str, str]
     data: DataRecord
     sheet: str  # path of the sheet of nearest images
+    confusion: str | None = None  # path of the confusion matrix, of a classifier
 
 
 Event = (
@@ -262,6 +280,7 @@ Event = (
     | Exploited
     | AttemptFailed
     | Ended
+    | Confirming
     | FileWritten
     | Measured
     | Chosen

@@ -58,7 +58,7 @@ def forecast(ledger: Ledger, now: float) -> Forecast:
     by_state: dict[State, dict[str, float]] = {State.STOPPED: {}, State.FAILED: {}, State.COMPLETE: {}}
     for reason, seconds in list(ledger.seconds_by_reason.items()):
         by_state[reason.state][reason.value] = seconds
-    wall_clock = Use(elapsed, study.budget.wall_clock)
+    wall_clock = Use(ledger.wall_clock_used(now), study.budget.wall_clock)
     worker_hours = Use(worker_seconds / 3600, study.budget.worker_hours)
     return Forecast(
         elapsed=elapsed,
@@ -81,12 +81,16 @@ def _paused(ledger: Ledger) -> float:
 
 
 def _seeds_to_come(ledger: Ledger) -> int:
-    """Further seeds that study.seeds_per_trial asks for as far as is known: of those that the front has now."""
-    most = ledger.current_plan.settings.study.seeds_per_trial
-    if most == 1:
-        return 0
-    front = [trial for trial in ledger.front() if not ledger.violation(trial)]
-    return sum(max(most - 1 - len(trial.replicates), 0) for trial in front)
+    """Further seeds that study.seeds_per_trial asks for as far as is known, of those that the front has now, and new
+    ones of the finalists."""
+    study = ledger.current_plan.settings.study
+    most, confirm = study.seeds_per_trial, study.confirm
+    front = [trial for trial in ledger.front() if not ledger.violation(trial)] if most > 1 else []
+    further = sum(max(most - 1 - len(trial.replicates), 0) for trial in front)
+    if ledger.confirming is None:
+        return further + confirm.finalists * confirm.seeds
+    finalists = [ledger.trials[number] for number in ledger.confirming.numbers]
+    return further + sum(max(ledger.confirming.seeds - len(ledger.confirmations(trial)), 0) for trial in finalists)
 
 
 def _waiting(trial: TrialRecord, now: float) -> float:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from aae_ray.errors import UserError
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search import events
-from aae_ray.search.choice import reference_point
+from aae_ray.search.choice import compared, means, reference_point, references
 from aae_ray.search.constraints import constrained, constraints_of, violation
 from aae_ray.search.contract import Suggestion, trial_name
 from aae_ray.search.objectives import Front
-from aae_ray.search.outcomes import OF_THE_MACHINE, FailureClass, Reason, RungVerdict, State, StudyEnd
+from aae_ray.search.outcomes import INCONCLUSIVE, FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.pruner import Pruner, Rung
-from aae_ray.search.racing import Seeds, deviations
+from aae_ray.search.racing import Seeds, standard_errors
 from aae_ray.search.space import Plan, plan_from
 from aae_ray.settings import run_values
 
@@ -141,10 +141,14 @@ class Ledger:
         self.end: StudyEnd | None = None  # None while the study goes on
         self.end_message: str | None = None
         self.notes: list[str] = []
+        self.confirming: events.Confirming | None = None  # of the configurations that there are now
+        self.confirmed_from = 0  # the first trial after that event
         self.chosen: events.Chosen | None = None
         self.promoted: events.Promoted | None = None
         self.active_seconds = 0.0  # of earlier sessions
         self.session_started: float | None = None
+        self.trial_seconds = 0.0  # of earlier sessions, each from the first trial on that began in it
+        self.trials_since: float | None = None
         self.last_time = 0.0
         self.plan: Plan | None = None
 
@@ -183,6 +187,7 @@ class Ledger:
                 )
                 if first is None:
                     self.configurations += 1
+                    self.confirming = None  # the search goes on
                 else:
                     first.replicates.append(event.number)
                 self.trials.append(trial)
@@ -191,6 +196,7 @@ class Ledger:
             case events.AttemptStarted():
                 trial = self.trials[event.number]
                 self._move(trial, State.RUNNING)
+                self.trials_since = self.trials_since or event.time
                 trial.attempts = event.attempt
                 trial.workers = self.current_plan.settings.study.workers_per_trial  # a resume may have changed it
                 trial.started = trial.started or event.time
@@ -220,6 +226,8 @@ class Ledger:
                     self._move(trial, State.WAITING)
             case events.Ended():
                 self._end(self.trials[event.number], event.time, event.reason, event.message)
+            case events.Confirming():
+                self.confirming, self.confirmed_from = event, len(self.trials)
             case events.Measured():
                 self.trials[event.number].test = event
             case events.Chosen():
@@ -246,11 +254,13 @@ class Ledger:
 
     def _resume(self, event: events.StudyResumed, before: float) -> None:
         if self.session_started is not None:  # its process exited unexpectedly, after its last event
-            self.active_seconds += max(before - self.session_started, 0.0)
+            self._count_session(before)
         self.resumed, self.end, self.end_message, self.most_running = event, None, None, 0
         self.session_started, self.failures_in_a_row, self.first_failures = event.time, 0, []
         if event.plan is not None:
-            self.plan = plan_from(event.plan)
+            before_plan, self.plan = self.current_plan, plan_from(event.plan)
+            if self.plan.settings.study.confirm != before_plan.settings.study.confirm:
+                self.confirming = None
         for trial in self.trials:
             if trial.number in self.open:  # its process exited unexpectedly
                 self._close_attempt(trial, trial.heard or event.time)
@@ -266,7 +276,8 @@ class Ledger:
             self._rank_anew()
 
     def _decide(self, trial: TrialRecord, event: events.Decided) -> None:
-        self.rungs.setdefault(event.rung, Rung()).apply(event)
+        first = trial.number if trial.replicate_of is None else trial.replicate_of
+        self.rungs.setdefault(event.rung, Rung()).apply(event, first)
         trial.rung = event.rung
         self.failures_in_a_row, self.first_failures = 0, []  # it trains as it should, however far it goes
         if event.verdict is RungVerdict.PAUSE:
@@ -340,10 +351,18 @@ class Ledger:
             own = self._seed_values(trial)
             self.worst_seen = [max(pair) for pair in zip(self.worst_seen or own, own, strict=True)]
         if trial.replicate_of is not None:
+            if reason is not Reason.COMPLETED and reason not in INCONCLUSIVE:
+                self._take_bad_seed(trial, self.trials[trial.replicate_of])
             self._rank_anew()
         elif trial.state is State.COMPLETE:
             self.front_points.insert(trial.number, self._constrained(trial))
             self._consider_best(trial, self.best_trials)
+
+    def _take_bad_seed(self, trial: TrialRecord, first: TrialRecord) -> None:
+        """A seed diverged, or was ended by a health check, on its way to where its configuration waits."""
+        rung = self.rungs.get(first.rung)
+        if rung is not None and first.state is not State.COMPLETE and self.pruner.races_at(first.rung):
+            rung.take_seed(first.number, trial.number, (math.inf,) * len(rung.ranks.values[first.number]))
 
     def _consider_best(self, trial: TrialRecord, best: dict[int, TrialRecord]) -> None:
         for index, value in enumerate(self._constrained(trial)):
@@ -382,8 +401,19 @@ class Ledger:
     def _close_session(self, end: StudyEnd, message: str | None, time: float) -> None:
         self.end, self.end_message = end, message
         if self.session_started is not None:
-            self.active_seconds += max(time - self.session_started, 0.0)
-            self.session_started = None
+            self._count_session(time)
+
+    def _count_session(self, end: float) -> None:
+        """A session is over, at this time as far as is known."""
+        assert self.session_started is not None
+        self.active_seconds += max(end - self.session_started, 0.0)
+        self.trial_seconds += 0.0 if self.trials_since is None else max(end - self.trials_since, 0.0)
+        self.session_started = self.trials_since = None
+
+    def wall_clock_used(self, now: float) -> float:
+        """Seconds of study.budget.wall_clock that are used up: of each session those from its first trial on."""
+        since = self.trials_since  # read once, as another thread may show the study while it goes on
+        return self.trial_seconds + (0.0 if since is None else max(now - since, 0.0))
 
     # -------------------------------------------------------------------------------------------------- what is asked
 
@@ -436,11 +466,20 @@ class Ledger:
 
     def seeds(self, trial: TrialRecord) -> Seeds:
         """What the seeds of a complete trial's configuration came to. One that diverged, or was stopped by a health
-        check, counts as the worst that its objectives can be; one that the machine has lost says nothing."""
+        check, counts as the worst that its objectives can be; one that the machine has lost, or that waits at a rung,
+        says nothing."""
         replicates = [self.trials[number] for number in trial.replicates]
-        replicates = [each for each in replicates if each.reason not in OF_THE_MACHINE]
-        ended = [each for each in (trial, *replicates) if each.reason is not None and not each.reason.resumable]
-        return Seeds(trial.number, tuple(self._seed_values(each) for each in ended), len(replicates) + 1 - len(ended))
+        values = tuple(self._seed_values(each) for each in _conclusive([trial, *replicates]))
+        return Seeds(trial.number, values, len(self._under_way(replicates)))
+
+    def _under_way(self, replicates: Iterable[TrialRecord]) -> list[TrialRecord]:
+        """Those that train, or will: a seed that waits at a rung does so until it is asked for."""
+        return [each for each in replicates if each.state in (State.WAITING, State.RUNNING)]
+
+    def seeds_on_their_way(self, trial: TrialRecord, rung: Rung) -> int:
+        """How many further seeds of a configuration will come to a rung."""
+        replicates = (self.trials[number] for number in trial.replicates)
+        return sum(each.number not in rung.verdicts for each in self._under_way(replicates))
 
     def _seed_values(self, trial: TrialRecord) -> tuple[float, ...]:
         if trial.state is not State.COMPLETE:
@@ -460,18 +499,53 @@ class Ledger:
         """The metrics that a trial is judged by: its own, with means over the seeds of a complete configuration."""
         if not trial.replicates or trial.state is not State.COMPLETE:
             return trial.metrics
-        means = zip(self.objectives, self.signs, self.values(trial), strict=True)
-        return trial.metrics | {name: sign * mean for name, sign, mean in means}
+        replicates = [self.trials[number] for number in trial.replicates]
+        return self._with_means(trial, [self._counted(each, trial) for each in _conclusive([trial, *replicates])])
+
+    def _with_means(self, trial: TrialRecord, seeds: Sequence[dict[str, float]]) -> dict[str, float]:
+        """A configuration's metrics, means over these seeds where configurations are compared by them. What one of the
+        seeds has not is not known of the configuration either."""
+        names, found = compared(self.current_plan.settings.study), means(seeds)
+        rest = {name: value for name, value in trial.metrics.items() if name not in names}
+        return rest | {name: value for name, value in found.items() if name in names}
+
+    def _counted(self, seed: TrialRecord, first: TrialRecord) -> dict[str, float]:
+        """The metrics that a seed of a configuration counts with. One that diverged, or was stopped by a health check,
+        gets the worst of all that configurations are compared by, and nothing where there is no worst; references that
+        it had no time to measure are those of the first seed."""
+        objectives = {
+            name: sign * value
+            for name, sign, value in zip(self.objectives, self.signs, self._seed_values(seed), strict=True)
+        }
+        if seed.state is State.COMPLETE:
+            return seed.metrics | objectives
+        names = compared(self.current_plan.settings.study)
+        limits = references(names)
+        known = {name: first.metrics[name] for name in limits if name in first.metrics} | seed.metrics
+        worst = {name: limit.of(known) for name in names - limits if (limit := METRICS[name].worst) is not None}
+        return {name: value for name, value in known.items() if name not in names - limits} | worst | objectives
 
     def standard_errors(self, trial: TrialRecord) -> dict[str, float]:
         """Of the means over seeds of each objective; empty for a single seed."""
-        seeds = self.seeds(trial)
-        if len(seeds.values) < 2:
-            return {}
-        own = deviations([seeds])
-        assert own is not None
-        scale = math.sqrt(len(seeds.values))
-        return {name: deviation / scale for name, deviation in zip(self.objectives, own, strict=True)}
+        return dict(zip(self.objectives, standard_errors(self.seeds(trial)), strict=False))
+
+    def confirmations(self, trial: TrialRecord) -> list[TrialRecord]:
+        """The trials that confirm a finalist: of its configuration, with seeds that no choice has seen."""
+        if self.confirming is None or trial.number not in self.confirming.numbers:
+            return []
+        return [self.trials[number] for number in trial.replicates if number >= self.confirmed_from]
+
+    def evidence(self, trial: TrialRecord) -> list[dict[str, float]]:
+        """The metrics of each new seed of a finalist that has come to an end. One that diverged, or was stopped by a
+        health check, counts as the worst; one that the machine has lost says nothing."""
+        return [self._counted(each, trial) for each in _conclusive(self.confirmations(trial))]
+
+    def confirmed(self) -> list[tuple[TrialRecord, dict[str, float]]]:
+        """The finalists of which new seeds are known, each with its metrics: means over those seeds of all that
+        configurations are compared by."""
+        numbers = self.confirming.numbers if self.confirming is not None else ()
+        finalists = [self.trials[number] for number in numbers]
+        return [(trial, self._with_means(trial, seeds)) for trial in finalists if (seeds := self.evidence(trial))]
 
     def measured(self, trial: TrialRecord) -> bool:
         """Whether every objective of the trial's last epoch is a finite number."""
@@ -507,6 +581,11 @@ class Ledger:
             checkpoint=trial.checkpoint,
             alone=trial.alone,
         )
+
+
+def _conclusive(seeds: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Those that have ended and say something of their configuration."""
+    return [each for each in seeds if each.reason is not None and each.reason not in INCONCLUSIVE]
 
 
 def _shares_a_device(trial: TrialRecord) -> bool:

@@ -199,6 +199,17 @@ class Ranks:
         own = by_contribution([*front, (values, number)], reference)
         return before + own.index((values, number))
 
+    def order(self, reference: Point | None) -> list[int]:
+        """The numbers of all points, the best first."""
+        return [number for level in self.levels for _, number in level.by_contribution(reference)]
+
+    def move(self, number: int, point: Point) -> None:
+        """Give a point other values."""
+        points = self.values | {number: tuple(point)}
+        self.levels, self.values = [], {}
+        for each, values in points.items():
+            self.insert(each, values)
+
     def insert(self, number: int, point: Point) -> None:
         """Take a point. One that is known by its number keeps its first values."""
         if number in self.values:

@@ -109,6 +109,9 @@ OF_THE_MACHINE = (
     Reason.NOT_SAVED,
 )
 
+# Ends that leave open what a trial would have come to.
+INCONCLUSIVE = (*OF_THE_MACHINE, Reason.PRUNED, *(reason for reason in Reason if reason.resumable))
+
 
 class StudyEnd(StrEnum):
     """Why a study has stopped, or ended as planned."""

@@ -16,8 +16,13 @@ A trial whose reconstructions are worse than the mean image is stopped at a rung
 an encoder that has learned nothing match their prior by themselves. Constraints are asked of those that were trained to
 their end: at a rung nearly all violate them still, and would be put in order by that alone.
 
-The first trial at a rung goes on at once: it has nobody to wait for. With one metric in place of the fronts this is
-promotion-type ASHA (Li et al. 2020, algorithm 2) with ceil in place of floor. MO-ASHA (Schmucker et al. 2021; Syne
+With `study.seeds_from_rung` the values at that rung and at later ones are means over the seeds of a configuration, and
+whoever is there is paused until its verdict is sure: with its mean a standard error better or worse it would still be
+among those that go on, or still among the others, or it has all its seeds (`racing`). A configuration of which one seed
+is worse than the mean image, or was ended by a health check, stays where it is.
+
+Else the first trial at a rung goes on at once: it has nobody to wait for. With one metric in place of the fronts this
+is promotion-type ASHA (Li et al. 2020, algorithm 2) with ceil in place of floor. MO-ASHA (Schmucker et al. 2021; Syne
 Tune's MOASHA) has the same fronts, fills the last one by an epsilon-net in place of the hypervolume, and stops for good
 whom it does not let go on.
 """
@@ -32,6 +37,7 @@ from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search.events import Decided
 from aae_ray.search.objectives import Point, Queue, Ranks
 from aae_ray.search.outcomes import RungVerdict
+from aae_ray.search.racing import Seeds, deviations, shifted
 from aae_ray.training.health import worse_than_the_mean_image
 
 
@@ -53,20 +59,46 @@ PRUNERS = {
 
 
 class Rung:
-    """The trials that have reached a rung, and what was decided on each."""
+    """The configurations that have reached a rung, and what was decided on each of their trials."""
 
     def __init__(self) -> None:
-        self.ranks = Ranks()
+        self.ranks = Ranks()  # of configurations, by the number of their first trial
         self.verdicts: dict[int, RungVerdict] = {}
-        self.paused = Queue(self.ranks)
+        self.values: dict[int, dict[int, tuple[float, ...]]] = {}  # configuration -> trial -> what it had here
+        self.paused = Queue(self.ranks)  # configurations
 
-    def apply(self, decided: Decided) -> None:
-        self.ranks.insert(decided.number, decided.values)
+    def apply(self, decided: Decided, configuration: int) -> None:
+        """Take a decision on a trial, which may be another seed of a configuration that has been here."""
         self.verdicts[decided.number] = decided.verdict
+        if decided.number != configuration:
+            self.take_seed(configuration, decided.number, decided.values)
+            return
+        self.values.setdefault(configuration, {}).setdefault(configuration, decided.values)
+        self.ranks.insert(configuration, decided.values)
         if decided.verdict is RungVerdict.PAUSE:
-            self.paused.add(decided.number)
+            self.paused.add(configuration)
         else:
-            self.paused.remove(decided.number)
+            self.paused.remove(configuration)
+
+    def take_seed(self, configuration: int, number: int, values: tuple[float, ...]) -> None:
+        """What another seed of a configuration had here, which moves its means."""
+        of_seeds = self.values[configuration]
+        if number in of_seeds:
+            return
+        of_seeds[number] = values
+        self.ranks.move(configuration, self.seeds(configuration).means)
+        waiting, self.paused = self.paused.numbers, Queue(self.ranks)
+        for each in sorted(waiting):
+            self.paused.add(each)
+
+    def seeds(self, configuration: int) -> Seeds:
+        """What the seeds of a configuration had here."""
+        return Seeds(configuration, tuple(self.values[configuration].values()))
+
+    @property
+    def noise(self) -> tuple[float, ...] | None:
+        """Standard deviation of each value over seeds, pooled; None before any configuration has two seeds here."""
+        return deviations([seeds for seeds in map(self.seeds, self.values) if all(map(math.isfinite, seeds.means))])
 
 
 @dataclass(frozen=True)
@@ -84,11 +116,74 @@ class Pruner:
         if worse_than_the_mean_image(metrics) and self.rule.asks_for_more_than_the_mean_image:
             verdict = RungVerdict.STOP
         else:
-            verdict = RungVerdict.CONTINUE if ahead < self._places(reached) else self.rule.otherwise
+            goes_on = ahead < self._places(reached) and not self.races_at(epoch)
+            verdict = RungVerdict.CONTINUE if goes_on else self.rule.otherwise
         return Decided(number=number, rung=epoch, values=values, ahead=ahead, reached=reached, verdict=verdict)
 
+    def decide_seed(
+        self, number: int, configuration: int, epoch: int, metrics: Mapping[str, float], rung: Rung, farther: bool
+    ) -> Decided:
+        """The decision on another seed of a configuration that has been at the rung: it goes on where that has come
+        farther, to a later rung, and never ahead of it."""
+        verdict = RungVerdict.CONTINUE if farther else RungVerdict.PAUSE
+        return self._seed_decided(number, configuration, epoch, self._values(metrics), rung, verdict)
+
+    def let_seed_go_on(self, number: int, configuration: int, epoch: int, rung: Rung) -> Decided:
+        """The decision that a paused seed goes on, as its configuration is asked for more."""
+        values = rung.values[configuration][number]
+        return self._seed_decided(number, configuration, epoch, values, rung, RungVerdict.CONTINUE)
+
+    def _seed_decided(
+        self,
+        number: int,
+        configuration: int,
+        epoch: int,
+        values: tuple[float, ...],
+        rung: Rung,
+        verdict: RungVerdict,
+    ) -> Decided:
+        ranks = rung.ranks
+        ahead = ranks.ahead(configuration, ranks.values[configuration], self.reference)
+        return Decided(number=number, rung=epoch, values=values, ahead=ahead, reached=len(ranks), verdict=verdict)
+
+    def races_at(self, epoch: int) -> bool:
+        """Whether configurations get further seeds at this rung."""
+        first = self.study.seeds_from_rung
+        return self.study.seeds_per_trial > 1 and first is not None and epoch >= first
+
+    def undecided(self, epoch: int, rung: Rung) -> list[int]:
+        """Configurations paused at a rung whose verdict other seeds may change, the best first."""
+        if not self.races_at(epoch):
+            return []
+        found, places = [], self._places(len(rung.ranks))
+        for place, number in enumerate(rung.ranks.order(self.reference)):
+            if number not in rung.paused.numbers:
+                continue
+            if self._is_open(rung, number):
+                found.append(number)
+            elif place >= places:  # those behind it are farther off
+                break
+        return found
+
+    def _is_open(self, rung: Rung, number: int) -> bool:
+        """Whether a configuration with fewer than all its seeds may be on the other side of the line between those that
+        go on and the others. Before any noise is known, whoever would go on gets a second seed."""
+        seeds, noise, places = rung.seeds(number), rung.noise, self._places(len(rung.ranks))
+        if len(seeds.values) >= self.study.seeds_per_trial or not all(map(math.isfinite, seeds.means)):
+            return False
+        inside = rung.ranks.ahead(number, seeds.means, self.reference) < places
+        if noise is None:
+            return inside
+        others = Ranks()
+        for each, values in rung.ranks.values.items():
+            if each != number:
+                others.insert(each, values)
+        moved = shifted(seeds, noise, 1.0 if inside else -1.0)
+        return (others.ahead(number, moved, self.reference) < places) is not inside
+
     def promote(self, epoch: int, rung: Rung) -> Decided | None:
-        """The decision that the best trial paused at a rung goes on, if later results have put it ahead."""
+        """The decision that the best configuration paused at a rung goes on, if later results have put it ahead and no
+        other seed may change that."""
         if self.rule.population:
             return None
         number, reached = rung.paused.best(self.reference), len(rung.ranks)
@@ -97,6 +192,8 @@ class Pruner:
         values = rung.ranks.values[number]
         ahead = rung.ranks.ahead(number, values, self.reference)
         if ahead >= self._places(reached):
+            return None
+        if self.races_at(epoch) and (self._is_open(rung, number) or not all(map(math.isfinite, values))):
             return None
         return Decided(
             number=number, rung=epoch, values=values, ahead=ahead, reached=reached, verdict=RungVerdict.CONTINUE

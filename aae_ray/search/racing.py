@@ -1,5 +1,7 @@
 """Which configurations are trained with another seed: those whose verdict it can change.
 
+Here those that were trained to their end; at a rung the `pruner` asks the same of those that wait there.
+
 A configuration is judged by the means of its objectives over its seeds. How far a mean may be off is estimated from all
 configurations with two seeds or more together: seeds differ by much the same everywhere, and two of them say little.
 """
@@ -37,6 +39,12 @@ def deviations(configurations: Sequence[Seeds]) -> tuple[float, ...] | None:
     return tuple(math.sqrt(total / freedom) for total in squares)
 
 
+def standard_errors(seeds: Seeds) -> tuple[float, ...]:
+    """Of the mean of each objective over the seeds of one configuration; none for a single seed."""
+    own = deviations([seeds])
+    return () if own is None else tuple(deviation / math.sqrt(len(seeds.values)) for deviation in own)
+
+
 def next_seed(configurations: Sequence[Seeds], most: int) -> int | None:
     """The configuration that another seed is for, None where no verdict is open.
 
@@ -49,18 +57,18 @@ def next_seed(configurations: Sequence[Seeds], most: int) -> int | None:
         return None
     noise, sure = deviations(configurations), Front()
     for each in configurations:
-        sure.insert(each.number, _shifted(each, noise, 1.0))
+        sure.insert(each.number, shifted(each, noise, 1.0))
     open_ones = [
         each
         for each in configurations
         if len(each.values) + each.under_way < most
-        and not any(dominates(worse, _shifted(each, noise, -1.0)) for worse in sure.points.values())
+        and not any(dominates(worse, shifted(each, noise, -1.0)) for worse in sure.points.values())
     ]
     first = min(open_ones, key=lambda each: (len(each.values) + each.under_way, each.number), default=None)
     return None if first is None else first.number
 
 
-def _shifted(seeds: Seeds, noise: tuple[float, ...] | None, errors: float) -> tuple[float, ...]:
+def shifted(seeds: Seeds, noise: tuple[float, ...] | None, errors: float) -> tuple[float, ...]:
     """The means, moved by so many standard errors."""
     if noise is None:
         return seeds.means

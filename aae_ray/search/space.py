@@ -11,6 +11,7 @@ start:                                                              points that 
 """
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,9 +25,20 @@ from optuna.distributions import (
 )
 from pydantic import ValidationError
 
-from aae_ray.errors import Kind, Problem, SettingsError, UserError, did_you_mean, unknown_key
+from aae_ray.errors import Kind, Problem, SettingsError, UserError, closest, did_you_mean, unknown_key
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.reading import Entry, build, key_problems, nest, read_overrides, read_yaml, rule_problems, unclear
+from aae_ray.reading import (
+    Entry,
+    build,
+    key_problems,
+    nest,
+    read_changes,
+    read_overrides,
+    read_yaml,
+    rule_problems,
+    shown,
+    unclear,
+)
 from aae_ray.search.choice import RULES as RULES_OF_CHOICE
 from aae_ray.search.conditions import Conditions, is_active, parents_first, read_conditions
 from aae_ray.search.constraints import constraint_problems
@@ -42,10 +54,13 @@ from aae_ray.search.distributions import (
     spec_of,
 )
 from aae_ray.search.events import PlanRecord
+from aae_ray.search.outcomes import RungVerdict
 from aae_ray.search.points import LARGEST_GRID, space_size
 from aae_ray.search.population import mutable
+from aae_ray.search.pruner import PRUNERS, rungs
 from aae_ray.secrets import without_userinfo
 from aae_ray.settings import RULES, WITHOUT_CONDITIONS, Sampler, Settings, dotted_fields, setting
+from aae_ray.spellings import folded
 
 _INSTALLED = Path(__file__).parents[1] / "search_spaces"
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "search_spaces"  # in a checkout
@@ -60,6 +75,7 @@ class Plan:
     space: Space
     start: tuple[dict[str, Any], ...] = ()
     conditions: Conditions = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)  # where the user wrote each key
 
     def spec(self, key: str) -> dict[str, Any]:
         """A searched key as a study's file writes it."""
@@ -78,13 +94,17 @@ class Plan:
         return ["min" if METRICS[name].sign > 0 else "max" for name in self.settings.study.objectives]
 
 
-def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
-    """The plan in a file with `key=value` overrides of the command line, which also fix what the file searches.
+Changes = Iterable[str] | Mapping[str, Any]  # `key=value`, as on the command line, or values by dotted keys
+
+
+def read_plan(path: str | None, overrides: Changes = ()) -> Plan:
+    """The plan in a file with changes, those of the command line or of a program, which also fix what the file
+    searches.
 
     Raises SettingsError with every mistake in both, each with its place.
     """
     entries = read_yaml(study_file(path)) if path else {}
-    changes = read_overrides(overrides)
+    changes = read_changes(overrides) if isinstance(overrides, Mapping) else read_overrides(overrides)
     problems: list[Problem] = []
     shared, searched, start = _sort_blocks(entries, problems)
     for key, entry in changes.items():
@@ -109,7 +129,9 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
     for name in (specs.keys() & shared.keys()) - conditional:
         text = f"{name} is fixed here and searched at {places[name]}; keep one of them"
         problems.append(Problem((name,), Kind.DUPLICATE, shared[name].where, text))
-    points, start_problems = _start_points(start, space, conditions, set(specs) - set(space) | set(changes), given)
+    points, start_problems = _start_points(
+        start, space, conditions, (set(specs) | set(searched)) - set(space) | set(changes), given
+    )
     problems += _metric_problems(shared)
     problems += constraint_problems(shared.get("study.constraints"))
     problems += key_problems(shared)
@@ -126,7 +148,7 @@ def read_plan(path: str | None, overrides: Iterable[str] = ()) -> Plan:
         contradictions += _beyond_the_seeds(base, space, problems)
     if problems := [*problems, *start_problems, *contradictions]:
         raise SettingsError(dict.fromkeys(problems))
-    return Plan(build(base), space, points, conditions)
+    return Plan(build(base), space, points, conditions, {key: entry.where for key, entry in base.items()})
 
 
 def study_file(path: str) -> str:
@@ -136,13 +158,13 @@ def study_file(path: str) -> str:
     """
     shipped = SHIPPED / f"{Path(path).stem}.yaml"
     bare = Path(path) == Path(shipped.stem)
-    if Path(path).is_file() or not (bare or Path(path) == Path("search_spaces", shipped.name)):
+    if os.path.isfile(path) or not (bare or Path(path) == Path("search_spaces", shipped.name)):
         return path
-    if bare and not shipped.exists():
+    if bare and not os.path.exists(shipped):
         names = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
         hint = did_you_mean(path, names) or f" Those that ship: {', '.join(names)}."
         raise UserError(f"{path} is neither a file nor a study that ships.{hint}")
-    return str(shipped) if shipped.exists() else path
+    return str(shipped) if os.path.exists(shipped) else path
 
 
 def _sort_blocks(
@@ -158,7 +180,8 @@ def _sort_blocks(
             start = entry if not rest else Entry({rest: entry.value}, entry.where)
         elif block in BLOCKS and not rest:
             if entry.value not in ({}, None):
-                text = f"{block} must be a mapping of keys to values, got {entry.value!r}"
+                text = f"{block} must be a mapping of keys to values, got {shown(entry.value)}"
+                text += "; a colon needs a space behind it" if ":" in str(entry.value) else ""
                 problems.append(Problem((block,), Kind.SECTION, entry.where, text))
         elif block == "study":
             shared[key] = entry
@@ -171,7 +194,9 @@ def _sort_blocks(
             text = f"{key} is outside of any block; put it under `run:`"
             problems.append(Problem((key,), Kind.MISPLACED, entry.where, text))
         else:
-            hint = did_you_mean(block, BLOCKS)
+            meant = closest(key, dotted_fields())
+            setting_meant = meant and folded(key.rpartition(".")[2]) == folded(meant.rpartition(".")[2])
+            hint = f" Did you mean {meant}, under `run:`?" if setting_meant else did_you_mean(block, BLOCKS)
             text = f"{key} is not a block of a study's file; the blocks are {', '.join(BLOCKS)}.{hint}"
             problems.append(Problem((key,), Kind.UNKNOWN_KEY, entry.where, text))
     return shared, searched, start
@@ -343,22 +368,43 @@ def _beyond_the_pruner(base: Mapping[str, Entry], space: Space, problems: Sequen
 
 def _beyond_the_seeds(base: Mapping[str, Entry], space: Space, problems: Sequence[Problem]) -> list[Problem]:
     """Seeds that a study gives its trials where there are none to give."""
-    keys = ("seed", "study.seeds_per_trial")
-    if unclear(keys, base, problems):
+    keys = ("seed", "study.seeds_per_trial", "study.confirm.finalists", "study.confirm.seeds")
+    about_rungs = ("study.pruner.type", "study.pruner.grace_period", "study.pruner.reduction_factor", "train.epochs")
+    of_rung = (keys[1], "study.seeds_from_rung", *about_rungs)
+    if unclear((*keys, *of_rung), base, problems):
         return []
-    built = build({key: base[key] for key in keys if key in base})
-    most = built.study.seeds_per_trial
-    if most > 1 and "seed" in space:
-        text = (
-            f"study.seeds_per_trial={most} gives each configuration seeds of its own, and `seed` is searched as well; "
-        )
-        return [Problem(keys, Kind.RULE, base[keys[1]].where, text + "remove one of them")]
-    if built.seed + most > 2**32:
-        text = (
-            f"seed={built.seed} leaves no larger seeds for study.seeds_per_trial={most}; the largest is {2**32 - most}"
-        )
+    built = build({key: base[key] for key in (*keys, *of_rung) if key in base})
+    first = built.study.seeds_from_rung
+    if first is not None and (wrong := _no_rung_for_seeds(built, first, searched_epochs="train.epochs" in space)):
+        return [Problem(of_rung, Kind.RULE, base[of_rung[1]].where, f"{of_rung[1]}={first} {wrong}")]
+    most, confirm = built.study.seeds_per_trial, built.study.confirm
+    given = {keys[1]: most - 1, keys[2]: confirm.seeds if confirm.finalists else 0}  # seeds beyond the first one
+    asked = {keys[1]: f"{keys[1]}={most}", keys[2]: f"{keys[2]}={confirm.finalists}"}
+    for key, seeds in given.items():
+        if seeds and "seed" in space:
+            text = f"{asked[key]} gives each configuration seeds of its own, and `seed` is searched as well; "
+            return [Problem((keys[0], key), Kind.RULE, base[key].where, text + "remove one of them")]
+    if built.seed + sum(given.values()) >= 2**32:
+        of = " and ".join(asked[key] for key, seeds in given.items() if seeds)
+        text = f"seed={built.seed} leaves no larger seeds for {of}; the largest is {2**32 - 1 - sum(given.values())}"
         return [Problem(keys, Kind.RULE, base[keys[0]].where, text)]
     return []
+
+
+def _no_rung_for_seeds(built: Settings, first: int, searched_epochs: bool) -> str | None:
+    """Why further seeds cannot begin at an epoch, None where they can."""
+    study = built.study
+    if study.seeds_per_trial == 1:
+        return (
+            "is where further seeds begin, and study.seeds_per_trial=1 asks for none; give 2 or more, or leave it out"
+        )
+    if PRUNERS[study.pruner.type].otherwise is not RungVerdict.PAUSE:
+        return f"needs a pruner that pauses trials, and study.pruner.type is {study.pruner.type}; give asha"
+    levels = rungs(study.pruner, first + 1 if searched_epochs else built.train.epochs)
+    if first not in levels:
+        known = ", ".join(map(str, levels)) or f"none below train.epochs={built.train.epochs}"
+        return f"is no rung; the rungs are {known} (study.pruner.grace_period, study.pruner.reduction_factor)"
+    return None
 
 
 def _too_few_points(

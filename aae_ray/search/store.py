@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -299,9 +300,9 @@ def find_study(name_or_folder: str, root: Path) -> Path:
         return _pulled(name_or_folder)
     path = Path(name_or_folder).expanduser()
     for folder in (path, root / name_or_folder):
-        if (folder / JOURNAL).is_file():
+        if os.path.isfile(folder / JOURNAL):
             return folder
-    if path.name == JOURNAL and path.is_file():
+    if path.name == JOURNAL and os.path.isfile(path):
         return path.parent
     folders = studies(root)
     fitting = [folder for folder in folders if STAMP.sub("", folder.name) == name_or_folder]
@@ -313,7 +314,7 @@ def find_study(name_or_folder: str, root: Path) -> Path:
             f"{name_or_folder} fits {len(fitting)} studies under {root}; say which one, newest first:\n"
             + "\n".join(f"  {folder.name}" for folder in fitting)
         )
-    if name_or_folder and path.is_dir():
+    if name_or_folder and os.path.isdir(path):
         raise UserError(f"{name_or_folder} is not the folder of a study: there is no {JOURNAL} in it")
     if not folders:
         raise UserError(f"no study is called {name_or_folder}: there are no studies under {root}")

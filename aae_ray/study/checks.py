@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import combinations_with_replacement, product
 from pathlib import Path
@@ -19,26 +20,29 @@ from aae_ray.autoencoder.phases import TASKS, Task
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.labels import check
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
+from aae_ray.evaluation.constants import split_digest
 from aae_ray.evaluation.diagnostics import diagnose
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import JUDGED, measured
 from aae_ray.evaluation.judge import Judge
-from aae_ray.search.choice import RULES
+from aae_ray.execution.ray_cluster import check_resources
+from aae_ray.search.choice import RULES, in_order
 from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of
 from aae_ray.search.distributions import options
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan
+from aae_ray.search.store import Store, local_root
 from aae_ray.settings import Settings, flatten, replace, setting
-from aae_ray.tracking.address import tracking_uri
+from aae_ray.tracking.address import check_answers, tracking_uri
 from aae_ray.training.loop import StateBytes, state_bytes
 
 STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components")
 # What a resume may change: how much is done, where it runs and where it is recorded, not what is searched.
 FREE = ("study.budget.", "study.concurrent_trials", "study.workers_per_trial", "study.resources_per_worker",
         "study.start_timeout", "study.step_timeout", "study.max_failures", "study.keep", "study.finalists",
-        "tracking.")  # fmt: skip
+        "study.confirm.", "tracking.")  # fmt: skip
 FIXED = (
     "study.name",
     "study.folder",
@@ -55,18 +59,62 @@ LEAST_FREE_TO_CHOOSE = 20_000_000  # for the figures, the export and the card of
 LEAST_FREE_BYTES = 100_000_000  # under the study's folder: with less, a study stops while its journal can be written
 
 
-def checked(plan: Plan) -> tuple[Plan, str, Dataset]:
-    """The plan with absolute paths, MLflow's address, and the data, which are prepared. Raises UserError."""
+def checked(plan: Plan, *, new: bool = True) -> tuple[Plan, str, Dataset]:
+    """The plan with absolute paths, MLflow's address, and the data, which are prepared.
+
+    Raises SettingsError with all that is known to be wrong before the start, each with its place. A study that is not
+    `new` has its folder, and goes on also where MLflow does not answer, which gets the records later.
+    """
     plan = dataclasses.replace(plan, settings=with_absolute_paths(plan.settings))
-    uri = tracking_uri(plan.settings.tracking.uri)
-    dataset = load(plan.settings.data)
-    _check_data(plan, dataset)
+    problems: list[Problem] = []
+    uri, dataset = "", None
+    with _collected(problems, "tracking.uri"):
+        uri = tracking_uri(plan.settings.tracking.uri)
+        if new:
+            check_answers(uri)
+    with _collected(problems, "study.resources_per_worker"):
+        check_resources(plan.settings)
+    if new:
+        with _collected(problems, "study.folder"):
+            _check_room(plan.settings.study.folder)
+    with _collected(problems, "data.path" if plan.settings.data.path else "data.name"):
+        dataset = load(plan.settings.data)
+        _check_data(plan, dataset)
+    if problems or dataset is None:
+        raise SettingsError(dataclasses.replace(problem, where=_place(problem, plan)) for problem in problems)
     return plan, uri, dataset
+
+
+def _place(problem: Problem, plan: Plan) -> str:
+    """Where the first of the keys was written that a problem concerns."""
+    return next((where for key, where in plan.places.items() if problem.concerns(key)), problem.where)
+
+
+@contextmanager
+def _collected(problems: list[Problem], key: str) -> Iterator[None]:
+    """What is wrong is added to the problems, under this key where it does not say itself which one it concerns."""
+    try:
+        yield
+    except SettingsError as error:
+        problems += error.problems
+    except UserError as error:
+        problems.append(Problem((key,), Kind.VALUE, "settings", str(error)))
+
+
+def _check_room(folder: str) -> None:
+    """Raises UserError when the disk is full, or no such folder can be made, under the folder of studies."""
+    path = local_root(folder).absolute()
+    there = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = "cannot be written to" if there.is_dir() else "is a file"
+        raise UserError(f"study.folder {folder}: {there} {reason}")
+    if problem := disk_problem(there):
+        raise UserError(f"study.folder {folder}: {problem}")
 
 
 def with_absolute_paths(settings: Settings) -> Settings:
     """Workers have a working folder of their own: what the user wrote is meant from where the command was typed."""
-    paths = {key: setting(settings, key) for key in ("data.path", "data.cache")}
+    paths = {key: setting(settings, key) for key in ("data.path", "data.test_path", "data.cache")}
     return replace(settings, {key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if path})
 
 
@@ -80,6 +128,11 @@ def _check_data(plan: Plan, dataset: Dataset) -> None:
         except SettingsError as error:
             problems |= dict.fromkeys(error.problems)
         problems |= dict.fromkeys(_unmeasured(each, dataset))
+    searched = plan.space.get("train.batch_size")
+    largest = plan.settings.train.batch_size if searched is None else max(options(searched))
+    if largest > len(dataset.train):
+        text = f"train.batch_size is more than the {len(dataset.train)} training images of data.name {dataset.name}, "
+        problems[Problem(("train.batch_size",), Kind.DATA, "settings", f"{text}got {largest}")] = None
     for part, indices in (("validation", dataset.val), ("test", dataset.test)):
         if len(indices) < LEAST_CODES:
             few = f"data.name {dataset.name} has {len(indices)} {part} images, too few to measure on"
@@ -153,6 +206,26 @@ def idle_settings(plan: Plan) -> list[str]:
     return sentences
 
 
+def start_advice(plan: Plan, dataset: Dataset) -> list[str]:
+    """Sentences on what is known at the start and stops nothing: settings without effect, rungs that there are not, and
+    a disk on which there may not be room for all checkpoints."""
+    study, epochs, sentences = plan.settings.study, plan.settings.train.epochs, idle_settings(plan)
+    if study.pruner.type != "none" and study.budget.trials > 1 and not rungs(study.pruner, epochs):
+        sentences.append(
+            f"study.pruner.grace_period={study.pruner.grace_period} leaves no rung before train.epochs={epochs}: "
+            f"study.pruner.type={study.pruner.type} compares no trials; give a smaller one"
+        )
+    path = local_root(study.folder).absolute()
+    there = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
+    needed, free = disk_needed(plan, dataset), shutil.disk_usage(there).free
+    if needed > free:
+        sentences.append(
+            f"checkpoints may take {needed / 1e6:,.0f} MB at a time, and {free / 1e6:,.0f} MB are free under {there}; "
+            "give study.keep=best, or another study.folder"
+        )
+    return sentences
+
+
 def judge_advice(judge: Judge | None, settings: Settings) -> str | None:
     """A sentence when a study decides by the features of a judge that hardly knows its images."""
     found = () if judge is None else diagnose({"quality/judge_accuracy": judge.accuracy}, settings)
@@ -217,6 +290,11 @@ def check_resume(name: str, ledger: Ledger, plan: Plan, dataset: Dataset, *, ext
             f"{name} was started on data with digest {ledger.started.data.digest}, and data.name {dataset.name} "
             f"now has {dataset.digest}; restore those data, or start a new study"
         )
+    if ledger.started.data.split not in ("", split_digest(dataset)):
+        raise UserError(
+            f"{name} was started on another split of data.name {dataset.name}, whose source now gives other parts; "
+            "restore it, or start a new study"
+        )
     here = versions()
     other = [
         f"{package} {then} then, {here.get(package, 'none')} now"
@@ -227,6 +305,25 @@ def check_resume(name: str, ledger: Ledger, plan: Plan, dataset: Dataset, *, ext
         raise UserError(
             f"{name} was started with other versions: {'; '.join(other)}. Install those, or give --any-version to go "
             "on with results that may differ from an unbroken study's"
+        )
+
+
+def check_finalists(name: str, ledger: Ledger, plan: Plan, store: Store) -> None:
+    """Raises UserError when a study that is only to confirm its best trials has no checkpoint of one of them: with
+    study.keep=best the others' are gone, and one that new seeds show to be the best could not be published."""
+    study, old = plan.settings.study, ledger.current_plan.settings.study
+    to_choose = study.confirm.finalists > 0 and (study.confirm != old.confirm or ledger.confirming is None)
+    if not to_choose or ledger.unfinished or study.budget.trials > ledger.configurations:
+        return
+    front = ledger.front()
+    order = in_order([ledger.judged(trial) for trial in front], study.objectives, study.select)
+    chosen = [front[index] for index in order[: study.confirm.finalists]]
+    gone = [trial.name for trial in chosen if trial.checkpoint is None or not store.files(trial.checkpoint)]
+    if gone:
+        raise UserError(
+            f"{name}: study.confirm.finalists={study.confirm.finalists} would train {', '.join(gone)} again, whose "
+            f"checkpoint is not kept (study.keep={old.keep}), so that it could not be published; confirm fewer "
+            "finalists, or start a study with study.keep=front"
         )
 
 

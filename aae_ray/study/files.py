@@ -111,7 +111,9 @@ class TrialFiles:
         if self.keep == "all":
             return frozenset()
         stay, borrowed = {trial.number for trial in ledger.front()}, set(ledger.borrowed.values())
-        moving = ledger.current_plan.settings.study.seeds_per_trial > 1 and ledger.end is not StudyEnd.PLANNED
+        stay |= set(ledger.confirming.numbers) if ledger.confirming is not None else set()
+        study = ledger.current_plan.settings.study
+        moving = (study.seeds_per_trial > 1 or study.confirm.finalists) and ledger.end is not StudyEnd.PLANNED
         for number in self.kept - stay:
             trial = ledger.trials[number]
             contender = moving and trial.state is State.COMPLETE and trial.replicate_of is None

@@ -20,10 +20,12 @@ class Signals:
     line), the first signal is only noted; everywhere else it raises KeyboardInterrupt in the main thread.
     """
 
-    def __init__(self, say: Callable[[str], None], leave: Callable[[], None]) -> None:
-        """`leave` is called before the process ends at once."""
-        self.say, self.leave = say, leave
+    def __init__(self, say: Callable[[str], None], leave: Callable[[], None], *, ends_process: bool = True) -> None:
+        """`leave` is called before the process ends at once, at the second signal. A program that runs a study, such as
+        a notebook, is not ended: there the second one raises KeyboardInterrupt wherever the study is."""
+        self.say, self.leave, self.ends_process = say, leave, ends_process
         self.requested = False
+        self.insisted = False  # a second signal, in a process that goes on
         self.polled = False
         self.deferrals = 0
         self.ours: list[signal.Signals] = []  # not those that are ignored from the start, as `nohup` has it
@@ -41,12 +43,12 @@ class Signals:
     def deferred(self) -> Iterator[None]:
         """What must not be left half done: a signal that comes meanwhile is raised at the end."""
         self.deferrals += 1
-        before = self.requested
+        requested, insisted = self.requested, self.insisted
         try:
             yield
         finally:
             self.deferrals -= 1
-        if self.requested and not before and not self.polled:
+        if (self.requested and not requested and not self.polled) or self.insisted != insisted:
             raise KeyboardInterrupt
 
     @contextmanager
@@ -67,9 +69,14 @@ class Signals:
             signal.signal(number, self._handle if number in self.ours else signal.SIG_IGN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:  # the second one: what stays open is closed by the next --resume or --close
+        if self.requested and self.ends_process:  # what stays open is closed by the next --resume or --close
             self.leave()
             os._exit(INTERRUPTED)
+        if self.requested:
+            self.insisted = True
+            if not self.deferrals:
+                raise KeyboardInterrupt
+            return
         self.requested = True
         self.say(CTRL_C if number == signal.SIGINT else OTHER.format(name=signal.Signals(number).name))
         if not (self.polled or self.deferrals):

@@ -1,4 +1,4 @@
-"""An evaluation outside of a study, of a registered decoder or a checkpoint, recorded as an MLflow run of its own."""
+"""An evaluation outside of a study, of whatever names a model, recorded as an MLflow run of its own."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aae_ray.datasets.dataset import Dataset, cache_folder, load
+from aae_ray.autoencoder.phases import TASKS
+from aae_ray.autoencoder.published import Published
+from aae_ray.datasets.dataset import Dataset, cache_folder, class_names, load
 from aae_ray.errors import UserError
+from aae_ray.evaluation.constants import split_digest
+from aae_ray.evaluation.encoding import some_names
 from aae_ray.evaluation.final_evaluation import (
+    CONFUSION_SHEET,
     NEAREST_SHEET,
     FinalEvaluation,
+    evaluate_encoder,
     evaluate_model,
     evaluate_samples,
     final_evaluation_tags,
@@ -19,22 +25,23 @@ from aae_ray.evaluation.final_evaluation import (
 )
 from aae_ray.evaluation.held_out import sample_generator
 from aae_ray.evaluation.judge import Judge, judge_if_any
-from aae_ray.reading import Entry, build, read_overrides
+from aae_ray.reading import Entry, read_overrides
 from aae_ray.search import events
 from aae_ray.search.journal import Journal
 from aae_ray.search.store import local_root
 from aae_ray.secrets import redact
 from aae_ray.settings import Settings, dotted_fields, replace, setting
+from aae_ray.study.loading import checkpoint_of, checkpoint_state, load_model, recorded_settings
 from aae_ray.tracking import registry
 from aae_ray.tracking.mapping import trial_params
 from aae_ray.tracking.provenance import provenance, unique_timestamp
 from aae_ray.tracking.sender import Tracker
-from aae_ray.training import checkpoint
 from aae_ray.training.loop import Training
 
 SEND_SECONDS = 60
 PLACES = ("data.", "study.folder")  # where the data are, and where the record goes
-SPLIT = ("data.split_seed", "data.validation_fraction", "data.test_fraction")
+SPLIT = ("data.split_seed", "data.validation_fraction", "data.test_fraction", "data.split_column")
+SOURCES = ("data.path", "data.test_path")  # which may give the same images in other parts
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,9 @@ class StandaloneEvaluation:
 
 
 def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any_data: bool) -> StandaloneEvaluation:
-    """Evaluate a checkpoint's folder, or a registered decoder by name; overrides say where its data are.
+    """Evaluate what `load_model` takes: the folder of a checkpoint, of an exported model or of a study, whose best
+    trial is meant, or a registered decoder by name; overrides say where its data are. Of a checkpoint more can be
+    measured, so a study that has kept it is evaluated by it.
 
     Raises UserError when there is no such thing, when the data are others or split otherwise, unless `any_data`, or
     when they do not fit: of another shape, or of other classes than a checkpoint with label heads.
@@ -64,22 +73,27 @@ def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any
         raise UserError(
             f"{', '.join(foreign)}: a model is evaluated as it was trained; give {' and '.join(PLACES)} alone"
         )
-    if Path(model, checkpoint.FILE).exists():
-        return _checkpoint(Path(model), changes, any_data)
-    if Path(model).exists():
-        raise UserError(f"{model} holds no checkpoint: there is no {checkpoint.FILE} in it")
-    return _registered(model, changes, version, uri, any_data)
+    if (folder := checkpoint_of(model)) is not None:
+        return _checkpoint(folder, changes, any_data)
+    try:
+        found = load_model(model, version=version, uri=uri)
+    except registry.NoPartner:
+        found = load_model(model, version=version, uri=uri, encoder=False)
+    return _published(found, changes, any_data)
 
 
 def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> StandaloneEvaluation:
-    state = checkpoint.load(folder)
-    if not {"settings", "data_digest", "shape", "networks"} <= state.keys():
-        held = ", ".join(map(str, list(state)[:9]))
-        raise UserError(f"{folder / checkpoint.FILE} is not a checkpoint of aae_ray: it holds {held or 'nothing'}")
-    run = _settings(state["settings"], changes, str(folder))
+    state = checkpoint_state(folder)
+    run = recorded_settings(state["settings"], changes, str(folder))
     dataset = load(run.data)
     _same_data(str(folder), state["data_digest"], tuple(state["shape"]), dataset, any_data)
-    _same_split(str(folder), state["settings"], run, dataset, any_data)
+    _same_split(str(folder), state["settings"], state.get("split", ""), run, dataset, any_data)
+    own, names = tuple(state.get("class_names") or ()), class_names(dataset)
+    if TASKS[run.task].y == "classes" and own != names and len(own) == len(names):
+        raise UserError(
+            f"{folder} was trained on the classes {some_names(own)}, in this order, and data.name {dataset.name} has "
+            f"{some_names(names)}: one would be taken for another"
+        )
     training = Training(run, dataset)
     try:
         training.load_state_dict(state | {"data_digest": dataset.digest})
@@ -99,30 +113,21 @@ def checkpoint_name(folder: Path) -> str:
     return f"{study}/{trial}/{name}" if trials == "trials" else name
 
 
-def _registered(
-    name: str, changes: Mapping[str, Entry], version: str, uri: str, any_data: bool
-) -> StandaloneEvaluation:
-    decoder = registry.load(name, uri, version)
-    about = {key: value for key, value in decoder.settings.items() if key.startswith("data.")}
-    run = _settings(about, changes, name)
-    dataset, what = load(run.data), f"{name} version {decoder.version}"
-    _same_data(what, decoder.data_digest, decoder.shape, dataset, any_data)
-    _same_split(what, about, run, dataset, any_data)
+def _published(found: Published, changes: Mapping[str, Entry], any_data: bool) -> StandaloneEvaluation:
+    what = str(found)
+    about = {key: value for key, value in found.settings.items() if key.startswith("data.")}
+    run = recorded_settings(about, changes, what)
+    dataset = load(run.data)
+    _same_data(what, found.data_digest, found.shape, dataset, any_data)
+    _same_split(what, about, found.split, run, dataset, any_data)
     judge = judge_if_any(dataset, cache_folder(run.data))
-    result = evaluate_samples(lambda count: decoder.draw(count, sample_generator()), dataset, judge)
+    result = evaluate_samples(lambda count: found.draw(count, sample_generator()), dataset, judge)
+    if found.encoder is not None:
+        evaluate_encoder(result, found, dataset)
     name_illnesses(result, {}, run)
     params = {key: value for key, value in trial_params(run).items() if key.startswith("data.")}
-    return StandaloneEvaluation(f"{name}-{decoder.version}", run, dataset, judge, result, params)
-
-
-def _settings(recorded: Mapping[str, Any], changes: Mapping[str, Entry], where: str) -> Settings:
-    known = dotted_fields()
-    values = {
-        key: Entry(value, where)
-        for key, value in recorded.items()
-        if key in known and value is not None and not key.startswith(("study.", "tracking."))
-    }
-    return build(values | dict(changes))
+    name = f"{found.name}-{found.version}" if found.version else Path(found.name).resolve().name
+    return StandaloneEvaluation(name, run, dataset, judge, result, params)
 
 
 def _same_data(what: str, digest: str, shape: tuple[int, ...], dataset: Dataset, any_data: bool) -> None:
@@ -136,19 +141,42 @@ def _same_data(what: str, digest: str, shape: tuple[int, ...], dataset: Dataset,
         )
 
 
-def _same_split(what: str, recorded: Mapping[str, Any], run: Settings, dataset: Dataset, any_data: bool) -> None:
-    """The images are the same, but those to test on may be some that the model was trained on."""
-    other = {key: type(setting(run, key))(recorded[key]) for key in SPLIT if key in recorded}
-    other = {key: value for key, value in other.items() if value != setting(run, key)}
-    if any_data or not other:
+def _same_split(
+    what: str, recorded: Mapping[str, Any], split: str, run: Settings, dataset: Dataset, any_data: bool
+) -> None:
+    """The images are the same, but those to test on may be some that the model was trained on. `split` is the digest of
+    the model's own split, empty where it was not recorded: then its settings have to do."""
+    if any_data or split == split_digest(dataset):
         return
-    shared = np.intersect1d(dataset.test, load(replace(run, other).data).train)
-    if len(shared):
-        told = ", ".join(f"{key}={setting(run, key):g} instead of {value:g}" for key, value in other.items())
+    own = recorded_settings(recorded, {}, what)
+    other = {
+        key: setting(own, key) for key in SPLIT + (SOURCES if split else ()) if setting(own, key) != setting(run, key)
+    }
+    if not other and not split:
+        return
+    changes = (f"{key}={_shown(setting(run, key))} instead of {_shown(value)}" for key, value in other.items())
+    told, mend = ", ".join(changes), "leave that setting out, or give --any-data"
+    before = _split_as(replace(run, other), split, dataset)
+    if before is None:
+        told = told or f"the source of data.name {dataset.name} gives other parts than it did"
+        raise UserError(f"{told}: {what} may have been trained on images that would test it; {mend}")
+    if shared := len(np.intersect1d(dataset.test, before.train)):
         raise UserError(
-            f"{told}: {what} was trained on {len(shared)} of the {len(dataset.test)} images that would test it; "
-            "leave that setting out, or give --any-data"
+            f"{told}: {what} was trained on {shared} of the {len(dataset.test)} images that would test it; {mend}"
         )
+
+
+def _split_as(run: Settings, split: str, dataset: Dataset) -> Dataset | None:
+    """The same images, split as a model's own were; None where their source is not there any more, or has changed."""
+    try:
+        before = load(run.data)
+    except UserError:
+        return None
+    return before if before.digest == dataset.digest and split in ("", split_digest(before)) else None
+
+
+def _shown(value: Any) -> str:
+    return "none given" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 class Recorded(NamedTuple):
@@ -160,11 +188,11 @@ class Recorded(NamedTuple):
 
 
 def record(found: StandaloneEvaluation, uri: str) -> Recorded:
-    """Write an evaluation to MLflow as a run of its own, with the sheet of nearest images."""
+    """Write an evaluation to MLflow as a run of its own, with its figures."""
     folder = local_root(found.run.study.folder) / f"evaluation-{unique_timestamp()}"
     folder.mkdir(parents=True)
-    sheet = folder / NEAREST_SHEET  # a copy of its own: it may be sent when the user's file is another one
-    sheet.write_bytes(found.result.nearest_sheet)
+    for name, content in found.result.sheets.items():  # of their own: they may be sent when the user's file is another
+        (folder / name).write_bytes(content)
     tags = {
         "aae.study_id": folder.name,
         "aae.run_kind": "evaluation",
@@ -182,7 +210,8 @@ def record(found: StandaloneEvaluation, uri: str) -> Recorded:
             metrics=dict(found.result.metrics),
             tags={key: redact(str(value)) for key, value in tags.items() if value},
             data=events.DataRecord.of(found.dataset),
-            sheet=sheet.name,
+            sheet=NEAREST_SHEET,
+            confusion=CONFUSION_SHEET if found.result.has_confusion_sheet else None,
         )
     )
     tracker = Tracker(folder, journal.history, uri)

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from aae_ray.datasets.contents import contents_of
 from aae_ray.datasets.dataset import Dataset, cache_folder
 from aae_ray.errors import STOPPED, UserError
 from aae_ray.evaluation.constants import Constants
@@ -29,13 +30,14 @@ from aae_ray.reporting.cards import resolved
 from aae_ray.reporting.html_report import OVERVIEW, REPORT, html_report, overview
 from aae_ray.reporting.report import StudyReport, browse, page_commands, print_report
 from aae_ray.reporting.screen import Screen
+from aae_ray.reporting.trial_table import write_trial_table
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.journal import Journal, JournalError, Owner, StudyLock
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import Reason, StudyEnd
 from aae_ray.search.sampler import OptunaCopy, optuna_study
-from aae_ray.search.space import Plan, read_plan, record_plan
+from aae_ray.search.space import Changes, Plan, read_plan, record_plan
 from aae_ray.search.store import Store
 from aae_ray.secrets import redact
 from aae_ray.settings import replace
@@ -60,9 +62,21 @@ DISK_SECONDS = 2.0
 # ------------------------------------------------------------------------------------------------------- how it begins
 
 
-def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (), verbose: bool = False) -> StudyReport:
-    """Run a new study to its end, its budget or Ctrl-C, and report. Raises UserError for mistakes of the user."""
+def start_study(
+    plan: Plan,
+    console: Console,
+    *,
+    warm_start: Sequence[str] = (),
+    verbose: bool = False,
+    ends_process: bool = True,
+) -> StudyReport:
+    """Run a new study to its end, its budget or Ctrl-C, and report. Raises UserError for mistakes of the user.
+
+    `ends_process`: a second Ctrl-C ends this process at once, and not the study alone.
+    """
     plan, uri, dataset = checks.checked(plan)
+    for index, line in enumerate(contents_of(dataset).short()):
+        console.print(text.bullet("" if index else "data", line), soft_wrap=True)
     prior = prior_trials(
         warm_start, plan, dataset, lambda note: console.print(text.bullet("note", note), soft_wrap=True)
     )
@@ -85,13 +99,13 @@ def start_study(plan: Plan, console: Console, *, warm_start: Sequence[str] = (),
             pid=os.getpid(),
             warm_start=tuple(prior),
         )
-        study = Study(folder, uri, dataset, console, verbose, begin=started, lock=lock, mirror=mirror)
-        return study.run(journal, Ledger(), plan)
+        session = Session(folder, uri, dataset, console, verbose, ends_process, started, lock, mirror)
+        return session.run(journal, Ledger(), plan)
 
 
 def resume_study(
     name: str,
-    overrides: Sequence[str],
+    overrides: Changes,
     console: Console,
     *,
     extend: bool = False,
@@ -99,6 +113,7 @@ def resume_study(
     uri: str | None = None,
     root: Path = Path("runs"),
     verbose: bool = False,
+    ends_process: bool = True,
 ) -> StudyReport:
     """Go on with a study: trials that have ended stay so, open ones go on from their checkpoints.
 
@@ -110,10 +125,11 @@ def resume_study(
         plan = changed_plan(old, overrides)
         if uri is not None:
             plan = dataclasses.replace(plan, settings=replace(plan.settings, {"tracking.uri": uri}))
-        plan, address, dataset = checks.checked(plan)
+        plan, address, dataset = checks.checked(plan, new=False)
         if plan.settings.tracking.uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
             address = recorded_address(here.folder) or address  # the default is of the folder where a command is typed
         checks.check_resume(name, ledger, plan, dataset, extend=extend, any_version=any_version)
+        checks.check_finalists(name, ledger, plan, Store(here.folder) if here.mirror is None else here.mirror.store)
         if ledger.end is StudyEnd.PLANNED and not extend:
             raise UserError(
                 f"{name} has ended as planned, with {ledger.ended} trials; "
@@ -125,6 +141,7 @@ def resume_study(
         )
         changed = checks.changed_settings(old, plan)
         more = more or not changed.keys().isdisjoint(("study.seeds_per_trial", "study.pruner.reduction_factor"))
+        more = more or any(key.startswith("study.confirm.") for key in changed)
         if extend and ledger.end is StudyEnd.PLANNED and changed and not more:
             raise UserError(
                 f"{name} has {ledger.configurations} trials already, and study.budget.trials="
@@ -141,8 +158,8 @@ def resume_study(
         begin = events.StudyResumed(
             plan=record if record != record_plan(old) else None, host=socket.gethostname(), pid=os.getpid()
         )
-        study = Study(here.folder, address, dataset, console, verbose, begin=begin, lock=here.lock, mirror=here.mirror)
-        return study.run(here.journal, ledger, plan)
+        session = Session(here.folder, address, dataset, console, verbose, ends_process, begin, here.lock, here.mirror)
+        return session.run(here.journal, ledger, plan)
 
 
 def close_study(name: str, console: Console, *, uri: str | None = None, root: Path = Path("runs")) -> None:
@@ -150,6 +167,8 @@ def close_study(name: str, console: Console, *, uri: str | None = None, root: Pa
     with opened(name, root) as here:
         if here.ledger().end is None:
             here.journal.append(events.StudyStopped(end=StudyEnd.INTERRUPTED, message="closed by --close"))
+            with suppress(OSError):  # the journal has it all
+                write_trial_table(here.ledger(), here.folder)
         here.copy()
         result = send_pending(here.journal, uri)
     state = f"{here.folder.name} is closed; {text.counted(result.sent, 'record')} sent to MLflow, {result.left} left"
@@ -172,8 +191,8 @@ def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Pa
     return not result.parked and not result.left
 
 
-def changed_plan(plan: Plan, overrides: Sequence[str]) -> Plan:
-    """A recorded plan with `key=value` changes, checked as a study's file is. Raises SettingsError."""
+def changed_plan(plan: Plan, overrides: Changes) -> Plan:
+    """A recorded plan with changes, checked as a study's file is. Raises SettingsError."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "study.yaml")
         path.write_text(resolved(plan), encoding="utf-8")
@@ -184,7 +203,7 @@ def changed_plan(plan: Plan, overrides: Sequence[str]) -> Plan:
 
 
 @dataclass
-class Study:
+class Session:
     """What a study holds while it runs in this process."""
 
     folder: Path
@@ -192,6 +211,7 @@ class Study:
     dataset: Dataset
     console: Console
     verbose: bool
+    ends_process: bool  # at a second Ctrl-C
     begin: events.Event  # what the journal says of this session's start
     lock: StudyLock
     mirror: Mirror | None  # where the study's folder is elsewhere
@@ -212,7 +232,7 @@ class Study:
         study = plan.settings.study
         with logged(self.folder, self.console, verbose=self.verbose):
             screen = Screen(self.console, self.folder, plan, self.dataset)
-            signals = Signals(screen.say, screen.leave)
+            signals = Signals(screen.say, screen.leave, ends_process=self.ends_process)
             files = TrialFiles(self.store, study.keep)
             with signals.handled(), screen, self._owner_watched(screen):
                 tracker: Tracker | None = None
@@ -236,12 +256,18 @@ class Study:
                         if self.mirror is not None:
                             self.mirror.start(journal)
                         copy = CopyForOptuna(self.folder)
-                        sinks = (files.handle, screen.handle, copy.handle, lambda event, ledger: tracker.wake())
+                        sinks = (
+                            files.handle,
+                            screen.handle,
+                            copy.handle,
+                            self._write_table,
+                            lambda event, ledger: tracker.wake(),
+                        )
                         conductor = Conductor(journal, ledger, gangs, sinks, uninterrupted=signals.deferred)
                         screen.handle(journal.history[-1], ledger)
                         for advice in (
                             precision_advice(plan.settings),
-                            *checks.idle_settings(plan),
+                            *checks.start_advice(plan, self.dataset),
                             checks.judge_advice(judge, plan.settings),
                         ):
                             if advice:
@@ -275,6 +301,11 @@ class Study:
             )
             print_report(self.console, report)
         return report
+
+    def _write_table(self, event: events.Event, ledger: Ledger) -> None:
+        """A sink: the table of trials stands in the study's folder whenever the study has come to an end."""
+        if isinstance(event, events.StudyStopped | events.StudyEnded):
+            write_trial_table(ledger, self.folder)
 
     def _search(
         self, conductor: Conductor, files: TrialFiles, signals: Signals, screen: Screen, tracker: Tracker

@@ -1,22 +1,32 @@
 """The MLflow server or database: where it is, and how its client behaves."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
 import secrets
+import socket
+import ssl
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from aae_ray.errors import UserError
-from aae_ray.secrets import redact
+from aae_ray.secrets import redact, without_userinfo
 
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 LOGGERS = ("mlflow", "alembic", "sqlalchemy", "sqlalchemy.engine")  # those that MLflow gives handlers of their own
 # What no path of an SQLite database can have: ? begins options; %20 is a space to SQLAlchemy 2.1, but not to 2.0 and
 # MLflow; and the last are bytes that are not UTF-8.
 UNFIT = re.compile(r"\?|%[0-9A-Fa-f]{2}|[\udc80-\udcff]")
+ANSWER_SECONDS = 5.0
+SQLITE = b"SQLite format 3\0"  # how a database begins
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+LONGEST_NAME = 255  # bytes, of a folder
 DATABRICKS = "databricks"  # as MLflow spells the workspace that is logged in to, without a colon
 
 
@@ -49,9 +59,9 @@ def tracking_uri(given: str | None) -> str:
                 "rename the folder, or give tracking.uri with another path"
             )
             raise UserError(text.encode(errors="backslashreplace").decode())
-        if path.is_dir():
+        if os.path.isdir(path):
             raise UserError(f"{source} {told}: {path} is a folder")
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise UserError(f"{source} {told}: there is no folder {path.parent}")
         uri = f"sqlite:///{path}"
     return uri
@@ -62,6 +72,60 @@ def _host(uri: str) -> str | None:
         return urlsplit(uri).hostname
     except ValueError:
         return None
+
+
+def check_answers(uri: str) -> None:
+    """Raises UserError when nothing answers at an address within ANSWER_SECONDS, or what is there is no database."""
+    told = redact(uri)
+    if uri.startswith("http"):
+        try:
+            urlopen(f"{without_userinfo(uri).rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
+        except HTTPError:
+            pass  # it answers
+        except (OSError, HTTPException) as error:  # URLError is one
+            raise UserError(f"tracking.uri {told} does not answer: {_why(error)}") from None
+    elif uri.startswith("sqlite:"):
+        path = Path(uri.partition(":///")[2].partition("?")[0])
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            if file.read(len(SQLITE)) not in (b"", SQLITE):
+                raise UserError(f"tracking.uri {told}: {path} is not an SQLite database; give another file")
+        if not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
+            raise UserError(f"tracking.uri {told}: {path} cannot be written to")
+    elif uri != DATABRICKS and not uri.startswith(f"{DATABRICKS}:"):
+        _check_server(uri, told)
+
+
+def _check_server(uri: str, told: str) -> None:
+    """The same of a database that has a server."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    try:
+        url = make_url(uri)
+        url.get_dialect().import_dbapi()
+    except ModuleNotFoundError as error:
+        raise UserError(f"tracking.uri {told} needs the package {error.name}, which is not installed") from None
+    except (ArgumentError, NoSuchModuleError):
+        raise UserError(f"tracking.uri {told} is not the address of a database") from None
+    port = url.port or PORTS.get(url.get_backend_name())
+    if url.host and port:
+        try:
+            socket.create_connection((url.host, port), ANSWER_SECONDS).close()
+        except OSError as error:
+            raise UserError(f"tracking.uri {told} does not answer: {_why(error)}") from None
+
+
+def _why(error: BaseException) -> str:
+    reason = error.reason if isinstance(error, URLError) else error
+    if isinstance(reason, ConnectionRefusedError):
+        return "nothing listens there"
+    if isinstance(reason, socket.gaierror):
+        return "there is no such host"
+    if isinstance(reason, TimeoutError):
+        return f"no answer within {ANSWER_SECONDS:g} s"
+    if isinstance(reason, ssl.SSLError):
+        return "what listens there speaks no TLS, or has a certificate that is not trusted"
+    return "what listens there does not speak HTTP" if isinstance(reason, HTTPException) else "it is unreachable"
 
 
 def quiet_mlflow() -> None:
@@ -107,14 +171,17 @@ def artifact_location(uri: str, experiment: str) -> str | None:
     if not uri.startswith("sqlite:"):
         return None
     database = Path(uri.partition(":///")[2].partition("?")[0])
-    return (database.parent / "mlartifacts" / experiment.replace("/", "-")).as_uri()
+    name = experiment.replace("/", "-")
+    if name in (".", "..") or len(os.fsencode(name)) > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(experiment)).hexdigest()[:16]
+    return (database.parent / "mlartifacts" / name).as_uri()
 
 
 def make_database(uri: str) -> None:
     """Make a new SQLite database of MLflow under another name first: a process that is killed in the middle of MLflow's
     migrations would leave one that MLflow can never open again."""
     path = Path(uri.partition(":///")[2].partition("?")[0])
-    if not uri.startswith("sqlite:///") or path.exists():
+    if not uri.startswith("sqlite:///") or os.path.exists(path):
         return
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

@@ -16,6 +16,7 @@ from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.space import record_plan
 from aae_ray.settings import Settings, flatten, replace
+from aae_ray.tracking.provenance import DEVICE
 from aae_ray.tracking.views import IMAGE_SERIES, UNFINISHED, views
 
 STUDY = "study"  # the key of the parent run; children have the names of their trials
@@ -173,7 +174,8 @@ class MlflowMapping:
 
     def _started(self, event: events.StudyStarted) -> list[Call]:
         plan = self.ledger.current_plan
-        tags = self._tags() | {"aae.run_kind": "study"}
+        read = {f"aae.data.{about}": line for about, line in event.data.contents.items()}
+        tags = self._tags() | read | {"aae.run_kind": "study"}
         searched = {f"space.{key}": text.domain(plan.spec(key)) for key in plan.space}
         shared = {key: value for key, value in flatten(plan.settings).items() if key not in plan.space}
         shared["tracking.uri"] = record_plan(plan).settings["tracking.uri"]
@@ -205,20 +207,16 @@ class MlflowMapping:
         }
 
     def _attempt(self, trial: TrialRecord, event: events.AttemptStarted) -> list[Call]:
+        settings = replace(trial.plan.settings, trial.params)
+        study = self.ledger.current_plan.settings.study  # a resume may have given its workers other resources
+        device = replace(settings, {"study.resources_per_worker": study.resources_per_worker}).device
+        tags = {DEVICE: device, "aae.attempt": event.attempt, "aae.outcome": str(State.RUNNING)}
         if event.attempt > 1:
-            tags = {"aae.attempt": event.attempt, "aae.outcome": str(State.RUNNING)}
             return [SetTags(trial.name, tags), SetStatus(trial.name, "RUNNING", event.time)]
         assert self.ledger.started is not None
-        settings = replace(trial.plan.settings, trial.params)
         params = trial_params(settings)
         searched = {key: params[key] for key in trial.params}  # first: MLflow shows them as they came
-        tags = self._tags() | {
-            "aae.seed": settings.seed,
-            "aae.run_kind": "trial",
-            "aae.trial_id": trial.name,
-            "aae.attempt": 1,
-            "aae.outcome": str(State.RUNNING),
-        }
+        tags |= self._tags() | {"aae.seed": settings.seed, "aae.run_kind": "trial", "aae.trial_id": trial.name}
         if trial.replicate_of is not None:
             tags["aae.replicate_of"] = self.ledger.trials[trial.replicate_of].name
         name = f"{trial.name}-{text.describe(trial.params)}".rstrip("-")
@@ -331,7 +329,7 @@ def _evaluated(event: events.Evaluated) -> list[Call]:
         LogParams(STUDY, event.params),
         LogDataset(STUDY, event.data),
         LogMetrics(STUDY, _finite(event.metrics), 0, event.time),
-        LogArtifact(STUDY, event.sheet, "figures"),
+        *(LogArtifact(STUDY, path, "figures") for path in (event.sheet, event.confusion) if path),
         SetStatus(STUDY, "FINISHED", event.time),
     ]
 

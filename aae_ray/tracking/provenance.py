@@ -9,6 +9,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+DEVICE = "machine.device"  # the tag of a trial's run: cpu, or cuda, on which two trainings differ in their last digits
 PACKAGES = ("aae-ray", "torch", "ray", "optuna", "mlflow", "numpy", "scikit-learn", "pyarrow")
 
 
@@ -17,6 +18,7 @@ def provenance() -> Mapping[str, str]:
     tags = {f"version.{name}": _version(name) for name in PACKAGES}
     tags |= {
         "version.python": platform.python_version(),
+        "machine.processor": _processor(),
         "mlflow.source.name": _command_line(),
         "mlflow.source.type": "LOCAL",
     }
@@ -52,6 +54,16 @@ def _git(*arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _processor() -> str:
+    """The kind of processor, on which the last digits of a training hang: its model where the kernel tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return " ".join((platform.machine(), next(models, platform.processor()))).strip()
 
 
 def _version(package: str) -> str:

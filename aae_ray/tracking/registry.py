@@ -1,66 +1,101 @@
-"""The best decoder: exported without pickle, registered once, promoted when it is better, loaded by name.
+"""The best model, an encoder and a decoder: exported without pickle, registered once, promoted together when it is
+better, loaded by name.
 
 Shapes: B batch, Z code, K classes or clusters, C channels, H height, W width.
 """
 
 import copy
+import json
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aae_ray.autoencoder.model import DECODED, Model
-from aae_ray.autoencoder.phases import decoder_input
-from aae_ray.autoencoder.priors import Prior, sample_code, uniform_shares
-from aae_ray.errors import UserError
+from aae_ray.autoencoder.model import Model
+from aae_ray.autoencoder.priors import Prior, uniform_shares
+from aae_ray.autoencoder.published import Decoder, Encoder, Published, draw_codes
+from aae_ray.errors import UserError, did_you_mean
 from aae_ray.search.constraints import parsed
-from aae_ray.search.promotion import Verdict, promote
+from aae_ray.search.promotion import BETTER, CHOICE_METRICS, CONSTRAINTS, NEVER, RULE, Verdict, promote
 from aae_ray.secrets import redact, without_userinfo
 from aae_ray.settings import dotted_fields
 from aae_ray.tracking.address import mlflow_client, quiet_mlflow
 
 CHAMPION = "champion"
 ALIAS_TRIES = 3
+CHAMPIONS = "aae.champions"  # tag of a registered model: versions that were its champion, in their order
+PROMOTION = "promotion"  # prefix of a version's tags: what became of it, and by which numbers
 MOST_LISTED = 200  # registered models that one answer of MLflow may hold
-FOLDER = "decoder"  # of the exported model, in the study's folder and among a run's artifacts
+DECODER, ENCODER = (
+    "decoder",
+    "encoder",
+)  # folders of the exported models, in a study's folder and among a run's artifacts
+TRIAL = (
+    "aae.trial"  # the tag of a version that says what it is of: an encoder and a decoder of one trial belong together
+)
+CLASS_NAMES = "class_names"  # in the metadata, as JSON: a tag may be too short for them
+RECONSTRUCTION = "val/reconstruction_mse"
+SPLIT_DIGEST = "data.split_digest"
+VALUE_RANGE = "data.value_range"  # as JSON
+LOADER = Path(__file__).with_name("autoencoder_pyfunc.py")
 
 
-class Decoder(nn.Module):
-    """What is published: codes in, images x_BCHW in [0, 1] out, on the CPU in float32.
-
-    Codes are z_BZ; where the task has labels, the label comes first, one-hot or as probabilities, and the code has
-    K + Z numbers.
-    """
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.players = nn.ModuleDict(
-            {name: player for name, player in model.networks.items() if name in ("decoder", "cluster_heads")}
-        )
-        self.shape, self.classes = model.shape, model.classes
-
-    def forward(self, codes_BZ: Tensor) -> Tensor:
-        y_BK, z_BZ = codes_BZ[:, : self.classes], codes_BZ[:, self.classes :]
-        players = dict(self.players.items())
-        decoded_BD = players["decoder"](decoder_input(players, z_BZ, y_BK if self.classes else None))
-        x_BCHW: Tensor = decoded_BD.unflatten(1, self.shape).clamp(0, 1)
-        return x_BCHW
+def encoder_name(decoder: str) -> str:
+    """The registered encoder of a registered decoder: aae-digits-encoder of aae-digits-decoder."""
+    return f"{decoder.removesuffix(f'-{DECODER}')}-{ENCODER}"
 
 
-def draw_codes(prior: Prior, label_shares_K: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
-    """Codes for a published decoder from its priors, (count, Z), or (count, K + Z) where the task has labels."""
-    z_NZ, y_NK = sample_code(prior, label_shares_K, count, generator)
-    return z_NZ if y_NK is None else torch.cat([y_NK, z_NZ], dim=1)
+def decoder_names(encoder: str) -> tuple[str, ...]:
+    """The registered decoders that an encoder's name may follow: aae-digits-decoder, or a name of the user's own."""
+    own = encoder.removesuffix(f"-{ENCODER}")
+    return f"{own}-{DECODER}", own
 
 
-def export(model: Model, target: Path, about: Mapping[str, Any]) -> Path:
-    """Write the decoder as an MLflow model (torch.export, any batch size); `about` is kept in its metadata.
+class _Interface(NamedTuple):
+    """What an exported network takes and gives: in a signature's words, and as numbers that are checked."""
+
+    what: str
+    shape: tuple[int, ...]  # of one of them
+    of: str  # what more the signature says of them
+    limits: tuple[float, float] | None
+    example_BX: Tensor
+    outputs: Mapping[str, tuple[int, ...]]  # by name, the shape of one of each
+
+
+def _decoder_interface(model: Model) -> _Interface:
+    example_BZ = draw_codes(model.prior, model.label_shares_K, 2, torch.Generator().manual_seed(0))
+    label = f": {model.classes} of a one-hot label or its probabilities, then the code" if model.classes else ""
+    return _Interface("codes", tuple(example_BZ.shape[1:]), label, None, example_BZ, {"images in [0, 1]": model.shape})
+
+
+def _encoder_interface(model: Model) -> _Interface:
+    example_BCHW = torch.rand(2, *model.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        answer = on_the_cpu(Encoder(model))(example_BCHW)
+    outputs = {name: tuple(part_BX.shape[1:]) for name, part_BX in answer.items()}
+    return _Interface("images", model.shape, " in [0, 1]", (0.0, 1.0), example_BCHW, outputs)
+
+
+# kind -> the network that is exported, and what it takes and gives
+_PUBLISHED = {DECODER: (Decoder, _decoder_interface), ENCODER: (Encoder, _encoder_interface)}
+
+
+def on_the_cpu(network: nn.Module) -> nn.Module:
+    """A copy in float32 that is done with training."""
+    copied = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)
+    return copied
+
+
+def export(model: Model, target: Path, about: Mapping[str, Any], kind: str = DECODER) -> Path:
+    """Write the decoder or the encoder as an MLflow model (torch.export, any batch size); `about` is kept in its
+    metadata.
 
     Whoever loads it needs torch and mlflow, and not this package. A folder that is there already is taken for the same
     export: its name is to say of what.
@@ -69,112 +104,247 @@ def export(model: Model, target: Path, about: Mapping[str, Any]) -> Path:
         return target
     quiet_mlflow()
     import mlflow.pytorch
+    from mlflow import pyfunc
+    from mlflow.models import Model as Described
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    from aae_ray.search.store import PARTIAL  # with Optuna behind it, which who loads a decoder does not need
+    from aae_ray.search.store import PARTIAL  # with Optuna behind it, which who loads a model does not need
 
-    decoder = copy.deepcopy(Decoder(model)).to(device="cpu", dtype=torch.float32).eval()
-    for parameter in decoder.parameters():
-        parameter.requires_grad_(False)
-    example_BZ = draw_codes(model.prior, model.label_shares_K, 2, torch.Generator().manual_seed(0))
-    signature = ModelSignature(
-        Schema([TensorSpec(np.dtype("float32"), (-1, example_BZ.shape[1]))]),
-        Schema([TensorSpec(np.dtype("float32"), (-1, *model.shape))]),
-    )
+    network, interface_of = _PUBLISHED[kind]
+    interface, single = interface_of(model), np.dtype("float32")
+    outputs = Schema([TensorSpec(single, (-1, *shape), name) for name, shape in interface.outputs.items()])
     partial = target.with_name(f"{target.name}{PARTIAL}{uuid.uuid4().hex[:8]}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     mlflow.pytorch.save_model(
-        decoder,
+        on_the_cpu(network(model)),
         str(partial),
         serialization_format="pt2",
-        signature=signature,
-        input_example=example_BZ.numpy(),
+        signature=ModelSignature(Schema([TensorSpec(single, (-1, *interface.shape))]), outputs),
+        input_example=interface.example_BX.numpy(),
         metadata=dict(about),
+        code_paths=[str(LOADER)],
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"mlflow=={mlflow.__version__}"],
     )
+    # MLflow holds arrays to the one type of their signature, and its loader of PyTorch models takes no float64. What it
+    # hands on as it is, is an `object` of one dimension. So its name says shape and scale, and our loader checks them.
+    described = Described.load(str(partial))
+    sides = ", ".join(map(str, interface.shape))
+    text = f"{interface.what} (B, {sides}){interface.of}, float32 or float64"
+    described.signature = ModelSignature(Schema([TensorSpec(np.dtype("O"), (-1,), text)]), outputs)
+    flavor = described.flavors[pyfunc.FLAVOR_NAME]
+    pyfunc.add_to_model(
+        described,
+        loader_module=LOADER.stem,
+        data=flavor["data"],
+        code=flavor["code"],
+        conda_env=flavor["env"]["conda"],
+        python_env=flavor["env"]["virtualenv"],
+        model_config={
+            "what": interface.what,
+            "shape": list(interface.shape),
+            "limits": list(interface.limits) if interface.limits else None,
+        },
+    )
+    described.save(str(partial / "MLmodel"))
     partial.rename(target)
     return target
 
 
 def register(client: Any, run_id: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Upload an exported decoder to its run and make it a version of a registered model; promote it if it is better.
+    """Upload an exported decoder and its encoder to their run and make each a version of a registered model; promote
+    them together if they are better.
 
-    `request` names the model, the exported `folder`, `tags` of the version and the `card`, its description. The same
-    decoder is registered once: a second request finds the version of the first.
+    `request` names the decoder's model, the exported `folder`, `tags` of the version and the `card`, its description;
+    `encoder` has the same of the encoder, if there is one. What is registered already is found by its trial, so a
+    second request registers nothing twice, and finishes what a first one left.
     """
+    name, tags, encoder = request["name"], request["tags"], request.get("encoder")
+    version = _version_of(client, run_id, request, tags, DECODER)
+    if encoder:
+        _version_of(client, run_id, encoder, tags, ENCODER)
+    verdict = _move_alias(client, name, version, request)
+    _follow(client, name)
+    made = {"name": name, "version": int(version.version), "champion": verdict.champion, "reason": verdict.reason}
+    return made | ({"encoder": encoder["name"]} if encoder else {})
+
+
+def _version_of(client: Any, run_id: str, request: Mapping[str, Any], tags: Mapping[str, str], folder: str) -> Any:
+    """The version of this trial: the one that is there, or else a new one of what is uploaded for it."""
     from mlflow.exceptions import MlflowException
 
-    name, tags = request["name"], request["tags"]
+    name = request["name"]
     try:
         client.create_registered_model(name, description=request["description"])
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    known = [
-        v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("aae.trial") == tags["aae.trial"]
-    ]
-    if known:
-        version = known[0]
-    else:
-        client.log_artifacts(run_id, request["folder"], FOLDER)
-        source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
-        version = client.create_model_version(name, source, run_id=run_id, tags=tags, description=request["card"])
-    verdict = _move_alias(client, name, version, request)
-    return {"name": name, "version": int(version.version), "champion": verdict.champion, "reason": verdict.reason}
+    if known := version_of_trial(client, name, tags[TRIAL]):
+        for key in (key for key in tags if known.tags.get(key) != tags[key]):  # more is known of it: new seeds
+            client.set_model_version_tag(name, known.version, key, tags[key])
+        return known
+    client.log_artifacts(run_id, request["folder"], folder)
+    source = f"{client.get_run(run_id).info.artifact_uri}/{folder}"
+    return client.create_model_version(name, source, run_id=run_id, tags=tags, description=request["card"])
+
+
+def version_of_trial(client: Any, name: str, trial: str | None) -> Any:
+    """The version of a registered model that is of this trial, None where there is none."""
+    found = client.search_model_versions(f"name = '{name}'") if trial else []
+    return next((version for version in found if version.tags.get(TRIAL) == trial), None)
+
+
+def _follow(client: Any, name: str) -> None:
+    """The encoder that belongs to the champion is the champion among the encoders.
+
+    One decision moves both aliases, the decoder's first. Whoever registers next moves the other where a process died
+    between them, and takes it away where the champion has no encoder.
+    """
+    encoders = encoder_name(name)
+    if not client.search_registered_models(f"name = '{encoders}'"):
+        return
+    aliases, follower = client.get_registered_model(name).aliases, client.get_registered_model(encoders).aliases
+    champion = client.get_model_version(name, str(aliases[CHAMPION])) if CHAMPION in aliases else None
+    encoder = version_of_trial(client, encoders, champion.tags.get(TRIAL)) if champion else None
+    if encoder is None and CHAMPION in follower:
+        client.delete_registered_model_alias(encoders, CHAMPION)
+    elif encoder is not None and str(follower.get(CHAMPION)) != str(encoder.version):
+        client.set_registered_model_alias(encoders, CHAMPION, encoder.version)
 
 
 def _move_alias(client: Any, name: str, version: Any, request: Mapping[str, Any]) -> Verdict:
-    """Make a version the champion if it is better; held again against one that another study has made it meanwhile."""
-    verdict, moved = Verdict(True, "the first of its name"), False
+    """Make a version the champion if it is better; held again against one that another study has made it meanwhile.
+
+    What was decided stands in the tags of the version, a refusal as well.
+    """
+    policy = request.get("policy", BETTER)
+    if policy == NEVER and str(client.get_registered_model(name).aliases.get(CHAMPION)) != str(version.version):
+        verdict = Verdict(False, "tracking.promotion=never")
+        _record(client, name, version.version, verdict)
+        return verdict
+    verdict, repaired, moved = Verdict(True, "the first of its name"), "", False
     for _ in range(ALIAS_TRIES):
-        aliases = client.get_registered_model(name).aliases
-        current = str(aliases[CHAMPION]) if CHAMPION in aliases else None
-        if current == str(version.version):
-            return verdict if moved else Verdict(True, "it is the champion already")
+        current, told = _champion(client, name)
+        repaired = repaired or told
+        if current is not None and str(current.version) == str(version.version):
+            if not moved:
+                return Verdict(True, "it is the champion already")
+            break
         if current is not None:
-            tags = client.get_model_version(name, current).tags
             constraints = parsed(request.get("constraints", ()))
-            verdict = promote(tags, current, request["tags"], request["front"], request["rule"], constraints)
+            front, rule = request["front"], request["rule"]
+            verdict = promote(current.tags, str(current.version), request["tags"], front, rule, constraints, policy)
             if not verdict.champion:
-                return verdict
+                break
+        elif repaired:
+            verdict = Verdict(True, "no other one has been the champion")
         moved = True
-        client.set_registered_model_alias(name, CHAMPION, version.version)
+        set_champion(client, name, version.version)
+    verdict = verdict._replace(reason=f"{repaired}{verdict.reason}")
+    _record(client, name, version.version, verdict)
     return verdict
 
 
-@dataclass(frozen=True)
-class LoadedDecoder:
-    """A registered decoder, with the priors that it was trained with."""
-
-    name: str
-    version: str
-    module: nn.Module
-    prior: Prior
-    label_shares_K: Tensor | None  # p(y) of the label that it is told, None for none
-    data_digest: str
-    shape: tuple[int, ...]  # of an image
-    settings: Mapping[str, str]  # of the data that it was trained on, under their dotted keys
-
-    def sample(self, count: int, seed: int) -> Tensor:
-        """Images (count, C, H, W) in [0, 1] decoded from draws of the prior that the seed fixes."""
-        return self.draw(count, torch.Generator().manual_seed(seed))
-
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Images (count, C, H, W) in [0, 1] decoded from draws of the prior."""
-        with torch.no_grad():
-            codes = draw_codes(self.prior, self.label_shares_K, count, generator).split(DECODED)
-            return torch.cat([self.module(codes_BZ) for codes_BZ in codes])
+def hold(client: Any, name: str, version: Any, policy: str) -> Verdict:
+    """Hold a registered version against the champion by what the tags of both say, and make it the champion if it is
+    better. Raises UserError for a version that is not ours."""
+    trial_of(version)
+    tags = version.tags
+    own = json.loads(tags.get(CHOICE_METRICS, "{}"))
+    request = {
+        "tags": tags,
+        "front": [own],
+        "constraints": json.loads(tags.get(CONSTRAINTS, "[]")),
+        "rule": tags.get(RULE, "nearest_to_ideal"),
+        "policy": policy,
+    }
+    verdict = _move_alias(client, name, version, request)
+    _follow(client, name)
+    return verdict
 
 
-def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder:
-    """The registered decoder of this name. Raises UserError when server, model, alias or version are missing."""
-    quiet_mlflow()
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")  # our models need no pickle
-    import mlflow
+def _champion(client: Any, name: str) -> tuple[Any, str]:
+    """The version that is the champion, None for none; and what is to be told of it.
+
+    An alias may point to a version that was deleted. Then the one that was the champion before is it again.
+    """
+    aliases = client.get_registered_model(name).aliases
+    if CHAMPION not in aliases:
+        return None, ""
+    pointed = str(aliases[CHAMPION])
+    if (version := _existing(client, name, pointed)) is not None:
+        return version, ""
+    told = f"the champion was version {pointed}, which has been deleted"
+    if (before := _before(client, name, pointed)) is None:
+        client.delete_registered_model_alias(name, CHAMPION)
+        return None, f"{told}; "
+    client.set_registered_model_alias(name, CHAMPION, before.version)
+    return before, f"{told}, and version {before.version} is it again; "
+
+
+def _existing(client: Any, name: str, version: str) -> Any:
+    """A version, None where it has been deleted."""
     from mlflow.exceptions import MlflowException
 
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    try:
+        return client.get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def champions(client: Any, name: str) -> list[str]:
+    """The versions of a registered model that were its champion, in their order, deleted ones too."""
+    return list(json.loads(client.get_registered_model(name).tags.get(CHAMPIONS, "[]")))
+
+
+def _before(client: Any, name: str, current: str) -> Any:
+    """The last champion before a version that is still there, None where there is none."""
+    former = [version for version in champions(client, name) if version != current]
+    return next((found for version in reversed(former) if (found := _existing(client, name, version))), None)
+
+
+def set_champion(client: Any, name: str, version: Any) -> None:
+    """Move the alias, and remember who was the champion: the memory first, which does no harm where this ends here."""
+    former, current = champions(client, name), client.get_registered_model(name).aliases.get(CHAMPION)
+    for each in (current, version):  # the one of an earlier release, which kept no memory, too
+        if each is not None and former[-1:] != [str(each)]:
+            former.append(str(each))
+    client.set_registered_model_tag(name, CHAMPIONS, json.dumps(former))
+    client.set_registered_model_alias(name, CHAMPION, version)
+
+
+def roll_back(client: Any, name: str) -> Verdict:
+    """Make the champion before this one the champion again. Raises UserError when there is none."""
+    current, told = _champion(client, name)
+    if told and current is not None:  # the repair has rolled it back
+        _follow(client, name)
+        return Verdict(True, told.removesuffix("; "))
+    before = None if current is None else _before(client, name, str(current.version))
+    if current is None or before is None:
+        raise UserError(f"{name} has had no champion before {'this one' if current else 'that is still there'}")
+    kept = [version for version in champions(client, name) if version != str(current.version)]
+    client.set_registered_model_tag(name, CHAMPIONS, json.dumps(kept))
+    client.set_registered_model_alias(name, CHAMPION, before.version)
+    _follow(client, name)
+    verdict = Verdict(False, f"rolled back to version {before.version}")
+    _record(client, name, current.version, verdict)
+    return Verdict(True, f"version {before.version} is the champion again, after version {current.version}")
+
+
+def _record(client: Any, name: str, version: Any, verdict: Verdict) -> None:
+    """The tags of a version that say what was decided of it."""
+    tags = {"": "promoted" if verdict.champion else "refused", ".reason": verdict.reason}
+    if (evidence := verdict.evidence) is not None:
+        tags |= {f".{key}": repr(value) for key, value in evidence._asdict().items()}
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, f"{PROMOTION}{key}", value)
+
+
+def client_of(name: str, uri: str) -> Any:
+    """MLflow's client for an address that answers and has this model. Raises UserError for one that does not."""
+    if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
         raise UserError(
             f"there is no MLflow database {uri.removeprefix('sqlite:///')}; "
             "run a study here first, or give --tracking-uri"
@@ -188,48 +358,162 @@ def load(name: str, uri: str, alias_or_version: str = CHAMPION) -> LoadedDecoder
             raise UserError(f"the MLflow server {without_userinfo(uri)} does not answer: {reason}") from None
         names = sorted(model.name for model in client.search_registered_models(max_results=MOST_LISTED))
         more = " and more" if len(names) == MOST_LISTED else ""
-        known, where = ", ".join(names) or "none", without_userinfo(uri)
-        raise UserError(f"there is no registered model {name!r} at {where}; it has {known}{more}") from None
+        known, where, hint = ", ".join(names) or "none", without_userinfo(uri), did_you_mean(name, names)
+        text = f"there is no registered model {name!r} at {where}; it has {known}{more}"
+        raise UserError(f"{text}.{hint}" if hint else text) from None
+    return client
+
+
+def version_of(client: Any, name: str, alias_or_version: str | None) -> Any:
+    """The version of a model by its number or an alias, the newest one for None. Raises UserError for none."""
+    from mlflow.exceptions import MlflowException
+
+    if alias_or_version is None:
+        found = client.search_model_versions(f"name = '{name}'")
+        if not found:
+            raise UserError(f"the registered model {name!r} has no versions")
+        return max(found, key=lambda version: int(version.version))
     try:
         if alias_or_version.isdigit():
-            version, reference = (
-                client.get_model_version(name, alias_or_version),
-                f"models:/{name}/{alias_or_version}",
-            )
-        else:
-            version, reference = (
-                client.get_model_version_by_alias(name, alias_or_version),
-                f"models:/{name}@{alias_or_version}",
-            )
+            return client.get_model_version(name, alias_or_version)
+        return client.get_model_version_by_alias(name, alias_or_version)
     except MlflowException:
-        aliases = sorted(client.get_registered_model(name).aliases)
+        aliases = client.get_registered_model(name).aliases
+        if alias_or_version in aliases:
+            raise UserError(
+                f"the alias {alias_or_version!r} of {name!r} points to version {aliases[alias_or_version]}, which has "
+                f"been deleted; python -m aae_ray.promote {name} --rollback repairs it"
+            ) from None
         kind = "version" if alias_or_version.isdigit() else "alias"
         raise UserError(
             f"the registered model {name!r} has no {kind} {alias_or_version!r}; "
-            f"its aliases are {', '.join(aliases) or 'none'}"
+            f"its aliases are {', '.join(sorted(aliases)) or 'none'}"
         ) from None
-    tags = version.tags
-    if "prior" not in tags:
+
+
+def trial_of(version: Any) -> str:
+    """Study, trial and epoch that a version is of. Raises UserError for one that is not ours."""
+    trial: str = version.tags.get(TRIAL, "")
+    if not trial:
+        raise UserError(
+            f"version {version.version} of {version.name!r} says nothing about its trial; it was not registered by "
+            "aae_ray"
+        )
+    return trial
+
+
+def runs_of(client: Any, version: Any) -> tuple[Any, Any]:
+    """The run of the trial that a version is of, and that of its study. Raises UserError where one is gone."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(version.run_id)
+        return run, client.get_run(run.data.tags["mlflow.parentRunId"])
+    except (MlflowException, KeyError):
+        raise UserError(
+            f"the run of version {version.version} of {version.name!r}, which has its settings, is not in MLflow any "
+            "more"
+        ) from None
+
+
+class NoPartner(UserError):
+    """An encoder or a decoder was registered without the other."""
+
+
+def load(name: str, uri: str, alias_or_version: str = CHAMPION, *, encoder: bool = False) -> Published:
+    """The registered decoder of this name, and on request the encoder of the same trial; the encoder's name does too.
+
+    Raises UserError when server, model, alias or version are missing.
+    """
+    quiet_mlflow()
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")  # our models need no pickle
+    import mlflow
+
+    client = client_of(name, uri)
+    version = version_of(client, name, alias_or_version)
+    if "prior" not in version.tags:
         raise UserError(
             f"version {version.version} of {name!r} says nothing about its prior; it was not registered by aae_ray"
         )
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    try:
-        module = mlflow.pytorch.load_model(reference)
-    except Exception as error:
-        raise UserError(f"{reference} cannot be loaded: {str(error).splitlines()[0][:200]}") from None
-    return LoadedDecoder(
-        name,
-        str(version.version),
-        module,
-        Prior(
-            tags["prior"], int(tags["latent_dim"]), float(tags["prior_scale"]), int(tags.get("prior_components", 10))
-        ),
-        _label_shares(int(tags.get("classes", 0)), tags.get("label_shares", "")),
-        tags.get("data.digest", ""),
-        tuple(int(side) for side in tags.get("image_shape", "").split("x") if side),
-        {key: value for key, value in tags.items() if key in dotted_fields()},
+    networks: dict[str, nn.Module] = {}
+    about = dict(version.tags)
+    for kind in (DECODER, ENCODER) if encoder else (DECODER,):
+        own = _partner(client, version, kind)
+        reference = f"models:/{own.name}/{own.version}"
+        try:
+            local = mlflow.artifacts.download_artifacts(reference)
+            networks[kind] = mlflow.pytorch.load_model(local)
+            about = (mlflow.models.get_model_info(local).metadata or {}) | about
+        except Exception as error:
+            raise UserError(f"{reference} cannot be loaded: {_first_line(error)}") from None
+    return published(name, str(version.version), networks, about)
+
+
+def _partner(client: Any, version: Any, kind: str) -> Any:
+    """The version of this kind that is of the same trial. Raises UserError where there is none."""
+    own = ENCODER if version.name.endswith(f"-{ENCODER}") else DECODER
+    if kind == own:
+        return version
+    names = (encoder_name(version.name),) if kind == ENCODER else decoder_names(version.name)
+    for name in names:
+        known = client.search_registered_models(f"name = '{name}'")
+        if known and (found := version_of_trial(client, name, version.tags.get(TRIAL))):
+            return found
+    raise NoPartner(
+        f"{version.name} version {version.version} has no {kind} beside it: it was registered alone, by an earlier "
+        "release or another program; run its study again, or name a checkpoint of it"
+    )
+
+
+def load_exported(folder: Path, *, encoder: bool = False) -> Published:
+    """A decoder, and on request its encoder, from the folders that a study has exported them to: either's folder will
+    do. Raises UserError where they are not there, or not ours."""
+    quiet_mlflow()
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    import mlflow
+
+    networks: dict[str, nn.Module] = {}
+    about: dict[str, Any] = {}
+    for kind in (DECODER, ENCODER) if encoder else (DECODER,):
+        own = folder.resolve().parent.parent / kind / folder.resolve().name
+        if not (own / "MLmodel").exists():
+            raise NoPartner(
+                f"{folder} has no {kind} beside it: there is no {own}; run its study again, or name a checkpoint"
+            )
+        try:
+            networks[kind] = mlflow.pytorch.load_model(str(own))
+            about |= mlflow.models.get_model_info(str(own)).metadata or {}
+        except Exception as error:
+            raise UserError(f"{own} cannot be loaded: {_first_line(error)}") from None
+    if "prior" not in about:
+        raise UserError(f"{folder} says nothing about its prior; it was not exported by aae_ray")
+    return published(str(folder), "", networks, about)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def published(name: str, version: str, networks: Mapping[str, nn.Module], about: Mapping[str, Any]) -> Published:
+    """A loaded model, by what its tags and metadata say of it."""
+    components = int(about.get("prior_components", 10))
+    return Published(
+        name=name,
+        version=version,
+        decoder=networks[DECODER],
+        encoder=networks.get(ENCODER),
+        task=about.get("task", "unsupervised"),
+        prior=Prior(about["prior"], int(about["latent_dim"]), float(about["prior_scale"]), components),
+        label_shares_K=_label_shares(int(about.get("classes", 0)), about.get("label_shares", "")),
+        data_digest=about.get("data.digest", ""),
+        split=about.get(SPLIT_DIGEST, ""),
+        shape=tuple(int(side) for side in about.get("image_shape", "").split("x") if side),
+        settings={key: value for key, value in about.items() if key in dotted_fields()},
+        class_names=tuple(json.loads(about.get(CLASS_NAMES, "[]"))),
+        value_range=None if (ends := json.loads(about.get(VALUE_RANGE, "null"))) is None else (ends[0], ends[1]),
+        reconstruction_mse=float(about[RECONSTRUCTION]) if RECONSTRUCTION in about else None,
     )
 
 

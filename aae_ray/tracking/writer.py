@@ -151,10 +151,15 @@ class MlflowWriter:
             case LogText():
                 self.client.log_text(self._id(call), redact(call.text), call.file)
             case Register():
-                request = call.request | {"folder": str(self.folder / call.request["folder"])}
+                request = self._found(call.request)
                 made = register(self.client, self._id(call), request)
                 with self.cursor.lock:
                     self.cursor.registration = made | {"trial": call.run}  # an extended study may choose another
+
+    def _found(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """A request with its folders where they are on this machine, those of the encoder within it as well."""
+        found = dict(request) | {"folder": str(self.folder / request["folder"])}
+        return found | {"encoder": self._found(request["encoder"])} if request.get("encoder") else found
 
     def _create(self, call: CreateRun) -> None:
         if call.run in self.cursor.runs:

@@ -22,7 +22,7 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.images import Images
 from aae_ray.datasets.labels import check, known_shares
 from aae_ray.errors import UserError
-from aae_ray.evaluation.constants import Constants
+from aae_ray.evaluation.constants import Constants, split_digest
 from aae_ray.evaluation.held_out import HeldOutMetrics
 from aae_ray.evaluation.judge import Judge
 from aae_ray.settings import RunSettings, epoch_at, flatten, setting
@@ -272,8 +272,11 @@ class Training:
         return {
             "settings": flatten(self.settings),
             "data_digest": self.dataset.digest,
+            "split": split_digest(self.dataset),
             "shape": list(self.dataset.shape),
             "classes": self.dataset.classes,
+            "class_names": list(self.dataset.class_names or ()),
+            "value_range": None if self.dataset.value_range is None else list(self.dataset.value_range),
             "history": [dict(metrics) for metrics in self.history],
             "networks": {name: network.state_dict() for name, network in self.model.networks.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},

@@ -160,3 +160,53 @@ def test_log_density_against_torch_distributions(name: str, latent_dim: int) -> 
 def test_a_prior_without_a_density_says_so() -> None:
     with pytest.raises(ValueError, match="the swiss_roll prior has no density here"):
         Prior("swiss_roll", 2).log_density(torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "near", "far", "distance"),
+    [
+        ("gaussian", (0.0, 0.0, 0.0), (6.0, 8.0, 0.0), 5.0),
+        ("uniform", (2.0, -2.0, 1.0), (8.0, 0.0, -10.0), 5.0),
+        ("mixture", (2.8, 0.0, 0.0), (2.8, 0.5, 0.0), 5.0),  # five standard deviations across a ray
+        ("mixture", (-2.8, 0.0, 0.0), (-2.8, 0.4, 6.0), 5.0),  # four of them, and three of a Gaussian coordinate
+        ("swiss_roll", (6.0, 0.0, 0.0), (16.0, 0.0, 0.0), 5.0),
+        ("swiss_roll", (0.0, 0.0, 0.0), (6.0, 0.0, 10.0), 5.0),
+    ],
+)
+def test_the_distance_of_a_code_is_from_where_the_prior_is(
+    name: str, near: tuple[float, ...], far: tuple[float, ...], distance: float
+) -> None:
+    """At scale 2; the roll is found to a thousandth of its length."""
+    prior = Prior(name, 3, scale=2.0)
+    found_N = prior.distance(torch.tensor([near, far], dtype=torch.float64))
+    torch.testing.assert_close(found_N, torch.tensor([0, distance], dtype=torch.float64), rtol=0.01, atol=0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_draws_of_a_prior_are_near_to_it(name: str) -> None:
+    """Three coordinates of a Gaussian are within five standard deviations, far beyond one in a hundred thousand."""
+    assert Prior(name, 3, scale=3.0).distance(draw(Prior(name, 3, scale=3.0), 10_000)).max() < 6
+
+
+@pytest.mark.parametrize(("name", "rows"), [("gaussian", 8), ("uniform", 8), ("mixture", 5), ("swiss_roll", 8)])
+def test_a_walk_goes_through_the_prior_from_end_to_end(name: str, rows: int) -> None:
+    prior = Prior(name, 4, scale=2.0, parts=5)
+    z_NZ = prior.walk(8)
+    assert z_NZ.shape == (rows * 8, 4) and not z_NZ[:, 2:].any()
+    assert prior.distance(z_NZ).max() < (3 if name == "gaussian" else 1.6)
+    plane_RS2 = z_NZ[:, :2].view(rows, 8, 2)
+    if name in ("gaussian", "uniform"):
+        assert (plane_RS2[:, 1:, 0] > plane_RS2[:, :-1, 0]).all() and (plane_RS2[1:, :, 1] < plane_RS2[:-1, :, 1]).all()
+    elif name == "mixture":
+        assert [prior.part_of(row_SZ).tolist() for row_SZ in z_NZ.view(rows, 8, 4)] == [[part] * 8 for part in range(5)]
+    else:
+        radius_N = z_NZ[:, :2].norm(dim=1)
+        assert (radius_N[1:] > radius_N[:-1]).all()
+
+
+def test_a_walk_through_the_gaussian_is_at_its_percentiles() -> None:
+    """Equal shares of the prior lie between neighbours (Makhzani et al. 2015, figure 2e)."""
+    x_S = Prior("gaussian", 2, scale=3.0).walk(4)[:4, 0]
+    draws_N = 3 * torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    shares_S = torch.stack([(draws_N < x).float().mean() for x in x_S])
+    torch.testing.assert_close(shares_S, torch.tensor([0.125, 0.375, 0.625, 0.875]), rtol=0, atol=0.005)

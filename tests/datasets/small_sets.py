@@ -6,10 +6,12 @@ import numpy as np
 
 from aae_ray.datasets.image_stream import ImageStream
 
+IDX_TYPES = {"u1": 0x08, "i1": 0x09, ">i2": 0x0B, ">i4": 0x0C, ">f4": 0x0D, ">f8": 0x0E}
 
-def idx_bytes(array: np.ndarray) -> bytes:
-    header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
-    return header + array.astype(np.uint8).tobytes()
+
+def idx_bytes(array: np.ndarray, element: str = "u1") -> bytes:
+    header = bytes((0, 0, IDX_TYPES[element], array.ndim)) + np.array(array.shape, ">u4").tobytes()
+    return header + array.astype(element).tobytes()
 
 
 def write_idx(folder: Path, images_NHW: np.ndarray, labels_N: np.ndarray | None, test_count: int = 0) -> Path:
@@ -29,10 +31,10 @@ def some_images(count: int = 60, side: int = 4) -> tuple[np.ndarray, np.ndarray]
 
 
 def gather(stream: ImageStream) -> tuple[np.ndarray, np.ndarray | None]:
-    blocks = list(stream.blocks)
-    images_NCHW = np.concatenate([images for images, _ in blocks])
-    labels = [labels for _, labels in blocks if labels is not None]
+    images_NCHW = np.concatenate(list(stream.blocks))
     assert len(images_NCHW) == stream.count
     assert images_NCHW.dtype == np.uint8
-    assert len(labels) in (0, len(blocks))
-    return images_NCHW, np.concatenate(labels) if labels else None
+    if stream.labels is None:
+        return images_NCHW, None
+    assert len(stream.labels) == stream.count
+    return images_NCHW, stream.labels.to_numpy(zero_copy_only=False)

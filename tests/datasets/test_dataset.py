@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aae_ray.datasets import dataset as data
-from aae_ray.datasets.download import PUBLISHED
+from aae_ray.datasets.published import PUBLISHED
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
 from tests.datasets.small_sets import some_images, write_idx
@@ -186,7 +186,7 @@ def test_classes_are_spread_over_the_parts_in_proportion(
     tmp_path: Path, cache: str, sizes: tuple[int, ...], seed: int
 ) -> None:
     labels_N = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    path = write_idx(tmp_path / "own", np.zeros((len(labels_N), 1, 1)), labels_N)
+    path = write_idx(tmp_path / "own", np.full((len(labels_N), 1, 1), 255), labels_N)
     own = load(name="own", path=str(path), cache=cache, split_seed=seed)
     for part, share in ((own.val, 0.2), (own.test, 0.2), (own.train, 0.6)):
         counts = np.bincount(labels_N[part], minlength=len(sizes))
@@ -195,7 +195,7 @@ def test_classes_are_spread_over_the_parts_in_proportion(
 
 
 def test_images_in_order_of_class_are_shuffled_within_it(tmp_path: Path, cache: str) -> None:
-    path = write_idx(tmp_path / "own", np.zeros((1000, 1, 1)), np.repeat([0, 1], 500))
+    path = write_idx(tmp_path / "own", np.full((1000, 1, 1), 255), np.repeat([0, 1], 500))
     own = load(name="own", path=str(path), cache=cache)
     gaps = np.diff(own.val)
     assert len(np.unique(gaps)) > 5
@@ -214,6 +214,7 @@ def test_a_set_is_prepared_once(folder: Path, cache: str) -> None:
     assert data.prepared_folder(own).parent == Path(cache)
     assert sorted(path.name for path in data.prepared_folder(own).iterdir()) == [
         "about.json",
+        "copies.npy",
         "images.npy",
         "labels.npy",
     ]
@@ -230,10 +231,10 @@ def test_a_changed_source_is_prepared_anew(folder: Path, cache: str) -> None:
 
 
 def test_another_column_is_another_set(tmp_path: Path, cache: str) -> None:
-    pq.write_table(pa.table({"a": [[1]] * 9, "b": [[2]] * 9}), tmp_path / "own.parquet")
+    pq.write_table(pa.table({"a": [[201]] * 9, "b": [[202]] * 9}), tmp_path / "own.parquet")
     path = str(tmp_path / "own.parquet")
     first, second = (load(name="own", path=path, cache=cache, image_column=column) for column in "ab")
-    assert (first.images_NCHW.max(), second.images_NCHW.max()) == (1, 2)
+    assert (first.images_NCHW.max(), second.images_NCHW.max()) == (201, 202)
 
 
 LOAD = """
@@ -290,7 +291,7 @@ def test_a_killed_preparation_is_never_taken_for_a_finished_one(tmp_path: Path, 
 def test_a_failed_preparation_leaves_nothing(tmp_path: Path, cache: str) -> None:
     pq.write_table(pa.table({"image": [[1]] * 999 + [[-1]]}), tmp_path / "own.parquet")
     for _ in range(2):
-        with pytest.raises(UserError, match="row 999 of column image has a pixel of -1"):
+        with pytest.raises(UserError, match="row 999 of column image has a pixel value outside of 0 to 255"):
             load(name="own", path=str(tmp_path / "own.parquet"), cache=cache)
     assert [path.suffix for path in Path(cache).iterdir()] == [".lock"]
 
@@ -311,7 +312,7 @@ CACHE_FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "about cut": ("about.json", cut),
     "about gone": ("about.json", Path.unlink),
     "about of something else": ("about.json", lambda file: file.write_text("[]")),
-    "about lacks the digest": ("about.json", lambda file: file.write_text(json.dumps({"labels": False}))),
+    "about lacks the digest": ("about.json", lambda file: file.write_text(json.dumps({"classes": None}))),
 }
 
 
@@ -340,18 +341,30 @@ def test_cache_that_cannot_be_written(tmp_path: Path, folder: Path, inside: str)
 
 
 SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown name": ({"name": "mnits"}, "mnits is none of digits, mnist, fashion-mnist; .*mean mnist"),
+    "unknown name": ({"name": "mnits"}, "mnits is none of digits, mnist, fashion-mnist, kmnist, .*mean mnist"),
     "no such path": ({"name": "own", "path": "{tmp}/nowhere"}, "data.path: {tmp}/nowhere does not exist"),
-    "other file": ({"name": "own", "path": "{tmp}/note.txt"}, "{tmp}/note.txt is neither a folder nor"),
-    "empty folder": ({"name": "own", "path": "{tmp}/empty"}, "{tmp}/empty has no train-images.* no Parquet"),
-    "two kinds": ({"name": "own", "path": "{tmp}/both"}, "{tmp}/both holds both Parquet and IDX files"),
+    "other file": (
+        {"name": "own", "path": "{tmp}/note.txt"},
+        "{tmp}/note.txt is a file of no known format",
+    ),
+    "empty folder": ({"name": "own", "path": "{tmp}/empty"}, "{tmp}/empty is empty; images are read from Parquet, pic"),
+    "two kinds": (
+        {"name": "own", "path": "{tmp}/both"},
+        "{tmp}/both holds files of several formats, Par",
+    ),
     "named digits": ({"name": "digits", "path": "{tmp}/idx"}, "data.name: {tmp}/idx is not scikit-learn's digits"),
-    "MNIST in part": ({"name": "mnist", "path": "{tmp}/idx"}, "{tmp}/idx has no t10k-images-idx3-ubyte"),
+    "MNIST in part": (
+        {"name": "mnist", "path": "{tmp}/idx"},
+        "{tmp}/idx has no t10k-images-idx3-ubyte, though train-images",
+    ),
     "column of IDX": (
         {"name": "own", "path": "{tmp}/idx", "image_column": "x"},
-        "data.image_column and data.label_column are for Parquet files; {tmp}/idx holds none",
+        "data.image_column: {tmp}/idx holds IDX, which has neither columns nor named arrays",
     ),
-    "column of digits": ({"label_column": "x"}, "data.label_column are for Parquet files; data.path names"),
+    "column of digits": (
+        {"label_column": "x"},
+        "data.label_column: columns and arrays are those of your own files, and data.path names none",
+    ),
     "broken link": ({"name": "own", "path": "{tmp}/linked"}, "{tmp}/linked/a.parquet cannot be read: No"),
     "one image": ({"name": "own", "path": "{tmp}/one"}, "few images, 1: .* none is left for validation"),
     "three images": (

@@ -1,8 +1,10 @@
 """Downloads: what the mirrors of a published set give, and what is said when none gives the right file."""
 
+import errno
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aae_ray.datasets import download
 from aae_ray.datasets.dataset import Dataset, load
-from aae_ray.datasets.download import PUBLISHED, Progress, Published
-from aae_ray.datasets.idx import IDX_FILES
+from aae_ray.datasets.download import Progress
+from aae_ray.datasets.published import PUBLISHED
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
-from tests.datasets.small_sets import some_images, write_idx
+from tests.datasets.published_sets import SMALL_SETS, TRAIN_COUNT, SmallSet
 
 
 class Mirror:
@@ -23,7 +26,9 @@ class Mirror:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.cut_by: int = 0  # bytes that are announced and never sent
+        self.cut_by = 0  # bytes that are announced and never sent
+        self.silent_after: int | None = None  # bytes, after which nothing more comes
+        self.closed = threading.Event()
         self.asked: list[str] = []
         mirror = self
 
@@ -37,7 +42,10 @@ class Mirror:
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content[: len(content) - mirror.cut_by])
+                self.wfile.write(content[: len(content) - mirror.cut_by][: mirror.silent_after])
+                if mirror.silent_after is not None:
+                    self.wfile.flush()
+                    mirror.closed.wait()
 
             def log_message(self, format: str, *arguments: Any) -> None:
                 pass
@@ -47,25 +55,36 @@ class Mirror:
         self.address = f"http://127.0.0.1:{self.server.server_address[1]}/sets/"
 
     def close(self) -> None:
+        self.closed.set()
         self.server.shutdown()
         self.server.server_close()
 
 
 @pytest.fixture
-def mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Mirror, Mirror]]:
-    """Two mirrors that both have a small set in the place of MNIST; the first is tried first."""
-    folder = write_idx(tmp_path / "published", *some_images(), test_count=12)
-    files = {f"{file.name}.gz": file.read_bytes() for file in folder.iterdir()}
-    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    pair = Mirror(), Mirror()
-    for mirror in pair:
-        mirror.files = dict(files)
-    addresses = tuple(mirror.address for mirror in pair)
-    monkeypatch.setitem(PUBLISHED, "mnist", Published(addresses, checksums))
+def publish(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], tuple[Mirror, Mirror]]]:
+    """Two mirrors that both have a small set in the place of a published one; the first is tried first."""
+    mirrors: list[Mirror] = []
+
+    def publish(name: str) -> tuple[Mirror, Mirror]:
+        files = SMALL_SETS[name]().files
+        checksums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+        pair = Mirror(), Mirror()
+        for mirror in pair:
+            mirror.files = dict(files)
+        mirrors.extend(pair)
+        addresses = tuple(mirror.address for mirror in pair)
+        monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], mirrors=addresses, sha256=checksums))
+        return pair
+
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield pair
-    for mirror in pair:
+    yield publish
+    for mirror in mirrors:
         mirror.close()
+
+
+@pytest.fixture
+def mirrors(publish: Callable[[str], tuple[Mirror, Mirror]]) -> tuple[Mirror, Mirror]:
+    return publish("mnist")
 
 
 @pytest.fixture
@@ -73,18 +92,41 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def load_small(cache: Path, progress: Progress = lambda *_: None) -> Dataset:
-    return load(Data(name="mnist", cache=str(cache)), progress)
+def load_small(cache: Path, progress: Progress = lambda *_: None, name: str = "mnist") -> Dataset:
+    return load(Data(name=name, cache=str(cache)), progress)
 
 
-def test_download(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
+def assert_is(loaded: Dataset, small: SmallSet) -> None:
+    """The small set and nothing else was read: its pixels, its classes by number, its test part."""
+    assert np.array_equal(loaded.images_NCHW, small.images_NCHW)
+    assert loaded.labels_N is not None
+    assert loaded.labels_N.tolist() == [small.classes.index(label) for label in small.labels]
+    assert np.array_equal(loaded.test, np.arange(TRAIN_COUNT, len(small.images_NCHW)))
+
+
+@pytest.mark.parametrize("name", SMALL_SETS)
+def test_download(name: str, publish: Callable[[str], tuple[Mirror, Mirror]], cache: Path) -> None:
+    mirrors = publish(name)
     calls: list[tuple[str, int, int]] = []
-    small = load_small(cache, lambda *progress: calls.append(progress))
-    assert np.array_equal(small.images_NCHW[:, 0], some_images()[0])
-    assert np.array_equal(small.test, np.arange(48, 60))
-    assert len(mirrors[0].asked) == 4 and mirrors[1].asked == []
-    size = len(mirrors[0].files["train-images-idx3-ubyte.gz"])
-    assert ("downloading train-images-idx3-ubyte.gz", size, size) in calls
+    small = SMALL_SETS[name]()
+    assert_is(load_small(cache, lambda *progress: calls.append(progress), name), small)
+    assert sorted(mirrors[0].asked) == sorted(f"/sets/{file}" for file in small.files) and mirrors[1].asked == []
+    for file, content in small.files.items():
+        assert (f"downloading {file}", len(content), len(content)) in calls
+
+
+def test_sets_of_one_archive_download_it_once(
+    publish: Callable[[str], tuple[Mirror, Mirror]], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirrors = publish("emnist-letters")
+    published = PUBLISHED["emnist-letters"]
+    for name in ("emnist-digits", "emnist-letters"):  # the archive of the small set has letters alone
+        row = replace(PUBLISHED[name], mirrors=published.mirrors, sha256=published.sha256)
+        monkeypatch.setitem(PUBLISHED, name, row)
+    with pytest.raises(UserError, match="gzip.zip has no emnist-digits-train-images-idx3-ubyte"):
+        load_small(cache, name="emnist-digits")
+    assert_is(load_small(cache, name="emnist-letters"), SMALL_SETS["emnist-letters"]())
+    assert mirrors[0].asked == ["/sets/gzip.zip"]
 
 
 FAILING_MIRRORS: dict[str, tuple[Callable[[Mirror], object], str]] = {
@@ -94,20 +136,27 @@ FAILING_MIRRORS: dict[str, tuple[Callable[[Mirror], object], str]] = {
     ),
     "cut connection": (lambda mirror: setattr(mirror, "cut_by", 100), "the connection was cut"),
     "no such file": (lambda mirror: mirror.files.clear(), "HTTP status 404"),
+    "silent from the start": (lambda mirror: setattr(mirror, "silent_after", 0), "no answer"),
+    "silent on the way": (lambda mirror: setattr(mirror, "silent_after", 10), "no answer"),
     "unreachable": (Mirror.close, "no connection"),
 }
 
 
 @pytest.mark.parametrize("failure", FAILING_MIRRORS)
-def test_next_mirror_steps_in(mirrors: tuple[Mirror, Mirror], cache: Path, failure: str) -> None:
+def test_next_mirror_steps_in(
+    mirrors: tuple[Mirror, Mirror], cache: Path, failure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_TIMEOUT_S", 0.2)
     FAILING_MIRRORS[failure][0](mirrors[0])
-    small = load_small(cache)
-    assert np.array_equal(small.images_NCHW[:, 0], some_images()[0])
+    assert_is(load_small(cache), SMALL_SETS["mnist"]())
     assert len(mirrors[1].asked) == 4
 
 
 @pytest.mark.parametrize("failure", FAILING_MIRRORS)
-def test_no_mirror_has_it(mirrors: tuple[Mirror, Mirror], cache: Path, failure: str) -> None:
+def test_no_mirror_has_it(
+    mirrors: tuple[Mirror, Mirror], cache: Path, failure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_TIMEOUT_S", 0.2)
     fail, reason = FAILING_MIRRORS[failure]
     name, sha256 = next(iter(PUBLISHED["mnist"].sha256.items()))
     for mirror in mirrors:
@@ -117,6 +166,7 @@ def test_no_mirror_has_it(mirrors: tuple[Mirror, Mirror], cache: Path, failure: 
     assert str(error.value).startswith(f"{name} could not be downloaded. Tried ")
     for mirror in mirrors:
         assert f"{mirror.address}{name} ({reason.format(sha256=sha256)})" in str(error.value)
+    assert f"put {', '.join(PUBLISHED['mnist'].sha256)}" in str(error.value)
     assert "data.path" in str(error.value)
     assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
@@ -131,13 +181,30 @@ def test_good_downloads_are_kept_and_damaged_ones_fetched_again(mirrors: tuple[M
     kept[first].write_bytes(b"damaged")
     mirrors[0].files["t10k-labels-idx1-ubyte.gz"] = missing
     mirrors[0].asked.clear()
-    small = load_small(cache)
+    assert_is(load_small(cache), SMALL_SETS["mnist"]())
     assert f"/sets/{first}" in mirrors[0].asked and f"/sets/{second}" not in mirrors[0].asked
-    assert np.array_equal(small.images_NCHW[:, 0], some_images()[0])
 
 
-def test_mirrors_cover_the_files_that_are_read() -> None:
+def test_a_full_disk_is_no_fault_of_the_mirrors(
+    mirrors: tuple[Mirror, Mirror], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, count: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download._PoochBar, "update", full)  # called where a block was written
+    with pytest.raises(
+        UserError, match=f"^data.cache: {cache}/downloads/mnist cannot be written: No space left"
+    ) as error:
+        load_small(cache)
+    assert "Tried" not in str(error.value)
+    assert mirrors[1].asked == []
+    assert not list(cache.glob("downloads/mnist/*"))
+
+
+def test_rows_of_the_table_are_complete() -> None:
     for published in PUBLISHED.values():
-        assert {name.removesuffix(".gz") for name in published.sha256} == set(IDX_FILES)
         assert all(len(sha256) == 64 for sha256 in published.sha256.values())
+        assert all(mirror.startswith("http") and mirror.endswith("/") for mirror in published.mirrors)
         assert len(published.mirrors) > 1
+        names = {name.removesuffix(".gz") if "-idx" in name else name for name in published.sha256}
+        assert names == set(published.forms[0])  # what is downloaded can be read

@@ -65,6 +65,40 @@ def test_labels_are_drawn_in_proportion(digits: Dataset, labels: float) -> None:
         assert known_shares(few, replace(settings, {"seed": seed})) == pytest.approx(drawn_K / drawn_K.sum())
 
 
+def without(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    """The set with these images unlabelled."""
+    labels_N = np.asarray(dataset.labels_N).copy()
+    labels_N[rows] = -1
+    return changed(dataset, labels_N=labels_N)
+
+
+@pytest.mark.parametrize("drawn", ["evenly", "in_proportion"])
+def test_images_without_a_label_are_never_drawn(digits: Dataset, drawn: str) -> None:
+    partly = without(digits, digits.train[::2])
+    settings = replace(Settings(), {"task": "semi_supervised", "data.labels_drawn": drawn})
+    check(settings, partly)
+    assert set(np.flatnonzero(known_labels(partly, settings) >= 0)) == set(digits.train[1::2])
+    some = known_labels(partly, replace(settings, {"data.labels": 100}))
+    assert set(np.flatnonzero(some >= 0)) < set(digits.train[1::2]) and (some >= 0).sum() == 100
+    shares = known_shares(partly, settings)
+    assert shares is not None and sum(shares) == pytest.approx(1)
+
+
+def test_what_unlabelled_images_do_not_allow(digits: Dataset) -> None:
+    partly = without(digits, digits.train[10:])
+    few = replace(Settings(), {"task": "semi_supervised", "data.labels": 11})
+    with pytest.raises(SettingsError, match="asks for 11 labels, and there are 10 labelled training images"):
+        check(few, partly)
+    with pytest.raises(SettingsError, match="needs the label of every image, and 1 of data.name digits have none"):
+        check(replace(Settings(), {"task": "supervised"}), without(digits, digits.val[:1]))
+    with pytest.raises(SettingsError, match="5 training images of data.name digits have a label, of 10 classes"):
+        check(replace(Settings(), {"task": "semi_supervised"}), without(digits, digits.train[5:]))
+    named = changed(digits, class_names=tuple("abcdefghij"))
+    fours = digits.train[np.asarray(digits.labels_N)[digits.train] == 4]
+    with pytest.raises(SettingsError, match="no training image has label e, of 10 classes"):
+        check(replace(Settings(), {"task": "semi_supervised"}), without(named, fours))
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

@@ -12,7 +12,9 @@ from torch import Tensor
 from aae_ray.evaluation.drawing import (
     CELL_PIXELS,
     CLASS_COLOURS,
+    HEADING_PIXELS,
     SEPARATOR,
+    UNLABELLED_GREY,
     code_scatter,
     image_sheet,
     reconstructions,
@@ -156,3 +158,33 @@ def test_nothing_is_cut_off_at_the_edge_of_the_scatter(classes: int, size: float
     shown = pixels(code_scatter(size * codes(4000, 8), labels_N, prior_NZ, title="held-out codes, Gaussian posterior"))
     for edge in (shown[:, :2], shown[:, -2:], shown[:2], shown[-2:]):
         assert (edge == 255).all()
+
+
+LONG_NAMES = ["WWWWWWWWWWWWWWWWWW", "Gänseblümchen", "a $ b $ c", "line\nbreak", "犬", *map(str, range(40))]
+
+
+@pytest.mark.parametrize("classes", [5, 10, 45])
+@pytest.mark.filterwarnings("error")
+def test_the_names_of_classes_fit_into_the_scatter(classes: int) -> None:
+    labels_N = np.arange(300) % classes
+    named = code_scatter(codes(300), labels_N, PRIOR_NZ, title="held-out codes", names=LONG_NAMES)
+    assert named != code_scatter(codes(300), labels_N, PRIOR_NZ, title="held-out codes")
+    shown = pixels(named)
+    for edge in (shown[:, :2], shown[:, -2:], shown[:2], shown[-2:]):
+        assert (edge == 255).all()
+
+
+def test_unlabelled_codes_are_dark_grey_and_named_so() -> None:
+    labels_N = np.where(np.arange(200) % 2, -1, np.arange(200) % 3)
+    shown = code_scatter(codes(200), labels_N, PRIOR_NZ, title="held-out codes", names=["ant", "bee", "cat"])
+    assert has_colour(shown, UNLABELLED_GREY)
+    assert all(has_colour(shown, colour) for colour in CLASS_COLOURS[:3]) and not has_colour(shown, CLASS_COLOURS[3])
+
+
+def test_columns_of_a_sheet_have_headings_that_fit() -> None:
+    bare, headed = (pixels(samples(images(6), 3, headings)) for headings in ((), ("ant", "W" * 99, "cat")))
+    assert headed.shape[0] == bare.shape[0] + HEADING_PIXELS and headed.shape[1] == bare.shape[1]
+    step = headed.shape[1] // 3
+    for column in range(3):
+        heading = headed[:HEADING_PIXELS, column * step : (column + 1) * step]
+        assert (heading < 128).any() and (heading[:, :1] == 255).all()

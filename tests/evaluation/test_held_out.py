@@ -1,14 +1,16 @@
 """What is measured on held-out images: closed forms for the errors, fixed numbers, and no trace left behind."""
 
 import math
+from dataclasses import replace as changed
 
 import numpy as np
 import pytest
 import torch
 
+from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.evaluation.figure_data import figure_data
-from aae_ray.evaluation.held_out import Encoded, HeldOutMetrics, some_of
+from aae_ray.evaluation.held_out import Encoded, HeldOutMetrics, measured, some_of
 from aae_ray.evaluation.judge import Judge, pixels
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.settings import Settings, replace
@@ -74,10 +76,10 @@ def test_classes_name_themselves_without_a_look_at_an_image(small_run: Settings,
 
 
 def test_noise_use_is_measured_for_stochastic_posteriors_alone(small_run: Settings, digits: Dataset) -> None:
-    for posterior, measured in (("deterministic", False), ("gaussian", True), ("universal", True)):
+    for posterior, used in (("deterministic", False), ("gaussian", True), ("universal", True)):
         result = Training(replace(small_run, {"model.posterior": posterior}), digits).evaluation.costly("val")
-        assert ("val/noise_use" in result) is measured
-        if measured:
+        assert ("val/noise_use" in result) is used
+        if used:
             assert 0 < result["val/noise_use"] <= 1.1
 
 
@@ -108,6 +110,42 @@ def test_the_error_of_a_label_head_by_hand(small_run: Settings, digits: Dataset)
             "classification_error": pytest.approx(WRONG / len(rows)),
             "balanced_error": pytest.approx(1 - sum(recall) / 10),
         }
+
+
+@pytest.mark.parametrize("task", ["semi_supervised", "clustering", "label_informed"])
+def test_images_without_a_label_count_in_no_metric_over_labels(small_run: Settings, digits: Dataset, task: str) -> None:
+    """What is said of labels is what would be said of the labelled images alone; all else is of all images."""
+    assert digits.labels_N is not None
+    values = {"task": task, "model.clusters": 12} | ({"model.prior": "mixture"} if task == "label_informed" else {})
+    labels_N = np.where(np.arange(len(digits.labels_N)) % 3 == 0, UNKNOWN, digits.labels_N)
+    partly = changed(digits, labels_N=labels_N)
+    labelled = changed(partly, val=partly.labelled(partly.val), test=partly.labelled(partly.test))
+    assert len(labelled.val) < len(digits.val)
+    of_all, of_labelled = (Training(replace(small_run, values), data).evaluation for data in (partly, labelled))
+    over_labels = {"part_error", "classification_error", "balanced_error", "majority_error", "hungarian_accuracy"}
+    for part in ("val", "test"):
+        expected, result = of_labelled.cheap(part), of_all.cheap(part)
+        names = [name for name in result if name.partition("/")[2] in over_labels]
+        assert names and {name: result[name] for name in names} == {name: expected[name] for name in names}
+        assert result[f"{part}/reconstruction_mse"] != expected[f"{part}/reconstruction_mse"]
+    assert {name.partition("/")[2] for name in names} <= {
+        name.partition("/")[2] for name in measured(replace(small_run, values), partly)
+    }
+
+
+def test_a_part_without_labels_has_no_metrics_over_them(small_run: Settings, digits: Dataset) -> None:
+    assert digits.labels_N is not None
+    settings = replace(small_run, {"task": "clustering"})
+    for part, rows in (("val", digits.val), ("test", digits.test)):
+        labels_N = np.asarray(digits.labels_N).copy()
+        labels_N[rows] = UNKNOWN
+        bare = changed(digits, labels_N=labels_N)
+        evaluation = Training(settings, bare).evaluation
+        result = evaluation.cheap("val") | evaluation.cheap("test")
+        assert f"{part}/hungarian_accuracy" not in result and f"{part}/classification_error" not in result
+        assert f"{part}/clusters_used" in result
+        assert ("val/classification_error" in measured(settings, bare)) is (part == "test")
+        assert (evaluation.classes_of_labels() is None) is (part == "val")
 
 
 def test_label_and_code_that_depend_on_each_other_are_seen_together_alone(

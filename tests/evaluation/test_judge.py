@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
 from aae_ray.evaluation import judge as module
@@ -67,3 +68,18 @@ def test_what_no_judge_can_be_made_of(digits: Dataset, tmp_path: Path) -> None:
         judge_for(replace(digits, labels_N=None), tmp_path)
     with pytest.raises(UserError, match="images of 2 x 2 are too small"):
         judge_for(replace(digits, images_NCHW=np.zeros((1797, 1, 2, 2), np.uint8)), tmp_path)
+
+
+def test_a_judge_learns_from_labelled_images_and_is_tested_by_them(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STEPS", 20)
+    assert digits.labels_N is not None
+    labels_N = np.where(np.arange(len(digits.labels_N)) % 2, digits.labels_N, UNKNOWN)
+    partly = replace(digits, labels_N=labels_N)
+    labelled = replace(digits, train=partly.labelled(digits.train), test=partly.labelled(digits.test))
+    first, second = judge_for(partly, tmp_path), judge_for(labelled, tmp_path)
+    assert (first.digest, first.accuracy) == (second.digest, second.accuracy)
+    for part in (digits.train, digits.test):
+        bare = replace(digits, labels_N=np.where(np.isin(np.arange(len(labels_N)), part), UNKNOWN, digits.labels_N))
+        assert not module.is_judged(bare) and module.judge_if_any(bare, tmp_path) is None

@@ -190,6 +190,7 @@ def test_a_worker_is_on_one_node(nodes: list[dict[str, float]], needed: dict[str
         ([{"CPU": 0.3}], settings_of(1, {"CPU": 0.1}), 3),
         ([{"CPU": 64}], settings_of(trials=5), 5),
         ([{"CPU": 64}], settings_of(concurrent=3), 3),
+        ([{"CPU": 64}], replace(settings_of(trials=1), {"study.confirm.finalists": 2, "study.confirm.seeds": 3}), 6),
         ([{"CPU": 2}], settings_of(concurrent=3), 2),
     ],
 )

@@ -295,6 +295,7 @@ def test_the_card_says_what_the_decoder_is_and_how_good() -> None:
     run = replace(Settings(), {"model.prior": "mixture", "model.latent_dim": 4, "model.prior_scale": 2.5})
     card = model_card(
         "aae-digits-decoder",
+        "aae-digits-encoder",
         TrialRecord(7, {}, Plan(run, {}), 0.0, 1, epoch=27),
         run,
         [],
@@ -303,7 +304,7 @@ def test_the_card_says_what_the_decoder_is_and_how_good() -> None:
         ),
         "digits-1",
     )
-    assert card.startswith("# aae-digits-decoder\n") and "Decoder of trial t0007 of study digits-1" in card
+    assert card.startswith("# aae-digits-decoder\n") and "Decoder and encoder of trial t0007 of study digits-1" in card
     assert "4-dimensional mixture prior of scale 2.5" in card and "for 27 epochs" in card
     assert (
         "| test/reconstruction_mse | 0.0123 |" in card

@@ -18,15 +18,17 @@ from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from tests.search.histories import JSD, MSE, History
 
 
-def history_of_all_states() -> History:
+def history_of_all_states(*objectives: str) -> History:
     """Two complete trials, one that the user stopped, one that failed, and one that runs since its second attempt."""
-    history = History(time=time.time() - 3600, study__name="digits", study__budget__trials=24, train__epochs=9)
+    asked: dict[str, Any] = {"study__objectives": objectives} if objectives else {}
+    history = History(time=time.time() - 3600, study__name="digits", study__budget__trials=24, train__epochs=9, **asked)
+    more: dict[str, Any] = {name.replace("/", "__"): 0.5 for name in objectives[2:]}
     for _ in range(5):
         history.begin()
-    history.report(0, 9, 0.03, 0.3)
-    history.report(1, 9, 0.02, 0.3)
-    history.report(2, 3, 0.05, 0.3)
-    history.report(4, 4, 0.04, 0.3)
+    history.report(0, 9, 0.03, 0.3, **more)
+    history.report(1, 9, 0.02, 0.3, **more)
+    history.report(2, 3, 0.05, 0.3, **more)
+    history.report(4, 4, 0.04, 0.3, **more)
     history.end(0)
     history.end(1)
     history.end(2, Reason.PRUNED)
@@ -297,3 +299,20 @@ def test_the_last_words_are_printed_as_they_are() -> None:
     screen, out = in_log(History())
     screen.end("Ray has ended [sic]; go on with\n  python -m aae_ray.tune --resume runs/x")
     assert out.getvalue() == "Ray has ended [sic]; go on with\n  python -m aae_ray.tune --resume runs/x\n"
+
+
+def test_that_finalists_are_confirmed_is_told() -> None:
+    history = History(time=time.time() - 60)
+    history.finish(0.02, 0.3)
+    history.finish(0.03, 0.2)
+    history.add(events.Confirming(numbers=(1, 0), seeds=1))
+    log, out = in_log(history)
+    replayed(history, log)
+    assert "confirming t0001, t0000 on 1 new seed each" in out.getvalue()
+    screen = on_terminal(history)
+    screen.ledger = history.ledger
+    assert "confirming t0001, t0000 on new seeds" in shown(screen)
+    history.another_seed(1, 0.03, 0.2)
+    assert "confirming t0000 on new seeds" in shown(screen)
+    history.another_seed(0, 0.03, 0.2)
+    assert "confirming" not in shown(screen)

@@ -80,6 +80,7 @@ def test_a_program_reads_everything_under_keys_that_stay() -> None:
         "objectives",
         "front",
         "best",
+        "confirming",
         "chosen",
         "registered",
         "latest",

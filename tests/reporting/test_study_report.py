@@ -42,7 +42,9 @@ def test_the_images_that_are_offered_are_those_of_the_decoder_that_was_registere
     tmp_path: Path, champion: bool, version: str
 ) -> None:
     made = {"name": "my decoder", "version": 2, "champion": champion, "reason": ""}
-    (command,) = [text for label, text in next_commands(closing(tmp_path, ended(), made)) if label == "images"]
+    report = closing(tmp_path, ended(), made)
+    assert report.promoted is champion and not closing(tmp_path, ended()).promoted
+    (command,) = [text for label, text in next_commands(report) if label == "images"]
     assert command.startswith(
         f"python -m aae_ray.generate 'my decoder' --count 64 --out samples.png{version} --tracking-uri"
     )
@@ -62,6 +64,18 @@ def test_the_report_says_how_it_went_and_what_to_type_next(tmp_path: Path) -> No
     for part in ("2 trials in 12 s: 1 complete", "t0000", "a worker [1] broke", "compare     http://host"):
         assert part in text
     assert "--resume" not in text
+
+
+def test_the_report_tells_what_finalists_came_to_on_new_seeds(tmp_path: Path) -> None:
+    history = History()
+    first = history.finish(0.1, 0.2).number
+    history.add(events.Confirming(numbers=(first,), seeds=2))
+    history.another_seed(first, 0.11, 0.2)
+    history.another_seed(first, 0.13, 0.2)
+    history.add(events.Chosen(number=first, registration=None))
+    out = io.StringIO()
+    print_report(console_for(out), closing(tmp_path, history))
+    assert "confirmed   t0000 on 2 new seeds: val/reconstruction_mse 0.1200 ± 0.0100 (was 0.1000)" in out.getvalue()
 
 
 def test_a_stopped_study_is_resumed_by_the_command_that_is_offered(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def test_time_after_the_process_has_died_is_nobodys(closed: bool) -> None:
     history.resume()
     history.now += 19
     of = now(history)
-    assert of.wall_clock.used == pytest.approx(101 + 20) and of.worker_time.waiting == pytest.approx(10)
+    assert of.wall_clock.used == pytest.approx(100) and of.elapsed == pytest.approx(101 + 20)
+    assert of.worker_time.waiting == pytest.approx(10)
     assert of.worker_hours.used == pytest.approx(100 / 3600)
 
 
@@ -165,6 +166,16 @@ def test_seeds_to_come_are_forecast_as_far_as_the_front_asks_for_them() -> None:
     assert few is not None and few.high < left.low
 
 
+def test_new_seeds_of_finalists_are_forecast() -> None:
+    history = one_after_another(3, budget=3, study__confirm__finalists=1, study__confirm__seeds=2)
+    left = now(history).left
+    assert left is not None and left.low == pytest.approx(200)
+    history.add(events.Confirming(numbers=(0,), seeds=2))
+    history.another_seed(0, 0.2, 0.3)
+    one = now(history).left
+    assert one is not None and one.high < left.low
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_properties(seed: int) -> None:
     """Whatever happens: no interval upside down, none beyond the budget, no second lost or counted twice."""
@@ -197,7 +208,7 @@ def test_properties(seed: int) -> None:
         of = now(history)
         if of.left is not None:
             assert 0 <= of.left.low <= of.left.high
-            assert limit is None or of.left.high <= max(limit - of.elapsed, 0) + 1e-6
+            assert limit is None or of.left.high <= max(limit - of.wall_clock.used, 0) + 1e-6
         trials = history.ledger.trials
         total = sum(trial.worker_time.busy + trial.worker_time.waiting for trial in trials)
         assert history.ledger.worker_seconds == pytest.approx(total)

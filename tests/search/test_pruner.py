@@ -52,7 +52,7 @@ class AtRung:
     def reach_with(self, metrics: Mapping[str, float]) -> RungVerdict:
         decided = self.pruner.decide(self.count, self.epoch, metrics, self.rung)
         self.count += 1
-        self.rung.apply(decided)
+        self.rung.apply(decided, decided.number)
         return decided.verdict
 
     def promoted(self) -> list[int]:
@@ -60,7 +60,7 @@ class AtRung:
         numbers = []
         while (decided := self.pruner.promote(self.epoch, self.rung)) is not None:
             assert decided.verdict is CONTINUE and decided.ahead < decided.reached
-            self.rung.apply(decided)
+            self.rung.apply(decided, decided.number)
             numbers.append(decided.number)
         return numbers
 
@@ -182,7 +182,7 @@ def test_who_has_gone_on_is_exactly_who_was_once_among_the_first(
                 order = sorted(waiting, key=lambda each: at.rung.ranks.ahead(each, known[each], at.pruner.worst))
                 decided = at.pruner.promote(3, at.rung)
                 assert decided is not None and decided.number == order[0]
-                at.rung.apply(decided)
+                at.rung.apply(decided, decided.number)
                 expected.add(order[0])
             assert at.promoted() == []
 

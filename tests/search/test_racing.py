@@ -8,11 +8,11 @@ import pytest
 
 from aae_ray.errors import SettingsError
 from aae_ray.search import events
-from aae_ray.search.conductor import Conductor, NoSuggestion
+from aae_ray.search.conductor import Conductor, NoSuggestion, Pause, Stop
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger
-from aae_ray.search.outcomes import FailureClass, Reason, State
+from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, State
 from aae_ray.search.racing import Seeds, deviations, next_seed
 from aae_ray.search.space import read_plan, record_plan
 from tests.search.test_conductor import begin, outcome, plan_of, resume
@@ -197,3 +197,191 @@ def test_replicates_are_not_held_against_others_at_a_rung(tmp_path: Path) -> Non
     conductor.started(1)
     conductor.reported(Report(1, 3, ({"epoch": 3.0, MSE: 9.0, MEAN: 0.5},), checkpoint="t1/3"))
     assert conductor.ledger.trials[1].state is State.RUNNING and not conductor.ledger.rungs
+
+
+# ----------------------------------------------------------------------------------------------------- from a rung on
+
+
+def at(suggestion: Suggestion, epoch: int, noise: float) -> dict[str, float]:
+    """What a seed of a configuration is worth after so many epochs."""
+    luck = random.Random(repr((sorted(suggestion.params.items()), epoch)))
+    rate = abs(math.log10(suggestion.params["optim.reconstruction_lr"]) + 3)
+    return {
+        "epoch": float(epoch),
+        MSE: 0.05 + 0.01 * rate + 0.5 / epoch + noise * luck.random(),
+        JSD: 0.2 + 0.1 * rate + 1.0 / epoch + noise * luck.random(),
+        MEAN: 5.0,
+    }
+
+
+def train(conductor: Conductor, noise: float, crash_after: int = 10**9) -> None:
+    """An executor with one gang, which does so many intervals at most."""
+    levels = [3, 9, 27]
+    while isinstance(suggestion := conductor.suggest(), Suggestion):
+        conductor.started(suggestion.number)
+        epoch, answer = suggestion.epoch, object()
+        while not isinstance(answer, Pause | Stop):
+            if crash_after == 0:
+                return
+            crash_after -= 1
+            until = next(level for level in levels if level > epoch)
+            history = tuple(at(suggestion, each, noise) for each in range(epoch + 1, until + 1))
+            checkpoint = f"{suggestion.name}/{until}"
+            answer = conductor.reported(
+                Report(suggestion.number, until, history, finished=until == 27, checkpoint=checkpoint)
+            )
+            epoch = until
+    assert suggestion is NoSuggestion.DONE
+
+
+RACING = {"study__seeds_per_trial": 3, "study__seeds_from_rung": 9, "study__budget__trials": 18}
+
+
+def test_from_a_rung_on_nobody_goes_further_whose_verdict_another_seed_may_change(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(**RACING))
+    train(conductor, 0.05)
+    ledger = conductor.ledger
+    rung, pruner = ledger.rungs[9], ledger.pruner
+    assert not pruner.undecided(9, rung)
+    spent = {number: len(values) for number, values in rung.values.items()}
+    assert max(spent.values()) == 3 and min(spent.values()) == 1  # racing: not everybody
+    for number, values in rung.values.items():
+        seeds = [number, *ledger.trials[number].replicates]
+        assert set(values) <= set(seeds)
+        means = [sum(column) / len(values) for column in zip(*values.values(), strict=True)]
+        assert rung.ranks.values[number] == pytest.approx(means)
+    went_on = [number for number, verdict in rung.verdicts.items() if verdict is RungVerdict.CONTINUE]
+    firsts = [number for number in went_on if ledger.trials[number].replicate_of is None]
+    assert firsts and all(spent[number] >= 2 for number in firsts)
+    for number in set(went_on) - set(firsts):  # a seed goes no further than its configuration
+        assert ledger.trials[number].replicate_of in firsts
+    for trial in ledger.front():
+        assert len(ledger.seeds(trial).values) == 3
+    paused = [t for t in ledger.trials if t.replicate_of is not None and t.reason is Reason.PAUSED]
+    assert all(trial.epoch == 9 for trial in paused)
+
+
+def test_the_front_takes_up_seeds_that_wait_at_a_rung_before_it_begins_new_ones(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(**RACING))
+    train(conductor, 0.05)
+    ledger = conductor.ledger
+    for trial in ledger.complete():
+        assert len(trial.replicates) <= 2, "three seeds at the rung, the same three at the end"
+    resumed = [event for event in conductor.journal.history if isinstance(event, events.AttemptStarted) and event.epoch]
+    assert any(ledger.trials[event.number].replicate_of is not None for event in resumed)
+
+
+def test_quiet_seeds_cost_a_rung_less_than_loud_ones(tmp_path: Path) -> None:
+    spent = []
+    for name, noise in (("quiet", 1e-7), ("loud", 0.05)):
+        (tmp_path / name).mkdir()
+        conductor = begin(tmp_path / name, plan_of(**RACING))
+        train(conductor, noise)
+        spent.append(sum(len(values) for values in conductor.ledger.rungs[9].values.values()))
+    assert spent[0] < spent[1]
+
+
+@pytest.mark.parametrize("after", [5, 11, 17, 23, 31, 47])
+def test_a_killed_race_goes_on_as_if_nothing_had_happened(tmp_path: Path, after: int) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole = begin(tmp_path / "whole", plan_of(**RACING))
+    train(whole, 0.05)
+    killed = begin(tmp_path / "killed", plan_of(**RACING))
+    train(killed, 0.05, crash_after=after)
+    killed.journal.close()
+    again = resume(tmp_path / "killed")
+    train(again, 0.05)
+    assert outcome(again.ledger) == outcome(whole.ledger)
+    assert outcome(Ledger.replay(again.journal.history)) == outcome(whole.ledger)
+
+
+def test_a_seed_that_diverges_on_its_way_to_the_rung_puts_its_configuration_last(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(**RACING))
+    ledger = conductor.ledger
+    while not (ledger.trials and ledger.trials[-1].replicate_of is not None):
+        suggestion = conductor.suggest()
+        assert isinstance(suggestion, Suggestion)
+        conductor.started(suggestion.number)
+        if ledger.trials[suggestion.number].replicate_of is None:
+            epoch, answer = suggestion.epoch, object()
+            while not isinstance(answer, Pause | Stop):
+                epoch = next(level for level in (3, 9, 27) if level > epoch)
+                answer = conductor.reported(
+                    Report(suggestion.number, epoch, (at(suggestion, epoch, 0.05),), checkpoint="c")
+                )
+    replicate = ledger.trials[-1]
+    first = replicate.replicate_of
+    assert first is not None
+    conductor.failed(Failure(replicate.number, FailureClass.DIVERGED, "nan"))
+    rung = ledger.rungs[9]
+    assert rung.ranks.values[first] == (math.inf, math.inf) and first not in ledger.pruner.undecided(9, rung)
+    train(conductor, 0.05)
+    assert ledger.trials[first].reason is Reason.PAUSED and ledger.trials[first].epoch == 9
+
+
+@pytest.mark.parametrize("first_rung", [3, 9])
+@pytest.mark.parametrize("draw", range(6))
+def test_gangs_that_report_in_any_order_race_to_an_end_also_when_killed(
+    tmp_path: Path, first_rung: int, draw: int
+) -> None:
+    """Three gangs, two rungs, trials that diverge, and a process that is killed now and then."""
+    chance = random.Random(f"{first_rung} {draw}")
+    plan = plan_of(**RACING | {"study__seeds_from_rung": first_rung, "study__budget__failures_in_a_row": 50})
+    conductor = begin(tmp_path, plan, gangs=3)
+    under_way: dict[int, Suggestion] = {}
+    epochs: dict[int, int] = {}
+    for _ in range(2000):
+        while isinstance(suggestion := conductor.suggest(), Suggestion):
+            conductor.started(suggestion.number)
+            under_way[suggestion.number], epochs[suggestion.number] = suggestion, suggestion.epoch
+        if not under_way:
+            break
+        if chance.random() < 0.03:
+            conductor.journal.close()
+            conductor = resume(tmp_path, gangs=3)
+            under_way, epochs = {}, {}
+            continue
+        number = chance.choice(sorted(under_way))
+        if chance.random() < 0.03:
+            conductor.failed(Failure(number, FailureClass.DIVERGED, "nan"))
+            del under_way[number]
+            continue
+        suggestion, before = under_way[number], epochs[number]
+        epoch = next(level for level in (3, 9, 27) if level > before)
+        history = tuple(at(suggestion, each, 0.05) for each in range(before + 1, epoch + 1))
+        answer = conductor.reported(
+            Report(number, epoch, history, finished=epoch == 27, checkpoint=f"{number}/{epoch}")
+        )
+        epochs[number] = epoch
+        if isinstance(answer, Pause | Stop):
+            del under_way[number]
+    ledger = conductor.ledger
+    assert suggestion is NoSuggestion.DONE and ledger.configurations == 18
+    for trial in ledger.trials:
+        if trial.replicate_of is not None and ledger.trials[trial.replicate_of].state is not State.COMPLETE:
+            assert trial.rung <= ledger.trials[trial.replicate_of].rung, "a seed is never ahead of its configuration"
+    assert outcome(Ledger.replay(conductor.journal.history)) == outcome(ledger)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ("seeds_from_rung: 9", "study.seeds_per_trial=1 asks for none"),
+        ("seeds_per_trial: 2\n  seeds_from_rung: 10", "is no rung; the rungs are 3, 9"),
+        ("seeds_per_trial: 2\n  seeds_from_rung: 27", "is no rung; the rungs are 3, 9"),
+        (
+            "seeds_per_trial: 2\n  seeds_from_rung: 9\n  pruner: {type: median}",
+            "study.pruner.type is median; give asha",
+        ),
+    ],
+)
+def test_a_rung_for_seeds_that_is_none_is_told(tmp_path: Path, settings: str, told: str) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        f"study:\n  {settings}\nrun: {{train.epochs: 27}}\n"
+        "space:\n  optim.reconstruction_lr: {type: float, low: 1e-4, high: 1e-2}\n"
+    )
+    with pytest.raises(SettingsError, match=told) as error:
+        read_plan(str(file))
+    assert "study.yaml:" in str(error.value)

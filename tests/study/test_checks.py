@@ -15,12 +15,16 @@ from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import SettingsError, UserError
 from aae_ray.evaluation.judge import Judge
+from aae_ray.search import events
+from aae_ray.search.choice import select
 from aae_ray.search.conditions import Conditions
 from aae_ray.search.distributions import Space
 from aae_ray.search.space import Plan
+from aae_ray.search.store import Store
 from aae_ray.settings import Settings, replace
 from aae_ray.study import checks
 from aae_ray.training.loop import Training, state_bytes
+from tests.search import test_conductor as studies
 from tests.search.histories import History
 from tests.study.commands import command
 
@@ -222,6 +226,15 @@ def test_commands_work_under_a_strict_umask_and_in_ascii(tmp_path: Path, environ
     assert written and not [path for path in written if path.stat().st_mode & 0o077]
 
 
+def test_a_dry_run_says_what_was_read(tmp_path: Path, environment: dict[str, str], cache: Path) -> None:
+    asked = command("tune", "--dry-run", f"data.cache={cache}")
+    done = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    lines = done.stdout.splitlines()
+    assert "# images: 1,797 of 1 x 8 x 8 (channels x height x width)" in lines
+    assert "# values: 0 to 16 before scaling" in lines
+    assert "# parts: training 1,079, validation 359, test 359; drawn" in lines
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks.check_writable(str(tmp_path / "new" / "runs"))
     assert not list((tmp_path / "new" / "runs").iterdir())
@@ -249,3 +262,29 @@ def test_a_poor_judge_is_told_before_a_study_decides_by_it(judge: Judge) -> None
     assert checks.judge_advice(judge, Settings()) is None and checks.judge_advice(None, Settings()) is None
     advice = checks.judge_advice(dataclasses.replace(judge, accuracy=0.5), Settings())
     assert advice is not None and "val/kid_local" in advice and "right on 50%" in advice
+
+
+def test_finalists_without_a_checkpoint_are_told_before_they_are_trained(tmp_path: Path) -> None:
+    """With study.keep=best those of all but the best trial are gone when the study has ended."""
+    conductor = studies.begin(
+        tmp_path, studies.plan_of(study__keep="best", study__pruner__type="none", study__budget__trials=6)
+    )
+    studies.run(conductor)
+    conductor.record(events.StudyEnded())
+    ledger, store = conductor.ledger, Store(tmp_path)
+    front = ledger.front()
+    first = front[select([ledger.judged(trial) for trial in front], ledger.objectives, "nearest_to_ideal")]
+    assert len(front) > 1 and first.checkpoint is not None
+    store.write_bytes(f"{first.checkpoint}/state", b"x")
+
+    def more(**changes: object) -> Plan:
+        settings = {key.replace("__", "."): value for key, value in changes.items()}
+        return dataclasses.replace(ledger.current_plan, settings=replace(ledger.current_plan.settings, settings))
+
+    checks.check_finalists("s1", ledger, more(study__confirm__finalists=1), store)
+    checks.check_finalists("s1", ledger, more(), store)
+    checks.check_finalists("s1", ledger, more(study__confirm__finalists=2, study__budget__trials=9), store)
+    with pytest.raises(
+        UserError, match=r"study.confirm.finalists=2 would train t\d+ again, whose checkpoint is not kept"
+    ):
+        checks.check_finalists("s1", ledger, more(study__confirm__finalists=2), store)

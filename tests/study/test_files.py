@@ -17,7 +17,7 @@ from aae_ray.search.journal import StudyLock
 from aae_ray.search.outcomes import Reason, RungVerdict, StudyEnd
 from aae_ray.search.store import Store
 from aae_ray.study.files import TrialFiles
-from aae_ray.study.study import Study
+from aae_ray.study.study import Session
 from tests.search.histories import History
 
 GATE = threading.Event()  # drawing waits for it
@@ -123,11 +123,11 @@ def test_ctrl_c_waits_for_one_figure_at_most(tmp_path: Path, digits: Dataset) ->
     files = TrialFiles(Store(tmp_path), "all")
     files.take_up(history.ledger)
     history.stop(StudyEnd.USER)
-    study = Study(
-        tmp_path, "sqlite:///unused.db", digits, Console(file=io.StringIO()), False, events.StudyEnded(),
+    running = Session(
+        tmp_path, "sqlite:///unused.db", digits, Console(file=io.StringIO()), False, True, events.StudyEnded(),
         StudyLock(tmp_path), None,
     )  # fmt: skip
-    study._finish(cast(Any, SimpleNamespace(ledger=history.ledger)), files, cast(Any, None))
+    running._finish(cast(Any, SimpleNamespace(ledger=history.ledger)), files, cast(Any, None))
     GATE.set()
     files.close()
     assert {event.number for event in files.drain()} <= {0}

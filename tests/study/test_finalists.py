@@ -1,25 +1,25 @@
 """What a study makes of its best trial, without Ray."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
+from aae_ray.autoencoder.published import draw_codes
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.search.contract import Report, Suggestion
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
 from aae_ray.study.finalists import publish
-from aae_ray.tracking.registry import draw_codes
+from aae_ray.tracking.registry import load_exported
 from aae_ray.training.loop import Training
 from tests.search.test_conductor import begin
 
 
-def test_the_decoder_that_is_published_is_the_averaged_one(
-    small_run: Settings, digits: Dataset, tmp_path: Path
-) -> None:
-    """With the distribution of its labels, which is not uniform, beside it."""
+def test_what_is_published_is_the_averaged_model(small_run: Settings, digits: Dataset, tmp_path: Path) -> None:
+    """Encoder and decoder, with the distribution of their labels, which is not uniform, and the names of classes."""
     import mlflow.pytorch
 
     values = {"task": "clustering", "model.clusters": 3, "model.label_prior": [0.5, 0.3, 0.2], "train.ema_decay": 0.9}
@@ -31,6 +31,8 @@ def test_the_decoder_that_is_published_is_the_averaged_one(
     training = Training(plan.settings, digits)
     history = training.train().history
     conductor.reported(Report(suggestion.number, 1, history, finished=True, checkpoint="trials/t0000/epoch_00001"))
+    named = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    training.dataset = dataclasses.replace(digits, class_names=named)
     publish(conductor, conductor.ledger.trials[0], training, FinalEvaluation(), tmp_path, register=True)
     chosen = conductor.ledger.chosen
     assert chosen is not None and chosen.registration is not None
@@ -46,4 +48,19 @@ def test_the_decoder_that_is_published_is_the_averaged_one(
     metadata = mlflow.models.get_model_info(folder).metadata
     assert metadata is not None and metadata["classes"] == "3"
     assert [float(share) for share in metadata["label_shares"].split(",")] == pytest.approx([0.5, 0.3, 0.2])
+    encoder = chosen.registration["encoder"]
+    assert (chosen.registration["name"], encoder["name"]) == ("aae-digits-decoder", "aae-digits-encoder")
+    loaded = load_exported(tmp_path / encoder["folder"], encoder=True)
+    x_NCHW = torch.from_numpy(digits.images_NCHW[:6] / 255).float()
+    with torch.no_grad():
+        code = training.average.model.encode(x_NCHW.flatten(1), None)
+        assert code.label_logits_BK is not None
+        y_NK = code.label_logits_BK.softmax(1)
+        expected_ND = training.average.model.decode(code.z_BZ, y_NK)
+    encoded = loaded.encode(x_NCHW)
+    assert encoded.y_NK is not None and loaded.class_names == named and loaded.label_names == ("0", "1", "2")
+    torch.testing.assert_close((encoded.z_NZ, encoded.y_NK), (code.z_BZ, y_NK))
+    torch.testing.assert_close(loaded.reconstruct(encoded).flatten(1), expected_ND.clamp(0, 1))
+    assert loaded.reconstruction_mse == pytest.approx(history[-1]["val/reconstruction_mse"])
+    assert (loaded.data_digest, loaded.settings["data.name"]) == (digits.digest, "digits")
     assert "p(y) = 0.5, 0.3, 0.2" in (tmp_path / "model_card.md").read_text()

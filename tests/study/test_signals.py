@@ -33,3 +33,29 @@ def test_a_signal_stops_a_study_unless_it_is_ignored_from_the_start(number: sign
     assert done.stdout.split() == [str(not ignored), "True"]
     hint = "Ctrl-C again" if number == signal.SIGINT else f"{number.name} received"  # as whoever sent it would say
     assert (hint in done.stderr) == (not ignored) and ("Ctrl-C" in done.stderr) <= (number == signal.SIGINT)
+
+
+TWICE = """
+import os, signal, sys
+from aae_ray.study.signals import Signals
+
+signals = Signals(lambda text: None, lambda: print("left"), ends_process=False)
+written = []
+with signals.handled():
+    try:
+        with signals.polling():
+            os.kill(os.getpid(), signal.SIGINT)
+            with signals.deferred():  # a line of the journal
+                os.kill(os.getpid(), signal.SIGINT)
+                written.append("whole")
+            written.append("beyond")
+    except KeyboardInterrupt:
+        print(*written)
+print("goes on")
+"""
+
+
+def test_a_second_signal_ends_the_study_and_not_the_program_that_runs_it() -> None:
+    """What must not be left half done is done first."""
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["whole", "goes on"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlflow
 import optuna
+import pandas
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
@@ -53,7 +54,7 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
     assert "Pareto front" in text and "best trial" in text and re.search(r"test images +test/recon\S+ 0\.0\d+", text)
     assert re.search(r"samples +quality/fid_local \d.* \(floor .*quality/parzen_nats -?\d.* \(real images \d", text)
     assert "is not evidence of better samples" in text and re.search(r"hypervolume +0\.\d+ of 1 after \d+ epochs", text)
-    assert "aae-digits-decoder version 1, champion" in text
+    assert "aae-digits-decoder version 1, champion (the first of its name), with aae-digits-encoder" in text
     assert (
         "python -m aae_ray.generate aae-digits-decoder" in text and "mlflow ui --backend-store-uri 'sqlite:///" in text
     )
@@ -62,6 +63,9 @@ def test_the_main_command_from_start_to_registered_decoder(tmp_path: Path, envir
 
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlartifacts", "runs"}
+    (table,) = folder.glob("runs/*/trials.parquet")
+    trials = pandas.read_parquet(table)
+    assert len(trials) == 5 and trials["chosen"].sum() == 1 and trials["test/reconstruction_mse"].count() >= 1
     client = client_of(folder)
     parent, children = trial_runs(client, "aae/digits")
     assert parent.info.status == "FINISHED" and len(children) == 5

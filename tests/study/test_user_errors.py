@@ -1,19 +1,26 @@
 """Mistakes on the command line: a sentence and exit code 2, before Ray starts, and nothing left behind."""
 
+import shutil
+import socket
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import ray
+import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from aae_ray.cli import run_command
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.errors import SettingsError, UserError
 from aae_ray.search.distributions import Space
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, replace
-from aae_ray.study.checks import idle_settings
+from aae_ray.study.checks import checked, idle_settings, start_advice
+from aae_ray.tracking.address import check_answers
 from tests.study.commands import run
+from tests.test_yaml_text import FOREIGN
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +44,24 @@ SEARCHED_NETWORK = (
 )
 
 
+DASHES = (
+    ("tune", ("--train.epochs=3",), "train.epochs=3"),
+    ("tune", ("--train.epochs", "3"), "train.epochs=3"),
+    ("train", ("-train.epochs=3",), "train.epochs=3"),
+    ("tune", ("--epochs", "--dry-run"), "train.epochs=VALUE"),
+    ("evaluate", ("x", "--data.path=y"), "data.path=y"),
+)
+OTHERWISE = (
+    "train.epochs:3",
+    "train.epochs: 3",
+    "train.epochs|=|3",
+    "train.epochs|=3",
+    "train.epochs=|3",
+    "train.epochs|3",
+)
+AS_KEY_VALUE = "settings are given as key=value without spaces, as train.epochs=3\n"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "sentence"),
     [
@@ -44,6 +69,19 @@ SEARCHED_NETWORK = (
         ("tune", ("nowhere.yaml",), "nowhere.yaml: cannot be read"),
         ("tune", ("a.yaml", "b.yaml"), "expected one file"),
         ("tune", ("study.objectives=[val/jsd]",), "Did you mean val/jsd_nats?"),
+        *((name, arguments, f"settings are given without dashes, as {advice}\n") for name, arguments, advice in DASHES),
+        *(("tune", tuple(text.split("|")), f"{' '.join(text.split('|'))}: {AS_KEY_VALUE}") for text in OTHERWISE),
+        ("tune", ("--verbos",), "--verbos is not an option. Did you mean --verbose?\n"),
+        ("tune", ("--dry_run",), "--dry_run is not an option. Did you mean --dry-run?\n"),
+        ("status", ("-x",), "-x is not an option. The options are --json, --folder.\n"),
+        ("tune", ("--dry-run=1",), "--dry-run is a switch and takes no value\n"),
+        ("tune", ("--resume",), "--resume needs a value\n"),
+        ("tune", ("--resume", "--verbose"), "--resume needs a value before --verbose\n"),
+        ("train", ("--workers", "two"), "--workers: expected a whole number of at least 1, got 'two'\n"),
+        ("train", ("--workers=0",), "--workers: expected a whole number of at least 1, got '0'\n"),
+        ("generate", ("a", "--count=1e9"), "--count: expected a whole number of at least 1 and at most"),
+        ("generate", (), "NAME is missing; see --help\n"),
+        ("status", ("a", "b"), "'b' is more than this command takes; see --help\n"),
         ("tune", ("tracking.uri=file:///tmp/x",), "not a server or database of MLflow"),
         ("tune", ("data.name=own",), "own"),
         ("train", ("model.hidden=wide",), "model.hidden"),
@@ -74,7 +112,7 @@ SEARCHED_NETWORK = (
             "tune",
             ("task=semi_supervised", "data.labels=5", "study.objectives=[val/nmi]"),
             "data.labels gives 5 labels to 10 classes, fewer than one for each; give 10 or more\n"
-            "settings: study.objectives: val/nmi is not measured by task semi_supervised",
+            "command line: study.objectives: val/nmi is not measured by task semi_supervised",
         ),
         ("tune", (*SEARCHED_NETWORK, "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
         ("tune", ("task=semi_supervised", "data.labels=5"), "data.labels gives 5 labels to 10 classes"),
@@ -95,9 +133,92 @@ def test_mistakes_are_sentences_with_exit_code_2(
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started for a mistake"))
     with pytest.raises(SystemExit) as end:
         run_command(getattr(import_module(f"aae_ray.{name}"), name), name)
-    assert end.value.code == 2
-    assert sentence in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and sentence in told and not FOREIGN.search(told)
     assert not (tmp_path / "runs").exists() and not (tmp_path / "mlflow.db").exists()
+
+
+def refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> list[str]:
+    """What is told of a study before it starts, without a GPU in sight."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(SettingsError) as caught:
+        checked(read_plan(None, changes))
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            "train.device=cuda",
+            "command line: train.device is cuda, for which each worker needs a GPU; this machine has none",
+        ),
+        (
+            "study.resources_per_worker.GPU=1",
+            "needs GPU 1 on a node for each worker, GPU 1 at once, and the node has GPU 0",
+        ),
+        (
+            "study.resources_per_worker={gpu: 1}",
+            "study.resources_per_worker: this machine has no gpu. Did you mean GPU?",
+        ),
+        ("study.resources_per_worker.CPU=5000", "needs CPU 5000 on a node for each worker"),
+        ("study.workers_per_trial=5000", "command line: study.workers_per_trial=5000 with study.resources_per_worker="),
+        (
+            "train.batch_size=5000",
+            "command line: train.batch_size is more than the 1079 training images of data.name digits",
+        ),
+        (
+            "space.train.batch_size={type: int, low: 50, high: 1080}",
+            "train.batch_size is more than the 1079 training images of data.name digits, got 1080",
+        ),
+        ("study.folder=file.txt", "study.folder file.txt: {folder}/file.txt is a file"),
+        ("tracking.uri=http://127.0.0.1:9", "tracking.uri http://127.0.0.1:9 does not answer: nothing listens there"),
+        ("tracking.uri=http://no-host.invalid", "does not answer: "),
+        ("tracking.uri=sqlite:///file.txt", "{folder}/file.txt is not an SQLite database; give another file"),
+        ("tracking.uri=postgresql+nodriver://host/db", "is not the address of a database"),
+        ("tracking.uri=mysql+mysqldb://u:SECRET@127.0.0.1:9/db", "tracking.uri mysql+mysqldb://127.0.0.1:9/db "),
+    ],
+)
+def test_what_is_known_before_the_start_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: str, sentence: str
+) -> None:
+    (tmp_path / "file.txt").write_text("no database")
+    (told,) = refusals(tmp_path, monkeypatch, changes)
+    assert sentence.format(folder=tmp_path) in told and told.startswith("command line: ")
+    assert "SECRET" not in told and not FOREIGN.search(told)
+
+
+def test_all_that_is_known_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = ("train.device=cuda", "tracking.uri=nowhere", "train.batch_size=5000", "study.objectives=[val/nmi]")
+    found = refusals(tmp_path, monkeypatch, *wrong)
+    assert len(found) == 4
+    for key in ("tracking.uri", "train.device", "train.batch_size", "study.objectives"):
+        assert sum(told.startswith(f"command line: {key}") for told in found) == 1
+    found = refusals(tmp_path, monkeypatch, "data.name=mnits", "tracking.uri=nowhere")
+    assert len(found) == 2 and "Did you mean mnist?" in found[1]
+
+
+def test_a_server_that_never_answers_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aae_ray.tracking.address.ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match="does not answer: no answer within 0.2 s"):
+            check_answers(address)
+
+
+def test_what_leaves_no_rungs_and_no_room_is_noted(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = Plan(replace(Settings(), {"study.pruner.grace_period": 27}), {})
+    (told,) = start_advice(short, digits)
+    assert told.startswith("study.pruner.grace_period=27 leaves no rung before train.epochs=27: study.pruner.type=asha")
+    assert start_advice(Plan(replace(short.settings, {"study.pruner.type": "none"}), {}), digits) == []
+    assert start_advice(Plan(replace(short.settings, {"study.budget.trials": 1}), {}), digits) == []
+    usage = type(shutil.disk_usage("/"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
+    (told,) = start_advice(Plan(Settings(), {}), digits)
+    assert told.startswith("checkpoints may take ") and "0 MB are free under" in told
 
 
 @pytest.mark.parametrize(

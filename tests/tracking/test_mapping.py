@@ -2,6 +2,7 @@
 
 import pytest
 
+from aae_ray.datasets.dataset import Dataset
 from aae_ray.search import events
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
 from aae_ray.tracking.mapping import STUDY, Call, CreateRun, LogMetrics, LogParams, MlflowMapping, SetStatus, SetTags
@@ -21,6 +22,19 @@ def progress(history: History) -> list[LogMetrics]:
         for call in calls
         if isinstance(call, LogMetrics) and call.run == STUDY and "study/front_size" in call.metrics
     ]
+
+
+def test_a_study_s_run_says_what_was_read(digits: Dataset) -> None:
+    history = History()
+    record = events.DataRecord.of(digits)
+    assert record.class_names == tuple("0123456789")
+    (started, *_) = history.events
+    assert isinstance(started, events.StudyStarted)
+    created = MlflowMapping().calls(started.model_copy(update={"data": record}))[0]
+    assert isinstance(created, CreateRun)
+    assert created.tags["aae.data.classes"].startswith("10 classes: 0 178, 1 182")
+    assert created.tags["aae.data.parts"] == "training 1,079, validation 359, test 359; drawn"
+    assert created.tags["aae.data.values"] == "0 to 16 before scaling"
 
 
 def tags_of(calls: list[Call], tag: str) -> list[tuple[str, str]]:

@@ -1,0 +1,166 @@
+"""What is published of a trained model: an encoder and a decoder, on the CPU in float32, and what both go with.
+
+Shapes: B batch, N images or codes, C channels, H height, W width, Z code, K classes or clusters.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aae_ray.autoencoder.model import DECODED, Model
+from aae_ray.autoencoder.phases import TASKS, decoder_input, encode
+from aae_ray.autoencoder.priors import Prior, sample_code
+from aae_ray.errors import UserError
+
+# What an encoder answers with, in this order; the last three where a task or a posterior has them.
+CODE, SIGMA, PROBABILITIES, REPRESENTATION = "code", "sigma", "probabilities", "representation"
+
+
+class Decoder(nn.Module):
+    """Codes in, images x_BCHW in [0, 1] out.
+
+    Codes are z_BZ; where the task has labels, the label comes first, one-hot or as probabilities, and the code has
+    K + Z numbers.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.players = _players(model, "decoder", "cluster_heads")
+        self.shape, self.classes = model.shape, model.classes
+
+    def forward(self, codes_BZ: Tensor) -> Tensor:
+        y_BK, z_BZ = codes_BZ[:, : self.classes], codes_BZ[:, self.classes :]
+        players = dict(self.players.items())
+        decoded_BD = players["decoder"](decoder_input(players, z_BZ, y_BK if self.classes else None))
+        x_BCHW: Tensor = decoded_BD.unflatten(1, self.shape).clamp(0, 1)
+        return x_BCHW
+
+
+class Encoder(nn.Module):
+    """Images x_BCHW in [0, 1] in; out of it by name: the code z_BZ, its sigma_BZ, the probabilities y_BK of classes or
+    clusters, and the representation W y + z (section 7), the last three where the model has them.
+
+    A published encoder draws nothing: its code is that at zero noise, as re-encoding is evaluated. Of a Gaussian
+    posterior, a VAE's as well, this is the mean, and sigma is the standard deviation beside it.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.players = _players(model, "trunk", "style_head", "label_head", "cluster_heads")
+        self.noise_dim = model.noise_dim
+
+    def forward(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+        players = dict(self.players.items())
+        noise_BE = x_BCHW.new_zeros(x_BCHW.shape[0], self.noise_dim) if self.noise_dim else None
+        code = encode(players, x_BCHW.flatten(1), noise_BE)
+        answer = {CODE: code.z_BZ}
+        if code.log_variance_BZ is not None:
+            answer[SIGMA] = (0.5 * code.log_variance_BZ).exp()
+        if code.label_logits_BK is not None:
+            answer[PROBABILITIES] = code.label_logits_BK.softmax(1)
+            if "cluster_heads" in players:
+                answer[REPRESENTATION] = decoder_input(players, code.z_BZ, answer[PROBABILITIES])
+        return answer
+
+
+def _players(model: Model, *names: str) -> nn.ModuleDict:
+    return nn.ModuleDict({name: model.networks[name] for name in names if name in model.networks})
+
+
+def draw_codes(prior: Prior, label_shares_K: Tensor | None, count: int, generator: torch.Generator) -> Tensor:
+    """Codes for a published decoder from its priors, (count, Z), or (count, K + Z) where the task has labels."""
+    z_NZ, y_NK = sample_code(prior, label_shares_K, count, generator)
+    return join(z_NZ, y_NK)
+
+
+def join(z_NZ: Tensor, y_NK: Tensor | None) -> Tensor:
+    """Styles and labels as a published decoder takes them: (N, K + Z), or (N, Z) without labels."""
+    return z_NZ if y_NK is None else torch.cat([y_NK.to(z_NZ), z_NZ], dim=1)
+
+
+class Encoded(NamedTuple):
+    """What an encoder makes of images, in their order; what the model does not have is None."""
+
+    z_NZ: Tensor
+    sigma_NZ: Tensor | None = None
+    y_NK: Tensor | None = None  # probabilities of classes or clusters
+    representation_NZ: Tensor | None = None
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Tensor]) -> Self:
+        return cls(answer[CODE], *(answer.get(name) for name in (SIGMA, PROBABILITIES, REPRESENTATION)))
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model that was loaded: decoder, encoder, and the priors that they were trained with."""
+
+    name: str
+    version: str  # of a registered model, empty for one from a file
+    decoder: nn.Module
+    encoder: nn.Module | None  # None where it was not asked for
+    task: str
+    prior: Prior
+    label_shares_K: Tensor | None  # p(y) of the label that the decoder is told, None for none
+    data_digest: str
+    shape: tuple[int, ...]  # of an image, (C, H, W); empty for a version of before it was recorded
+    settings: Mapping[str, Any]  # of the data that it was trained on, under their dotted keys
+    class_names: tuple[str, ...] = ()  # of the data's classes; empty where they are not known
+    split: str = ""  # digest of the split of the data; empty for a version of before it was recorded
+    value_range: tuple[float, float] | None = None  # of the data's pixels before scaling, where it is known
+    reconstruction_mse: float | None = None  # on validation images
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}" if self.version else self.name
+
+    @property
+    def labels(self) -> int:
+        """How many labels the decoder may be told, 0 where it is told none."""
+        return 0 if self.label_shares_K is None else len(self.label_shares_K)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Of what the decoder may be told: names of classes, or the numbers of clusters or of classes without names."""
+        if TASKS[self.task].y == "classes" and len(self.class_names) == self.labels:
+            return self.class_names
+        return tuple(map(str, range(self.labels)))
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        """Images (count, C, H, W) in [0, 1] decoded from draws of the prior that the seed fixes."""
+        return self.draw(count, torch.Generator().manual_seed(seed))
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Images (count, C, H, W) in [0, 1] decoded from draws of the prior."""
+        return self.decode(draw_codes(self.prior, self.label_shares_K, count, generator))
+
+    @torch.no_grad()
+    def decode(self, codes_NZ: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] of codes as the decoder takes them, its label first."""
+        return torch.cat([self.decoder(codes_BZ) for codes_BZ in codes_NZ.split(DECODED)])
+
+    @torch.no_grad()
+    def encode(self, x_NCHW: Tensor) -> Encoded:
+        """Codes of images in [0, 1] of the model's own shape."""
+        assert self.encoder is not None
+        parts = [self.encoder(x_BCHW) for x_BCHW in x_NCHW.split(DECODED)]
+        return Encoded.of({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+    def reconstruct(self, encoded: Encoded, labels_N: Tensor | None = None) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] decoded from codes, with the probabilities of the encoder where it has a label
+        head, and else the images' own labels, where the decoder is told any.
+
+        Raises UserError when it is told labels and these are none.
+        """
+        y_NK = encoded.y_NK
+        if self.labels and y_NK is None:
+            given = f"{self} is of task {self.task}: its decoder is told the label of each image, one of {self.labels}"
+            if labels_N is None:
+                raise UserError(f"{given}, and these images have no labels")
+            if without := int(((labels_N < 0) | (labels_N >= self.labels)).sum()):
+                raise UserError(f"{given}, and {without} of {len(labels_N)} images have none of them")
+            y_NK = F.one_hot(labels_N, self.labels)
+        return self.decode(join(encoded.z_NZ, y_NK if self.labels else None))

@@ -1,0 +1,354 @@
+"""Which columns of tables are images, labels and parts, and how they are read: of Parquet, and of saved Arrow files.
+
+A set is a sequence of tables with the same columns. `B` images of a batch, `C` channels, `H` height, `W` width.
+"""
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aae_ray import settings
+from aae_ray.datasets.arrow_images import WHAT, Batch, Kind, is_identifier, is_list, is_number, kind_of, read_images
+from aae_ray.datasets.classes import NO_LABELS, concatenated, is_label, is_text, label_family
+from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream, Origin, Parts
+from aae_ray.datasets.parts import WORDS, part_of_word, where_they_differ
+from aae_ray.datasets.pictures import Pictures
+from aae_ray.errors import UserError, did_you_mean
+
+LABEL_COLUMN, SPLIT_COLUMN = "label", "split"  # are read without being named
+NONE = "none"  # in place of a column's name: none is read
+LEAST_PIXELS = 4  # in columns of their own
+_PIXEL_NAMES = ("pixel", "pixels", "px", "pix")  # before their numbers; numbers alone are pixels, too
+MOST_COLUMNS = 8  # named in a message
+BATCH_ROWS = 64  # colour images of 256 x 256 as lists of doubles take 100 MB
+
+
+@dataclass(frozen=True)
+class Shard(ABC):
+    """A table in a file: its columns, how many rows it has, and what its folders say (`label=cat`) in place of one."""
+
+    file: Path
+    fields: Mapping[str, Any]
+    twice: tuple[str, ...]  # names that several columns have
+    rows: int
+    hive: Mapping[str, str | None]
+    class_names: Mapping[str, tuple[str, ...]]  # of the numbers in a column, where the file has names for them
+    part: int  # by the name of its file, folder or split
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.fields, *(key for key in self.hive if key not in self.fields))
+
+    @abstractmethod
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        """Record batches of these columns, of BATCH_ROWS at most, each with the number of its first row."""
+
+    @abstractmethod
+    def values(self, column: str) -> Any:
+        """All values of a column of the file."""
+
+
+@dataclass(frozen=True)
+class _ImageColumns:
+    """What is read as images: a column, or a column for each pixel."""
+
+    name: str
+    columns: tuple[str, ...]
+    sides: tuple[int, ...] = ()  # of a column for each pixel: height and width, or how many there are
+
+    @property
+    def per_pixel(self) -> bool:
+        return bool(self.sides)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the names of the columns say that they are pixels."""
+        return len(self.sides) > 1 or self.name.lower() in _PIXEL_NAMES
+
+
+def names_of_class_label(features: Any) -> dict[str, tuple[str, ...]]:
+    """The names of the numbers in each column that is a ClassLabel, from the notes of Hugging Face's library."""
+    notes = features.items() if isinstance(features, dict) else ()
+    names = {column: note.get("names") for column, note in notes if isinstance(note, dict)}
+    return {column: tuple(map(str, own)) for column, own in names.items() if isinstance(own, list)}
+
+
+def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: str, parts_from: str) -> ImageStream:
+    """The images of tables, in the order given, stored in a format `form`.
+
+    Parts are those of a column `split`, or of the one that is named, else those of the shards, from what `parts_from`
+    tells. Files may differ in the widths of their numbers, and some may be empty. Labels and parts are read here,
+    images while the blocks are. Raises UserError by file, column and row.
+    """
+    filled = [shard for shard in shards if shard.rows]
+    if not filled:
+        raise UserError(f"{root} holds no images: it has no rows")
+    first = filled[0]
+    label_column = _label_column(filled, data.label_column)
+    split_column = _split_column(filled, data.split_column)
+    images = _image_columns(first, data.image_column, {label_column, split_column} - {None})
+    for shard in filled:
+        _check_images(shard, images, first)
+        for column in (label_column, split_column):
+            if column:
+                _check_same(shard, column, first, _label_family)
+
+    starts = np.cumsum([0, *(shard.rows for shard in filled)])
+    pictures = Pictures(data)
+
+    def batches() -> Iterator[Batch]:
+        for shard in filled:
+            for row, batch in shard.batches(images.columns):
+                yield _image_batch(shard, images, batch, row)
+
+    def place(column: str | None) -> Callable[[int | None], str]:
+        def row_of(image: int | None) -> str:
+            if image is None:
+                return f"{root}: column {column}"
+            index = int(np.searchsorted(starts, image, side="right")) - 1
+            return f"{filled[index].file}: row {image - starts[index]} of column {column}"
+
+        return row_of
+
+    labels = None if label_column is None else _values(filled, label_column)
+    parts, given_by = _parts(filled, split_column, place(split_column), parts_from)
+    used = (images.name, *(column for column in (label_column, split_column) if column))
+    taken = {*images.columns, *used}
+    unused = tuple(column for column in first.columns if column not in taken)
+    return ImageStream(
+        int(starts[-1]),
+        read_images(batches, pictures, str(root)),
+        labels,
+        Origin(form, len(shards), used, unused, given_by),
+        parts,
+        lambda: pictures.scale.seen,
+        place(label_column),
+        None if label_column is None else _label_names(filled, label_column),
+        pictures.remarks,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- columns
+
+
+def _image_columns(first: Shard, named: str | None, taken: set[str | None]) -> _ImageColumns:
+    able = [name for name, field in first.fields.items() if name not in taken and kind_of(field) is not None]
+    likely = [name for name in able if not is_identifier(first.fields[name])]
+    pixels = [] if likely and not named else _columns_of_pixels(first, taken)
+    if named:
+        group = next((group for group in pixels if group.name == named), None)
+        if group and named not in first.fields:
+            return group
+        _check_column(first, "data.image_column", named)
+        if named not in able:
+            held = first.fields[named].type if named in first.fields else "the name of a folder"
+            raise UserError(f"{first.file}: column {named} holds {held}{_hint(first, named)}; images are {WHAT}")
+        return _ImageColumns(named, (named,))
+    candidates = [_ImageColumns(name, (name,)) for name in likely]
+    candidates = candidates or [group for group in pixels if group.is_plain]
+    if not candidates:
+        known = [f"{name} ({field.type}){_hint(first, name)}" for name, field in first.fields.items()]
+        raise UserError(f"{first.file} has no column of images ({WHAT}); its columns are {_some(known)}")
+    if len(candidates) > 1:
+        names = ", ".join(group.name for group in candidates)
+        raise UserError(f"{first.file} has several columns of images, {names}; choose one with data.image_column")
+    return candidates[0]
+
+
+def _columns_of_pixels(shard: Shard, taken: set[str | None]) -> list[_ImageColumns]:
+    """Columns of numbers that are counted through, in squares: `pixel0` to `pixel783`, `1` to `784`, `1x1` to `28x28`.
+
+    Other names, such as `f0` to `f63`, are taken as pixels where data.image_column names them.
+    """
+    groups: dict[str, dict[tuple[int, ...], str]] = {}
+    for name, field in shard.fields.items():
+        found = re.fullmatch(r"(.*?)(\d+)(?:x(\d+))?", name)
+        if found and name not in taken and is_number(field.type):
+            index = tuple(int(number) for number in found.groups()[1:] if number is not None)
+            groups.setdefault(found.group(1), {})[index] = name
+    columns = []
+    for prefix, by_index in groups.items():
+        indices = sorted(by_index)
+        low, high = indices[0], indices[-1]
+        sides = tuple(last - begin + 1 for begin, last in zip(low, high, strict=False))
+        whole = len({len(index) for index in indices}) == 1 and len(indices) == int(np.prod(sides)) and max(low) <= 1
+        square = len(sides) > 1 or math.isqrt(sides[0]) ** 2 == sides[0]
+        if whole and square and len(indices) >= LEAST_PIXELS:
+            name = prefix.rstrip("_-. ") or _PIXEL_NAMES[0]
+            columns.append(_ImageColumns(name, tuple(by_index[index] for index in indices), sides))
+    return columns
+
+
+def _hint(shard: Shard, column: str) -> str:
+    """What a column of text looks like, where somebody may have taken it for images."""
+    if column not in shard.fields or not is_text(shard.fields[column].type):
+        return ""
+    _, batch = next(shard.batches([column]))
+    value = batch.column(0)[0].as_py()
+    if not isinstance(value, str):
+        return ""
+    if re.search(r"\.(png|jpe?g|webp|gif|tiff?|bmp)$", value, re.IGNORECASE):
+        return ", paths of pictures such as " + value[-40:] + ", which must be in the file themselves"
+    if re.fullmatch(r"(?:[A-Za-z0-9+/]{4}){10,}[A-Za-z0-9+/=]*", value[:400].strip()):
+        return ", base64 by its look, which must be decoded to bytes"
+    return ""
+
+
+def _label_column(shards: Sequence[Shard], named: str | None) -> str | None:
+    first = next((shard for shard in shards if LABEL_COLUMN in shard.columns and not named), shards[0])
+    column = _column(first, "data.label_column", named, LABEL_COLUMN)
+    if column is not None and column not in shards[0].columns:
+        raise UserError(f"{shards[0].file}: column {column} is missing, which is in {first.file}; {NO_LABELS}")
+    if column is not None and column in first.fields and not is_label(kind := first.fields[column].type):
+        one_hot = ", like one-hot codes" if is_list(kind) else ""
+        raise UserError(
+            f"{first.file}: column {column} holds {kind}{one_hot}; labels are one whole number, text, date or "
+            f"true or false for each image; {NO_LABELS}"
+        )
+    return column
+
+
+def _split_column(shards: Sequence[Shard], named: str | None) -> str | None:
+    """The column that says to which part an image belongs: the one that is named, or `split` where it says so."""
+    first = shards[0]
+    column = _column(first, "data.split_column", named, SPLIT_COLUMN)
+    if column is None or named:
+        return column
+    texts = column not in first.fields or is_label(first.fields[column].type)
+    if not texts or not all(column in shard.columns for shard in shards):
+        return None
+    values = {str(value) for value in _values(shards, column).unique().to_pylist() if value is not None}
+    return column if any(part_of_word(value) is not None for value in values) else None
+
+
+def _column(first: Shard, key: str, named: str | None, usual: str) -> str | None:
+    if named == NONE:
+        if NONE in first.columns:
+            raise UserError(f"{key}: {NONE} stands for no column, and {first.file} has one of that name; rename it")
+        return None
+    if named:
+        _check_column(first, key, named)
+    return named or (usual if usual in first.columns else None)
+
+
+def _check_column(shard: Shard, key: str, named: str) -> None:
+    if named not in shard.columns:
+        raise UserError(
+            f"{key}: {shard.file} has no column {named}, but {_some(shard.columns)}."
+            f"{did_you_mean(named, shard.columns)}"
+        )
+
+
+def _check_images(shard: Shard, images: _ImageColumns, first: Shard) -> None:
+    for column in images.columns:
+        _check_same(shard, column, first, _image_family)
+
+
+def _image_family(field: Any) -> str | None:
+    if is_number(field.type):
+        return "a number"
+    kind = kind_of(field)
+    return None if kind is None else kind.family
+
+
+def _label_family(field: Any) -> str | None:
+    return label_family(field.type)
+
+
+def _check_same(shard: Shard, column: str, first: Shard, family: Callable[[Any], str | None]) -> None:
+    """Raises UserError where a file has not that column, has it twice, or holds other things in it than the first."""
+    if column in shard.twice:
+        raise UserError(f"{shard.file} has several columns of the name {column}; give each a name of its own")
+    if column not in shard.columns:
+        held = first.fields[column].type if column in first.fields else "the name of a folder"
+        raise UserError(f"{shard.file}: column {column} is missing; in {first.file} it holds {held}")
+    if column not in shard.fields or column not in first.fields:
+        return
+    mine, other = (family(each.fields[column]) for each in (shard, first))
+    if mine != other and "nothing" not in (mine, other):
+        kinds = [each.fields[column].type for each in (shard, first)]
+        raise UserError(f"{shard.file}: column {column} holds {kinds[0]}; in {first.file} it holds {kinds[1]}")
+
+
+def _label_names(shards: Sequence[Shard], column: str) -> tuple[str, ...] | None:
+    """The names of the numbers in a column, which must be the same in all files."""
+    names = [shard.class_names.get(column) for shard in shards]
+    for shard, own in zip(shards, names, strict=True):
+        if own != names[0]:
+            mine, first = (f"the names {_some(each)}" if each else "no names" for each in (own, names[0]))
+            raise UserError(
+                f"{shard.file}: the classes of column {column} have {mine}, and in {shards[0].file} {first}; write all "
+                f"files with the same names in the same order"
+            )
+    return names[0]
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names of columns, of which there may be hundreds."""
+    more = f", ... ({len(names)} in all)" if len(names) > MOST_COLUMNS else ""
+    return ", ".join(names[:MOST_COLUMNS]) + more if names else "none"
+
+
+# ---------------------------------------------------------------------------------------------- images and parts
+
+
+def _values(shards: Sequence[Shard], column: str) -> Any:
+    """A column of all files, in the order of the images, as an array of one type."""
+    import pyarrow as pa
+
+    values = [
+        shard.values(column) if column in shard.fields else pa.array([shard.hive[column]] * shard.rows, pa.string())
+        for shard in shards
+    ]
+    return concatenated(values, f"{shards[-1].file}: column {column}")
+
+
+def _image_batch(shard: Shard, images: _ImageColumns, batch: Any, row: int) -> Batch:
+    """A batch of rows of the image column, or of the columns of pixels as lists."""
+
+    def fault(offset: int, message: str) -> UserError:
+        return UserError(f"{shard.file}: row {row + offset} of column {images.name} {message}")
+
+    if not images.per_pixel:
+        kind = kind_of(shard.fields[images.name])
+        assert kind is not None
+        return Batch(batch.column(0), kind, fault)
+    import pyarrow as pa
+
+    for name in images.columns:
+        if (nulls := batch.column(name).null_count) and nulls:
+            empty = np.asarray(batch.column(name).is_null().to_numpy(zero_copy_only=False))
+            text = f"row {row + int(np.argmax(empty))} of column {name} is null; every pixel must have a value"
+            raise UserError(f"{shard.file}: {text}")
+    pixels_BD = np.stack([batch.column(name).to_numpy(zero_copy_only=False) for name in images.columns], 1)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(pixels_BD.reshape(-1)), pixels_BD.shape[1])
+    shape = images.sides if len(images.sides) > 1 else ()
+    family = kind_of(pa.field(images.name, lists.type))
+    assert family is not None
+    return Batch(lists, Kind(family.family, shape), fault)
+
+
+def _parts(
+    shards: Sequence[Shard], column: str | None, place: Callable[[int | None], str], by: str
+) -> tuple[Parts | None, str]:
+    """The part of each image where the source gives it, and by what."""
+    if column is not None:
+        values = [None if value is None else str(value) for value in _values(shards, column).to_pylist()]
+        parts = {value: TO_BE_DRAWN if value is None else part_of_word(value) for value in set(values)}
+        for image, value in enumerate(values):
+            if parts[value] is None:
+                raise UserError(
+                    f"{place(image)} is {value}, which names no part ({', '.join(WORDS)}); "
+                    f"data.split_column={NONE} reads the images without parts"
+                )
+        return np.array([parts[value] for value in values], np.int8), f"column {column}"
+    by_shard = where_they_differ([shard.part for shard in shards])
+    if by_shard is None:
+        return None, ""
+    return np.repeat(np.array(by_shard, np.int8), [shard.rows for shard in shards]), by

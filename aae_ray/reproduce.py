@@ -1,0 +1,44 @@
+"""python -m aae_ray.reproduce: a registered version trained again, from the registry alone.
+
+python -m aae_ray.reproduce aae-digits-decoder              the champion
+python -m aae_ray.reproduce aae-digits-decoder@challenger   an alias
+python -m aae_ray.reproduce aae-digits-decoder/3            a version
+"""
+
+from typing import Annotated
+
+import typer
+
+from aae_ray.cli import leave_study, main
+from aae_ray.errors import STOPPED
+
+
+def reproduce(
+    model: Annotated[str, typer.Argument(metavar="NAME[@ALIAS|/VERSION]", help="registered model")],
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db if none"),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="show the messages of Ray as well")] = False,
+) -> None:
+    """Train a registered version again and compare the metrics: 0 where they are the same, 1 where they are not."""
+    from aae_ray.reporting.console import console_for
+    from aae_ray.reporting.text import bullet
+    from aae_ray.study import reproduction
+    from aae_ray.tracking import address as server
+
+    console, uri = console_for(), server.tracking_uri(tracking_uri)
+    recorded = reproduction.read(model, uri)
+    before = reproduction.differences(recorded)
+    if before:
+        console.print(reproduction.difference_table(before), "")
+    found = reproduction.reproduce(recorded, uri, console, verbose=verbose)
+    leave_study(found.report.interrupted, found.report.as_planned and found.report.best is not None)
+    console.print("", reproduction.metric_table(found), "")
+    console.print(bullet("verdict", found.verdict), soft_wrap=True)
+    if not found.holds:
+        raise typer.Exit(STOPPED)
+
+
+if __name__ == "__main__":
+    main(reproduce, "reproduce")

@@ -1,0 +1,106 @@
+"""What a command brings to a model that was trained before: a data set, or single pictures.
+
+Shapes: N images, C channels, H height, W width.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aae_ray.autoencoder.published import Published
+from aae_ray.datasets.dataset import PIXEL_SETTINGS, Dataset, load
+from aae_ray.datasets.pictures import decode
+from aae_ray.datasets.pixels import PixelFault
+from aae_ray.datasets.published import PUBLISHED
+from aae_ray.errors import UserError
+from aae_ray.reading import Entry, build, read_overrides
+from aae_ray.settings import Data, dotted_fields
+from aae_ray.study.loading import recorded_settings
+
+COMMAND_LINE = "command line"
+LONGEST = 90  # letters of a name that a set gets by its path; data.name takes 100
+PIXELS = tuple(f"data.{name}" for name in PIXEL_SETTINGS)  # whatever the images come from
+
+
+def read_data(data: str | None, overrides: Sequence[str], model: Published) -> Dataset:
+    """The set that a command names: a path, or the name of a set; none for the one that the model was trained on, which
+    is then read and split as it was. Pixels of another set are read as those that the model was trained on, but for
+    what the overrides say.
+
+    Raises UserError where it cannot be read, or its images are not of the model's shape.
+    """
+    changes = _data_overrides(overrides)
+    if data is None or (data == model.settings.get("data.name") and not os.path.exists(data)):
+        about = {key: value for key, value in model.settings.items() if key.startswith("data.")}
+        dataset = load(recorded_settings(about, changes, str(model)).data)
+    else:
+        key, given = ("data.path", True) if os.path.exists(data) or "/" in data else ("data.name", False)
+        if key in changes:
+            raise UserError(f"{key} is given twice: {data} and {changes[key].value}")
+        entries = {key: Entry(data, COMMAND_LINE)}
+        if given:
+            entries["data.name"] = Entry(_name_of(Path(data)), COMMAND_LINE)
+        dataset = load(build(entries | _pixels_as(model, changes)).data)
+    if model.shape and dataset.shape != model.shape:
+        own, taken = ("x".join(map(str, shape)) for shape in (dataset.shape, model.shape))
+        raise UserError(f"data.name {dataset.name} has images of {own}, and {model} takes {taken}; {_mend(model)}")
+    return dataset
+
+
+def _data_overrides(overrides: Sequence[str]) -> dict[str, Entry]:
+    changes = dict(read_overrides(overrides))
+    if foreign := [key for key in changes if key in dotted_fields() and not key.startswith("data.")]:
+        raise UserError(f"{', '.join(foreign)}: a model is used as it was trained; give settings of data.* alone")
+    return changes
+
+
+def _pixels_as(model: Published, changes: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Changes of the user's, and the settings by which the pixels that the model was trained on were read.
+
+    A scale that was observed is that of the model's own data. Raises UserError where its ends are not known.
+    """
+    recorded = {key: model.settings[key] for key in PIXELS if model.settings.get(key) is not None}
+    if recorded.get("data.scale") == "observed" and "data.scale" not in changes:
+        if model.value_range is None:
+            raise UserError(
+                f"{model} was trained with data.scale=observed, and does not say which values it observed; give "
+                "data.scale=LOW:HIGH"
+            )
+        recorded["data.scale"] = ":".join(map(repr, model.value_range))
+    return {key: Entry(value, str(model)) for key, value in recorded.items()} | dict(changes)
+
+
+def _name_of(path: Path) -> str:
+    """A name that a set at this path may have."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem)[:LONGEST] or "data"
+    return f"{name}-own" if name in ("digits", *PUBLISHED) else name
+
+
+def _mend(model: Published) -> str:
+    channels, height, width = model.shape
+    return f"data.size={height}x{width} resizes them, and data.channels={channels} makes them grey or coloured"
+
+
+def read_pictures(files: Sequence[Path], overrides: Sequence[str], model: Published) -> NDArray[np.uint8]:
+    """Picture files as images (N, C, H, W), read as those that the model was trained on were, but for what
+    the overrides say. Raises UserError by file.
+    """
+    data = build(_pixels_as(model, _data_overrides(overrides))).data
+    return np.stack([_picture(file, data, model) for file in files])
+
+
+def _picture(file: Path, data: Data, model: Published) -> NDArray[np.uint8]:
+    try:
+        image_CHW = decode(file, data).transpose(2, 0, 1)
+    except PixelFault as fault:
+        raise UserError(f"{file} {fault}") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+    if model.shape and image_CHW.shape != model.shape:
+        own, taken = ("x".join(map(str, shape)) for shape in (image_CHW.shape, model.shape))
+        raise UserError(f"{file} is an image of {own}, and {model} takes {taken}; {_mend(model)}")
+    return image_CHW

@@ -1,0 +1,40 @@
+"""The plan of a new study, or of one training, from a file and changes to it: for commands and programs alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from aae_ray.errors import UserError
+from aae_ray.search.space import Changes, Plan, read_plan
+
+# Of a training, which is a study of one trial.
+SINGLE: dict[str, Any] = {"study.budget.trials": 1, "study.pruner.type": "none"}
+DEFAULT = "digits"  # the study that ships and needs nothing else
+
+
+def study_plan(file: str | None, changes: Changes = ()) -> Plan:
+    """A study of a file, or of a name that ships. Raises UserError with every mistake in file and changes, and for
+    several trials of which each would be the same."""
+    file = file or DEFAULT
+    plan = read_plan(file, changes)
+    if not plan.space and plan.settings.study.budget.trials > 1:
+        raise UserError(
+            f"{file} has no `space:` block, so its {plan.settings.study.budget.trials} trials would all be the "
+            f"same; python -m aae_ray.train {file} trains it once"
+        )
+    return plan
+
+
+def training_plan(file: str | None, changes: Changes = ()) -> Plan:
+    """One configuration: the file's, or the defaults. Raises UserError with every mistake, and where keys are searched.
+
+    What the file says of the number of trials and the pruner does not count.
+    """
+    own = [f"{key}={value}" for key, value in SINGLE.items()]
+    plan = read_plan(file, {**SINGLE, **changes} if isinstance(changes, Mapping) else [*own, *changes])
+    if plan.space:
+        keys = ", ".join(plan.space)
+        raise UserError(
+            f"{file} searches {keys}; train takes one configuration: give each a value, "
+            f"or use python -m aae_ray.tune {file}"
+        )
+    return Plan(plan.settings, {}, places=plan.places)

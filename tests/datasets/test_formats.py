@@ -1,0 +1,103 @@
+"""Whatever way a set is stored, the same images, classes and parts are prepared; else it is said what is there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from aae_ray.datasets.dataset import load
+from aae_ray.errors import UserError
+from aae_ray.settings import Data
+from tests.datasets.small_sets import idx_bytes, some_images, write_idx
+
+IMAGES, LABELS = some_images(60, 6)
+
+
+def parquet(path: Path) -> Path:
+    pq.write_table(pa.table({"image": IMAGES.tolist(), "label": LABELS}), path / "a.parquet")
+    return path / "a.parquet"
+
+
+def pictures(path: Path) -> Path:
+    for index, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        (path / str(label)).mkdir(exist_ok=True)
+        Image.fromarray(image).save(path / str(label) / f"{index:02}.png")
+    return path
+
+
+def arrays(path: Path) -> Path:
+    np.save(path / "images.npy", IMAGES)
+    np.save(path / "labels.npy", LABELS)
+    return path
+
+
+def archive(path: Path) -> Path:
+    np.savez(path / "a.npz", images=IMAGES, labels=LABELS)
+    return path / "a.npz"
+
+
+def idx(path: Path) -> Path:
+    return write_idx(path, IMAGES, LABELS)
+
+
+def saved(path: Path) -> Path:
+    datasets = pytest.importorskip("datasets", reason="the extra `test` brings Hugging Face's library")
+    datasets.Dataset.from_dict({"image": IMAGES.tolist(), "label": LABELS.tolist()}).save_to_disk(path / "set")
+    return path / "set"
+
+
+@pytest.mark.parametrize("write", [parquet, pictures, arrays, archive, idx, saved])
+def test_every_format_is_prepared_alike(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    (tmp_path / "set").mkdir()
+    path = str(write(tmp_path / "set"))
+    own = load(Data(name="own", path=path, cache=str(tmp_path)))
+    order = np.lexsort((np.arange(60), LABELS)) if write is pictures else np.arange(60)
+    assert np.array_equal(own.images_NCHW[:, 0], IMAGES[order])
+    assert own.labels_N is not None and np.array_equal(own.labels_N, LABELS[order])
+    assert own.class_names == ("0", "1", "2")
+    unlabelled = load(Data(name="own", path=path, cache=str(tmp_path), label_column="none"))
+    assert unlabelled.labels_N is None
+
+
+@pytest.mark.parametrize("values", [{"size": "3"}, {"scale": "255:0"}, {"channels": 3}, {"transpose": True}])
+def test_settings_of_pixels_make_another_set(tmp_path: Path, values: dict[str, Any]) -> None:
+    for own in ({"name": "digits"}, {"name": "own", "path": str(idx(tmp_path / "idx"))}):
+        plain, other = (load(Data(**own, cache=str(tmp_path), **more)) for more in ({}, values))
+        assert plain.digest != other.digest
+        if "transpose" in values:
+            assert np.array_equal(plain.images_NCHW, other.images_NCHW.swapaxes(2, 3))
+
+
+def test_what_is_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.heic").write_bytes(b"x")
+    Image.fromarray(IMAGES[0]).save(tmp_path / "one.png")
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04" + b"\0" * 40)
+    (tmp_path / "both").mkdir()
+    arrays(tmp_path / "both")
+    parquet(tmp_path / "both")
+    for name, text in {
+        "notes": "holds no images, but files of other kinds (.heic 1); images are read from Parquet",
+        "one.png": "is a single picture; give the folder that holds it",
+        "a.zip": "is an archive; unpack it",
+        "both": "holds files of several formats, Parquet (a.parquet) and NumPy (images.npy)",
+    }.items():
+        with pytest.raises(UserError) as error:
+            load(Data(name="own", path=str(tmp_path / name), cache=str(tmp_path)))
+        assert str(error.value).startswith(f"data.path: {tmp_path / name} {text}")
+
+
+def test_emnist_in_a_folder_of_several_sets(tmp_path: Path) -> None:
+    for name in ("letters", "digits"):
+        for kind, array in (("images-idx3", IMAGES), ("labels-idx1", LABELS)):
+            (tmp_path / f"emnist-{name}-train-{kind}-ubyte").write_bytes(idx_bytes(array))
+    with pytest.raises(UserError, match="holds several sets of IDX files; choose one by one of its files"):
+        load(Data(name="own", path=str(tmp_path), cache=str(tmp_path / "cache")))
+    path = tmp_path / "emnist-letters-train-images-idx3-ubyte"
+    letters = load(Data(name="own", path=str(path), cache=str(tmp_path / "cache"), transpose=True))
+    assert np.array_equal(letters.images_NCHW[:, 0], IMAGES.swapaxes(1, 2))
