@@ -27,6 +27,12 @@ from tests.tracking.little_study import client_of
 from tests.tracking.test_outages import free_port, mlflow_server
 
 COMPLETE = 3  # trials of that study
+SETTLES_MS = 1000  # a table takes its columns one after another
+FROM_THE_LEFT = """
+    [...document.querySelectorAll("[role=columnheader]")]
+        .sort((a, b) => a.getBoundingClientRect().x - b.getBoundingClientRect().x)
+        .map(head => head.innerText.trim())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +104,9 @@ def test_the_leaderboard_opens_on_objectives_outcome_and_searched_settings(
 ) -> None:
     with browser.opened(chromium, links["leaderboard"]) as page:
         assert names(page, 6)[:COMPLETE] == ["t0000", "t0001", "t0002"]  # the best first
-        heads = dict.fromkeys(page.locator("[role=columnheader]").all_inner_texts())
+        page.get_by_role("columnheader", name="model.latent_dim").first.wait_for(state="attached")
+        page.wait_for_timeout(SETTLES_MS)
+        heads = dict.fromkeys(page.evaluate(FROM_THE_LEFT))  # the order of the elements is another one
         shown = [head for head in heads if head in (MSE, JSD, "aae.outcome", *SPACE)]
         assert shown[:4] == [MSE, JSD, "aae.outcome", "model.latent_dim"], heads
         text = page.inner_text("body")
