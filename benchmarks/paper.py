@@ -49,6 +49,8 @@ def plan_for(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> Pl
             f"study.name=paper-{table.file.replace('_', '-')}",
             f"study.budget.trials={len(seeds)}",
             "study.pruner.type=none",
+            "study.seeds_per_trial=1",  # the seeds are those of the row
+            "study.seeds_from_rung=null",
             "study.sampler.type=random",
             "study.finalists=all",
             "health.stop=false",  # a confirm run answers what was asked, whatever it looks like on the way

@@ -218,6 +218,7 @@ def test_no_two_rules_are_about_the_same_keys_and_all_of_them_exist() -> None:
 
 BREAKING: list[dict[str, Any]] = [
     {"data.test_path": "test.parquet"},
+    {"data.path": "train.parquet", "data.test_path": "test.parquet", "data.scale": "observed"},
     {"data.validation_fraction": 0.6, "data.test_fraction": 0.6},
     {"data.labels": 10.5},
     {"data.crop": "none"},
@@ -232,6 +233,7 @@ BREAKING: list[dict[str, Any]] = [
     {"model.label_prior": "labels"},
     {"task": "clustering", "model.clusters": 3, "model.label_prior": "0.5,0.5"},
     {"study.folder": "s3://KEY:SECRET@bucket/studies"},
+    {"study.pruner.type": "pbt", "study.confirm.finalists": 1},
     {"study.sampler.type": "random", "study.sampler.n_startup_trials": 5},
     {"study.sampler.type": "gp", "study.sampler.n_ei_candidates": 5},
     {"study.sampler.type": "gp", "study.sampler.gamma": 0.2},

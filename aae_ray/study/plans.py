@@ -7,7 +7,13 @@ from aae_ray.errors import UserError
 from aae_ray.search.space import Changes, Plan, read_plan
 
 # Of a training, which is a study of one trial.
-SINGLE: dict[str, Any] = {"study.budget.trials": 1, "study.pruner.type": "none"}
+# One trial with one seed, which nothing ends.
+SINGLE: dict[str, Any] = {
+    "study.budget.trials": 1,
+    "study.pruner.type": "none",
+    "study.seeds_per_trial": 1,
+    "study.seeds_from_rung": None,
+}
 DEFAULT = "digits"  # the study that ships and needs nothing else
 
 
@@ -29,7 +35,7 @@ def training_plan(file: str | None, changes: Changes = ()) -> Plan:
 
     What the file says of the number of trials and the pruner does not count.
     """
-    own = [f"{key}={value}" for key, value in SINGLE.items()]
+    own = [f"{key}={'null' if value is None else value}" for key, value in SINGLE.items()]
     plan = read_plan(file, {**SINGLE, **changes} if isinstance(changes, Mapping) else [*own, *changes])
     if plan.space:
         keys = ", ".join(plan.space)

@@ -69,7 +69,8 @@ def test_files_and_folders_name_the_parts(tmp_path: Path, own: Any, names: str) 
     dataset = own(folder, validation_fraction=0.25)
     assert rows_of(dataset, dataset.test) == images(slice(40, 60))
     assert (len(dataset.train), len(dataset.val)) == (30, 10)
-    assert contents_of(dataset).rows()["parts"].endswith("; test given by names of files and folders, validation drawn")
+    by = "column split" if names == "hive" else "names of files and folders"
+    assert contents_of(dataset).rows()["parts"].endswith(f"; test given by {by}, validation drawn")
 
 
 def test_all_parts_may_be_given(tmp_path: Path, own: Any) -> None:

@@ -79,6 +79,7 @@ def test_a_study_is_its_best_trial_exported_or_as_a_checkpoint(
     training: Training, digits: Dataset, tmp_path: Path
 ) -> None:
     conductor = begin(tmp_path, plan_of())
+    conductor.suggest()
     with pytest.raises(UserError, match="has not chosen its best trial yet; name the folder of a checkpoint in"):
         load_model(str(tmp_path))
     about = {"prior": "gaussian", "prior_scale": "1", "latent_dim": "3", "classes": "10", "task": "semi_supervised"}

@@ -88,6 +88,7 @@ def test_a_driver_that_is_killed_at_any_moment_loses_nothing(
     check_whole(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_terminated_group_is_closed_and_its_command_resumes_it_when_pasted_also_after_a_move(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
