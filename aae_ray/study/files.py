@@ -113,10 +113,13 @@ class TrialFiles:
         stay, borrowed = {trial.number for trial in ledger.front()}, set(ledger.borrowed.values())
         stay |= set(ledger.confirming.numbers) if ledger.confirming is not None else set()
         study = ledger.current_plan.settings.study
-        moving = (study.seeds_per_trial > 1 or study.confirm.finalists) and ledger.end is not StudyEnd.PLANNED
+        going_on = ledger.end is not StudyEnd.PLANNED
+        moving = going_on and (study.seeds_per_trial > 1 or study.confirm.finalists > 0)
+        all_measured = going_on and study.finalists == "all"  # at the study's end, from their checkpoints
         for number in self.kept - stay:
             trial = ledger.trials[number]
-            contender = moving and trial.state is State.COMPLETE and trial.replicate_of is None
+            contender = all_measured or (moving and trial.replicate_of is None)
+            contender = contender and trial.state is State.COMPLETE
             if contender or trial.reason is Reason.PAUSED or trial.checkpoint in borrowed:
                 stay.add(number)
         return self.kept - stay

@@ -211,6 +211,24 @@ def test_who_may_come_back_to_the_front_keeps_its_checkpoint_until_the_end(tmp_p
     assert kept() == ["t0001"]
 
 
+def test_all_checkpoints_stay_until_all_trials_were_measured_where_a_study_asks_for_that(tmp_path: Path) -> None:
+    history = History(study__finalists="all")
+    files = TrialFiles(Store(tmp_path), "front")
+    for mse in (0.3, 0.1, 0.2):
+        number = len(history.ledger.trials)
+        history.add(events.Suggested(number=number, params={}))
+        history.attempt(number)
+        history.report(number, 27, mse, mse)
+        trial = history.trial(number)
+        trial.checkpoint = f"trials/{trial.name}/epoch_00027"
+        save(tmp_path, trial.checkpoint)
+        files.handle(history.add(events.Ended(number=number, reason=Reason.COMPLETED)), history.ledger)
+    files.close()
+    assert sorted(path.name for path in (tmp_path / "trials").iterdir()) == ["t0000", "t0001", "t0002"]
+    files.handle(history.add(events.StudyEnded()), history.ledger)
+    assert sorted(path.name for path in (tmp_path / "trials").iterdir()) == ["t0001"]
+
+
 def test_a_population_keeps_the_checkpoints_that_others_go_on_from(tmp_path: Path) -> None:
     history = History(study__pruner__type="pbt")
     files = TrialFiles(Store(tmp_path), "front")
