@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, get_args, get_type_hints
+from typing import Annotated, Any, NoReturn, TextIO, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -21,6 +21,15 @@ from aae_ray.errors import INTERRUPTED, MISTAKE, STOPPED, UserError, closest
 click_errors: Any = importlib.import_module(typer.BadParameter.__module__)  # typer has a click of its own, or the other
 
 CLOSED_PIPE = 141  # as a shell tells the end by SIGPIPE
+# Options that several commands have.
+ModelName = Annotated[
+    str, typer.Option(help="registered model, or folder of a study, of an exported model or of a checkpoint")
+]
+ModelVersion = Annotated[str, typer.Option(help="alias or version of a registered model")]
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db if none")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="show the messages of Ray as well")]
 OVERRIDES_HELP = "settings to change, as key=value with dotted keys, e.g. train.epochs=9"
 
 

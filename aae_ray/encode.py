@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import check_out, file_and_overrides, main
+from aae_ray.cli import ModelName, ModelVersion, TrackingUri, check_out, file_and_overrides, main
 from aae_ray.errors import UserError
 
 
@@ -21,16 +21,10 @@ def encode(
             help="name or path of the set, that of the model's training if none; then settings of data.* to change",
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(help="registered model, or folder of a study, of an exported model or of a checkpoint"),
-    ] = "",
+    model: ModelName = "",
     out: Annotated[Path, typer.Option(help="Parquet file to write")] = Path("codes.parquet"),
-    version: Annotated[str, typer.Option(help="alias or version of a registered model")] = "champion",
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db if none"),
-    ] = None,
+    version: ModelVersion = "champion",
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Write a row for each image of a set: its code, what classes or clusters it may be of, how well it is
     reconstructed, how far its code is from the prior, and from both a score that is high for anomalies."""

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import check_out, main
+from aae_ray.cli import ModelVersion, TrackingUri, check_out, main
 from aae_ray.errors import UserError
 
 
@@ -28,17 +28,14 @@ def evaluate(
             help="data.* say where the data are, e.g. data.path=FOLDER, and study.folder where the record goes",
         ),
     ] = None,
-    version: Annotated[str, typer.Option(help="alias or version of a registered model")] = "champion",
+    version: ModelVersion = "champion",
     out: Annotated[Path, typer.Option(help="sheet of samples beside their nearest training images")] = Path(
         "nearest.png"
     ),
     any_data: Annotated[
         bool, typer.Option("--any-data", help="evaluate on data that the model was not trained on")
     ] = False,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db if none"),
-    ] = None,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Measure a model by one protocol with fixed seeds, and record the figures in MLflow."""
     check_out(out, ".png")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import main
+from aae_ray.cli import ModelVersion, TrackingUri, main
 from aae_ray.errors import UserError
 
 
@@ -19,11 +19,8 @@ def export(
         str, typer.Argument(help="registered model, or folder of a study, of an exported model or of a checkpoint")
     ],
     onnx: Annotated[Path | None, typer.Option(metavar="FOLDER", help="where encoder.onnx and decoder.onnx go")] = None,
-    version: Annotated[str, typer.Option(help="alias or version of a registered model")] = "champion",
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db if none"),
-    ] = None,
+    version: ModelVersion = "champion",
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Write encoder and decoder as ONNX, run them, and say how far their answers are from the model's."""
     if onnx is None:

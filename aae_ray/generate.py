@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import main
+from aae_ray.cli import TrackingUri, main
 from aae_ray.errors import UserError
 
 MOST = 100_000
@@ -65,10 +65,7 @@ def generate(
     ] = None,
     version: Annotated[str, typer.Option(help="alias or version of the model")] = "champion",
     seed: Annotated[int, typer.Option(min=0, help="of the draws from the prior")] = 0,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db if none"),
-    ] = None,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Decode codes, drawn from the prior that the model was trained with or chosen, and write the images."""
     out, kind = _target(out, format_)

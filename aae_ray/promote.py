@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import leave_study, main
+from aae_ray.cli import TrackingUri, Verbose, leave_study, main
 from aae_ray.errors import STOPPED, UserError
 
 
@@ -27,11 +27,8 @@ def promote(
         bool, typer.Option("--rollback", help="make the champion before this one the champion")
     ] = False,
     folder: Annotated[Path, typer.Option(help="where studies keep their state; study.folder")] = Path("runs"),
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db if none"),
-    ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="show the messages of Ray as well")] = False,
+    tracking_uri: TrackingUri = None,
+    verbose: Verbose = False,
 ) -> None:
     """Move the champion of a registered model where new seeds show a version to be better, or tell why not."""
     if rollback and (version, confirm, seeds) != (None, None, None):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import check_out, main
+from aae_ray.cli import ModelName, ModelVersion, TrackingUri, check_out, main
 from aae_ray.errors import UserError
 
 
@@ -22,19 +22,13 @@ def reconstruct(
             help="picture files, then settings of data.* that say how they are read, e.g. data.size=28x28",
         ),
     ],
-    model: Annotated[
-        str,
-        typer.Option(help="registered model, or folder of a study, of an exported model or of a checkpoint"),
-    ] = "",
+    model: ModelName = "",
     out: Annotated[Path, typer.Option(help="PNG file to write")] = Path("reconstructions.png"),
     label: Annotated[
         str | None, typer.Option(help="class of all pictures, by name or number, where the decoder is told it")
     ] = None,
-    version: Annotated[str, typer.Option(help="alias or version of a registered model")] = "champion",
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db if none"),
-    ] = None,
+    version: ModelVersion = "champion",
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Write each picture above its reconstruction, as one sheet, and print the squared error per pixel of each."""
     if not model:

@@ -9,17 +9,14 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import leave_study, main
+from aae_ray.cli import TrackingUri, Verbose, leave_study, main
 from aae_ray.errors import STOPPED
 
 
 def reproduce(
     model: Annotated[str, typer.Argument(metavar="NAME[@ALIAS|/VERSION]", help="registered model")],
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db if none"),
-    ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="show the messages of Ray as well")] = False,
+    tracking_uri: TrackingUri = None,
+    verbose: Verbose = False,
 ) -> None:
     """Train a registered version again and compare the metrics: 0 where they are the same, 1 where they are not."""
     from aae_ray.reporting.console import console_for

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import OVERRIDES_HELP, file_and_overrides, leave_study, main
+from aae_ray.cli import OVERRIDES_HELP, Verbose, file_and_overrides, leave_study, main
 
 
 def train(
@@ -16,7 +16,7 @@ def train(
         ),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="data-parallel workers; study.workers_per_trial")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="show the messages of Ray as well")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train one configuration, record it like a study's trial, and register its decoder."""
     path, overrides = file_and_overrides(arguments or [])

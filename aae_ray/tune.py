@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import OVERRIDES_HELP, file_and_overrides, leave_study, main
+from aae_ray.cli import OVERRIDES_HELP, Verbose, file_and_overrides, leave_study, main
 from aae_ray.errors import UserError
 
 
@@ -53,7 +53,7 @@ def tune(
     any_version: Annotated[
         bool, typer.Option("--any-version", help="go on with a study of other versions of Python and PyTorch")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="show the messages of Ray as well")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Search for the best adversarial autoencoder of a data set, and register its decoder."""
     from aae_ray.reporting.console import console_for

@@ -15,7 +15,6 @@ from enum import Enum
 import numpy as np
 
 from aae_ray.search import events
-from aae_ray.search.choice import in_order
 from aae_ray.search.contract import Failure, Report, Suggestion
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger, TrialRecord
@@ -407,9 +406,7 @@ class Conductor:
 
     def _choose_finalists(self) -> None:
         study = self.ledger.current_plan.settings.study
-        front = self.ledger.front()
-        order = in_order([self.ledger.judged(trial) for trial in front], study.objectives, study.select)
-        numbers = tuple(front[index].number for index in order[: study.confirm.finalists])
+        numbers = tuple(trial.number for trial in self.ledger.finalists(study))
         self.record(events.Confirming(numbers=numbers, seeds=study.confirm.seeds))
 
     def _unconfirmed(self) -> int | None:

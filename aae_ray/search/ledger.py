@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from aae_ray.errors import UserError
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search import events
-from aae_ray.search.choice import compared, means, reference_point, references
+from aae_ray.search.choice import compared, in_order, means, reference_point, references
 from aae_ray.search.constraints import constrained, constraints_of, violation
 from aae_ray.search.contract import Suggestion, trial_name
 from aae_ray.search.objectives import Front
@@ -19,7 +19,7 @@ from aae_ray.search.outcomes import INCONCLUSIVE, FailureClass, Reason, RungVerd
 from aae_ray.search.pruner import Pruner, Rung
 from aae_ray.search.racing import Seeds, standard_errors
 from aae_ray.search.space import Plan, plan_from
-from aae_ray.settings import run_values
+from aae_ray.settings import StudySettings, run_values
 
 OF_OPEN_TRIALS = (events.AttemptStarted, events.Reported, events.AttemptFailed, events.Ended)
 RECENT = 24  # of the last trials that ended, so many are kept at hand
@@ -565,6 +565,12 @@ class Ledger:
         While none fulfils the constraints, those that violate them least.
         """
         return [self.trials[number] for number in self.front_points.members()]
+
+    def finalists(self, study: StudySettings) -> list[TrialRecord]:
+        """The trials of the front that are to be confirmed, `study.confirm.finalists` at most, the best one first."""
+        front = self.front()
+        order = in_order([self.judged(trial) for trial in front], study.objectives, study.select)
+        return [front[index] for index in order[: study.confirm.finalists]]
 
     def best_of(self, objective: int) -> TrialRecord | None:
         """The complete trial with the best value of one objective, the first of equal ones."""

@@ -26,7 +26,7 @@ from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import JUDGED, measured
 from aae_ray.evaluation.judge import Judge
 from aae_ray.execution.ray_cluster import check_resources
-from aae_ray.search.choice import RULES, in_order
+from aae_ray.search.choice import RULES
 from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of
 from aae_ray.search.distributions import options
@@ -315,9 +315,7 @@ def check_finalists(name: str, ledger: Ledger, plan: Plan, store: Store) -> None
     to_choose = study.confirm.finalists > 0 and (study.confirm != old.confirm or ledger.confirming is None)
     if not to_choose or ledger.unfinished or study.budget.trials > ledger.configurations:
         return
-    front = ledger.front()
-    order = in_order([ledger.judged(trial) for trial in front], study.objectives, study.select)
-    chosen = [front[index] for index in order[: study.confirm.finalists]]
+    chosen = ledger.finalists(study)
     gone = [trial.name for trial in chosen if trial.checkpoint is None or not store.files(trial.checkpoint)]
     if gone:
         raise UserError(
