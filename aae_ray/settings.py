@@ -561,8 +561,8 @@ class Sampler(Section):
         gt=0,
         description="trials that tpe takes for good: their number, or a fraction below 1 of those that ended",
     )
-    multivariate: bool = Field(True, description="whether tpe draws all parameters together")
-    group: bool = Field(True, description="... those together that occur together, where the space has conditions")
+    multivariate: bool = Field(False, description="whether tpe draws all parameters together")
+    group: bool = Field(False, description="... those together that occur together, where the space has conditions")
     constant_liar: bool = Field(True, description="whether tpe keeps away from the trials that are under way")
     population_size: Annotated[Int, Field(ge=2)] | None = Field(
         None, description="of nsga2; a fifth of study.budget.trials, and at most 50, when not given"
@@ -881,7 +881,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("study.sampler.type", "study.sampler.multivariate", "study.sampler.group"),
         lambda kind, multivariate, group: kind != "tpe" or multivariate or not group,
-        "study.sampler.group needs study.sampler.multivariate; give study.sampler.group=false as well",
+        "study.sampler.group needs study.sampler.multivariate; give study.sampler.multivariate=true as well",
     ),
     Rule(
         ("study.sampler.population_size", "study.budget.trials"),

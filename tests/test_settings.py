@@ -236,8 +236,8 @@ BREAKING: list[dict[str, Any]] = [
     {"study.sampler.type": "random", "study.sampler.n_startup_trials": 5},
     {"study.sampler.type": "gp", "study.sampler.n_ei_candidates": 5},
     {"study.sampler.type": "gp", "study.sampler.gamma": 0.2},
-    {"study.sampler.type": "gp", "study.sampler.multivariate": False},
-    {"study.sampler.type": "gp", "study.sampler.group": False},
+    {"study.sampler.type": "gp", "study.sampler.multivariate": True},
+    {"study.sampler.type": "gp", "study.sampler.group": True},
     {"study.sampler.type": "nsga2", "study.sampler.constant_liar": False},
     {"study.sampler.type": "tpe", "study.sampler.population_size": 2},
     {"study.sampler.type": "tpe", "study.sampler.qmc_type": "halton"},
@@ -247,7 +247,7 @@ BREAKING: list[dict[str, Any]] = [
     {"study.pruner.type": "median", "study.pruner.mutation_factor": 2},
     {"study.pruner.type": "asha", "study.pruner.mutate": ["optim.reconstruction_lr"]},
     {"study.sampler.gamma": 1.5},
-    {"study.sampler.multivariate": False},
+    {"study.sampler.group": True},
     {"study.sampler.type": "nsga2", "study.sampler.population_size": 5},
 ]
 

@@ -254,7 +254,8 @@ def test_the_groups_of_tpe_learn_from_the_trials_that_have_a_key() -> None:
     """Whether `study.sampler.group` is on changes what is drawn where keys occur in some trials alone."""
     drawn = []
     for group in (True, False):
-        settings = plan_of(study__sampler__type="tpe", study__sampler__group=group, study__budget__trials=99).settings
+        changes = {"study__sampler__multivariate": True, "study__sampler__group": group, "study__budget__trials": 99}
+        settings = plan_of(study__sampler__type="tpe", **changes).settings
         space: Space = {
             PRIOR: CategoricalDistribution(("gaussian", "mixture")),
             SCALE: FloatDistribution(0.1, 1.0),

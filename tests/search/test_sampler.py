@@ -330,16 +330,14 @@ def test_a_setting_of_the_sampler_changes_what_is_drawn_by_the_types_that_take_i
         "n_startup_trials": 40,
         "n_ei_candidates": 2,
         "gamma": 8,
-        "multivariate": False,
-        "group": False,
+        "multivariate": True,
+        "group": True,
         "constant_liar": False,
         "population_size": 5,
         "qmc_type": "halton",
         "scramble": False,
     }
     changes: dict[str, object] = {f"study__sampler__{setting}": other[setting]}
-    if setting == "multivariate":
-        changes["study__sampler__group"] = False
     for sampler in SAMPLER_SETTINGS[setting]:
         drawn = []
         for given in ({}, changes):
