@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ import numpy as np
 import yaml
 from optuna.distributions import CategoricalDistribution
 from rich.console import Console
+from rich.progress import track
 
 from aae_ray.errors import MISTAKE, UserError
 from aae_ray.reading import read_overrides
@@ -139,11 +140,12 @@ def run_replays(
 ) -> dict[str, list[Trace]]:
     """The traces of each pair, one for each seed. A process holds the table once, and runs one replay at a time."""
     tasks = [Task(file, pair, seed, budget, most) for pair in pairs for seed in range(seeds)]
+    progress = partial(track, description="replays", total=len(tasks), console=Console(stderr=True))
     if jobs == 1:
-        traces = [run_task(task) for task in tasks]
+        traces = list(progress(map(run_task, tasks)))
     else:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            traces = list(pool.map(run_task, tasks))
+            traces = list(progress(pool.map(run_task, tasks)))
     return {pair: traces[index * seeds : (index + 1) * seeds] for index, pair in enumerate(pairs)}
 
 
