@@ -146,7 +146,7 @@ def _facts(ledger: Ledger, analysis: SearchAnalysis | None, best: TrialRecord | 
 
 def _diagnostics(ledger: Ledger) -> list[str]:
     diagnostic = tables.front_diagnostic(ledger)
-    return [diagnostic.text] if diagnostic else []
+    return tables.trial_diagnostics(ledger) + ([diagnostic.text] if diagnostic else [])
 
 
 def _test(ledger: Ledger, trial: TrialRecord | None) -> list[tuple[str, str, str]]:

@@ -6,14 +6,14 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from aae_ray.evaluation.diagnostics import Diagnostic, Illness
+from aae_ray.evaluation.diagnostics import Diagnostic, Illness, diagnose
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting.console import is_ascii
 from aae_ray.reporting.text import ASCII, UNICODE, Symbols, counted, duration, heading, number
 from aae_ray.search.forecast import forecast
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import Reason, State
-from aae_ray.settings import flatten
+from aae_ray.settings import flatten, replace
 
 LONG_NAME = 14  # letters of a column's head
 UNLIMITED = 10_000  # letters of a line
@@ -145,6 +145,21 @@ def values_of(trial: TrialRecord, keys: Iterable[str]) -> dict[str, Any]:
 def searched_keys(ledger: Ledger) -> list[str]:
     """The keys that the trials on the front were given, of all of them: an extended study has searched others."""
     return list(dict.fromkeys(key for trial in ledger.front() for key in trial.params))
+
+
+def trial_diagnostics(ledger: Ledger) -> list[str]:
+    """A sentence for each illness of trials that came to their end; those that were measured on the test images say it
+    themselves."""
+    found: dict[Illness, list[tuple[TrialRecord, Diagnostic]]] = {}
+    for trial in ledger.trials:
+        if trial.state is State.COMPLETE and trial.test is None:
+            for diagnostic in diagnose(trial.metrics, replace(trial.plan.settings, trial.params)):
+                found.setdefault(diagnostic.kind, []).append((trial, diagnostic))
+    sentences = []
+    for (first, diagnostic), *others in found.values():
+        alike = f"; {', '.join(trial.name for trial, _ in others)} alike" if others else ""
+        sentences.append(f"{first.name}: {diagnostic.text}{alike}")
+    return sentences
 
 
 def front_diagnostic(ledger: Ledger) -> Diagnostic | None:

@@ -1,6 +1,7 @@
 """What a study leaves behind to be read: tables, plots, the best settings, the model card."""
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from aae_ray.reporting.text import (
     shell_path,
     with_floor,
 )
+from aae_ray.search.events import Measured
 from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from aae_ray.search.sampler import optuna_study
@@ -250,6 +252,17 @@ def test_a_note_says_where_the_front_differs_by_noise_alone(history: History) ->
     assert "0.0050" in diagnostic.text and "0.0100" in diagnostic.text
     finish(history, 0.3, 0.1, se=0.01)
     assert tables.front_diagnostic(history.ledger) is None
+
+
+def test_trials_that_were_not_measured_on_the_test_images_have_their_illnesses_told(history: History) -> None:
+    fooled = {"val__jsd_nats_se": 0.01, "val__jsd_nats_floor": 0.0}
+    for loss in (math.log(2), math.log(2), 0.3):
+        history.finish(0.1, 0.4, adv__discriminator_loss_nats=loss, **fooled)
+    (sentence,) = tables.trial_diagnostics(history.ledger)
+    assert sentence.startswith("t0000: the discriminator is fooled") and sentence.endswith("; t0001 alike")
+    history.add(Measured(number=0, metrics={"test/reconstruction_mse": 0.1}, remarks=(), tags={}))
+    (sentence,) = tables.trial_diagnostics(history.ledger)
+    assert sentence.startswith("t0001: the discriminator is fooled") and "alike" not in sentence
 
 
 def test_a_note_on_noise_compares_means_over_seeds() -> None:
