@@ -225,7 +225,7 @@ class Chosen(_Event):
 
 
 class Promoted(_Event):
-    """What came of the registration."""
+    """What came of the registration: which version it made, and what was decided about the champion of its name."""
 
     event: Literal["promoted"] = "promoted"
     name: str
@@ -233,6 +233,13 @@ class Promoted(_Event):
     champion: bool
     reason: str
     encoder: str | None = None  # the registered encoder that goes with it
+    against: int | None = None  # the version that was the champion, where it was held against one
+    policy: str | None = None  # tracking.promotion, or what stood for it
+    rule: str | None = None  # study.select
+    difference: float | None = None  # of scores by that rule over new seeds: above 0 where this one is better
+    standard_error: float | None = None  # of the difference
+    seeds: int | None = None  # new ones of this version
+    champion_seeds: int | None = None  # of the one that it was held against
 
 
 class Noted(_Event):
