@@ -14,7 +14,7 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.evaluation.constants import split_digest
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
 
-SCHEMA = 3  # raised when an older program could misread a journal
+SCHEMA = 4  # raised when an older program could misread a journal
 
 
 class _Event(BaseModel):
@@ -136,6 +136,16 @@ class Reported(_Event):
     checkpoint_bytes: int = 0
     training_seconds: float
     evaluation_seconds: float
+
+
+class Progressed(_Event):
+    """How far an epoch is that takes long: the one after so many."""
+
+    event: Literal["progressed"] = "progressed"
+    number: int
+    epoch: int
+    done: int  # batches
+    batches: int  # of the epoch
 
 
 class Decided(_Event):
@@ -283,6 +293,7 @@ Event = (
     | Suggested
     | AttemptStarted
     | Reported
+    | Progressed
     | Decided
     | Exploited
     | AttemptFailed
