@@ -29,7 +29,7 @@ from aae_ray.execution.tune_adapter import Executor
 from aae_ray.execution.worker import Worker
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
-from aae_ray.search.contract import Report, from_result
+from aae_ray.search.contract import Progress, Report, from_result
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import State
@@ -110,6 +110,8 @@ class TimedTrial(Trial):
         start = time.monotonic()
         result: dict[str, Any] = super().step()
         report = from_result(result)
+        if isinstance(report, Progress):
+            return result
         assert isinstance(report, Report), report
         self.seconds[f"{CLOCK}step"] = time.monotonic() - start
         self.seconds[f"{CLOCK}worker"] = TimedWorker.seconds

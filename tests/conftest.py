@@ -26,6 +26,7 @@ STARTS_RAY = (
     "tests/test_examples.py",
     "tests/study/test_faults.py",
     "tests/study/test_joined_cluster.py",
+    "tests/study/test_promote.py",
     "tests/study/test_remote.py",
     "tests/study/test_resume.py",
     "tests/study/test_study.py",

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -140,8 +141,13 @@ def read_images(batches: Callable[[], Iterator[Batch]], pictures: Pictures, whol
     Raises UserError.
     """
     scale, raw = pictures.scale, _are_raw(next(batches(), None))
-    if scale.needs_observing:
+
+    def of_equal_shapes() -> Iterator[Batch]:
         for batch in batches():
+            yield from [batch] if _of_files(batch, raw) else _of_equal_shapes(batch)
+
+    if scale.needs_observing:
+        for batch in of_equal_shapes():
             if _of_files(batch, raw):
                 for offset, content in enumerate(_contents(batch)):
                     with _told(batch, offset):
@@ -149,7 +155,7 @@ def read_images(batches: Callable[[], Iterator[Batch]], pictures: Pictures, whol
             else:
                 with _told(batch):
                     scale.observe(_pixels(batch))
-    yield from stack(_of_one_kind(batches, raw, pictures))
+    yield from stack(_of_one_kind(of_equal_shapes, raw, pictures))
     with told_by_place(whole):
         scale.finish()
 
@@ -176,6 +182,35 @@ def _of_one_kind(
                 images_BCHW = _to_bytes(pixels_BCHW, pictures)
         for offset, image_CHW in enumerate(images_BCHW):
             yield _place(batch, offset), image_CHW.transpose(1, 2, 0)
+
+
+def _of_equal_shapes(batch: Batch) -> Iterator[Batch]:
+    """A batch of pixels, image by image where not all of them have one shape."""
+    column = _stored(batch)
+    if _have_one_shape(column):
+        yield batch
+        return
+    for offset in range(len(column)):
+        yield Batch(batch.column.slice(offset, 1), batch.kind, partial(_fault_behind, batch.fault, offset))
+
+
+def _fault_behind(fault: Fault, start: int, offset: int, message: str) -> UserError:
+    return fault(start + offset, message)
+
+
+def _have_one_shape(column: Any) -> bool:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_struct(column.type):
+        shapes = column.field("shape").to_pylist()
+        return all(shape == shapes[0] for shape in shapes)
+    while is_list(column.type):
+        ends = pc.min_max(pc.list_value_length(column))
+        if ends["min"] != ends["max"]:
+            return False
+        column = column.flatten()
+    return True
 
 
 def _to_bytes(pixels_BCHW: NDArray[Any], pictures: Pictures) -> NDArray[np.uint8]:
@@ -252,7 +287,7 @@ def _pixels(batch: Batch) -> NDArray[Any]:
         values = np.stack([np.frombuffer(value, np.uint8) for value in column.to_pylist()])
         return _shaped(values, Kind(WHOLE), batch.fault)
     if pa.types.is_struct(column.type):
-        column, kind = _of_one_shape(column, kind, batch.fault)
+        column, kind = column.field("data"), Kind(kind.family, tuple(column.field("shape")[0].as_py()))
     return _shaped(_nested(column, batch.fault), kind, batch.fault)
 
 
@@ -260,20 +295,9 @@ def _nulls(values: Any) -> NDArray[np.bool_]:
     return np.asarray(values.is_null().to_numpy(zero_copy_only=False))
 
 
-def _of_one_shape(column: Any, kind: Kind, fault: Fault) -> tuple[Any, Kind]:
-    """The values of tensors that say their shape row by row, which must be the same."""
-    shapes = column.field("shape").to_pylist()
-    other = next((offset for offset, shape in enumerate(shapes) if shape != shapes[0]), None)
-    if other is not None:
-        raise fault(other, f"is {size_text(shapes[other])} and those before it are {size_text(shapes[0])}{_ONE_SHAPE}")
-    return column.field("data"), Kind(kind.family, tuple(shapes[0]))
-
-
-_ONE_SHAPE = "; all images must have the same shape"
-
-
 def _nested(column: Any, fault: Fault) -> NDArray[Any]:
-    """Lists of equal lengths as one array, with a dimension for each level of nesting."""
+    """Lists of equal lengths as one array, with a dimension for each level of nesting. Of a single image, the lists in
+    it may differ in length, which is refused."""
     import pyarrow.compute as pc
 
     values, shape = column, [len(column)]
@@ -290,8 +314,7 @@ def _nested(column: Any, fault: Fault) -> NDArray[Any]:
         check(lengths > 0, "holds an empty list; every row must hold an image")
         check(
             lengths == lengths[0],
-            f"has lists of another length than those before it ({', '.join(map(str, np.unique(lengths)[:9]))})"
-            f"{_ONE_SHAPE}",
+            f"has lists of different lengths ({', '.join(map(str, np.unique(lengths)[:9]))}); an image is a rectangle",
         )
         shape.append(int(lengths[0]))
         values = values.flatten()

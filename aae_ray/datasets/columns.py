@@ -6,7 +6,7 @@ A set is a sequence of tables with the same columns. `B` images of a batch, `C` 
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
     split_column = _split_column(filled, data.split_column)
     images = _image_columns(first, data.image_column, {label_column, split_column} - {None})
     for shard in filled:
-        _check_images(shard, images, first)
+        _check_images(shard, images, first, data.image_column)
         for column in (label_column, split_column):
             if column:
                 _check_same(shard, column, first, _label_family)
@@ -120,7 +120,7 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
     parts, given_by = _parts(filled, split_column, place(split_column), parts_from)
     used = (images.name, *(column for column in (label_column, split_column) if column))
     taken = {*images.columns, *used}
-    unused = tuple(column for column in first.columns if column not in taken)
+    unused = tuple(dict.fromkeys(name for shard in filled for name in shard.columns if name not in taken))
     return ImageStream(
         int(starts[-1]),
         read_images(batches, pictures, str(root)),
@@ -166,14 +166,8 @@ def _columns_of_pixels(shard: Shard, taken: set[str | None]) -> list[_ImageColum
 
     Other names, such as `f0` to `f63`, are taken as pixels where data.image_column names them.
     """
-    groups: dict[str, dict[tuple[int, ...], str]] = {}
-    for name, field in shard.fields.items():
-        found = re.fullmatch(r"(.*?)(\d+)(?:x(\d+))?", name)
-        if found and name not in taken and is_number(field.type):
-            index = tuple(int(number) for number in found.groups()[1:] if number is not None)
-            groups.setdefault(found.group(1), {})[index] = name
     columns = []
-    for prefix, by_index in groups.items():
+    for prefix, by_index in _counted_columns(shard, taken).items():
         indices = sorted(by_index)
         low, high = indices[0], indices[-1]
         sides = tuple(last - begin + 1 for begin, last in zip(low, high, strict=False))
@@ -183,6 +177,17 @@ def _columns_of_pixels(shard: Shard, taken: set[str | None]) -> list[_ImageColum
             name = prefix.rstrip("_-. ") or _PIXEL_NAMES[0]
             columns.append(_ImageColumns(name, tuple(by_index[index] for index in indices), sides))
     return columns
+
+
+def _counted_columns(shard: Shard, taken: Collection[str | None] = ()) -> dict[str, dict[tuple[int, ...], str]]:
+    """Columns of numbers by what stands before the number in their name, and by that number."""
+    groups: dict[str, dict[tuple[int, ...], str]] = {}
+    for name, field in shard.fields.items():
+        found = re.fullmatch(r"(.*?)(\d+)(?:x(\d+))?", name)
+        if found and name not in taken and is_number(field.type):
+            index = tuple(int(number) for number in found.groups()[1:] if number is not None)
+            groups.setdefault(found.group(1), {})[index] = name
+    return groups
 
 
 def _hint(shard: Shard, column: str) -> str:
@@ -216,15 +221,23 @@ def _label_column(shards: Sequence[Shard], named: str | None) -> str | None:
 
 def _split_column(shards: Sequence[Shard], named: str | None) -> str | None:
     """The column that says to which part an image belongs: the one that is named, or `split` where it says so."""
-    first = shards[0]
+    first = next((shard for shard in shards if SPLIT_COLUMN in shard.columns and not named), shards[0])
     column = _column(first, "data.split_column", named, SPLIT_COLUMN)
     if column is None or named:
         return column
     texts = column not in first.fields or is_label(first.fields[column].type)
-    if not texts or not all(column in shard.columns for shard in shards):
+    if not texts:
         return None
-    values = {str(value) for value in _values(shards, column).unique().to_pylist() if value is not None}
-    return column if any(part_of_word(value) is not None for value in values) else None
+    with_it = [shard for shard in shards if column in shard.columns]
+    values = {str(value) for value in _values(with_it, column).unique().to_pylist() if value is not None}
+    if not any(part_of_word(value) is not None for value in values):
+        return None
+    if without := next((shard for shard in shards if column not in shard.columns), None):
+        raise UserError(
+            f"{without.file}: column {column} is missing, which says in {with_it[0].file} to which part an image "
+            f"belongs; write it into all files, or give data.split_column={NONE}, which reads the images without it"
+        )
+    return column
 
 
 def _column(first: Shard, key: str, named: str | None, usual: str) -> str | None:
@@ -245,9 +258,24 @@ def _check_column(shard: Shard, key: str, named: str) -> None:
         )
 
 
-def _check_images(shard: Shard, images: _ImageColumns, first: Shard) -> None:
+def _check_images(shard: Shard, images: _ImageColumns, first: Shard, named: str | None) -> None:
+    """Raises UserError where a file has other columns of images than the first."""
     for column in images.columns:
         _check_same(shard, column, first, _image_family)
+    if images.per_pixel:
+        counted = next(group for group in _counted_columns(shard).values() if images.columns[0] in group.values())
+        if more := [column for column in counted.values() if column not in images.columns]:
+            raise UserError(
+                f"{shard.file} has more columns of pixels than {first.file}: {_some(more)}; all images must have the "
+                f"same size"
+            )
+    elif not named and shard.columns != first.columns:
+        new = [name for name, field in shard.fields.items() if name not in first.columns and kind_of(field) is not None]
+        if more := [name for name in new if not is_identifier(shard.fields[name])]:
+            raise UserError(
+                f"{shard.file} has a column of images that {first.file} has not, {_some(more)}, beside {images.name}; "
+                f"choose one with data.image_column"
+            )
 
 
 def _image_family(field: Any) -> str | None:

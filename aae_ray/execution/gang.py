@@ -40,6 +40,7 @@ from aae_ray.execution.orders import (
     Ended,
     Member,
     Order,
+    Progress,
     Quit,
     Ready,
     Reply,
@@ -74,8 +75,9 @@ class Gang(Protocol):
     def post(self, order: Order) -> None:
         """Give an order without waiting for it."""
 
-    def reply(self) -> Trained | Failed:
-        """The reply to the last order; those to orders before it are dropped.
+    def reply(self) -> Trained | Failed | Progress:
+        """The reply to the last order; those to orders before it are dropped. Before it there may be Progress, and the
+        order is still under way.
 
         Raises GangError when the gang has ended, or is silent for longer than study.step_timeout.
         """
@@ -160,12 +162,14 @@ class LocalGang:
         self.orders.put((self.posted, order))
         self.posted += 1
 
-    def reply(self) -> Trained | Failed:
+    def reply(self) -> Trained | Failed | Progress:
         assert self.awaited is not None, "no order was given"
         number, self.awaited = self.awaited, None
         timeout = self.settings.study.step_timeout
         reply = self._reply_to(number, timeout, f"no answer within study.step_timeout={timeout:g} s", FailureClass.HUNG)
-        assert isinstance(reply, Trained | Failed)
+        assert isinstance(reply, Trained | Failed | Progress)
+        if isinstance(reply, Progress):
+            self.awaited = number
         return reply
 
     def close(self, timeout_s: float = STOP_SECONDS) -> bool:
@@ -203,7 +207,12 @@ class LocalGang:
     def _work(self) -> None:
         with contextlib.suppress(OSError):
             os.nice(NICE_LEVEL)  # on Linux of this thread alone, and of those that it starts
-        worker = Worker(0, 1, ray.train.torch.get_device(), Agreement(1, self.settings.study.step_timeout))
+        number = READY
+
+        def tell(progress: Progress) -> None:
+            self.replies.put((number, progress))
+
+        worker = Worker(0, 1, ray.train.torch.get_device(), Agreement(1, self.settings.study.step_timeout), tell)
         self.replies.put((READY, Ready()))
         while True:
             number, order = self.orders.get(timeout=IDLE_SECONDS)
@@ -259,7 +268,7 @@ class WorkerGang:
         self.pending = self.hub.ask.remote(self.name, self.posted, pack(order))
         self.posted += 1
 
-    def reply(self) -> Trained | Failed:
+    def reply(self) -> Trained | Failed | Progress:
         assert self.pending is not None, "no order was given"
         pending, self.pending = self.pending, None
         timeout = self.settings.study.step_timeout
@@ -272,7 +281,9 @@ class WorkerGang:
             raise GangError(describe(error)) from None
         if isinstance(reply, Ended):
             raise GangError(reply.failed)
-        assert isinstance(reply, Trained | Failed)
+        assert isinstance(reply, Trained | Failed | Progress)
+        if isinstance(reply, Progress):
+            self.pending = self.hub.reply_to.remote(self.name, self.posted - 1)
         return reply
 
     def close(self, timeout_s: float = STOP_SECONDS) -> bool:

@@ -62,6 +62,10 @@ class MailboxHub:
     async def exchange(self, gang: str, number: int, reply: Any) -> Any:
         return await self.mailboxes[gang].exchange(number, reply)
 
+    async def progress(self, gang: str, number: int, reply: Any) -> None:
+        if gang in self.mailboxes:
+            self.mailboxes[gang].progress(number, reply)
+
     async def end(self, gang: str, final_reply: Any) -> None:
         if gang in self.mailboxes:
             self.mailboxes[gang].end(final_reply)
@@ -80,6 +84,8 @@ class Mailbox:
         self.orders: dict[int, asyncio.Future[Any]] = defaultdict(asyncio.Future)
         self.takers: dict[int, int] = defaultdict(int)  # by order, how many workers have taken it
         self.replies: dict[int, asyncio.Future[Any]] = defaultdict(asyncio.Future)
+        self.passing: set[int] = set()  # orders whose reply, as it stands, says only how far they are
+        self.answered = -2  # the last order that has its reply
         self.final_reply: Any = None  # the reply to everything once the gang has ended
 
     async def ask(self, number: int, order: Any) -> Any:
@@ -92,19 +98,29 @@ class Mailbox:
         """The reply to this order, or the gang's final reply; waits for it."""
         if self.final_reply is not None:
             self._answer(number, self.final_reply)
-        reply = await self.replies[number]
-        self.replies.pop(number, None)
+        waited = self.replies[number]
+        reply = await waited
+        if self.replies.get(number) is waited:  # and nothing newer has come meanwhile
+            del self.replies[number]
+            self.passing.discard(number)
         return reply
 
     async def exchange(self, number: int, reply: Any = None) -> Any:
         """A worker's reply to the order before this one, if it has something to reply, for this order."""
         if reply is not None:
+            self.answered = max(self.answered, number - 1)
             self._answer(number - 1, reply)
         order = await self.orders[number]
         self.takers[number] += 1
         if self.takers[number] == self.workers:  # an order may carry a whole state
             del self.orders[number], self.takers[number]
         return order
+
+    def progress(self, number: int, reply: Any) -> None:
+        """How far an order is: a reply before its reply. Of several that nobody has asked for, the last one counts."""
+        if number > self.answered and self.final_reply is None:
+            self._answer(number, reply)
+            self.passing.add(number)
 
     def end(self, final_reply: Any) -> None:
         """The gang has ended."""
@@ -116,6 +132,9 @@ class Mailbox:
             self._answer(number, final_reply)
 
     def _answer(self, number: int, reply: Any) -> None:
+        if number in self.passing and self.replies[number].done():
+            self.replies[number] = asyncio.Future()
+        self.passing.discard(number)
         if not self.replies[number].done():
             self.replies[number].set_result(reply)
 

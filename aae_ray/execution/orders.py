@@ -56,6 +56,15 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How many batches of an epoch that takes long are done: the order is still being carried out."""
+
+    epoch: int  # epochs before it
+    done: int
+    batches: int
+
+
+@dataclass(frozen=True)
 class Ended:
     """The gang is no more."""
 
@@ -72,7 +81,7 @@ class Member:
 
 
 Order = Train | Quit
-Reply = Ready | Trained | Failed | Ended
+Reply = Ready | Trained | Failed | Progress | Ended
 
 
 def pack(message: Order | Reply | None) -> bytes | list[ray.ObjectRef] | None:

@@ -23,6 +23,7 @@ from ray._private.utils import get_num_cpus, read_ray_address
 
 from aae_ray.errors import Kind, Problem, SettingsError, UserError, closest
 from aae_ray.search.journal import is_running
+from aae_ray.secrets import redact
 from aae_ray.settings import Settings
 
 # Read by Ray when it is started or used; a value that the user has set wins.
@@ -74,7 +75,7 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
         start = _start
     else:
         check_temporary_folder()
-        start = _start_on_loopback
+        start = _start_here
     try:
         start(options)
     except ConnectionError as error:
@@ -112,6 +113,31 @@ def _shut_down() -> None:
 
 def _start(options: dict[str, Any]) -> None:
     ray.init(**options)
+
+
+def _start_here(options: dict[str, Any]) -> None:
+    """Start Ray on this machine. Raises UserError where it does not come up."""
+    try:
+        _start_on_loopback(options)
+    except Exception as error:
+        logs = f"Ray's logs are in {_temporary_folder()}/ray/session_latest/logs"
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if "timed out" not in reason.lower():
+            raise UserError(f"Ray could not be started on this machine: {redact(reason)}; {logs}") from error
+        raise UserError(
+            f"Ray's processes did not come up in time on this machine, which {_load()}; wait until it is less busy, or "
+            f"end other programs, and type the command again. {logs}"
+        ) from error
+
+
+def _load() -> str:
+    """How busy this machine is."""
+    cores = os.cpu_count() or 1
+    try:
+        waiting = os.getloadavg()[0]
+    except OSError:
+        return f"has {cores} cores"
+    return f"has {waiting:.0f} processes at work or waiting for one of its {cores} cores"
 
 
 def _start_on_loopback(options: dict[str, Any]) -> None:
@@ -190,7 +216,7 @@ def _speaks_grpc(place: str) -> bool:
 
 def check_temporary_folder() -> None:
     """Raises UserError when the name of the folder for temporary files leaves no room for those of Ray's sockets."""
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    folder = _temporary_folder()
     limit = SOCKET_NAME_BYTES if sys.platform == "linux" else 103
     room = limit - len(SOCKET_NAME)
     if len(os.fsencode(folder)) > room:
@@ -198,6 +224,10 @@ def check_temporary_folder() -> None:
             f"TMPDIR is too long for Ray, which puts sockets there: {len(os.fsencode(folder))} bytes, and at most "
             f"{room} are possible: {folder}; set TMPDIR to a shorter folder, such as /tmp"
         )
+
+
+def _temporary_folder() -> str:
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
 def own_processes() -> dict[str, int]:

@@ -18,12 +18,13 @@ from ray.exceptions import RayActorError, RayError
 
 from aae_ray.errors import UserError
 from aae_ray.evaluation import figure_data
+from aae_ray.execution import orders
 from aae_ray.execution.durable import durable_folder
 from aae_ray.execution.failures import Failed, GangError, describe
 from aae_ray.execution.gang import Gang, LocalGang, WorkerGang
 from aae_ray.execution.mailbox import start_mailbox_hub
 from aae_ray.execution.orders import Begin, Train, Trained
-from aae_ray.search.contract import Failure, Report, Suggestion
+from aae_ray.search.contract import Failure, Progress, Report, Suggestion
 from aae_ray.search.outcomes import FailureClass, Reason
 from aae_ray.search.pruner import rungs
 from aae_ray.search.store import TRIALS, store_at
@@ -53,9 +54,9 @@ def trainable(settings: Settings, folder: str, hub: ActorHandle | None, kind: ty
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
-    """One step trains up to the next rung, or for some seconds. With `reuse_actors` the next trial runs on the same,
-    warm gang; after a failure that ended the gang, on a new one. A failure is a result, with done=True: whether the
-    trial is tried again is not decided here.
+    """One step trains up to the next rung, or for some seconds, or says how far a long epoch is. With
+    `reuse_actors` the next trial runs on the same, warm gang; after a failure that ended the gang, on a new one. A
+    failure is a result, with done=True: whether the trial is tried again is not decided here.
 
     The state behind a report is on the disk, under the study's folder, before the report is made. Where it cannot be
     written, on a full disk for instance, the report names no checkpoint and the trial goes on: its next report tries
@@ -90,7 +91,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        """A Report, or a Failure, as a result of Tune's.
+        """A Report, a Progress or a Failure, as a result of Tune's.
 
         Raises GangError for a failure after which this process is of no use: Tune hands it no other trial then.
         """
@@ -112,6 +113,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                 self.unusable = self.unusable or isinstance(self.gang, LocalGang)
                 self._drop_gang()
             return self._failure(reply)
+        if isinstance(reply, orders.Progress):
+            return Progress(self.suggestion.number, reply.epoch, reply.done, reply.batches).to_result()
         self.epoch = reply.interval.epoch
         return self._report(reply)
 

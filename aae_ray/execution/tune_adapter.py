@@ -23,8 +23,8 @@ from ray.tune.search import Searcher
 from aae_ray.execution.failures import failure_of
 from aae_ray.execution.mailbox import start_mailbox_hub
 from aae_ray.execution.trial import BARRIER_SECONDS, trainable
-from aae_ray.search.conductor import Conductor, Continue, NoSuggestion, Retry
-from aae_ray.search.contract import Failure, from_result
+from aae_ray.search.conductor import Conductor, Continue, NoSuggestion, Pause, Retry, Stop
+from aae_ray.search.contract import Failure, Progress, Report, from_result
 from aae_ray.search.journal import JournalError
 from aae_ray.search.outcomes import FailureClass, StudyEnd
 from aae_ray.search.store import GANGS, TUNE, store_at
@@ -94,10 +94,13 @@ class Executor:
             self._failed(trial_id, said)
             return True
         with self.journaling():
-            over = not isinstance(self.conductor.reported(said), Continue)
+            over = not isinstance(self._decision(said), Continue)
         if over:
             self._forget(trial_id)
         return over
+
+    def _decision(self, said: Report | Progress) -> Continue | Pause | Stop:
+        return self.conductor.progressed(said) if isinstance(said, Progress) else self.conductor.reported(said)
 
     def error(self, trial_id: str, error: BaseException | None) -> None:
         """The process of a trial has died, or its code has an error."""

@@ -27,6 +27,7 @@ from aae_ray.execution.orders import (
     CALL_SECONDS,
     Begin,
     Member,
+    Progress,
     Quit,
     Ready,
     Reply,
@@ -91,7 +92,13 @@ def work(config: dict[str, Any]) -> None:
     runtime = ray.get_runtime_context()
     member = Member(runtime.current_actor, os.getpid(), runtime.get_node_id())
     ray.get(hub.register.remote(name, rank, member), timeout=CALL_SECONDS)
-    worker = Worker(rank, workers, ray.train.torch.get_device(), Agreement(workers, config["step_timeout"]))
+    number = 0
+
+    def tell(progress: Progress) -> None:
+        hub.progress.remote(name, number, pack(progress))  # nobody waits for it
+
+    agreement = Agreement(workers, config["step_timeout"])
+    worker = Worker(rank, workers, ray.train.torch.get_device(), agreement, tell)
     reply: Reply | None = Ready() if rank == 0 else None
     for number in itertools.count():
         order = unpack(hub.exchange.remote(name, number, pack(reply)), IDLE_SECONDS)
@@ -101,10 +108,21 @@ def work(config: dict[str, Any]) -> None:
 
 
 class Worker:
-    """One worker of a gang. From one trial to the next it keeps its data sets, and what is measured of them alone."""
+    """One worker of a gang. From one trial to the next it keeps its data sets, and what is measured of them alone.
 
-    def __init__(self, rank: int, workers: int, device: torch.device, agreement: Agreement) -> None:
+    The first one calls `tell` now and then in an epoch that takes long.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        workers: int,
+        device: torch.device,
+        agreement: Agreement,
+        tell: Callable[[Progress], None] | None = None,
+    ) -> None:
         self.rank, self.workers, self.device, self.agreement = rank, workers, device, agreement
+        self.tell = tell if rank == 0 else None
         self.datasets: dict[Data, Dataset] = {}
         self.constants = Constants()
         self.training: Training | None = None
@@ -159,12 +177,26 @@ class Worker:
         dataset = self.datasets[settings.data]
         judged = self.rank == 0 and JUDGED in settings.study.deciding_metrics
         judge = judge_if_any(dataset, cache_folder(settings.data)) if judged else None
-        training = Training(settings, dataset, device, self.rank, self.workers, self._wrap, self.constants, judge)
+        training = Training(
+            settings,
+            dataset,
+            device,
+            self.rank,
+            self.workers,
+            self._wrap,
+            self.constants,
+            judge,
+            None if self.tell is None else lambda done, batches: self._tell(training.epoch, done, batches),
+        )
         for name in ("cheap", "costly"):
             setattr(training.evaluation, name, self._timed(getattr(training.evaluation, name)))
         if trial.state is not None:
             training.load_state_dict(_readable(trial.state))
         return training
+
+    def _tell(self, epoch: int, done: int, batches: int) -> None:
+        assert self.tell is not None
+        self.tell(Progress(epoch, done, batches))
 
     def _wrap(self, network: nn.Module) -> nn.Module:
         if self.workers == 1:

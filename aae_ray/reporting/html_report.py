@@ -26,6 +26,7 @@ from aae_ray.search.contract import trial_name
 from aae_ray.search.forecast import forecast
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RETRIES, Reason, State
+from aae_ray.search.promotion import promotion_rule
 from aae_ray.search.space import record_plan
 from aae_ray.secrets import redact
 from aae_ray.settings import Settings, flatten
@@ -106,6 +107,7 @@ def _content(
         "test": _test(ledger, best),
         "measured": _measured(best),
         "remarks": best.test.remarks if best and best.test else (),
+        "champion": champion_rows(ledger),
         "pictures": _pictures(best, folder) if best else [],
         "fronts": _fronts(ledger, best),
         "front": _front(ledger, best),
@@ -167,6 +169,34 @@ def _measured(trial: TrialRecord | None) -> list[tuple[str, str, str]]:
     return [
         (name, f"{text.number(value)} {METRICS[name].unit}", METRICS[name].meaning) for name, value in known.items()
     ]
+
+
+def champion_rows(ledger: Ledger) -> list[tuple[str, str]]:
+    """Whether the best trial's decoder is now the champion of its name, by which rule and numbers; none before a trial
+    is chosen."""
+    chosen, made = ledger.chosen, ledger.promoted
+    if chosen is None:
+        return []
+    if made is None:
+        why = "tracking.register_model is false"
+        if chosen.registration is not None:
+            why = f"MLflow had not registered {chosen.registration['name']} when this page was written"
+        return [("champion", f"not decided: {why}")]
+    version, encoder = f"version {made.version}", f", with {made.encoder}" if made.encoder else ""
+    if made.champion and made.against is not None:
+        outcome = f"moved from version {made.against} to {version}"
+    elif made.champion:
+        outcome = version
+    else:
+        outcome = "kept" if made.against is None else f"kept at version {made.against}"
+    rows = [("registered", f"{made.name} {version}{encoder}"), ("champion", f"{outcome}: {made.reason}")]
+    if made.policy is not None and made.against is not None:
+        rows.append(("rule", promotion_rule(made.policy, made.rule)))
+    if made.difference is not None and made.standard_error is not None:
+        seeds = f"{text.counted(made.seeds or 0, 'new seed')} against {made.champion_seeds}"
+        rows.append(("difference", f"{made.difference:.4g} ({seeds}); above 0 this one is better"))
+        rows.append(("standard error", f"{made.standard_error:.2g} of the difference"))
+    return rows
 
 
 def _front(ledger: Ledger, best: TrialRecord | None) -> Table | None:

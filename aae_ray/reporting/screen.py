@@ -90,7 +90,7 @@ class Screen:
             case events.AttemptStarted():
                 self.status = ""
                 self._started(ledger.trials[event.number], event)
-            case events.Reported():
+            case events.Reported() | events.Progressed():
                 self._reported(ledger.trials[event.number])
             case events.AttemptFailed():
                 then = "it is tried again" if event.retry else "it is not tried again"
@@ -176,7 +176,7 @@ class Screen:
         """A line, though not for every report: how far a trial is that takes long."""
         silence = time.monotonic() - self.mentioned.get(trial.number, self.began)
         if trial.state is State.RUNNING and silence >= SILENCE:
-            self._log_trial(trial, f"at epoch {trial.epoch} of {trial.epochs}  {self._values(trial)}")
+            self._log_trial(trial, f"{_position(trial)}  {self._values(trial)}".rstrip())
 
     def _ended(self, trial: TrialRecord) -> None:
         reason = "" if trial.state is State.COMPLETE else f" ({trial.reason})"
@@ -240,3 +240,11 @@ class Screen:
         sizes = "" if dataset is None else f"{len(dataset.train)} / {len(dataset.val)} / {len(dataset.test)} images, "
         trials = f"{counted(settings.study.budget.trials, 'trial')} of {counted(settings.train.epochs, 'epoch')}"
         return f"{settings.study.name}: {settings.data.name}, {sizes}{trials}, {goals}"
+
+
+def _position(trial: TrialRecord) -> str:
+    """How far a trial is, inside a long epoch too."""
+    if trial.batches is None:
+        return f"at epoch {trial.epoch} of {trial.epochs}"
+    done, batches = trial.batches
+    return f"in epoch {trial.epoch + 1} of {trial.epochs}, batch {done} of {batches} ({done / batches:.0%})"

@@ -33,6 +33,7 @@ class TrialStatus:
     message: str | None
     epoch: int
     epochs: int  # its budget
+    batches: tuple[int, int] | None  # done, and of all of the epoch under way, where it takes long
     attempts: int
     retries: int  # of these, how many followed a failure; the others go on after a pause, or with their study
     replicate_of: str | None  # the trial of the same configuration with the first seed
@@ -51,6 +52,7 @@ class TrialStatus:
             trial.message or None,
             trial.epoch,
             trial.epochs,
+            trial.batches,
             trial.attempts,
             sum(failure.retry for failure in list(trial.failures)),
             None if trial.replicate_of is None else trial_name(trial.replicate_of),
@@ -67,6 +69,12 @@ class TrialStatus:
             return f"{self.state}, attempt {self.attempts}"
         return str(self.state)
 
+    @property
+    def epoch_text(self) -> str:
+        """Epochs trained, of all; inside a long one with its share, cut to two places: 3.99 is not 4."""
+        share = "" if self.batches is None else f".{100 * self.batches[0] // self.batches[1]:02d}"
+        return f"{self.epoch}{share}/{self.epochs}"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -75,6 +83,7 @@ class TrialStatus:
             "message": self.message,
             "epoch": self.epoch,
             "epochs": self.epochs,
+            "batches": None if self.batches is None else {"done": self.batches[0], "of": self.batches[1]},
             "attempts": self.attempts,
             "retries": self.retries,
             "replicate_of": self.replicate_of,

@@ -160,7 +160,7 @@ def _best(status: StudyStatus, symbols: Symbols, columns: "Columns") -> list[Tex
 
 def _cells(status: StudyStatus, trial: TrialStatus) -> list[str]:
     values = (f"{trial.values[name]:.4f}" if name in trial.values else "" for name in status.objectives)
-    return [trial.name, trial.state_text, f"{trial.epoch}/{trial.epochs}", *values]
+    return [trial.name, trial.state_text, trial.epoch_text, *values]
 
 
 @dataclass(frozen=True)

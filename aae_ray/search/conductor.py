@@ -15,7 +15,7 @@ from enum import Enum
 import numpy as np
 
 from aae_ray.search import events
-from aae_ray.search.contract import Failure, Report, Suggestion
+from aae_ray.search.contract import Failure, Progress, Report, Suggestion
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RETRIES, Reason, RungVerdict, State, StudyEnd
@@ -187,6 +187,20 @@ class Conductor:
             )
         )
         return self._after_report(trial) or Continue()
+
+    def progressed(self, progress: Progress) -> Continue | Pause | Stop:
+        """Take how far a long epoch is; whether the trial goes on."""
+        trial = self.ledger.trials[progress.number]
+        if trial.state is State.PAUSED:
+            return Pause()
+        if not trial.open:
+            return Stop(trial.reason or Reason.PRUNED)
+        self.record(
+            events.Progressed(
+                number=progress.number, epoch=progress.epoch, done=progress.done, batches=progress.batches
+            )
+        )
+        return Continue()
 
     def failed(self, failure: Failure) -> Retry | GiveUp:
         """Take the failure of an attempt; whether the trial is tried again from its last checkpoint."""

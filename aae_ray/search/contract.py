@@ -59,6 +59,19 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a long epoch is. Nothing is decided by it."""
+
+    number: int
+    epoch: int  # epochs trained before the one under way
+    done: int  # batches of it
+    batches: int
+
+    def to_result(self) -> dict[str, Any]:
+        return {"progress": asdict(self), "done": False}
+
+
+@dataclass(frozen=True)
 class Failure:
     """An attempt that cannot go on."""
 
@@ -72,8 +85,10 @@ class Failure:
         return {"failure": asdict(self), "done": True}
 
 
-def from_result(result: Mapping[str, Any]) -> Report | Failure:
-    """What a trial said. Raises KeyError for a mapping that is neither."""
+def from_result(result: Mapping[str, Any]) -> Report | Progress | Failure:
+    """What a trial said. Raises KeyError for a mapping that is none of these."""
+    if "progress" in result:
+        return Progress(**result["progress"])
     if "failure" in result:
         values = dict(result["failure"])
         return Failure(**values | {"kind": FailureClass(values["kind"])})

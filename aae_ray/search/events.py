@@ -14,7 +14,7 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.evaluation.constants import split_digest
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
 
-SCHEMA = 3  # raised when an older program could misread a journal
+SCHEMA = 4  # raised when an older program could misread a journal
 
 
 class _Event(BaseModel):
@@ -138,6 +138,16 @@ class Reported(_Event):
     evaluation_seconds: float
 
 
+class Progressed(_Event):
+    """How far an epoch is that takes long: the one after so many."""
+
+    event: Literal["progressed"] = "progressed"
+    number: int
+    epoch: int
+    done: int  # batches
+    batches: int  # of the epoch
+
+
 class Decided(_Event):
     """A trial has reached a rung; or one that was paused there goes on, as later results have put it ahead."""
 
@@ -225,7 +235,7 @@ class Chosen(_Event):
 
 
 class Promoted(_Event):
-    """What came of the registration."""
+    """What came of the registration: which version it made, and what was decided about the champion of its name."""
 
     event: Literal["promoted"] = "promoted"
     name: str
@@ -233,6 +243,13 @@ class Promoted(_Event):
     champion: bool
     reason: str
     encoder: str | None = None  # the registered encoder that goes with it
+    against: int | None = None  # the version that was the champion, where it was held against one
+    policy: str | None = None  # tracking.promotion, or what stood for it
+    rule: str | None = None  # study.select
+    difference: float | None = None  # of scores by that rule over new seeds: above 0 where this one is better
+    standard_error: float | None = None  # of the difference
+    seeds: int | None = None  # new ones of this version
+    champion_seeds: int | None = None  # of the one that it was held against
 
 
 class Noted(_Event):
@@ -276,6 +293,7 @@ Event = (
     | Suggested
     | AttemptStarted
     | Reported
+    | Progressed
     | Decided
     | Exploited
     | AttemptFailed

@@ -21,7 +21,13 @@ from aae_ray.search.racing import Seeds, standard_errors
 from aae_ray.search.space import Plan, plan_from
 from aae_ray.settings import StudySettings, run_values
 
-OF_OPEN_TRIALS = (events.AttemptStarted, events.Reported, events.AttemptFailed, events.Ended)
+OF_OPEN_TRIALS = (
+    events.AttemptStarted,
+    events.Reported,
+    events.Progressed,
+    events.AttemptFailed,
+    events.Ended,
+)
 RECENT = 24  # of the last trials that ended, so many are kept at hand
 
 
@@ -69,7 +75,8 @@ class TrialRecord:
     started: float | None = None
     attempt_started: float | None = None  # of the attempt under way
     busy_before: float = 0.0  # seconds of training and evaluation when the attempt began
-    heard: float | None = None  # when the attempt under way last reported
+    heard: float | None = None  # when the attempt under way last reported, or told of its progress
+    batches: tuple[int, int] | None = None  # done, and of all of the epoch under way, where it takes long
     ended: float | None = None
     last_report: events.Reported | None = None
     checkpoint: str | None = None
@@ -205,6 +212,9 @@ class Ledger:
                 self.most_running = max(self.most_running, self.counts[State.RUNNING])
             case events.Reported():
                 self._report(self.trials[event.number], event)
+            case events.Progressed():
+                trial = self.trials[event.number]
+                trial.heard, trial.batches = event.time, (event.done, event.batches)
             case events.Decided():
                 self._decide(self.trials[event.number], event)
             case events.Exploited():
@@ -298,7 +308,7 @@ class Ledger:
         trial.worker_time.evaluation += event.evaluation_seconds * workers
         self.worker_time.training += event.training_seconds * workers
         self.worker_time.evaluation += event.evaluation_seconds * workers
-        trial.heard, trial.last_report = event.time, event
+        trial.heard, trial.last_report, trial.batches = event.time, event, None
         for metrics in self.fresh(event):
             for name, sign in zip(self.objectives, self.signs, strict=True):
                 value = metrics.get(name, math.nan)
@@ -392,6 +402,7 @@ class Ledger:
             trial.worker_time.waiting += waited
             self.worker_time.waiting += waited
             trial.attempt_started = None
+        trial.batches = None
 
     def _move(self, trial: TrialRecord, state: State) -> None:
         self.counts[trial.state] -= 1

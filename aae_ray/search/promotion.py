@@ -53,6 +53,7 @@ class Verdict(NamedTuple):
     champion: bool
     reason: str
     evidence: Evidence | None = None
+    against: int | None = None  # the version that was the champion, where it was held against one
 
 
 def promote(
@@ -164,6 +165,17 @@ def evidence_tags(seeds: Sequence[Mapping[str, float]], study: settings.StudySet
     kept = [dict(sorted(choice_metrics(metrics, study).items())) for metrics in seeds]
     tags = {RULE: study.select, CONSTRAINTS: json.dumps(list(study.constraints))}
     return tags | ({EVIDENCE: json.dumps(kept)} if kept else {})
+
+
+def promotion_rule(policy: str, rule: str | None) -> str:
+    """What `tracking.promotion` asks for before a version takes the place of a champion."""
+    by = "" if rule is None else f" by study.select={rule}"
+    return {
+        NEVER: "tracking.promotion=never: the champion is moved by hand",
+        BETTER: f"tracking.promotion=better: better{by}",
+        EVIDENCE: f"tracking.promotion=evidence: better{by} on new seeds, by more than {STANDARD_ERRORS:g} standard "
+        "errors of the difference",
+    }[policy]
 
 
 def policy_of(chosen: settings.Settings) -> str:

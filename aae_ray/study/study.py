@@ -46,11 +46,11 @@ from aae_ray.study.files import TrialFiles
 from aae_ray.study.finalists import choose, finalists, measure, publish
 from aae_ray.study.log import LOG, logged
 from aae_ray.study.mirror import Mirror
-from aae_ray.study.opening import mirror_of, new_folder, opened, owned, removed_where_nothing_began
+from aae_ray.study.opening import Opened, mirror_of, new_folder, opened, owned, removed_where_nothing_began
 from aae_ray.study.signals import Signals
 from aae_ray.study.warm_start import how_many_fit, prior_trials
 from aae_ray.tracking.provenance import provenance
-from aae_ray.tracking.sender import Tracker, import_early, recorded_address, send_pending
+from aae_ray.tracking.sender import Synced, Tracker, import_early, recorded_address, send_pending
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +180,8 @@ def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Pa
     with opened(name, root) as here:
         here.copy()
         result = send_pending(here.journal, uri)
+        if (here.folder / REPORT).exists() and result.registered_now:
+            result = send_report(here, result, console)
     console.print(f"{text.counted(result.sent, 'record')} sent to MLflow, {result.left} left", soft_wrap=True)
     for sentence in result.parked:
         console.print(text.bullet("MLflow", f"refused a record: {sentence}"), soft_wrap=True)
@@ -189,6 +191,33 @@ def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Pa
     for label, command in browse(result.uri, result.links) if result.links else []:
         console.print(text.bullet(label, command), soft_wrap=True)
     return not result.parked and not result.left
+
+
+def send_report(here: Opened, result: Synced, console: Console) -> Synced:
+    """Write a study's report anew, as it now knows what became of the champion, and send it too."""
+    ledger, history = here.ledger(), here.journal.history
+    best = None if ledger.chosen is None else ledger.trials[ledger.chosen.number]
+    try:
+        analysis = SearchAnalysis.of(ledger, history, best)
+        here.journal.append(*write_report(here.folder, ledger, analysis, result.uri))
+    except JournalError:
+        raise
+    except Exception as error:  # the records are in MLflow, and the page is as it was
+        console.print(text.bullet("note", f"{here.folder / REPORT} could not be written anew: {error}"), soft_wrap=True)
+        return result
+    again = send_pending(here.journal, result.uri)
+    return again._replace(sent=result.sent + again.sent)
+
+
+def write_report(folder: Path, ledger: Ledger, analysis: SearchAnalysis | None, uri: str) -> list[events.FileWritten]:
+    """The report as a page, and a sheet of all trials' samples, into the study's folder; for the parent run too."""
+    page = html_report(ledger, analysis, folder, page_commands(folder, ledger, uri))
+    (folder / REPORT).write_text(page, encoding="utf-8")
+    written = [events.FileWritten(number=None, path=REPORT, folder=None)]
+    if (sheet := overview(ledger, folder)) is not None:
+        (folder / OVERVIEW).write_bytes(sheet)
+        written.append(events.FileWritten(number=None, path=OVERVIEW, folder=None))
+    return written
 
 
 def changed_plan(plan: Plan, overrides: Changes) -> Plan:
@@ -282,12 +311,11 @@ class Session:
                         raise
                     self._stop(conductor, StudyEnd.USER)
                 assert conductor is not None and tracker is not None
-                self._finish(conductor, files, screen)
+                if self._finish(conductor, files, screen):
+                    self._report(conductor, tracker, screen)
                 screen.say("sending the last records to MLflow")
                 unsent = self._close(tracker, interrupted=ledger.end is StudyEnd.USER)
-                if tracker.registration and ledger.promoted is None:
-                    with suppress(OSError):
-                        conductor.record(events.Promoted(**tracker.registration))
+                self._note_promotion(conductor, tracker)
             report = StudyReport(
                 self.folder,
                 ledger,
@@ -347,9 +375,9 @@ class Session:
         except JournalError:  # the journal cannot take it: the next resume finds the study interrupted
             conductor.ledger.apply(events.StudyStopped(time=time.time(), end=end, message=message))
 
-    def _finish(self, conductor: Conductor, files: TrialFiles, screen: Screen) -> None:
+    def _finish(self, conductor: Conductor, files: TrialFiles, screen: Screen) -> bool:
         """Choose, measure, register; an error in one of these costs no other. Not after Ctrl-C, nor on a full disk: a
-        study that was stopped before its disk was full has room for its best trial."""
+        study that was stopped before its disk was full has room for its best trial. Whether it is to be reported."""
         ledger, study = conductor.ledger, conductor.ledger.current_plan.settings.study
         try:
             no_room = ledger.end is StudyEnd.DISK and checks.disk_problem(self.folder, checks.LEAST_FREE_TO_CHOOSE)
@@ -363,8 +391,7 @@ class Session:
                     files.release_all_but(ledger.chosen.number)
             if ledger.end is None:
                 conductor.record(events.StudyEnded(message=conductor.message))
-            if ledger.end is not StudyEnd.USER and not no_room:
-                self._write_report(conductor)
+            return ledger.end is not StudyEnd.USER and not no_room
         except KeyboardInterrupt:
             self._stop(conductor, StudyEnd.USER, "interrupted while the finalists were measured")
         except JournalError as error:
@@ -372,6 +399,29 @@ class Session:
             self._stop(conductor, StudyEnd.DISK, f"{error.strerror} (under {self.folder})")
         finally:
             files.abandon()  # figures still to be drawn: nobody who pressed Ctrl-C waits for them
+        return False
+
+    def _report(self, conductor: Conductor, tracker: Tracker, screen: Screen) -> None:
+        """The report as a page, when MLflow has registered the best trial, or cannot: it says what became of the
+        champion. Ctrl-C leaves out what is not done yet."""
+        chosen = conductor.ledger.chosen
+        try:
+            if chosen is not None and chosen.registration is not None:
+                screen.say("registering the best trial")
+                tracker.settle(SEND_SECONDS)
+                self._note_promotion(conductor, tracker)
+            with self._noted(conductor, "the report could not be written"):
+                conductor.record(*write_report(self.folder, conductor.ledger, self.analysis, self.uri))
+        except KeyboardInterrupt:
+            logger.info("interrupted while the report was written")
+        except JournalError as error:
+            logger.exception("the end of the study could not be written")
+            self._stop(conductor, StudyEnd.DISK, f"{error.strerror} (under {self.folder})")
+
+    def _note_promotion(self, conductor: Conductor, tracker: Tracker) -> None:
+        if tracker.registration and conductor.ledger.promoted is None:
+            with suppress(OSError):
+                conductor.record(events.Promoted(**tracker.registration))
 
     def _measure(self, conductor: Conductor, screen: Screen) -> None:
         ledger, settings = conductor.ledger, conductor.ledger.current_plan.settings
@@ -391,18 +441,6 @@ class Session:
                     with self._noted(conductor, f"{trial.name}, the best trial, could not be published"):
                         register = settings.tracking.register_model
                         publish(conductor, trial, training, result, self.folder, register=register)
-
-    def _write_report(self, conductor: Conductor) -> None:
-        """The report as a page, and a sheet of all trials' samples, in the study's folder and on the parent run."""
-        ledger = conductor.ledger
-        with self._noted(conductor, "the report could not be written"):
-            commands = page_commands(self.folder, ledger, self.uri)
-            page = html_report(ledger, self.analysis, self.folder, commands)
-            (self.folder / REPORT).write_text(page, encoding="utf-8")
-            conductor.record(events.FileWritten(number=None, path=REPORT, folder=None))
-            if (sheet := overview(ledger, self.folder)) is not None:
-                (self.folder / OVERVIEW).write_bytes(sheet)
-                conductor.record(events.FileWritten(number=None, path=OVERVIEW, folder=None))
 
     @contextmanager
     def _noted(self, conductor: Conductor, what: str) -> Iterator[None]:

@@ -153,7 +153,7 @@ def export(model: Model, target: Path, about: Mapping[str, Any], kind: str = DEC
 
 def register(client: Any, run_id: str, request: Mapping[str, Any]) -> dict[str, Any]:
     """Upload an exported decoder and its encoder to their run and make each a version of a registered model; promote
-    them together if they are better.
+    them together if they are better. Returns the fields of `events.Promoted`.
 
     `request` names the decoder's model, the exported `folder`, `tags` of the version and the `card`, its description;
     `encoder` has the same of the encoder, if there is one. What is registered already is found by its trial, so a
@@ -166,6 +166,8 @@ def register(client: Any, run_id: str, request: Mapping[str, Any]) -> dict[str, 
     verdict = _move_alias(client, name, version, request)
     _follow(client, name)
     made = {"name": name, "version": int(version.version), "champion": verdict.champion, "reason": verdict.reason}
+    made |= {"against": verdict.against, "policy": request.get("policy", BETTER), "rule": request.get("rule")}
+    made |= verdict.evidence._asdict() if verdict.evidence is not None else {}
     return made | ({"encoder": encoder["name"]} if encoder else {})
 
 
@@ -234,6 +236,7 @@ def _move_alias(client: Any, name: str, version: Any, request: Mapping[str, Any]
             constraints = parsed(request.get("constraints", ()))
             front, rule = request["front"], request["rule"]
             verdict = promote(current.tags, str(current.version), request["tags"], front, rule, constraints, policy)
+            verdict = verdict._replace(against=int(current.version))
             if not verdict.champion:
                 break
         elif repaired:

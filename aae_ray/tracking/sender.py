@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 READY_EVENTS = 100  # that are mapped ahead of what was sent
 RETRY_SECONDS = (0.5, 1, 2, 5, 10, 20)
 LOCK_SECONDS = 15.0
+SETTLE_SECONDS = 0.05
 MOST_TRIES = 5  # of a record that MLflow refuses
 STUCK_SECONDS = 120.0  # a record that fails for so long, while MLflow answers other requests, is at fault itself
 
@@ -94,9 +95,13 @@ class Tracker:
     @property
     def registration(self) -> dict[str, Any] | None:
         """What came of the registration of the trial that was chosen last."""
-        chosen = next((event for event in reversed(self.history) if isinstance(event, events.Chosen)), None)
-        made = dict(self.cursor.registration or {})
-        return made if chosen is not None and made.pop("trial", None) == trial_name(chosen.number) else None
+        for index, event in reversed(list(enumerate(self.history))):
+            if isinstance(event, events.Chosen):
+                if self.cursor.done[FILES_LANE] <= index:  # what is kept is of an earlier choice
+                    return None
+                made = dict(self.cursor.registration or {})
+                return made if made.pop("trial", None) == trial_name(event.number) else None
+        return None
 
     @property
     def links(self) -> dict[str, str]:
@@ -110,11 +115,22 @@ class Tracker:
         made = self.registration
         return links | ({"model": pages.model(made["name"], made["version"])} if made else {})
 
+    def settle(self, seconds: float) -> None:
+        """Wait until MLflow has what was recorded so far, for at most so long, and not for a server that is down."""
+        deadline = time.monotonic() + seconds
+        patient_until = min(deadline, time.monotonic() + self._patience)
+        while self.unsent and time.monotonic() < (patient_until if self.problem else deadline):
+            time.sleep(SETTLE_SECONDS)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds at the end for which a database that is locked is waited for, and a server that is down is not."""
+        return LOCK_SECONDS if self.uri.startswith("sqlite:") else 0.0
+
     def close(self, seconds: float) -> int:
         """Send what is left, for at most so long, and not to a server that is down; returns how much was not sent."""
         deadline = time.monotonic() + seconds
-        if self.uri.startswith("sqlite:"):
-            self.patient_until = min(deadline, time.monotonic() + LOCK_SECONDS)
+        self.patient_until = min(deadline, time.monotonic() + self._patience)
         self.closing.set()
         self.wake()
         try:
@@ -309,6 +325,7 @@ class Synced(NamedTuple):
     registration: dict[str, Any] | None
     uri: str  # without user and password
     links: dict[str, str]  # see `Tracker.links`
+    registered_now: bool = False  # what came of the registration was not in the journal yet
 
 
 def send_pending(journal: Journal, uri: str | None = None, seconds: float = 600) -> Synced:
@@ -328,9 +345,11 @@ def send_pending(journal: Journal, uri: str | None = None, seconds: float = 600)
             f"{tracker.problem}"
         )
     made = tracker.registration
-    if made is not None and Ledger.replay(journal.history).promoted is None:
+    registered_now = made is not None and Ledger.replay(journal.history).promoted is None
+    if made is not None and registered_now:
         journal.append(events.Promoted(**made))
-    return Synced(tracker.sent, left, tracker.parked, made, without_userinfo(tracker.uri), tracker.links)
+    uri = without_userinfo(tracker.uri)
+    return Synced(tracker.sent, left, tracker.parked, made, uri, tracker.links, registered_now)
 
 
 def _address(history: Sequence[events.Event]) -> str | None:

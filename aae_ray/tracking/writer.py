@@ -151,6 +151,8 @@ class MlflowWriter:
             case LogText():
                 self.client.log_text(self._id(call), redact(call.text), call.file)
             case Register():
+                with self.cursor.lock:
+                    self.cursor.registration = None  # what is known is of an earlier choice
                 request = self._found(call.request)
                 made = register(self.client, self._id(call), request)
                 with self.cursor.lock:

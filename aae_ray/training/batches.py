@@ -68,9 +68,14 @@ class Batches:
             "labelled": min(settings.train.labelled_batch_size, len(self.labelled)),
         }
 
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self.train) // self.sizes["all"])
+
     def epoch(self, epoch: int) -> Iterator[Step]:
         order = self.train[torch.randperm(len(self.train), generator=generator_for(self.seed, ORDER, epoch)).numpy()]
-        rounds = self._labelled_rounds(epoch, -(-len(order) // self.sizes["all"]))
+        rounds = self._labelled_rounds(epoch, self.steps)
         for stretch in stretches(len(order), self.sizes["all"]):
             yield from self._steps(stretch, order, rounds, epoch)
 

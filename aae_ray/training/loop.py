@@ -29,6 +29,7 @@ from aae_ray.settings import RunSettings, epoch_at, flatten, setting
 from aae_ray.training.averaging import WeightAverage
 from aae_ray.training.batches import Batches, Step
 from aae_ray.training.health import health_stop_reason
+from aae_ray.training.progress import EpochProgress, Tell
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -114,6 +115,7 @@ class Training:
     wrap: Wrap = lambda network: network
     constants: Constants = field(default_factory=Constants)  # of held-out metrics, where others are measured beside it
     judge: Judge | None = None  # where samples are judged at reports
+    tell: Tell | None = None  # is told how far a long epoch is
 
     def __post_init__(self) -> None:
         if len(self.dataset.train) < 2 * self.workers:
@@ -149,6 +151,7 @@ class Training:
         self.batches = Batches(
             self.settings, self.model, self.images, self.dataset, rank=self.rank, workers=self.workers
         )
+        self.progress = EpochProgress(self.tell)
         decay = self.settings.train.ema_decay
         self.average = WeightAverage(self.model, decay) if decay else None
         evaluated = self.average.model if self.average else self.model
@@ -186,8 +189,10 @@ class Training:
         self._set_hyperparameters()
         seen: dict[str, list[Tensor]] = {phase.name: [] for phase in self.model.phases}
         gradients: dict[str, float] = {}
+        self.progress.begin(self.batches.steps)
         for step in self.batches.epoch(self.epoch):
             observed = self.step(step, None if gradients else gradients)
+            self.progress.step()
             for phase, seen_BM in zip(self.model.phases, observed, strict=True):
                 seen[phase.name].append(seen_BM)
         metrics = {"epoch": self.epoch + 1.0}

@@ -191,10 +191,19 @@ PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
         lambda: table([picture(GREY[0]), picture(GREY[0], mode="RGB")]),
         "row 1 of column image is 6 x 6 in colour (height x width), and the images before it are 6 x 6 in grey",
     ),
-    "shapes of lists": (lambda: table([[1, 2, 3, 4], [1]]), "row 1 of column image has lists of another"),
+    "shapes of lists": (
+        lambda: table([[1, 2, 3, 4]] * 70 + [[1], [2]]),
+        "row 70 of column image is 1 x 1 in grey (height x width), and the images before it are 2 x 2 in grey; there "
+        "are 70 of 2 x 2 in grey, 2 of 1 x 1 in grey. All images must have the same shape: data.size=2x2 resizes them",
+    ),
+    "shapes of nested lists in one batch": (
+        lambda: table([[[1, 2], [3, 4]], [[1, 2, 3], [4, 5, 6]], [[1, 2], [3, 4]]]),
+        "row 1 of column image is 2 x 3 in grey (height x width), and the images before it are 2 x 2 in grey; there "
+        "are 2 of 2 x 2 in grey, 1 of 2 x 3 in grey.",
+    ),
     "shapes of nested lists": (
         lambda: table([[[1, 2], [3, 4]], [[1, 2], [3]]]),
-        "row 1 of column image has lists of another length than those before it (1, 2)",
+        "row 1 of column image has lists of different lengths (1, 2); an image is a rectangle",
     ),
     "shapes in later batches": (
         lambda: table([[1]] * 64 + [[1, 2, 3, 4]] * 3),
@@ -308,6 +317,50 @@ def test_files_of_a_folder_must_agree(tmp_path: Path, other: pa.Table, message: 
     with pytest.raises(UserError) as error:
         read(tmp_path)
     assert message in str(error.value)
+
+
+def test_a_column_of_parts_that_some_files_lack_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    files = {"a": table([[1], [200]]), "b": table([[1], [200]], split=["train", "test"])}
+    for with_it, without in (("a", "b"), ("b", "a")):
+        pq.write_table(files["b"], tmp_path / f"{with_it}.parquet")
+        pq.write_table(files["a"], tmp_path / f"{without}.parquet")
+        told = rf"{without}\.parquet: column split is missing, .* in \S*{with_it}\.parquet .*data\.split_column=none"
+        with pytest.raises(UserError, match=told):
+            read(tmp_path)
+    assert len(read(tmp_path, split_column="none")[0]) == 4
+    pq.write_table(table([[1], [200]], split=[3, 4]), tmp_path / "b.parquet")  # which names no parts
+    assert len(read(tmp_path)[0]) == 4
+
+
+def test_columns_of_images_that_later_files_alone_have_are_told(tmp_path: Path) -> None:
+    pixels = {f"pixel{index}": [1, 200] for index in range(9)}
+    pq.write_table(pa.table(dict(list(pixels.items())[:4])), tmp_path / "a.parquet")
+    pq.write_table(pa.table(pixels), tmp_path / "b.parquet")
+    told = r"b\.parquet has more columns of pixels than \S*a\.parquet: pixel4, pixel5, .*pixel8; all images"
+    with pytest.raises(UserError, match=told):
+        read(tmp_path)
+    pq.write_table(table([[1], [200]]), tmp_path / "a.parquet")
+    pq.write_table(table([[1], [200]], mask=[[0], [1]], note=["x", "y"]), tmp_path / "b.parquet")
+    told = r"b\.parquet has a column of images that \S*a\.parquet has not, mask, beside image; .*data\.image_column"
+    with pytest.raises(UserError, match=told):
+        read(tmp_path)
+    stream = read_parquet(tmp_path, sorted(tmp_path.glob("*.parquet")), Data(image_column="image"))
+    assert stream.origin.unused == ("mask", "note")  # of any of the files
+
+
+@pytest.mark.parametrize("scale", [None, "observed"])
+def test_lists_of_mixed_sizes_are_resized_as_pictures_are(tmp_path: Path, scale: str | None) -> None:
+    """Within a batch too: what each row holds decides, not what stands beside it."""
+    small, large = GREY[:70, :4, :4], GREY[:70]
+    mixed = [image.tolist() for pair in zip(small, large, strict=True) for image in pair]
+    pq.write_table(table(mixed), tmp_path / "a.parquet")
+    images_NCHW, _ = read(tmp_path / "a.parquet", size="4", resample="nearest", scale=scale)
+    assert images_NCHW.shape == (140, 1, 4, 4)
+    if scale is None:
+        assert np.array_equal(images_NCHW[::2, 0], small)
+    pictures = [picture(image) for pair in zip(small, large, strict=True) for image in pair]
+    pq.write_table(table(pictures), tmp_path / "b.parquet")
+    assert np.array_equal(read(tmp_path / "b.parquet", size="4", resample="nearest", scale=scale)[0], images_NCHW)
 
 
 def with_class_names(rows: pa.Table, *names: str) -> pa.Table:

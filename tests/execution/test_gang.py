@@ -32,7 +32,7 @@ from aae_ray.execution.orders import Begin, Train, Trained
 from aae_ray.execution.ray_cluster import ray_cluster
 from aae_ray.execution.trial import Trial
 from aae_ray.execution.worker import Worker, precision_advice
-from aae_ray.search.contract import Failure, Report, Suggestion, from_result
+from aae_ray.search.contract import Failure, Progress, Report, Suggestion, from_result
 from aae_ray.search.outcomes import FailureClass
 from aae_ray.settings import Settings, replace
 from aae_ray.training import checkpoint
@@ -281,7 +281,7 @@ def test_a_trial_goes_on_bit_for_bit_in_another_process_and_leaves_nothing_behin
     kind = tune.with_parameters(Trial, settings=small_run, folder=str(tmp_path), hub=None)
     remote = ray.remote(num_cpus=1)(kind)
 
-    def one_step(actor: Any) -> tuple[Report | Failure, int]:
+    def one_step(actor: Any) -> tuple[Report | Progress | Failure, int]:
         result = ray.get(actor.train.remote(), timeout=60)
         return from_result(result), result["pid"]
 
@@ -339,6 +339,34 @@ def test_the_mailbox_does_not_mind_in_which_order_calls_arrive() -> None:
         assert await asked[2] == "reply 2"
         assert await mailbox.ask(3, "order 3") == "dead"
         assert not mailbox.orders and not mailbox.replies
+
+    asyncio.run(play())
+
+
+def test_progress_is_a_reply_before_the_reply_and_the_newest_counts() -> None:
+    async def play() -> None:
+        mailbox = Mailbox(workers=1)
+        first = asyncio.create_task(mailbox.exchange(0, "ready"))
+        await asyncio.sleep(0)
+        assert await mailbox.reply_to(-1) == "ready"
+        asked = asyncio.create_task(mailbox.ask(0, "order 0"))
+        assert await first == "order 0"
+        mailbox.progress(0, "a tenth")
+        assert await asked == "a tenth"
+        mailbox.progress(0, "a fifth")
+        mailbox.progress(0, "a half")
+        assert await mailbox.reply_to(0) == "a half"
+        mailbox.progress(0, "nearly all")  # and nobody asks before the reply is there
+        waiting = asyncio.create_task(mailbox.exchange(1, "reply 0"))
+        await asyncio.sleep(0)
+        mailbox.progress(0, "late")  # calls of an async actor may swap
+        assert await mailbox.reply_to(0) == "reply 0"
+        mailbox.progress(0, "later")
+        assert not mailbox.replies and not mailbox.passing
+        mailbox.end("dead")
+        mailbox.progress(1, "a tenth")
+        assert await mailbox.reply_to(1) == "dead"
+        await asyncio.wait([waiting])
 
     asyncio.run(play())
 

@@ -330,6 +330,36 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RayWatch, dict[st
         server.close()
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            Exception("The current node timed out during startup. This could happen because some of the raylet failed"),
+            r"^Ray's processes did not come up in time on this machine, which has \d+ .*type the command again. "
+            r"Ray's logs are in /\S+/ray/session_latest/logs$",
+        ),
+        (
+            RuntimeError("Failed to start GCS. Last 0 lines of error files:\nand a page more"),
+            r"^Ray could not be started on this machine: Failed to start GCS. Last 0 lines of error files:; Ray's logs",
+        ),
+        (ConnectionError(), "^Ray could not be started on this machine: ConnectionError; Ray's logs are in"),
+    ],
+)
+def test_a_ray_that_does_not_come_up_here_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    """As on a machine that is overloaded: Ray gives its own processes 30 seconds."""
+
+    def init(**given: object) -> None:
+        raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "read_ray_address", lambda: None)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UserError, match=told), cluster.ray_cluster(verbose=False):
+        pass
+
+
 @pytest.mark.parametrize("part", ["gcs_server", "raylet"])
 def test_a_part_of_a_cluster_that_was_joined_is_lost_when_it_does_not_answer_for_long(
     watched: tuple[RayWatch, dict[str, socket.socket]], part: str

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from aae_ray.execution import orders
 from aae_ray.execution.durable import durable_folder
 from aae_ray.execution.failures import Failed, GangError, failure_of
 from aae_ray.execution.orders import Order, Train, Trained
 from aae_ray.execution.trial import Trial
-from aae_ray.search.contract import Failure, Report, Suggestion, from_result
+from aae_ray.search.contract import Failure, Progress, Report, Suggestion, from_result
 from aae_ray.search.outcomes import FailureClass, Reason
 from aae_ray.search.store import TRIALS
 from aae_ray.settings import Settings, replace, run_values
@@ -32,6 +33,7 @@ class FakeGang:
         self.answer: Failed | GangError | None = None
         self.stop_reason: str | None = None
         self.epoch = 0
+        self.progress: list[orders.Progress] = []  # what it says before its replies
 
     def wait_until_ready(self) -> None:
         if self.never_ready:
@@ -41,7 +43,9 @@ class FakeGang:
         self.orders.append(order)
         self.under_way = True
 
-    def reply(self) -> Trained | Failed:
+    def reply(self) -> Trained | Failed | orders.Progress:
+        if self.progress:
+            return self.progress.pop(0)
         self.under_way = False
         if isinstance(self.answer, GangError):
             raise self.answer
@@ -115,6 +119,16 @@ def test_a_trial_reports_at_its_rungs_with_a_state_on_the_disk(make: Make, tmp_p
     written = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
     assert written == {f"trials/t0003/epoch_{epoch:05d}/state.pt" for epoch in (3, 9, 27)}
     assert trial.save_checkpoint("anywhere") == {}
+
+
+def test_a_long_epoch_says_how_far_it_is_and_gets_no_other_order(make: Make) -> None:
+    gang = FakeGang()
+    trial = make(gang)
+    gang.progress = [orders.Progress(0, 100, 469), orders.Progress(0, 200, 469)]
+    for done in (100, 200):
+        result = trial.step()
+        assert from_result(result) == Progress(3, 0, done, 469) and not result["done"]
+    assert report(trial).epoch == 3 and len(gang.orders) == 1
 
 
 def test_a_suggestion_goes_on_from_its_checkpoint(make: Make, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ray.exceptions import OutOfMemoryError, UnserializableException
 from aae_ray.execution import tune_adapter
 from aae_ray.execution.tune_adapter import Executor, SearchOver
 from aae_ray.search.conductor import Conductor
-from aae_ray.search.contract import Report
+from aae_ray.search.contract import Progress, Report
 from aae_ray.search.journal import JournalError
 from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from tests.search.test_conductor import begin, plan_of
@@ -104,6 +104,18 @@ def test_what_ray_cannot_tell_of_gives_up_no_trial(make: Make) -> None:
     for trial in conductor.ledger.trials:
         assert [each.failure for each in trial.failures] == [FailureClass.LOST_WORKER]
         assert trial.state is State.WAITING
+
+
+def test_progress_inside_an_epoch_is_heard_and_ends_nothing(make: Make) -> None:
+    executor, conductor = make()
+    executor.suggest("a")
+    executor.started("a")
+    executor.heard["a"] = 0.0
+    assert not executor.result("a", Progress(0, 0, 120, 469).to_result()) and executor.heard["a"] > 0
+    (trial,) = conductor.ledger.trials
+    assert trial.batches == (120, 469) and trial.state is State.RUNNING and trial.epoch == 0
+    conductor.stop(StudyEnd.USER)
+    assert executor.result("a", Progress(0, 0, 240, 469).to_result()) and trial.batches is None
 
 
 def tunes_trial(name: str, process: str | None) -> Any:

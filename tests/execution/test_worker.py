@@ -1,11 +1,13 @@
 """A worker by itself: what it keeps from one trial to the next, and what it measures for a study that asks for it."""
 
+import pytest
 import torch
 
 from aae_ray.evaluation.judge import Judge
-from aae_ray.execution.orders import Begin, Train, Trained
+from aae_ray.execution.orders import Begin, Progress, Train, Trained
 from aae_ray.execution.worker import Agreement, Worker
 from aae_ray.settings import Settings, replace
+from aae_ray.training.progress import EpochProgress
 
 FOREVER = 1e9
 
@@ -24,6 +26,17 @@ def test_samples_are_judged_where_the_study_decides_by_them(small_run: Settings,
         {"study.pruner.metric": "val/kid_local"},
     ):
         assert trained(worker, replace(small_run, values)).interval.metrics["val/kid_local"] > 0
+
+
+def test_the_first_worker_tells_how_far_an_epoch_is(small_run: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EpochProgress.__init__, "__defaults__", (-1.0,))  # seconds: at every batch
+    monkeypatch.setattr("aae_ray.training.progress.TELL_SHARE", 0.0)
+    told: list[Progress] = []
+    for rank in (0, 1):
+        worker = Worker(rank, 1, torch.device("cpu"), Agreement(1, 60.0), told.append)
+        worker.carry_out(Train(2, FOREVER, Begin(small_run)))
+    steps = told[0].batches
+    assert told == [Progress(epoch, done, steps) for epoch in (0, 1) for done in range(1, steps)]
 
 
 def test_constants_outlive_a_trial(small_run: Settings) -> None:

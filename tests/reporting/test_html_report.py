@@ -11,7 +11,7 @@ from PIL import Image
 
 from aae_ray.reporting import svg
 from aae_ray.reporting.analysis import SearchAnalysis
-from aae_ray.reporting.html_report import html_report, overview
+from aae_ray.reporting.html_report import champion_rows, html_report, overview
 from aae_ray.reporting.report import page_commands
 from aae_ray.search import events
 from aae_ray.search.outcomes import FailureClass, Reason
@@ -105,6 +105,35 @@ def test_the_page_says_what_came_of_the_study(tmp_path: Path) -> None:
         assert part in page, part
     assert "secret" not in page and "<script>" not in page
     assert page.count('class="dot best"') == 1 and page.count('class="trial ') >= LEAST_MARKS
+
+
+def test_the_page_says_whether_the_champion_moved_and_by_which_numbers(tmp_path: Path) -> None:
+    history = a_study(tmp_path)
+    assert dict(champion_rows(history.ledger))["champion"].startswith("not decided: MLflow had not registered my deco")
+    made = {"name": "my decoder", "version": 4, "encoder": "my encoder", "policy": "evidence", "rule": "knee"}
+    numbers = {"difference": 0.0321, "standard_error": 0.004, "seeds": 5, "champion_seeds": 2}
+
+    def told(**decided: object) -> dict[str, str]:
+        history.add(events.Promoted.model_validate({**made, **decided}))
+        return dict(champion_rows(history.ledger))
+
+    moved = told(champion=True, reason="better than version 3 by so much", against=3, **numbers)
+    assert moved["registered"] == "my decoder version 4, with my encoder"
+    assert moved["champion"] == "moved from version 3 to version 4: better than version 3 by so much"
+    assert moved["difference"] == "0.0321 (5 new seeds against 2); above 0 this one is better"
+    assert moved["standard error"] == "0.004 of the difference"
+    assert "study.select=knee on new seeds, by more than 2 standard errors of the difference" in moved["rule"]
+    page = page_of(history, tmp_path)
+    assert all(part in page for part in ("moved from version 3 to version 4", "0.0321 (5 new seeds against 2)"))
+    kept = told(champion=False, reason="not better", against=3, **numbers | {"difference": -0.01})
+    assert kept["champion"] == "kept at version 3: not better" and kept["difference"].startswith("-0.01 ")
+    first = told(champion=True, reason="the first of its name")
+    assert first["champion"] == "version 4: the first of its name" and first.keys() == {"registered", "champion"}
+    assert "better by study.select=knee" in told(champion=False, reason="x", against=3, policy="better")["rule"]
+    history = a_study(tmp_path / "alone", ended=False)
+    assert champion_rows(history.ledger) == []
+    history.add(events.Chosen(number=0, registration=None))
+    assert champion_rows(history.ledger) == [("champion", "not decided: tracking.register_model is false")]
 
 
 def test_a_figure_that_is_gone_and_a_study_without_any_trial_cost_no_report(tmp_path: Path) -> None:

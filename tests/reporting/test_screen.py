@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from aae_ray.reporting.screen import Screen
+from aae_ray.reporting.status import StudyStatus
 from aae_ray.search import events
 from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from tests.search.histories import JSD, MSE, History
@@ -49,6 +50,10 @@ def shown(screen: Screen, width: int = 120) -> str:
     out = io.StringIO()
     Console(file=out, width=width, force_terminal=True, color_system=None, height=40).print(screen.render())
     return out.getvalue()
+
+
+def status_of(history: History) -> StudyStatus:
+    return StudyStatus.of(Path("runs/digits-1"), history.ledger, None, history.now)
 
 
 def in_log(history: History, **options: Any) -> tuple[Screen, io.StringIO]:
@@ -293,6 +298,39 @@ def test_a_log_says_once_a_minute_how_far_a_long_trial_is(monkeypatch: pytest.Mo
     _, _, *lines = out.getvalue().splitlines()
     assert [line[:11] for line in lines] == ["[  61.0 s] ", "[ 122.0 s] "]
     assert f"t0004 at epoch 7 of 9  {MSE}=0.0400" in lines[0] and "t0004 at epoch 9 of 9" in lines[1]
+
+
+def test_a_log_says_once_a_minute_how_far_a_long_epoch_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    history = history_of_all_states()
+    screen, out = in_log(history)
+    screen.handle(history.events[-1], history.ledger)
+    for index, now[0] in enumerate((130.0, 161.0, 190.0, 222.0)):
+        screen.handle(history.progress(4, 100 * (index + 1)), history.ledger)
+    _, *lines = out.getvalue().splitlines()
+    assert [line.partition("] ")[2] for line in lines] == [
+        f"t0004 in epoch 5 of 9, batch 200 of 469 (43%)  {MSE}=0.0400  {JSD}=0.3000",
+        f"t0004 in epoch 5 of 9, batch 400 of 469 (85%)  {MSE}=0.0400  {JSD}=0.3000",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_screen_shows_how_far_a_long_epoch_is(width: int) -> None:
+    history = history_of_all_states()
+    screen = on_terminal(history, width)
+    for done, text in ((1, "4.00/9"), (176, "4.37/9"), (468, "4.99/9")):
+        history.progress(4, done)
+        screen.ledger = history.ledger
+        (line,) = [line for line in shown(screen, width).splitlines() if line.startswith("t0004 ")]
+        assert text in line and "running, attempt 2" in line and "0.0400" in line and "0.3000" in line
+    assert status_of(history).to_json()["latest"][0]["batches"] == {"done": 468, "of": 469}
+    history.report(4, 5, 0.04, 0.3)
+    (line,) = [line for line in shown(screen, width).splitlines() if line.startswith("t0004 ")]
+    assert "5/9" in line and "." not in line.partition("/9")[0]
+    history.progress(4, 100)
+    history.fail(4, FailureClass.LOST_WORKER, retry=True)  # its next attempt begins the epoch anew
+    assert history.trial(4).batches is None
 
 
 def test_the_last_words_are_printed_as_they_are() -> None:

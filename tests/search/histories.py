@@ -119,6 +119,12 @@ class History:
             wait=0,
         )
 
+    def progress(self, number: int, done: int, batches: int = 469, wait: float = 10.0) -> events.Event:
+        """A trial says how far its epoch is."""
+        self.now += wait
+        epoch = self.trial(number).epoch
+        return self.add(events.Progressed(number=number, epoch=epoch, done=done, batches=batches), wait=0)
+
     def fail(self, number: int, failure: FailureClass, message: str = "it broke", *, retry: bool = False) -> None:
         """An attempt fails; without another one the trial ends."""
         attempt = self.trial(number).attempts

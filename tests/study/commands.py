@@ -10,9 +10,9 @@ def command(name: str, *arguments: str) -> list[str]:
 
 
 def run(
-    folder: Path, environment: dict[str, str], name: str, *arguments: str, code: int = 0
+    folder: Path, environment: dict[str, str], name: str, *arguments: str, code: int = 0, timeout: float = 280
 ) -> subprocess.CompletedProcess[str]:
-    clean = {key: value for key, value in environment.items() if value}
-    done = subprocess.run(command(name, *arguments), cwd=folder, env=clean, capture_output=True, text=True, timeout=280)
+    clean, typed = {key: value for key, value in environment.items() if value}, command(name, *arguments)
+    done = subprocess.run(typed, cwd=folder, env=clean, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

@@ -1,5 +1,6 @@
 """Studies in Python, as a notebook has them: one is run, added to, and looked at."""
 
+import ast
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import torch
 import aae_ray
 from aae_ray import Study, UserError, load_model
 from aae_ray.errors import SettingsError
+from tests.documents import block
 
 TINY: dict[str, Any] = {
     "study.budget.trials": 2,
@@ -79,6 +81,24 @@ def test_the_best_trial_was_confirmed_on_new_seeds_and_its_version_says_so(study
     tags = version_of(client_of("aae-digits-decoder", study.report.uri), "aae-digits-decoder", "champion").tags
     seeds = [metrics["val/reconstruction_mse"] for metrics in json.loads(tags["evidence"])]
     assert seeds == list(study.trials["val/reconstruction_mse"][study.trials["seed"] > 0])
+
+
+def test_the_blocks_in_python_of_the_readme_run_on_it(study: Study, folder: Path) -> None:
+    """Each as it stands there, but for the statement that runs a study of its own."""
+    published = ast.parse(block("README.md", "import mlflow, torch").text)
+    names: dict[str, Any] = {}
+    exec(compile(published, "README.md", "exec"), names)
+    x_NCHW = study.images("test")[:3]
+    codes = names["encoder"](x_NCHW)["code"]
+    np.testing.assert_array_equal(names["encode"](x_NCHW.numpy().astype(np.float64))["code"], codes.numpy())
+    assert names["decoder"](codes).shape == x_NCHW.shape
+
+    programs = ast.parse(block("README.md", "from aae_ray import Study, load_model").text)
+    ran = [each for each in programs.body if "run()" not in ast.unparse(each)]
+    assert len(programs.body) - len(ran) == 1
+    names = {"study": study}
+    exec(compile(ast.Module(ran, []), "README.md", "exec"), names)
+    assert names["images"].shape == study.images("test").shape
 
 
 @pytest.mark.slow

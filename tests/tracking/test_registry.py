@@ -581,6 +581,9 @@ def test_a_decoder_is_registered_through_the_journal_and_once_when_it_is_sent_ag
         "version": 1,
         "champion": True,
         "reason": "the first of its name",
+        "against": None,
+        "policy": "better",
+        "rule": "nearest_to_ideal",
         "encoder": ENCODER,
     }
     assert aliases(decoders) == ("s1/a/3", "s1/a/3")

@@ -584,6 +584,45 @@ def test_a_registration_belongs_to_the_trial_that_was_chosen(
     assert [event.version for event in read_events(tmp_path) if isinstance(event, events.Promoted)] == [1, 2]
 
 
+def test_a_trial_that_is_chosen_again_is_registered_again(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New seeds confirm the best trial of before while MLflow is down: what was decided then is not what is decided."""
+
+    def register(client: Any, run: str, request: dict[str, Any]) -> dict[str, Any]:
+        if down:
+            raise ConnectionError("down")
+        return {"name": "decoder", "version": 1, "champion": True, "reason": request["reason"]}
+
+    monkeypatch.setattr("aae_ray.tracking.writer.register", register)
+    monkeypatch.setattr("aae_ray.tracking.sender.LOCK_SECONDS", 0.5)
+    down = False
+    study = LittleStudy(tmp_path, database)
+    study.begin(0, 3)
+    study.report(shown(1, 0.5, 0.5))
+    study.add(events.Ended(number=0, reason=Reason.COMPLETED))
+    study.add(events.Chosen(number=0, registration={"folder": "decoder", "reason": "the first"}))
+    study.tracker.settle(PATIENCE)
+    made = study.tracker.registration
+    assert study.tracker.unsent == 0 and made is not None and made["reason"] == "the first"
+    study.add(events.Promoted(**made), events.StudyEnded())
+
+    down = True
+    study.add(events.StudyResumed(host="h", pid=2))
+    study.add(events.Chosen(number=0, registration={"folder": "decoder", "reason": "again"}))
+    assert study.tracker.registration is None
+    began = time.monotonic()
+    study.tracker.settle(PATIENCE)  # not for a server that is down
+    assert time.monotonic() - began < PATIENCE / 2 and study.tracker.unsent
+    assert study.tracker.close(PATIENCE) > 0 and study.tracker.registration is None
+    study.journal.close()
+
+    down = False
+    sent = sync(tmp_path, database)
+    assert sent.registration is not None and sent.registration["reason"] == "again" and sent.registered_now
+    assert not sync(tmp_path, database).registered_now
+
+
 # ------------------------------------------------------------------------------------------------------ what is told
 
 
