@@ -98,20 +98,20 @@ def _describe(data: settings.Data, dataset: Dataset) -> str:
 
 def sheet(dataset: Dataset) -> bytes:
     """Some images of all classes, class by class, each below its label; as PNG."""
+    from aae_ray.datasets.images import examples
     from aae_ray.evaluation import drawing
-    from aae_ray.evaluation.judge import pixels
 
     rows, names = _some_of_each_class(dataset), class_names(dataset)
     labels_N = None if dataset.labels_N is None else np.asarray(dataset.labels_N)[rows]
     captions = []
     for label in [] if labels_N is None else labels_N:
         captions.append("no label" if label == UNKNOWN else drawing.written(names[label], label))
-    return drawing.captioned(pixels(dataset, rows), captions, COLUMNS)
+    return drawing.captioned(examples(dataset, rows), captions, COLUMNS)
 
 
 def _some_of_each_class(dataset: Dataset) -> NDArray[np.int64]:
     """Images of the set, as many of one class as of another where there are as many, sorted by class."""
-    count = len(dataset.images_NCHW)
+    count = len(dataset.examples_NX)
     labels_N = np.zeros(count, np.int64) if dataset.labels_N is None else np.asarray(dataset.labels_N)
     shuffled = np.random.RandomState(0).permutation(count)
     by_class = shuffled[np.argsort(labels_N[shuffled], kind="stable")]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_ray.autoencoder.kinds import Shape
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.columns import MOST_COLUMNS
 from aae_ray.datasets.dataset import Dataset, class_names
@@ -23,7 +24,7 @@ class Contents:
     used: tuple[str, ...]
     unused: tuple[str, ...]
     value_range: ValueRange | None  # of the pixels before any scaling; None where the source does not tell
-    shape: tuple[int, int, int]  # channels, height and width
+    shape: Shape  # channels, height and width
     parts: dict[str, int]  # images of training, validation and test
     parts_from: str  # by what the source gives them; empty where all are drawn
     classes: dict[str, int] | None  # images of each class; None without labels
@@ -140,7 +141,7 @@ def _copies(dataset: Dataset, parts: tuple[NDArray[np.int64], ...]) -> tuple[int
     copies_M2 = dataset.copies_M2
     if not len(copies_M2):
         return 0, 0
-    part_N = np.zeros(len(dataset.images_NCHW), np.int8)
+    part_N = np.zeros(len(dataset.examples_NX), np.int8)
     for number, rows in enumerate(parts):
         part_N[rows] = number
     images_M, groups_M = copies_M2.T

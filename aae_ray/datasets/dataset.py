@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray import settings
+from aae_ray.autoencoder.kinds import ExampleKind, ImageKind, Shape
 from aae_ray.datasets.classes import UNKNOWN, classes_of
 from aae_ray.datasets.columns import NONE
 from aae_ray.datasets.download import Progress, no_progress
@@ -46,15 +48,16 @@ Indices = NDArray[np.int64]
 class Dataset:
     """Images and labels of a set, and which of them are for training, validation and test.
 
-    `digest` names the content: equal digests, equal images and labels in equal order. The images are a
-    read-only memory map. Labels are UNKNOWN of images that have none. The parts are sorted indices, disjoint, and cover
-    the set; they follow from the labels, the parts that the set may bring, `data.split_seed` and the two fractions.
-    `copies_M2` are the M images that the set holds more than once, each with the number of its group of equal ones.
+    `digest` names the content: equal digests, equal images and labels in equal order. The examples, images
+    (N, C, H, W) as bytes, are a read-only memory map. Labels are UNKNOWN of images that have none. The parts are sorted
+    indices, disjoint, and cover the set; they follow from the labels, the parts that the set may bring,
+    `data.split_seed` and the two fractions. `copies_M2` are the M images that the set holds more than once, each with
+    the number of its group of equal ones.
     """
 
     name: str
     digest: str
-    images_NCHW: NDArray[np.uint8]
+    examples_NX: NDArray[Any]
     labels_N: NDArray[np.int64] | None
     train: Indices
     val: Indices
@@ -65,11 +68,21 @@ class Dataset:
     copies_M2: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     given_parts: tuple[str, ...] = ()  # of validation and test, those that the source gives; the others are drawn
 
+    @cached_property
+    def kind(self) -> ExampleKind:
+        """What its examples are."""
+        _, channels, height, width = self.examples_NX.shape
+        return ImageKind((channels, height, width))
+
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        _, channels, height, width = self.images_NCHW.shape
-        return channels, height, width
+    def shape(self) -> Shape:
+        """Of an example: channels, height and width of an image."""
+        return self.kind.shape
+
+    @property
+    def images_NCHW(self) -> NDArray[np.uint8]:
+        """The bytes of its images."""
+        return self.examples_NX
 
     @property
     def classes(self) -> int | None:
@@ -79,7 +92,7 @@ class Dataset:
     @property
     def unlabelled(self) -> int:
         """How many images have no label."""
-        return len(self.images_NCHW) if self.labels_N is None else int((np.asarray(self.labels_N) == UNKNOWN).sum())
+        return len(self.examples_NX) if self.labels_N is None else int((np.asarray(self.labels_N) == UNKNOWN).sum())
 
     def labelled(self, rows: Indices) -> Indices:
         """Those of these images that have a label."""

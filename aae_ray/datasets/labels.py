@@ -20,7 +20,7 @@ def known_labels(dataset: Dataset, settings: RunSettings) -> NDArray[np.int64]:
     has as many), or with `data.labels_drawn` in proportion its share of the labelled training images, rounded, and one
     at least where there are as many labels as classes.
     """
-    known_N = np.full(len(dataset.images_NCHW), UNKNOWN, np.int64)
+    known_N = np.full(len(dataset.examples_NX), UNKNOWN, np.int64)
     if dataset.labels_N is None or dataset.classes is None:
         return known_N
     chosen = labelled = dataset.labelled(dataset.train)

@@ -22,10 +22,10 @@ from aae_ray.autoencoder.published import Encoded, Published
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset, class_names
 from aae_ray.datasets.image_stream import PART_NAMES
+from aae_ray.datasets.images import examples
 from aae_ray.errors import UserError, did_you_mean
 from aae_ray.evaluation import drawing
 from aae_ray.evaluation.anomaly import Scores, scores
-from aae_ray.evaluation.judge import pixels
 
 A_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
@@ -125,7 +125,7 @@ def _is_told_labels(model: Published) -> bool:
 def _tables(model: Published, dataset: Dataset) -> Iterator[Any]:
     import pyarrow as pa
 
-    parts_N = np.empty(len(dataset.images_NCHW), np.int8)
+    parts_N = np.empty(len(dataset.examples_NX), np.int8)
     for number, rows in enumerate((dataset.train, dataset.val, dataset.test)):
         parts_N[rows] = number
     about = {"model": str(model), "task": model.task, "prior": model.prior.name, "data": dataset.name}
@@ -134,7 +134,7 @@ def _tables(model: Published, dataset: Dataset) -> Iterator[Any]:
     own_N = own_labels(model, dataset)
     for start in range(0, len(parts_N), DECODED):
         rows = np.arange(start, min(start + DECODED, len(parts_N)))
-        x_BCHW = pixels(dataset, rows)
+        x_BCHW = examples(dataset, rows)
         labels_B = None if dataset.labels_N is None else torch.from_numpy(np.asarray(dataset.labels_N)[rows])
         own_B = None if own_N is None else own_N[rows]
         encoded = model.encode(x_BCHW)

@@ -18,6 +18,7 @@ from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.published import Published
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset, Indices, class_names
+from aae_ray.datasets.images import examples
 from aae_ray.errors import UserError
 from aae_ray.evaluation import drawing as figures
 from aae_ray.evaluation import sample_quality as quality
@@ -27,7 +28,7 @@ from aae_ray.evaluation.constants import Constants, data_key, prior_key
 from aae_ray.evaluation.diagnostics import Diagnostic, diagnose
 from aae_ray.evaluation.encoding import own_labels, some_names
 from aae_ray.evaluation.held_out import PROTOCOL_SEED, TINY, HeldOutMetrics, some_of
-from aae_ray.evaluation.judge import SMALLEST, Judge, pixels
+from aae_ray.evaluation.judge import SMALLEST, Judge
 from aae_ray.settings import RunSettings
 
 PARZEN_SAMPLES = 10_000
@@ -126,7 +127,7 @@ def evaluate_encoder(result: FinalEvaluation, model: Published, dataset: Dataset
 def _probabilities(model: Published, dataset: Dataset, rows: Indices) -> Iterator[Tensor]:
     """Those of the classes or clusters of images (B, K), a block at a time; nothing of an encoder that gives none."""
     for start in range(0, len(rows), BLOCK):
-        y_BK = model.encode(pixels(dataset, rows[start : start + BLOCK])).y_NK
+        y_BK = model.encode(examples(dataset, rows[start : start + BLOCK])).y_NK
         if y_BK is None:
             return
         yield y_BK
@@ -162,8 +163,8 @@ def evaluate_samples(
     samples_MCHW = draw(PARZEN_SAMPLES).cpu()
     if not samples_MCHW.isfinite().all():
         result.remarks.append("samples hold values that are not finite, which count as black")
-    samples_MCHW = samples_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)
-    test_NCHW = pixels(dataset, some_of(dataset.test, MOST))
+    samples_MCHW = dataset.kind.finite(samples_MCHW)
+    test_NCHW = examples(dataset, some_of(dataset.test, MOST))
     if judge is None:
         labelled = all(len(dataset.labelled(part)) for part in (dataset.train, dataset.test))
         why = f"{SMALLEST} x {SMALLEST} pixels" if labelled else "labels"
@@ -184,9 +185,9 @@ def evaluate_samples(
     _parzen(result, samples_MCHW, test_NCHW, dataset, constants)
     fake_NCHW = samples_MCHW[:SHOWN]
     blocks = (dataset.train[start : start + BLOCK] for start in range(0, len(dataset.train), BLOCK))
-    nearest_M = quality.nearest_images(fake_NCHW.flatten(1), (pixels(dataset, rows).flatten(1) for rows in blocks))
-    texts = ("sample", "nearest training image")
-    result.nearest_sheet = figures.reconstructions(fake_NCHW, pixels(dataset, dataset.train[nearest_M.numpy()]), texts)
+    nearest_M = quality.nearest_images(fake_NCHW.flatten(1), (examples(dataset, rows).flatten(1) for rows in blocks))
+    texts, nearest_NCHW = ("sample", "nearest training image"), examples(dataset, dataset.train[nearest_M.numpy()])
+    result.nearest_sheet = figures.reconstructions(fake_NCHW, nearest_NCHW, texts)
     return result
 
 
@@ -202,7 +203,7 @@ class RealFeatures:
 
 def _real_features(test_NCHW: Tensor, count: int, dataset: Dataset, judge: Judge) -> RealFeatures:
     real_NF = judge.features(test_NCHW[torch.from_numpy(some_of(np.arange(len(test_NCHW)), count))])
-    train_NF = judge.features(pixels(dataset, some_of(dataset.train, count)))
+    train_NF = judge.features(examples(dataset, some_of(dataset.train, count)))
     return RealFeatures(
         real_NF,
         quality.frechet_distance(real_NF, train_NF),
@@ -252,7 +253,7 @@ def _parzen(
     result: FinalEvaluation, samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, constants: Constants
 ) -> None:
     """The log-likelihood by the paper's protocol beside that of as many real training images (section 3)."""
-    validation_ND = pixels(dataset, some_of(dataset.val, PARZEN_VALIDATION)).flatten(1)
+    validation_ND = examples(dataset, some_of(dataset.val, PARZEN_VALIDATION)).flatten(1)
     test_ND = test_NCHW.flatten(1)
     real = some_of(dataset.train, PARZEN_SAMPLES)
     try:
@@ -263,7 +264,7 @@ def _parzen(
     try:
         nats = constants.once(
             ("parzen anchor", data_key(dataset), len(real), len(validation_ND), len(test_ND)),
-            lambda: quality.parzen(pixels(dataset, real).flatten(1), validation_ND, test_ND).nats,
+            lambda: quality.parzen(examples(dataset, real).flatten(1), validation_ND, test_ND).nats,
         )
         anchor = {"quality/parzen_anchor_nats": nats}
     except UserError as error:
@@ -286,7 +287,7 @@ def evaluate_condition(evaluation: HeldOutMetrics, judge: Judge | None) -> dict[
     if judge is None or y_NK is None or classes_K is None:
         return {}
     x_MCHW = evaluation.model.decode(z_NZ, y_NK).unflatten(1, evaluation.dataset.shape).cpu()
-    shown_M = judge.probabilities(x_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)).argmax(1)
+    shown_M = judge.probabilities(evaluation.model.kind.finite(x_MCHW)).argmax(1)
     given_M = classes_K[y_NK.argmax(1).cpu()]
     return {"quality/conditional_accuracy": (shown_M == given_M).double().mean().item()}
 

@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aae_ray.autoencoder.kinds import Shape
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.download import Progress, no_progress
+from aae_ray.datasets.images import examples
 from aae_ray.errors import UserError
 from aae_ray.evaluation.divergence import one_thread
 
@@ -35,7 +37,7 @@ SMALLEST = 4  # pixels: its images are halved twice
 class Network(nn.Module):
     """x_NCHW -> features_NF, and from those logits_NK: two convolutions that halve the image, two dense layers."""
 
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, shape: Shape, classes: int) -> None:
         super().__init__()
         channels, height, width = shape
         self.convolutions = nn.Sequential(
@@ -89,7 +91,7 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = no_progress) -
         network = _train(dataset, progress)
     judge = Judge(network, float("nan"), _digest(network))
     test = dataset.labelled(dataset.test)
-    wrong = judge.probabilities(pixels(dataset, test)).argmax(1) != _labels(dataset, test)
+    wrong = judge.probabilities(examples(dataset, test)).argmax(1) != _labels(dataset, test)
     judge = Judge(network, 1 - wrong.double().mean().item(), judge.digest)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
@@ -144,7 +146,7 @@ def _train(dataset: Dataset, progress: Progress) -> Network:
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=steps)
     for step in range(steps):
         rows = train[torch.randint(len(train), (BATCH,), generator=generator).numpy()]
-        loss = F.cross_entropy(network(pixels(dataset, rows)), _labels(dataset, rows))
+        loss = F.cross_entropy(network(examples(dataset, rows)), _labels(dataset, rows))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -152,11 +154,6 @@ def _train(dataset: Dataset, progress: Progress) -> Network:
         if step % 100 == 99:
             progress(f"training the judge of {dataset.name}", step + 1, steps)
     return network.eval()
-
-
-def pixels(dataset: Dataset, rows: np.ndarray) -> Tensor:
-    """Images of the set by index, (N, C, H, W) in [0, 1]."""
-    return torch.from_numpy(np.asarray(dataset.images_NCHW[rows])).float().div_(255)
 
 
 def _labels(dataset: Dataset, rows: Any) -> Tensor:

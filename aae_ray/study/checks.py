@@ -124,7 +124,7 @@ def _check_data(plan: Plan, dataset: Dataset) -> None:
     for each in _each_structure(plan):
         try:
             check(each, dataset)
-            weight_bytes(each, dataset.shape, dataset.classes)
+            weight_bytes(each, dataset.kind, dataset.classes)
         except SettingsError as error:
             problems |= dict.fromkeys(error.problems)
         problems |= dict.fromkeys(_unmeasured(each, dataset))
@@ -356,7 +356,7 @@ def largest_state(plan: Plan, dataset: Dataset) -> StateBytes:
     }
 
     def size(values: Mapping[str, Any]) -> StateBytes:
-        return state_bytes(replace(plan.settings, values), dataset.shape, dataset.classes)
+        return state_bytes(replace(plan.settings, values), dataset.kind, dataset.classes)
 
     def total(values: Mapping[str, Any]) -> int:
         return size(values).total

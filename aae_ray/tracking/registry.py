@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aae_ray.autoencoder.kinds import ExampleKind, ImageKind
 from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.priors import Prior, uniform_shares
 from aae_ray.autoencoder.published import Decoder, Encoder, Published, draw_codes
@@ -509,12 +510,20 @@ def published(name: str, version: str, networks: Mapping[str, nn.Module], about:
         label_shares_K=_label_shares(int(about.get("classes", 0)), about.get("label_shares", "")),
         data_digest=about.get("data.digest", ""),
         split=about.get(SPLIT_DIGEST, ""),
-        shape=tuple(int(side) for side in about.get("image_shape", "").split("x") if side),
+        kind=_kind(about.get("image_shape", "")),
         settings={key: value for key, value in about.items() if key in dotted_fields()},
         class_names=tuple(json.loads(about.get(CLASS_NAMES, "[]"))),
         value_range=None if (ends := json.loads(about.get(VALUE_RANGE, "null"))) is None else (ends[0], ends[1]),
         reconstruction_mse=float(about[RECONSTRUCTION]) if RECONSTRUCTION in about else None,
     )
+
+
+def _kind(image_shape: str) -> ExampleKind | None:
+    """What a version's tags say of the examples that it was trained on; None where they say nothing."""
+    if not image_shape:
+        return None
+    channels, height, width = map(int, image_shape.split("x"))
+    return ImageKind((channels, height, width))
 
 
 def _label_shares(classes: int, recorded: str) -> Tensor | None:

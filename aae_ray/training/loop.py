@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import SGD, Adam, Optimizer
 
-from aae_ray.autoencoder.model import Shape, build_model, weight_bytes
+from aae_ray.autoencoder.kinds import ExampleKind
+from aae_ray.autoencoder.model import build_model, weight_bytes
 from aae_ray.autoencoder.networks import BatchNorm
 from aae_ray.autoencoder.phases import Phase, phases_of
 from aae_ray.datasets.dataset import Dataset
@@ -63,10 +64,10 @@ class StateBytes(NamedTuple):
         return self.published + self.optimizers
 
 
-def state_bytes(settings: RunSettings, shape: Shape, classes: int | None = None) -> StateBytes:
+def state_bytes(settings: RunSettings, kind: ExampleKind, classes: int | None = None) -> StateBytes:
     """Of a training with these settings, which is not made for it: each phase has an optimizer of its own, with moments
     of the weights of all networks that it updates. Raises SettingsError when a network does not fit the images."""
-    sizes = weight_bytes(settings, shape, classes)
+    sizes = weight_bytes(settings, kind, classes)
     weights = sum(sizes.values())
     optimizers = 0
     for phase in dict.fromkeys(phases_of(settings)):
@@ -124,7 +125,7 @@ class Training:
         check(self.settings, self.dataset)
         self.model = build_model(
             self.settings,
-            self.dataset.shape,
+            self.dataset.kind,
             self.device,
             self.dataset.classes,
             known_shares(self.dataset, self.settings),
