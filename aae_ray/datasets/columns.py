@@ -104,7 +104,7 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
     label_column = _label_column(filled, data.label_column)
     split_column = _split_column(filled, data.split_column)
     taken = {label_column, split_column} - {None}
-    numbers = _number_columns(filled, data, taken) if _holds_numbers(first, data, taken) else None
+    numbers = _number_columns(filled, data, taken) if _holds_numbers(filled, data, taken) else None
     images = None if numbers else _image_columns(first, data.image_column, taken)
     for shard in filled:
         if images:
@@ -294,16 +294,21 @@ class _NumberColumns:
     remarks: tuple[str, ...]
 
 
-def _holds_numbers(first: Shard, data: settings.Data, taken: set[str | None]) -> bool:
-    """Whether a table is read as rows of numbers: as the settings say, else where it has no images, and nothing but
-    numbers besides. Raises UserError where its numbers may be pixels."""
+def _holds_numbers(shards: Sequence[Shard], data: settings.Data, taken: set[str | None]) -> bool:
+    """Whether tables are read as rows of numbers: as the settings say, else where they have no images, and nothing but
+    numbers besides. Raises UserError where numbers may be pixels, or a slip among them makes them text."""
+    first = shards[0]
     if data.kind != "auto" or data.columns or data.image_column:
         return data.kind == "rows" or data.columns is not None
     if any(kind_of(field) is not None for name, field in first.fields.items() if name not in taken):
         return False
     groups = _columns_of_pixels(first, taken)
+    if any(group.is_plain for group in groups):
+        return False
+    for shard in shards:
+        _check_slips(shard, [name for name in shard.fields if name not in taken])
     others = [field for name, field in first.fields.items() if name not in taken and not _INDEX.fullmatch(name)]
-    if any(group.is_plain for group in groups) or not others or not all(is_numeric(field.type) for field in others):
+    if not others or not all(is_numeric(field.type) for field in others):
         return False
     if doubtful := next((group for group in groups if len(group.columns) >= LEAST_DOUBTFUL), None):
         high, wide = doubtful.sides if len(doubtful.sides) > 1 else [math.isqrt(doubtful.sides[0])] * 2

@@ -77,7 +77,7 @@ def _shard(file: Path, part: int) -> _CsvShard:
     try:
         with open_unpacked(file) as content:
             table = arrow_csv.read_csv(
-                pa.PythonFile(content),
+                pa.PythonFile(content, mode="r"),
                 parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
                 convert_options=arrow_csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False),
             )

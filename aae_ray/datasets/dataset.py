@@ -362,7 +362,7 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"data.cache: the prepared data take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free under "
+            f"data.cache: the prepared images take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free under "
             f"{folder.parent}; free some, or give data.cache another place"
         )
 

@@ -105,7 +105,7 @@ def find_stored(path: Path, key: str) -> tuple[Format, Stored]:
         names = " and ".join(f"{form.name} ({stored.files[0].name})" for form, stored in found)
         raise UserError(f"{key}: {path} holds files of several formats, {names}; keep one of them in the folder")
     if not found:
-        raise UserError(f"{key}: {path} {_what_it_is(path)}; data are read from {FORMATS_TEXT}")
+        raise UserError(f"{key}: {path} {_what_it_is(path)}; images are read from {FORMATS_TEXT}")
     return found[0]
 
 
@@ -113,7 +113,7 @@ def _what_it_is(path: Path) -> str:
     if path.is_dir():
         endings = Counter(Path(name).suffix.lower() or name for _, _, names in os.walk(path) for name in names)
         kinds = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(5))
-        return f"holds no data, but files of other kinds ({kinds})" if endings else "is empty"
+        return f"holds no images, but files of other kinds ({kinds})" if endings else "is empty"
     if path.suffix.lower() in ENDINGS:
         return "is a single picture; give the folder that holds it"
     with path.open("rb") as content:

@@ -48,15 +48,18 @@ def _of_column(column: Any, name: str, fault: Fault) -> NDArray[np.float64]:
     if column.null_count:
         row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
         raise fault(row, name, f"is empty; {_MISSING}")
-    if pa.types.is_boolean(column.type) or pa.types.is_decimal(column.type):
-        column = column.cast(pa.uint8() if pa.types.is_boolean(column.type) else pa.float64())
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    if pa.types.is_decimal(column.type):  # Arrow's own cast is off in the last digit
+        column = pa.array([float(value) for value in column.to_pylist()], pa.float64())
     stored = column.to_numpy(zero_copy_only=False)
     values = stored.astype(np.float64) + 0.0  # minus zero is zero, and such rows are equal
     if not (good := np.isfinite(values)).all():
         row = int(np.argmin(good))
         what = "NaN (not a number)" if math.isnan(values[row]) else f"{values[row]:g}"
         raise fault(row, name, f"is {what}; {_MISSING}")
-    if stored.dtype.kind in "iu" and len(stored) and not (good := np.abs(values) <= LARGEST_WHOLE).all():
+    whole = stored.dtype.kind in "iu"
+    if whole and not (good := (stored <= LARGEST_WHOLE) & (stored >= -LARGEST_WHOLE)).all():
         row = int(np.argmin(good))
         text = f"is {stored[row]}; whole numbers beyond 2^53 are identifiers most often, and are not kept exactly as "
         raise fault(row, name, f"{text}doubles: leave the column out, naming the others with data.columns")

@@ -139,7 +139,7 @@ def test_dates_in_seconds_keep_their_differences(tmp_path: Path) -> None:
         (lines("9007199254740993"), "is 9007199254740993; whole numbers beyond 2^53"),
         (lines("name"), "data.kind=rows reads the numbers in a as rows"),
         ("a,b\nx,y\nz,w\n", "has no column of images"),
-        (lines("1", "1e300", "-1e300").replace("1e300", "1e301", 3), "whose standard deviation is no finite number"),
+        ("a,b\n" + "1,1e300\n2,-1e300\n" * 20, "column b has values from -1e+300 to 1e+300, whose standard deviation"),
     ],
 )
 def test_what_are_no_numbers_is_refused_by_file_row_and_column(tmp_path: Path, text: str, message: str) -> None:
@@ -151,7 +151,7 @@ def test_what_are_no_numbers_is_refused_by_file_row_and_column(tmp_path: Path, t
 
 
 def test_missing_values_of_parquet_are_refused_too_and_labels_may_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="row 3 of column a is NaN"):
+    with pytest.raises(UserError, match="row 3 of column a is (NaN|empty)"):
         read(write(tmp_path / "a.parquet", FRAME.assign(a=[0.0, 1, 2, math.nan] * 10)))
     dataset = read(write(tmp_path / "b.csv", FRAME.assign(label=["x", None, "y", "x"] * 10)))
     assert dataset.unlabelled == 10
@@ -163,7 +163,7 @@ def test_columns_that_say_nothing_are_left_out_and_told(tmp_path: Path) -> None:
     dataset = read(tmp_path / "own.csv", kind="rows")
     assert dataset.kind.columns == ("a", "b", "steps", "target")  # type: ignore[attr-defined]
     told = contents_of(dataset).rows()
-    assert "not used: , same, name" in told["source"] or "same" in told["source"]
+    assert "not used: , same, name" in told["source"]
     assert "column without a name counts the rows and is left out" in told["remarks"]
     assert "left out, as all rows have the same value: same (3)" in told["remarks"]
     assert "counts the rows, and is read as a number like others: steps" in told["remarks"]
@@ -208,7 +208,7 @@ def test_columns_of_pixels_are_images_and_what_may_be_both_is_refused(tmp_path: 
 
 def test_settings_of_pixels_and_rows_in_other_formats_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", FRAME)
-    with pytest.raises(UserError, match=r"data\.scale=0:16, data\.size=8: says how pixels are read"):
+    with pytest.raises(UserError, match=r"data\.scale=0:16, data\.size=8x8: says how pixels are read"):
         read(path, scale="0:16", size="8")
     (tmp_path / "pictures").mkdir()
     for index in range(12):
