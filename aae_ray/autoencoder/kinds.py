@@ -51,6 +51,10 @@ class ExampleKind(ABC):
         """Stored numbers, in a tensor that nobody else uses, as networks see them."""
 
     @abstractmethod
+    def given(self, stored_BX: Tensor) -> Tensor:
+        """Stored numbers as users of a published model have them."""
+
+    @abstractmethod
     def cut(self, x_BX: Tensor) -> Tensor:
         """A decoder's answer without what no example can be."""
 
@@ -86,6 +90,9 @@ class ImageKind(ExampleKind):
 
     def scaled(self, stored_BX: Tensor, dtype: torch.dtype) -> Tensor:
         return stored_BX.to(dtype).div_(255)
+
+    def given(self, stored_BX: Tensor) -> Tensor:
+        return stored_BX.float().div_(255)
 
     def cut(self, x_BX: Tensor) -> Tensor:
         return x_BX.clamp(0, 1)
@@ -123,6 +130,9 @@ class RowKind(ExampleKind):
     def scaled(self, stored_BX: Tensor, dtype: torch.dtype) -> Tensor:
         mean_D, std_D = self._statistics(stored_BX)
         return ((stored_BX.double() - mean_D) / std_D).to(dtype)  # of dates in seconds little is left in float32
+
+    def given(self, stored_BX: Tensor) -> Tensor:
+        return stored_BX.double()
 
     def cut(self, x_BX: Tensor) -> Tensor:
         return x_BX

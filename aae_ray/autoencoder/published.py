@@ -155,6 +155,13 @@ class Published:
         parts = [self.encoder(x_BX) for x_BX in x_NX.split(DECODED)]
         return Encoded.of({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
+    def squared_error(self, x_NX: Tensor, answer_NX: Tensor) -> Tensor:
+        """Of each example, (N,): a mean over pixels in [0, 1], or over columns in standard deviations."""
+        pair = (x_NX, answer_NX)
+        if self.kind is not None:
+            pair = (self.kind.from_published(x_NX), self.kind.from_published(answer_NX))
+        return (pair[1] - pair[0]).square().flatten(1).mean(1)
+
     def reconstruct(self, encoded: Encoded, labels_N: Tensor | None = None) -> Tensor:
         """Examples (N, X) decoded from codes, with the probabilities of the encoder where it has a label head, and else
         the examples' own labels, where the decoder is told any.

@@ -35,3 +35,8 @@ class Images:
 def examples(dataset: Dataset, rows: np.ndarray) -> Tensor:
     """Examples of the set by index, in their own shape and as networks see them, (N, X), on the CPU."""
     return dataset.kind.scaled(torch.from_numpy(np.asarray(dataset.examples_NX[rows])), torch.float32)
+
+
+def given_examples(dataset: Dataset, rows: np.ndarray) -> Tensor:
+    """The same as users of a published model give them: images in [0, 1], rows in their own units, as doubles."""
+    return dataset.kind.given(torch.from_numpy(np.asarray(dataset.examples_NX[rows])))

@@ -308,7 +308,7 @@ class HeldOutMetrics:
 
     @torch.no_grad()
     def reconstructions(self, part: str, count: int) -> tuple[Tensor, Tensor]:
-        """Some images of a part and what becomes of them, each (N, C, H, W), on the CPU."""
+        """Some examples of a part and what becomes of them, each (N, X), on the CPU."""
         x_BD, code, y_BK = next(self._encoded(some_of(self._indices(part), min(count, CHUNK))))
         pair = (x_BD, self.model.decode(code.z_BZ, y_BK))
         x_NCHW, answer_NCHW = (images_BD.unflatten(1, self.dataset.shape).cpu() for images_BD in pair)
@@ -331,7 +331,7 @@ class HeldOutMetrics:
 
     @torch.no_grad()
     def samples(self, count: int) -> Tensor:
-        """Images decoded from draws of the prior, (N, C, H, W), on the CPU."""
+        """Examples decoded from draws of the prior, (N, X), on the CPU."""
         return self.model.sample(count, sample_generator()).cpu()
 
     def prior(self, count: int) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aae_ray.autoencoder.kinds import Shape
+from aae_ray.autoencoder.kinds import ImageKind, Shape
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.download import Progress, no_progress
 from aae_ray.datasets.images import examples
@@ -82,6 +82,8 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = no_progress) -
     """
     if dataset.classes is None or not _has_labels(dataset):
         raise UserError(f"data.name {dataset.name} has no labels, and a judge cannot be trained without them")
+    if not isinstance(dataset.kind, ImageKind):
+        raise UserError(f"data.name {dataset.name} holds rows of numbers, and a judge looks at images")
     if min(dataset.shape[1:]) < SMALLEST:
         raise UserError(f"data.name {dataset.name}: images of {dataset.shape[1]} x {dataset.shape[2]} are too small")
     file = cache / "judges" / f"{dataset.name}-{_identity(dataset)}.pt"
@@ -101,8 +103,8 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = no_progress) -
 
 
 def is_judged(dataset: Dataset) -> bool:
-    """Whether a data set has a judge: not without labels, nor with images that are too small."""
-    return _has_labels(dataset) and min(dataset.shape[1:]) >= SMALLEST
+    """Whether a data set has a judge: not without labels, nor with images that are too small, nor of rows."""
+    return isinstance(dataset.kind, ImageKind) and _has_labels(dataset) and min(dataset.shape[1:]) >= SMALLEST
 
 
 def _has_labels(dataset: Dataset) -> bool:

@@ -38,7 +38,7 @@ from aae_ray.settings import Settings, flatten, replace, setting
 from aae_ray.tracking.address import check_answers, tracking_uri
 from aae_ray.training.loop import StateBytes, state_bytes
 
-STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components")
+STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components", "train.input_warp")
 # What a resume may change: how much is done, where it runs and where it is recorded, not what is searched.
 FREE = ("study.budget.", "study.concurrent_trials", "study.workers_per_trial", "study.resources_per_worker",
         "study.start_timeout", "study.step_timeout", "study.max_failures", "study.keep", "study.finalists",
@@ -121,6 +121,7 @@ def with_absolute_paths(settings: Settings) -> Settings:
 def _check_data(plan: Plan, dataset: Dataset) -> None:
     """Raises SettingsError with all in which the data do not fit the settings, or anything that is searched."""
     problems: dict[Problem, None] = {}
+    noun = dataset.kind.noun
     for each in _each_structure(plan):
         try:
             check(each, dataset)
@@ -131,11 +132,11 @@ def _check_data(plan: Plan, dataset: Dataset) -> None:
     searched = plan.space.get("train.batch_size")
     largest = plan.settings.train.batch_size if searched is None else max(options(searched))
     if largest > len(dataset.train):
-        text = f"train.batch_size is more than the {len(dataset.train)} training images of data.name {dataset.name}, "
+        text = f"train.batch_size is more than the {len(dataset.train)} training {noun} of data.name {dataset.name}, "
         problems[Problem(("train.batch_size",), Kind.DATA, "settings", f"{text}got {largest}")] = None
     for part, indices in (("validation", dataset.val), ("test", dataset.test)):
         if len(indices) < LEAST_CODES:
-            few = f"data.name {dataset.name} has {len(indices)} {part} images, too few to measure on"
+            few = f"data.name {dataset.name} has {len(indices)} {part} {noun}, too few to measure on"
             key = f"data.{part}_fraction"
             text = f"{few}; give {key} so that there are at least {LEAST_CODES}"
             problems[Problem((key,), Kind.DATA, "settings", text)] = None

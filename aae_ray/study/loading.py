@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aae_ray.autoencoder.kinds import ImageKind
+from aae_ray.autoencoder.kinds import recorded_kind
 from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.published import Decoder, Encoder, Published
 from aae_ray.datasets.dataset import load
@@ -113,7 +113,9 @@ def from_checkpoint(folder: Path) -> Published:
     state = checkpoint_state(folder)
     run = recorded_settings(state["settings"], {}, str(folder))
     shares = known_shares(load(run.data), run) if run.model.label_prior == "labels" else None
-    model = build_model(run, ImageKind(tuple(state["shape"])), classes=state.get("classes"), known_shares=shares)
+    model = build_model(
+        run, recorded_kind(state["shape"], state.get("rows")), classes=state.get("classes"), known_shares=shares
+    )
     try:
         for name, network in model.networks.items():
             network.load_state_dict(state["networks"][name])

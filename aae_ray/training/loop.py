@@ -119,8 +119,8 @@ class Training:
     def __post_init__(self) -> None:
         if len(self.dataset.train) < 2 * self.workers:
             raise UserError(
-                f"data.name {self.dataset.name}: {len(self.dataset.train)} training images are too few "
-                f"for {self.workers} workers"
+                f"data.name {self.dataset.name}: {len(self.dataset.train)} training {self.dataset.kind.noun} are too "
+                f"few for {self.workers} workers"
             )
         check(self.settings, self.dataset)
         self.model = build_model(
@@ -275,6 +275,7 @@ class Training:
             "data_digest": self.dataset.digest,
             "split": split_digest(self.dataset),
             "shape": list(self.dataset.shape),
+            "rows": None if self.dataset.rows is None else self.dataset.rows.record(),
             "classes": self.dataset.classes,
             "class_names": list(self.dataset.class_names or ()),
             "value_range": None if self.dataset.value_range is None else list(self.dataset.value_range),

@@ -198,7 +198,10 @@ def far_away(
     uri = f"sqlite:///{folder}/mlflow.db"
     client = client_of(uri)
     run = settings_of("dense")
-    card = model_card(NAME, ENCODER, TrialRecord(0, {}, Plan(run, {}), 0.0, 1), run, [], FinalEvaluation(), "digits-1")
+    kind = ImageKind(SHAPES["dense"])
+    card = model_card(
+        NAME, ENCODER, TrialRecord(0, {}, Plan(run, {}), 0.0, 1), run, [], FinalEvaluation(), "digits-1", kind
+    )
     registry.register(
         client,
         new_run(client),
