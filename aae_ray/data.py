@@ -19,7 +19,7 @@ from rich.progress import Progress, TaskID
 from aae_ray import reading, settings
 from aae_ray.cli import main
 from aae_ray.datasets.classes import UNKNOWN
-from aae_ray.datasets.contents import contents_of
+from aae_ray.datasets.contents import MOST_CLASSES, contents_of
 from aae_ray.datasets.dataset import Dataset, class_names, load, prepared_folder
 from aae_ray.errors import UserError
 
@@ -34,10 +34,13 @@ def prepare(
             help="name of the set (digits if none), then settings to change, e.g. data.split_seed=1",
         ),
     ] = None,
-    path: Annotated[str | None, typer.Option(help="file or folder of images; data.path")] = None,
+    path: Annotated[str | None, typer.Option(help="file or folder of images or rows; data.path")] = None,
     cache: Annotated[str | None, typer.Option(help="folder of prepared data; data.cache")] = None,
     preview: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="draw a sheet of images with their labels")
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="draw a sheet of images with their labels, or how the columns of rows are spread"
+        ),
     ] = None,
 ) -> None:
     """Prepare a data set, once, and say what is in it."""
@@ -97,21 +100,38 @@ def _describe(data: settings.Data, dataset: Dataset) -> str:
 
 
 def sheet(dataset: Dataset) -> bytes:
-    """Some images of all classes, class by class, each below its label; as PNG."""
+    """Some images of all classes, class by class, each below its label; of rows, how each column is spread in each
+    class; as PNG."""
+    from aae_ray.datasets.images import examples, given_examples
     from aae_ray.evaluation import drawing
-    from aae_ray.evaluation.judge import pixels
+    from aae_ray.evaluation.drawing_rows import column_histograms
+
+    if dataset.rows is not None:
+        spread = {
+            name: given_examples(dataset, rows).numpy() for name, rows in _rows_of_classes(dataset).items() if len(rows)
+        }
+        return column_histograms(spread, dataset.rows.columns, f"{dataset.name}: columns, in their own units")
 
     rows, names = _some_of_each_class(dataset), class_names(dataset)
     labels_N = None if dataset.labels_N is None else np.asarray(dataset.labels_N)[rows]
     captions = []
     for label in [] if labels_N is None else labels_N:
         captions.append("no label" if label == UNKNOWN else drawing.written(names[label], label))
-    return drawing.captioned(pixels(dataset, rows), captions, COLUMNS)
+    return drawing.captioned(examples(dataset, rows), captions, COLUMNS)
+
+
+def _rows_of_classes(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
+    """All rows, and those of each class."""
+    everything = {"all rows": np.arange(len(dataset.examples_NX))}
+    if dataset.labels_N is None:
+        return everything
+    labels_N, names = np.asarray(dataset.labels_N), class_names(dataset)[:MOST_CLASSES]
+    return everything | {name: np.flatnonzero(labels_N == label) for label, name in enumerate(names)}
 
 
 def _some_of_each_class(dataset: Dataset) -> NDArray[np.int64]:
     """Images of the set, as many of one class as of another where there are as many, sorted by class."""
-    count = len(dataset.images_NCHW)
+    count = len(dataset.examples_NX)
     labels_N = np.zeros(count, np.int64) if dataset.labels_N is None else np.asarray(dataset.labels_N)
     shuffled = np.random.RandomState(0).permutation(count)
     by_class = shuffled[np.argsort(labels_N[shuffled], kind="stable")]

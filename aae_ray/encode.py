@@ -26,7 +26,7 @@ def encode(
     version: ModelVersion = "champion",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write a row for each image of a set: its code, what classes or clusters it may be of, how well it is
+    """Write a row for each image or row of a set: its code, what classes or clusters it may be of, how well it is
     reconstructed, how far its code is from the prior, and from both a score that is high for anomalies."""
     if not model:
         raise UserError("--model is missing: name a registered model, such as aae-digits-decoder, or a study's folder")
@@ -40,7 +40,7 @@ def encode(
     loaded = load_model(model, version=version, uri=server.tracking_uri(tracking_uri))
     dataset = read_data(data, overrides, loaded)
     count = write_codes(loaded, dataset, out)
-    print(f"{out}: codes and scores of {count} images of {dataset.name}, by {loaded}")
+    print(f"{out}: codes and scores of {count} {dataset.kind.noun} of {dataset.name}, by {loaded}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""python -m aae_ray.generate: images that a model decodes from codes of your choice. Needs no Ray.
+"""python -m aae_ray.generate: images, or rows of numbers, that a model decodes from codes of your choice. Needs no Ray.
 
 python -m aae_ray.generate aae-digits-decoder --count 64 --out samples.png
 python -m aae_ray.generate aae-digits-decoder --label 3 --format npy
+python -m aae_ray.generate aae-wine-decoder --count 1000 --out rows.csv
 python -m aae_ray.generate runs/STUDY --style 8
 python -m aae_ray.generate aae-faces-decoder --interpolate a.png b.png
 """
@@ -22,11 +23,13 @@ DRAWN, STEPS = 64, 10  # images where no number is given: of draws and of a grid
 
 
 class Format(StrEnum):
-    """What is written: a sheet of images, an array (N, C, H, W), or a table of images and codes."""
+    """What is written: a sheet of images, an array (N, C, H, W) or (N, D), a table of images or rows and codes, or of
+    rows alone."""
 
     png = "png"
     npy = "npy"
     parquet = "parquet"
+    csv = "csv"
 
 
 def generate(
@@ -59,16 +62,22 @@ def generate(
     grid: Annotated[
         bool, typer.Option("--grid", help="the prior from end to end: a plane, the mixture's rays, or along the roll")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="file to write, samples.png if none")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="file to write, samples.png or, of rows, samples.csv if none")
+    ] = None,
     format_: Annotated[
-        Format | None, typer.Option("--format", help="png, npy or parquet; by the ending of --out if none")
+        Format | None,
+        typer.Option(
+            "--format",
+            help="png, npy or parquet of images, csv, npy or parquet of rows; by the ending of --out if none",
+        ),
     ] = None,
     version: Annotated[str, typer.Option(help="alias or version of the model")] = "champion",
     seed: Annotated[int, typer.Option(min=0, help="of the draws from the prior")] = 0,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Decode codes, drawn from the prior that the model was trained with or chosen, and write the images."""
-    out, kind = _target(out, format_)
+    """Decode codes, drawn from the prior that the model was trained with or chosen, and write the images or rows."""
+    kind = _kind(out, format_)
     ways = {"--style": style is not None, "--interpolate": interpolate is not None, "--grid": grid}
     chosen = [option for option, given in ways.items() if given]
     if len(chosen) > 1:
@@ -87,6 +96,9 @@ def generate(
 
     uri = server.tracking_uri(tracking_uri)
     model = load_model(name, version=version, uri=uri, encoder=interpolate is not None)
+    kind = kind or Format(next(iter(generation.formats_of(model.kind))))
+    generation.check_format(model, kind)
+    out = out or Path(f"samples.{kind}")
     if style is not None:
         images = generation.styles(model, style, seed)
     elif interpolate is not None:
@@ -97,21 +109,21 @@ def generate(
     else:
         images = generation.samples(model, count or DRAWN, seed, label)
     generation.write(images, out, kind)
-    print(f"{out}: {len(images.x_NCHW)} images of {model}, {images.text}")
+    print(f"{out}: {len(images.x_NX)} {images.noun} of {model}, {images.text}")
 
 
-def _target(out: Path | None, kind: Format | None) -> tuple[Path, str]:
-    """The file to write and its format, of which each follows from the other where it is not given."""
+def _kind(out: Path | None, kind: Format | None) -> Format | None:
+    """The format, by the name of the file where it is not given; None where neither is."""
     if out is None:
-        return Path(f"samples.{kind or Format.png}"), kind or Format.png
+        return kind
     ending = out.suffix.lower().removeprefix(".")
     if not os.path.isdir(out.absolute().parent):
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
     if kind is None and ending not in list(Format):
-        raise UserError(f"--out {out}: give a name that ends in .png, .npy or .parquet")
+        raise UserError(f"--out {out}: give a name that ends in .png, .npy, .parquet or .csv")
     if kind is not None and ending in list(Format) and ending != kind:
         raise UserError(f"--format {kind} and --out {out} contradict each other; leave one of them out")
-    return out, kind or ending
+    return kind or Format(ending)
 
 
 if __name__ == "__main__":

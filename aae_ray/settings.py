@@ -5,6 +5,7 @@ builds the optimizer. Files and command lines are read in `reading`.
 """
 
 import functools
+import json
 import math
 import os
 import re
@@ -134,6 +135,19 @@ def _names(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _columns(value: Any) -> Any:
+    """`a,b`, or a list, also as it is recorded: in JSON, where a name has a comma."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError('expected names of columns such as a,b, or a list such as ["a", "b, c"]') from None
+    names = _names(value)
+    if isinstance(names, list | tuple) and len(set(names)) < len(names):
+        raise ValueError("expected each column once")
+    return names
+
+
 def _scale(value: Any) -> str:
     """`-1:1`, the values that become black and white, or `observed`."""
     low, colon, high = str(value).partition(":")
@@ -203,6 +217,7 @@ OptionalRate = Annotated[Float, Field(ge=0, le=10)]
 Milestones = Annotated[tuple[Annotated[Float, Field(gt=0, lt=1)], ...], BeforeValidator(_fractions)]
 LabelPrior = Annotated[str | tuple[float, ...], PlainValidator(_label_prior)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
+Columns = Annotated[tuple[str, ...], BeforeValidator(_columns), Field(min_length=1)]
 MaybeNames = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Constraints = Annotated[tuple[Annotated[str, AfterValidator(_constraint)], ...], BeforeValidator(_names)]
 Duration = Annotated[Float, BeforeValidator(_seconds), Field(gt=0)]
@@ -266,7 +281,17 @@ class Data(Section):
     path: str | None = Field(
         None,
         description="file or folder of images: Parquet, pictures in a folder for each class, NumPy (.npy, .npz), IDX, "
-        "or what Hugging Face's save_to_disk wrote; or files of a published set, which are downloaded when not given",
+        "or what Hugging Face's save_to_disk wrote; or of rows of numbers: CSV or Parquet; or files of a published "
+        "set, which are downloaded when not given",
+    )
+    kind: Literal["auto", "images", "rows"] = Field(
+        "auto",
+        description="what a table (CSV, Parquet, a saved Hugging Face dataset) holds: images; rows of numbers, a "
+        "column each, which are standardised; auto: images where it has a column of them, or columns pixel0, pixel1, "
+        "..., and rows where all its columns but label and split are numbers",
+    )
+    columns: Columns | None = Field(
+        None, description="columns of rows of numbers, in this order; all that hold numbers when not given"
     )
     image_column: str | None = Field(
         None, description="column or array of images; found by its type or name when not given"
@@ -405,7 +430,8 @@ class Model(Section):
         1.0, gt=0, description="standard deviation of the VAE's p(x|z): weighs reconstruction against KL"
     )
     output: Literal["sigmoid", "linear"] = Field(
-        "sigmoid", description="last layer of the decoder; pixels are in [0, 1]"
+        "sigmoid",
+        description="last layer of the decoder of images, with pixels in [0, 1]; that of rows of numbers is linear",
     )
 
 
@@ -775,6 +801,23 @@ RULES: tuple[Rule, ...] = (
         "data.test_path is the test part of the images in data.path; give that, too, got {test_path}",
     ),
     Rule(
+        ("data.kind", "data.columns"),
+        lambda kind, columns: kind != "images" or columns is None,
+        "data.columns names columns of rows of numbers, and data.kind is images; remove one of them, or name the "
+        "column of images with data.image_column",
+    ),
+    Rule(
+        ("data.kind", "data.image_column"),
+        lambda kind, column: kind != "rows" or column is None,
+        "data.image_column names a column of images, and data.kind is rows; remove one of them, got {image_column}",
+    ),
+    Rule(
+        ("data.columns", "data.image_column"),
+        lambda columns, column: columns is None or column is None,
+        "data.columns names columns of rows of numbers, and data.image_column one of images; remove one of them, got "
+        "{image_column}",
+    ),
+    Rule(
         ("data.scale", "data.test_path"),
         lambda scale, test_path: scale != "observed" or test_path is None,
         "data.scale=observed takes another black and white from data.test_path than from data.path, and their images "
@@ -935,6 +978,8 @@ def flatten(settings: RunSettings) -> dict[str, str | int | float | bool | None]
 
     def plain(value: Any) -> Any:
         if isinstance(value, tuple):
+            if any(isinstance(item, str) and "," in item for item in value):
+                return json.dumps(value)
             return ("-" if all(isinstance(item, int) for item in value) else ",").join(map(str, value))
         return ",".join(f"{key}={amount:g}" for key, amount in value.items()) if isinstance(value, dict) else value
 

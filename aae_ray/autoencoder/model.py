@@ -1,6 +1,7 @@
 """The networks of a task, and what they do together: encode, decode, sample.
 
-Shapes: B batch, N samples, C channels, H height, W width, D pixels (C * H * W), E noise, Z code, K classes or clusters.
+Shapes: B batch, N samples, D numbers of an example, X the same in its own shape, E noise, Z code, K classes or
+clusters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aae_ray.autoencoder import posteriors
+from aae_ray.autoencoder.kinds import ExampleKind, Shape
 from aae_ray.autoencoder.networks import (
     ClusterHeads,
     ConvDecoder,
@@ -27,14 +29,12 @@ from aae_ray.randomness import WEIGHTS, generator_for
 from aae_ray.settings import Model as ModelSettings
 from aae_ray.settings import RunSettings
 
-Shape = tuple[int, int, int]
-
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the networks of a task must fit: images, and the labels that some of them are given."""
+    """What the networks of a task must fit: examples, and the labels that some of them are given."""
 
-    shape: Shape
+    kind: ExampleKind
     classes: int  # size of y, 0 for a task without
     label_condition: int  # size of the label that conditions the discriminator, 0 for one without
     joined: int  # how much of y stands beside the style at the decoder
@@ -43,8 +43,8 @@ class Sizes:
 def _trunk(model: ModelSettings, sizes: Sizes) -> nn.Module:
     in_trunk = posteriors.noise_dim(model) if model.posterior == "universal" else 0
     if model.network == "convolutional":
-        return ConvTrunk(sizes.shape, model.channels, model.hidden[-1], in_trunk, model.normalization)
-    return DenseTrunk(_pixels(sizes.shape), model.hidden, in_trunk, model.normalization)
+        return ConvTrunk(sizes.kind.shape, model.channels, model.hidden[-1], in_trunk, model.normalization)
+    return DenseTrunk(sizes.kind.size, model.hidden, in_trunk, model.normalization)
 
 
 def _style_head(model: ModelSettings, sizes: Sizes) -> nn.Module:
@@ -57,10 +57,10 @@ def _label_head(model: ModelSettings, sizes: Sizes) -> nn.Module:
 
 
 def _decoder(model: ModelSettings, sizes: Sizes) -> nn.Module:
-    inputs = model.latent_dim + sizes.joined
+    inputs, output = model.latent_dim + sizes.joined, sizes.kind.output(model.output)
     if model.network == "convolutional":
-        return ConvDecoder(inputs, model.hidden[-1], model.channels[::-1], sizes.shape, model.output)
-    return DenseDecoder(inputs, model.hidden[::-1], _pixels(sizes.shape), model.output)
+        return ConvDecoder(inputs, model.hidden[-1], model.channels[::-1], sizes.kind.shape, output)
+    return DenseDecoder(inputs, model.hidden[::-1], sizes.kind.size, output)
 
 
 def _cluster_heads(model: ModelSettings, sizes: Sizes) -> nn.Module:
@@ -77,10 +77,6 @@ def _label_discriminator(model: ModelSettings, sizes: Sizes) -> nn.Module:
 
 def _discriminator(model: ModelSettings, inputs: int) -> nn.Module:
     return Discriminator(inputs, model.discriminator_hidden, model.discriminator_slope)
-
-
-def _pixels(shape: Shape) -> int:
-    return shape[0] * shape[1] * shape[2]
 
 
 DECODED = 2000  # samples decoded at a time
@@ -109,9 +105,13 @@ class Model:
     label_shares_K: Tensor | None  # p(y), on the CPU; None for a task without y
 
     @property
+    def kind(self) -> ExampleKind:
+        return self.sizes.kind
+
+    @property
     def shape(self) -> Shape:
-        """Of an image: (C, H, W)."""
-        return self.sizes.shape
+        """Of an example."""
+        return self.kind.shape
 
     @property
     def classes(self) -> int:
@@ -119,7 +119,7 @@ class Model:
         return self.sizes.classes
 
     def encode(self, x_BD: Tensor, noise_BE: Tensor | None) -> Code:
-        """Codes of images given as rows of pixels in [0, 1], normalized by the statistics that training left."""
+        """Codes of examples given as rows of numbers, normalized by the statistics that training left."""
         trunk = self.networks["trunk"]
         before = trunk.training
         trunk.eval()
@@ -133,42 +133,42 @@ class Model:
         return decoder_input(self.networks, z_BZ, y_BK)
 
     def decode(self, z_BZ: Tensor, y_BK: Tensor | None = None) -> Tensor:
-        """Rows of pixels, shape (B, D), of codes, and of labels or their probabilities where the task has them."""
+        """Rows of numbers, shape (B, D), of codes, and of labels or their probabilities where the task has them."""
         x_BD: Tensor = self.networks["decoder"](self.decoder_input(z_BZ, y_BK))
         return x_BD
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Images decoded from draws of the priors p(z) and p(y), shape (N, C, H, W)."""
+        """Examples decoded from draws of the priors p(z) and p(y), each in its own shape, (N, X)."""
         weight = next(self.networks["decoder"].parameters())
         z_NZ, y_NK = sample_code(self.prior, self.label_shares_K, count, generator, weight.dtype)
-        x_NCHW = []
+        x_NX = []
         for start in range(0, count, DECODED):  # the layers of a convolutional decoder are large
             rows = slice(start, start + DECODED)
             y_BK = None if y_NK is None else y_NK[rows].to(weight.device)
-            x_NCHW.append(self.decode(z_NZ[rows].to(weight.device), y_BK).unflatten(1, self.shape))
-        return torch.cat(x_NCHW)
+            x_NX.append(self.decode(z_NZ[rows].to(weight.device), y_BK).unflatten(1, self.shape))
+        return torch.cat(x_NX)
 
 
 def build_model(
     settings: RunSettings,
-    shape: Shape,
+    kind: ExampleKind,
     device: torch.device | str = "cpu",
     classes: int | None = None,
     known_shares: Sequence[float] | None = None,
 ) -> Model:
-    """The model that the settings describe, for images of this shape (C, H, W), with initial weights from the seed.
+    """The model that the settings describe, for examples of this kind, with initial weights from the seed.
 
     `classes` is their number in the data; a task with labels needs it. `known_shares` are those of the classes among
     the labels that training knows; `model.label_prior=labels` is uniform without. Each network's weights come from
     (seed, its name), so that they do not depend on the other networks, on what was built before in this process, or
-    on the device. Raises SettingsError when a network does not fit the images.
+    on the device. Raises SettingsError when a network does not fit the examples.
     """
     task = TASKS[settings.task]
     phases = phases_of(settings)
     needed = {name for phase in phases for name in phase.updates}
     y = {"classes": classes or 0, "clusters": settings.model.clusters, None: 0}[task.y]
     joined = 0 if "cluster_heads" in needed else y
-    sizes = Sizes(shape, y, (classes or 0) + 1 if task.label_condition else 0, joined)
+    sizes = Sizes(kind, y, (classes or 0) + 1 if task.label_condition else 0, joined)
     dtype = getattr(torch, settings.train.dtype)
     networks: dict[str, nn.Module] = {}
     for name, build in NETWORKS.items():
@@ -204,13 +204,13 @@ def _label_shares(
     return shares_K / shares_K.sum()
 
 
-def weight_bytes(settings: RunSettings, shape: Shape, classes: int | None = None) -> dict[str, int]:
+def weight_bytes(settings: RunSettings, kind: ExampleKind, classes: int | None = None) -> dict[str, int]:
     """How much memory the weights of each network of `build_model` take, which are not made for it.
 
     Raises SettingsError as it does.
     """
     with torch.device("meta"):
-        networks = build_model(settings, shape, "meta", classes).networks
+        networks = build_model(settings, kind, "meta", classes).networks
     return {
         name: sum(weight.numel() * weight.element_size() for weight in network.parameters())
         for name, network in networks.items()

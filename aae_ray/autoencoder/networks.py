@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from aae_ray.autoencoder.kinds import Shape
 from aae_ray.errors import Kind, Problem, SettingsError
 
 
@@ -188,7 +189,7 @@ class ConvTrunk(nn.Module):
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: Shape,
         channels: tuple[int, ...],
         features: int,
         noise_dim: int = 0,
@@ -236,7 +237,7 @@ class ConvDecoder(nn.Module):
         latent_dim: int,
         features: int,
         channels: tuple[int, ...],
-        shape: tuple[int, int, int],
+        shape: Shape,
         output: str,
     ) -> None:
         super().__init__()
@@ -270,7 +271,7 @@ class ConvDecoder(nn.Module):
         return torch.sigmoid(x_BD) if self.sigmoid else x_BD
 
 
-def conv_grid(shape: tuple[int, int, int], channels: tuple[int, ...]) -> list[tuple[int, int]]:
+def conv_grid(shape: Shape, channels: tuple[int, ...]) -> list[tuple[int, int]]:
     """Height and width of the image and after each convolution. Raises SettingsError when nothing would be left."""
     _, height, width = shape
     grids = [(height, width)]

@@ -1,6 +1,6 @@
 """What is published of a trained model: an encoder and a decoder, on the CPU in float32, and what both go with.
 
-Shapes: B batch, N images or codes, C channels, H height, W width, Z code, K classes or clusters.
+Shapes: B batch, N examples or codes, X numbers of an example in its own shape, Z code, K classes or clusters.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aae_ray.autoencoder.kinds import ExampleKind, Shape
 from aae_ray.autoencoder.model import DECODED, Model
 from aae_ray.autoencoder.phases import TASKS, decoder_input, encode
 from aae_ray.autoencoder.priors import Prior, sample_code
@@ -21,7 +22,7 @@ CODE, SIGMA, PROBABILITIES, REPRESENTATION = "code", "sigma", "probabilities", "
 
 
 class Decoder(nn.Module):
-    """Codes in, images x_BCHW in [0, 1] out.
+    """Codes in, examples x_BX out: images (B, C, H, W) in [0, 1].
 
     Codes are z_BZ; where the task has labels, the label comes first, one-hot or as probabilities, and the code has
     K + Z numbers.
@@ -30,19 +31,18 @@ class Decoder(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.players = _players(model, "decoder", "cluster_heads")
-        self.shape, self.classes = model.shape, model.classes
+        self.kind, self.classes = model.kind, model.classes
 
     def forward(self, codes_BZ: Tensor) -> Tensor:
         y_BK, z_BZ = codes_BZ[:, : self.classes], codes_BZ[:, self.classes :]
         players = dict(self.players.items())
         decoded_BD = players["decoder"](decoder_input(players, z_BZ, y_BK if self.classes else None))
-        x_BCHW: Tensor = decoded_BD.unflatten(1, self.shape).clamp(0, 1)
-        return x_BCHW
+        return self.kind.to_published(decoded_BD.unflatten(1, self.kind.shape))
 
 
 class Encoder(nn.Module):
-    """Images x_BCHW in [0, 1] in; out of it by name: the code z_BZ, its sigma_BZ, the probabilities y_BK of classes or
-    clusters, and the representation W y + z (section 7), the last three where the model has them.
+    """Examples x_BX in, of images those in [0, 1]; out of it by name: the code z_BZ, its sigma_BZ, the probabilities
+    y_BK of classes or clusters, and the representation W y + z (section 7), the last three where the model has them.
 
     A published encoder draws nothing: its code is that at zero noise, as re-encoding is evaluated. Of a Gaussian
     posterior, a VAE's as well, this is the mean, and sigma is the standard deviation beside it.
@@ -51,12 +51,13 @@ class Encoder(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.players = _players(model, "trunk", "style_head", "label_head", "cluster_heads")
-        self.noise_dim = model.noise_dim
+        self.kind, self.noise_dim = model.kind, model.noise_dim
 
-    def forward(self, x_BCHW: Tensor) -> dict[str, Tensor]:
+    def forward(self, given_BX: Tensor) -> dict[str, Tensor]:
         players = dict(self.players.items())
-        noise_BE = x_BCHW.new_zeros(x_BCHW.shape[0], self.noise_dim) if self.noise_dim else None
-        code = encode(players, x_BCHW.flatten(1), noise_BE)
+        x_BX = self.kind.from_published(given_BX)
+        noise_BE = x_BX.new_zeros(x_BX.shape[0], self.noise_dim) if self.noise_dim else None
+        code = encode(players, x_BX.flatten(1), noise_BE)
         answer = {CODE: code.z_BZ}
         if code.log_variance_BZ is not None:
             answer[SIGMA] = (0.5 * code.log_variance_BZ).exp()
@@ -83,7 +84,7 @@ def join(z_NZ: Tensor, y_NK: Tensor | None) -> Tensor:
 
 
 class Encoded(NamedTuple):
-    """What an encoder makes of images, in their order; what the model does not have is None."""
+    """What an encoder makes of examples, in their order; what the model does not have is None."""
 
     z_NZ: Tensor
     sigma_NZ: Tensor | None = None
@@ -107,7 +108,7 @@ class Published:
     prior: Prior
     label_shares_K: Tensor | None  # p(y) of the label that the decoder is told, None for none
     data_digest: str
-    shape: tuple[int, ...]  # of an image, (C, H, W); empty for a version of before it was recorded
+    kind: ExampleKind | None  # of what it was trained on; None for a version of before it was recorded
     settings: Mapping[str, Any]  # of the data that it was trained on, under their dotted keys
     class_names: tuple[str, ...] = ()  # of the data's classes; empty where they are not known
     split: str = ""  # digest of the split of the data; empty for a version of before it was recorded
@@ -116,6 +117,11 @@ class Published:
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}" if self.version else self.name
+
+    @property
+    def shape(self) -> Shape:
+        """Of an example; empty where its kind is not known."""
+        return () if self.kind is None else self.kind.shape
 
     @property
     def labels(self) -> int:
@@ -130,28 +136,35 @@ class Published:
         return tuple(map(str, range(self.labels)))
 
     def sample(self, count: int, seed: int) -> Tensor:
-        """Images (count, C, H, W) in [0, 1] decoded from draws of the prior that the seed fixes."""
+        """Examples (count, X), of images those in [0, 1], decoded from draws of the prior that the seed fixes."""
         return self.draw(count, torch.Generator().manual_seed(seed))
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Images (count, C, H, W) in [0, 1] decoded from draws of the prior."""
+        """The same, of draws by this generator."""
         return self.decode(draw_codes(self.prior, self.label_shares_K, count, generator))
 
     @torch.no_grad()
     def decode(self, codes_NZ: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] of codes as the decoder takes them, its label first."""
+        """Examples (N, X) of codes as the decoder takes them, its label first."""
         return torch.cat([self.decoder(codes_BZ) for codes_BZ in codes_NZ.split(DECODED)])
 
     @torch.no_grad()
-    def encode(self, x_NCHW: Tensor) -> Encoded:
-        """Codes of images in [0, 1] of the model's own shape."""
+    def encode(self, x_NX: Tensor) -> Encoded:
+        """Codes of examples of the model's own shape, of images those in [0, 1]."""
         assert self.encoder is not None
-        parts = [self.encoder(x_BCHW) for x_BCHW in x_NCHW.split(DECODED)]
+        parts = [self.encoder(x_BX) for x_BX in x_NX.split(DECODED)]
         return Encoded.of({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
+    def squared_error(self, x_NX: Tensor, answer_NX: Tensor) -> Tensor:
+        """Of each example, (N,): a mean over pixels in [0, 1], or over columns in standard deviations."""
+        pair = (x_NX, answer_NX)
+        if self.kind is not None:
+            pair = (self.kind.from_published(x_NX), self.kind.from_published(answer_NX))
+        return (pair[1] - pair[0]).square().flatten(1).mean(1)
+
     def reconstruct(self, encoded: Encoded, labels_N: Tensor | None = None) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] decoded from codes, with the probabilities of the encoder where it has a label
-        head, and else the images' own labels, where the decoder is told any.
+        """Examples (N, X) decoded from codes, with the probabilities of the encoder where it has a label head, and else
+        the examples' own labels, where the decoder is told any.
 
         Raises UserError when it is told labels and these are none.
         """

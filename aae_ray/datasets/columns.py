@@ -1,6 +1,7 @@
-"""Which columns of tables are images, labels and parts, and how they are read: of Parquet, and of saved Arrow files.
+"""Which columns of tables are images or numbers, labels and parts, and how they are read: of CSV, Parquet, saved Arrow.
 
-A set is a sequence of tables with the same columns. `B` images of a batch, `C` channels, `H` height, `W` width.
+A set is a sequence of tables with the same columns. `B` images or rows of a batch, `C` channels, `H` height, `W` width,
+`D` columns of numbers.
 """
 
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aae_ray import settings
 from aae_ray.datasets.arrow_images import WHAT, Batch, Kind, is_identifier, is_list, is_number, kind_of, read_images
@@ -19,6 +21,7 @@ from aae_ray.datasets.classes import NO_LABELS, concatenated, is_label, is_text,
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream, Origin, Parts
 from aae_ray.datasets.parts import WORDS, part_of_word, where_they_differ
 from aae_ray.datasets.pictures import Pictures
+from aae_ray.datasets.rows import Seen, doubles, is_numeric, slip
 from aae_ray.errors import UserError, did_you_mean
 
 LABEL_COLUMN, SPLIT_COLUMN = "label", "split"  # are read without being named
@@ -27,6 +30,10 @@ LEAST_PIXELS = 4  # in columns of their own
 _PIXEL_NAMES = ("pixel", "pixels", "px", "pix")  # before their numbers; numbers alone are pixels, too
 MOST_COLUMNS = 8  # named in a message
 BATCH_ROWS = 64  # colour images of 256 x 256 as lists of doubles take 100 MB
+NUMBER_ROWS = 4096  # of rows of numbers
+LEAST_DOUBTFUL = 64  # columns such as x0 to x63 that may be an image; fewer are numbers
+_INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")  # columns in which pandas counts the rows
+_LIKE_LABELS = ("class", "target", "species", "outcome", "y")
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,16 @@ class Shard(ABC):
         return (*self.fields, *(key for key in self.hive if key not in self.fields))
 
     @abstractmethod
-    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
-        """Record batches of these columns, of BATCH_ROWS at most, each with the number of its first row."""
+    def batches(self, columns: Sequence[str], size: int = BATCH_ROWS) -> Iterator[tuple[int, Any]]:
+        """Record batches of these columns, of so many rows at most, each with the number of its first row."""
 
     @abstractmethod
     def values(self, column: str) -> Any:
         """All values of a column of the file."""
+
+    def row_text(self, row: int) -> str:
+        """A row, for messages."""
+        return f"row {row}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ def names_of_class_label(features: Any) -> dict[str, tuple[str, ...]]:
 
 
 def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: str, parts_from: str) -> ImageStream:
-    """The images of tables, in the order given, stored in a format `form`.
+    """The images or the rows of numbers of tables, in the order given, stored in a format `form`.
 
     Parts are those of a column `split`, or of the one that is named, else those of the shards, from what `parts_from`
     tells. Files may differ in the widths of their numbers, and some may be empty. Labels and parts are read here,
@@ -88,13 +99,16 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
     """
     filled = [shard for shard in shards if shard.rows]
     if not filled:
-        raise UserError(f"{root} holds no images: it has no rows")
+        raise UserError(f"{root} holds nothing to learn from: it has no rows")
     first = filled[0]
     label_column = _label_column(filled, data.label_column)
     split_column = _split_column(filled, data.split_column)
-    images = _image_columns(first, data.image_column, {label_column, split_column} - {None})
+    taken = {label_column, split_column} - {None}
+    numbers = _number_columns(filled, data, taken) if _holds_numbers(filled, data, taken) else None
+    images = None if numbers else _image_columns(first, data.image_column, taken)
     for shard in filled:
-        _check_images(shard, images, first, data.image_column)
+        if images:
+            _check_images(shard, images, first, data.image_column)
         for column in (label_column, split_column):
             if column:
                 _check_same(shard, column, first, _label_family)
@@ -102,35 +116,39 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
     starts = np.cumsum([0, *(shard.rows for shard in filled)])
     pictures = Pictures(data)
 
-    def batches() -> Iterator[Batch]:
-        for shard in filled:
-            for row, batch in shard.batches(images.columns):
-                yield _image_batch(shard, images, batch, row)
+    def blocks() -> Iterator[NDArray[Any]]:
+        if images:
+            return read_images(lambda: _image_batches(filled, images), pictures, str(root))
+        assert numbers is not None
+        return (values_BD for _, _, values_BD in _numbers(filled, numbers.columns))
 
     def place(column: str | None) -> Callable[[int | None], str]:
         def row_of(image: int | None) -> str:
             if image is None:
                 return f"{root}: column {column}"
             index = int(np.searchsorted(starts, image, side="right")) - 1
-            return f"{filled[index].file}: row {image - starts[index]} of column {column}"
+            shard = filled[index]
+            return f"{shard.file}: {shard.row_text(int(image - starts[index]))} of column {column}"
 
         return row_of
 
     labels = None if label_column is None else _values(filled, label_column)
     parts, given_by = _parts(filled, split_column, place(split_column), parts_from)
-    used = (images.name, *(column for column in (label_column, split_column) if column))
-    taken = {*images.columns, *used}
-    unused = tuple(dict.fromkeys(name for shard in filled for name in shard.columns if name not in taken))
+    read = (images.name,) if images else numbers.columns if numbers else ()
+    used = (*read, *(column for column in (label_column, split_column) if column))
+    known = {*used, *(images.columns if images else ())}
+    unused = tuple(dict.fromkeys(name for shard in filled for name in shard.columns if name not in known))
     return ImageStream(
         int(starts[-1]),
-        read_images(batches, pictures, str(root)),
+        blocks(),
         labels,
         Origin(form, len(shards), used, unused, given_by),
         parts,
         lambda: pictures.scale.seen,
         place(label_column),
         None if label_column is None else _label_names(filled, label_column),
-        pictures.remarks,
+        pictures.remarks if numbers is None else lambda: numbers.remarks,
+        None if numbers is None else numbers.columns,
     )
 
 
@@ -154,7 +172,11 @@ def _image_columns(first: Shard, named: str | None, taken: set[str | None]) -> _
     candidates = candidates or [group for group in pixels if group.is_plain]
     if not candidates:
         known = [f"{name} ({field.type}){_hint(first, name)}" for name, field in first.fields.items()]
-        raise UserError(f"{first.file} has no column of images ({WHAT}); its columns are {_some(known)}")
+        numeric = [name for name, field in first.fields.items() if name not in taken and is_numeric(field.type)]
+        raise UserError(
+            f"{first.file} has no column of images ({WHAT}); its columns are {_some(known)}"
+            + (f"; data.kind=rows reads the numbers in {_some(numeric)} as rows" if numeric else "")
+        )
     if len(candidates) > 1:
         names = ", ".join(group.name for group in candidates)
         raise UserError(f"{first.file} has several columns of images, {names}; choose one with data.image_column")
@@ -289,6 +311,123 @@ def _label_family(field: Any) -> str | None:
     return label_family(field.type)
 
 
+# -------------------------------------------------------------------------------------------------- rows of numbers
+
+
+@dataclass(frozen=True)
+class _NumberColumns:
+    """What is read as rows of numbers, and remarks on what was left out or looks like something else."""
+
+    columns: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def _holds_numbers(shards: Sequence[Shard], data: settings.Data, taken: set[str | None]) -> bool:
+    """Whether tables are read as rows of numbers: as the settings say, else where they have no images, and nothing but
+    numbers besides. Raises UserError where numbers may be pixels, or a slip among them makes them text."""
+    first = shards[0]
+    if data.kind != "auto" or data.columns or data.image_column:
+        return data.kind == "rows" or data.columns is not None
+    if any(kind_of(field) is not None for name, field in first.fields.items() if name not in taken):
+        return False
+    groups = _columns_of_pixels(first, taken)
+    if any(group.is_plain for group in groups):
+        return False
+    for shard in shards:
+        _check_slips(shard, [name for name in shard.fields if name not in taken])
+    others = [field for name, field in first.fields.items() if name not in taken and not _INDEX.fullmatch(name)]
+    if not others or not all(is_numeric(field.type) for field in others):
+        return False
+    if doubtful := next((group for group in groups if len(group.columns) >= LEAST_DOUBTFUL), None):
+        high, wide = doubtful.sides if len(doubtful.sides) > 1 else [math.isqrt(doubtful.sides[0])] * 2
+        raise UserError(
+            f"{first.file}: columns {doubtful.columns[0]} to {doubtful.columns[-1]} may be {len(doubtful.columns)} "
+            f"numbers, or the pixels of images of {high} x {wide}; data.kind=rows reads numbers, and "
+            f"data.image_column={doubtful.name} images"
+        )
+    return True
+
+
+def _number_columns(shards: Sequence[Shard], data: settings.Data, taken: set[str | None]) -> _NumberColumns:
+    """The columns of numbers, each value of which is looked at. Raises UserError by file, row and column."""
+    first = shards[0]
+    if data.columns is not None:
+        columns = data.columns
+        for name in columns:
+            _check_column(first, "data.columns", name)
+            if name in taken:
+                raise UserError(f"data.columns: column {name} of {first.file} is read as labels or parts already")
+    else:
+        for shard in shards:
+            _check_slips(shard, [name for name in shard.fields if name not in taken])
+        columns = tuple(name for name, field in first.fields.items() if name not in taken and is_numeric(field.type))
+        if not columns:
+            known = [f"{name} ({field.type})" for name, field in first.fields.items()]
+            raise UserError(f"{first.file} has no column of numbers; its columns are {_some(known)}")
+    for shard in shards:
+        for name in columns:
+            if name in shard.fields and not is_numeric(shard.fields[name].type):
+                _check_slips(shard, [name])
+                raise _no_number(shard, name)
+            _check_same(shard, name, first, lambda _: "a number")
+    seen = {name: Seen() for name in columns}
+    for row, _, values_BD in _numbers(shards, columns):
+        for name, values_B in zip(columns, values_BD.T, strict=True):
+            seen[name].observe(values_B, row)
+    if all(each.constant for each in seen.values()):
+        raise UserError(f"{first.file}: all rows are alike in {_some(columns)}, and there is nothing to learn")
+    if data.columns is not None:
+        return _NumberColumns(columns, ())
+    return _without_constants(seen, first)
+
+
+def _without_constants(seen: Mapping[str, Seen], first: Shard) -> _NumberColumns:
+    """The columns without those that say nothing, with remarks."""
+    remarks = []
+    index = [name for name, each in seen.items() if _INDEX.fullmatch(name) and each.counts_from]
+    constant = [name for name, each in seen.items() if each.constant and name not in index]
+    if index:
+        remarks.append(f"column {_some([name or 'without a name' for name in index])} counts the rows and is left out")
+    if constant:
+        told = _some([f"{name} ({seen[name].low:g})" for name in constant])
+        remarks.append(f"left out, as all rows have the same value: {told}")
+    columns = tuple(name for name in seen if name not in {*index, *constant})
+    if "" in columns:
+        raise UserError(f"{first.file} has a column without a name; give it one, or name the others with data.columns")
+    if counting := [name for name in columns if seen[name].counts_from]:
+        remarks.append(f"counts the rows, and is read as a number like others: {_some(counting)}")
+    if like := [name for name in columns if name.lower() in _LIKE_LABELS]:
+        remarks.append(f"data.label_column={like[0]} would take that column as labels; it is read as a number")
+    return _NumberColumns(columns, tuple(remarks))
+
+
+def _check_slips(shard: Shard, names: Sequence[str]) -> None:
+    """Raises UserError where a column holds numbers but for some text."""
+    for name in names:
+        if name in shard.fields and is_text(shard.fields[name].type):
+            values = shard.values(name).to_pylist()
+            if (found := slip(values)) is not None:
+                row, text = found
+                raise UserError(f"{shard.file}: {shard.row_text(row)} of column {name} {text}")
+
+
+def _no_number(shard: Shard, name: str) -> UserError:
+    held = shard.fields[name].type if name in shard.fields else "the name of a folder"
+    empty = "; every value of it is empty" if str(held) == "null" else ""
+    return UserError(f"{shard.file}: column {name} holds {held}{empty}; rows are of numbers")
+
+
+def _numbers(shards: Sequence[Shard], columns: Sequence[str]) -> Iterator[tuple[int, Shard, NDArray[np.float64]]]:
+    """Blocks of rows (B, D), each with the number of its first row in its file. Raises UserError by row and column."""
+    for shard in shards:
+        for row, batch in shard.batches(columns, NUMBER_ROWS):
+
+            def fault(offset: int, name: str, text: str, shard: Shard = shard, row: int = row) -> UserError:
+                return UserError(f"{shard.file}: {shard.row_text(row + offset)} of column {name} {text}")
+
+            yield row, shard, doubles(batch, columns, fault)
+
+
 def _check_same(shard: Shard, column: str, first: Shard, family: Callable[[Any], str | None]) -> None:
     """Raises UserError where a file has not that column, has it twice, or holds other things in it than the first."""
     if column in shard.twice:
@@ -335,6 +474,12 @@ def _values(shards: Sequence[Shard], column: str) -> Any:
         for shard in shards
     ]
     return concatenated(values, f"{shards[-1].file}: column {column}")
+
+
+def _image_batches(shards: Sequence[Shard], images: _ImageColumns) -> Iterator[Batch]:
+    for shard in shards:
+        for row, batch in shard.batches(images.columns):
+            yield _image_batch(shard, images, batch, row)
 
 
 def _image_batch(shard: Shard, images: _ImageColumns, batch: Any, row: int) -> Batch:

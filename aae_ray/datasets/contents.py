@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_ray.autoencoder.kinds import ExampleKind, RowKind
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.columns import MOST_COLUMNS
 from aae_ray.datasets.dataset import Dataset, class_names
@@ -16,14 +17,14 @@ MOST_LETTERS = 24  # of a name in a list
 
 @dataclass(frozen=True)
 class Contents:
-    """What was read: the source and its columns, the values, the images of each part and of each class."""
+    """What was read: the source and its columns, the values, the images or rows of each part and of each class."""
 
     format: str
     files: int
     used: tuple[str, ...]
     unused: tuple[str, ...]
     value_range: ValueRange | None  # of the pixels before any scaling; None where the source does not tell
-    shape: tuple[int, int, int]  # channels, height and width
+    kind: ExampleKind
     parts: dict[str, int]  # images of training, validation and test
     parts_from: str  # by what the source gives them; empty where all are drawn
     classes: dict[str, int] | None  # images of each class; None without labels
@@ -34,17 +35,17 @@ class Contents:
     remarks: tuple[str, ...] = ()  # on what was left out, and on what was done to images
 
     @property
-    def images(self) -> int:
+    def examples(self) -> int:
         return sum(self.parts.values())
 
     def rows(self) -> dict[str, str]:
         """All of it as lines, by what each is about."""
+        size = size_text(self.kind.shape)
+        numbers = isinstance(self.kind, RowKind)
         rows = {
-            "images": f"{self.images:,} of {size_text(self.shape)} (channels x height x width)",
+            self.kind.noun: f"{self.examples:,} of {size} {'numbers' if numbers else '(channels x height x width)'}",
             "source": self._read_from(),
-            "values": "of a range that the source does not tell"
-            if self.value_range is None
-            else _values(self.value_range),
+            "values": self._values(),
             "classes": self._classes(),
             "parts": f"{self._counts()}; {self._parts_from()}",
         }
@@ -57,13 +58,28 @@ class Contents:
     def short(self) -> tuple[str, ...]:
         """The same in two to four lines, for the beginning of a study."""
         values = "" if self.value_range is None else f"; pixels {_values(self.value_range)}"
+        size = size_text(self.kind.shape) + (" numbers" if isinstance(self.kind, RowKind) else "")
         lines = (
-            f"{self.images:,} images of {size_text(self.shape)}, read from {self._read_from()}{values}",
+            f"{self.examples:,} {self.kind.noun} of {size}, read from {self._read_from()}{values}",
+            self._standardised(),
             f"{self._classes()}; {self._counts()}, {self._parts_from()}",
             self._repeated(),
             "; ".join(self.remarks),
         )
         return tuple(line for line in lines if line)
+
+    def _values(self) -> str:
+        if isinstance(self.kind, RowKind):
+            return self._standardised()
+        return "of a range that the source does not tell" if self.value_range is None else _values(self.value_range)
+
+    def _standardised(self) -> str:
+        """By what each column of rows is standardised; nothing of images."""
+        if not isinstance(self.kind, RowKind):
+            return ""
+        columns = zip(self.kind.columns, self.kind.mean, self.kind.std, strict=True)
+        told = [f"{_short(name)} {mean:.4g} ± {std:.3g}" for name, mean, std in columns]
+        return f"standardised by mean ± standard deviation of the training rows: {_some(told, MOST_COLUMNS, cut=False)}"
 
     def _read_from(self) -> str:
         text = self.format + (f", {self.files} files" if self.files > 1 else "")
@@ -99,11 +115,13 @@ class Contents:
     def _repeated(self) -> str:
         if not self.duplicates:
             return ""
-        if self.duplicates == self.images - 1:
-            return "all images are equal, and there is nothing to learn. Did you mean another column?"
-        told = f"copies of an earlier image {self.duplicates:,}"
+        if self.duplicates == self.examples - 1:
+            return f"all {self.kind.noun} are equal, and there is nothing to learn. Did you mean another column?"
+        told = f"copies of an earlier {self.kind.one} {self.duplicates:,}"
         return told + (
-            f"; validation and test images that also occur in another part {self.shared:,}" if self.shared else ""
+            f"; validation and test {self.kind.noun} that also occur in another part {self.shared:,}"
+            if self.shared
+            else ""
         )
 
 
@@ -123,7 +141,7 @@ def contents_of(dataset: Dataset) -> Contents:
         origin.used,
         origin.unused,
         dataset.value_range,
-        dataset.shape,
+        dataset.kind,
         {name: len(part) for name, part in parts.items()},
         origin.parts,
         classes,
@@ -140,7 +158,7 @@ def _copies(dataset: Dataset, parts: tuple[NDArray[np.int64], ...]) -> tuple[int
     copies_M2 = dataset.copies_M2
     if not len(copies_M2):
         return 0, 0
-    part_N = np.zeros(len(dataset.images_NCHW), np.int8)
+    part_N = np.zeros(len(dataset.examples_NX), np.int8)
     for number, rows in enumerate(parts):
         part_N[rows] = number
     images_M, groups_M = copies_M2.T
@@ -161,6 +179,6 @@ def _short(name: str) -> str:
     return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
 
 
-def _some(names: "list[str] | tuple[str, ...]", most: int) -> str:
+def _some(names: "list[str] | tuple[str, ...]", most: int, *, cut: bool = True) -> str:
     more = f", ... and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(_short(name) for name in names[:most]) + more
+    return ", ".join(_short(name) if cut else name for name in names[:most]) + more

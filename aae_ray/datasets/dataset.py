@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray import settings
+from aae_ray.autoencoder.kinds import ExampleKind, ImageKind, RowKind, Shape
 from aae_ray.datasets.classes import UNKNOWN, classes_of
 from aae_ray.datasets.columns import NONE
 from aae_ray.datasets.download import Progress, no_progress
@@ -27,9 +29,10 @@ from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDAT
 from aae_ray.datasets.parts import with_test
 from aae_ray.datasets.pixels import Scale, arrange_block, told_by_place
 from aae_ray.datasets.published import PUBLISHED, Published
+from aae_ray.datasets.rows import standardisation
 from aae_ray.errors import UserError, did_you_mean
 
-PREPARED_FORMAT = 4  # raised when prepared data or their reading changes, so that older ones are made anew
+PREPARED_FORMAT = 5  # raised when prepared data or their reading changes, so that older ones are made anew
 PIXEL_SETTINGS = (
     "scale",
     "background",
@@ -46,15 +49,16 @@ Indices = NDArray[np.int64]
 class Dataset:
     """Images and labels of a set, and which of them are for training, validation and test.
 
-    `digest` names the content: equal digests, equal images and labels in equal order. The images are a
-    read-only memory map. Labels are UNKNOWN of images that have none. The parts are sorted indices, disjoint, and cover
-    the set; they follow from the labels, the parts that the set may bring, `data.split_seed` and the two fractions.
-    `copies_M2` are the M images that the set holds more than once, each with the number of its group of equal ones.
+    `digest` names the content: equal digests, equal images and labels in equal order. The examples, images
+    (N, C, H, W) as bytes or rows (N, D) of doubles, are a read-only memory map. Labels are UNKNOWN of images that
+    have none. The parts are sorted indices, disjoint, and cover the set; they follow from the labels, the parts that
+    the set may bring, `data.split_seed` and the two fractions. `copies_M2` are the M images that the set holds more
+    than once, each with the number of its group of equal ones.
     """
 
     name: str
     digest: str
-    images_NCHW: NDArray[np.uint8]
+    examples_NX: NDArray[Any]
     labels_N: NDArray[np.int64] | None
     train: Indices
     val: Indices
@@ -64,12 +68,26 @@ class Dataset:
     value_range: ValueRange | None = None  # of the pixels as the source had them, before any scaling
     copies_M2: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     given_parts: tuple[str, ...] = ()  # of validation and test, those that the source gives; the others are drawn
+    rows: RowKind | None = None  # how rows of numbers are standardised; None of images
+
+    @cached_property
+    def kind(self) -> ExampleKind:
+        """What its examples are."""
+        if self.rows is not None:
+            return self.rows
+        _, channels, height, width = self.examples_NX.shape
+        return ImageKind((channels, height, width))
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        _, channels, height, width = self.images_NCHW.shape
-        return channels, height, width
+    def shape(self) -> Shape:
+        """Of an example: channels, height and width of an image, or how many numbers a row has."""
+        return self.kind.shape
+
+    @property
+    def images_NCHW(self) -> NDArray[np.uint8]:
+        """The bytes of its images. Rows have none."""
+        assert self.rows is None
+        return self.examples_NX
 
     @property
     def classes(self) -> int | None:
@@ -79,7 +97,7 @@ class Dataset:
     @property
     def unlabelled(self) -> int:
         """How many images have no label."""
-        return len(self.images_NCHW) if self.labels_N is None else int((np.asarray(self.labels_N) == UNKNOWN).sum())
+        return len(self.examples_NX) if self.labels_N is None else int((np.asarray(self.labels_N) == UNKNOWN).sum())
 
     def labelled(self, rows: Indices) -> Indices:
         """Those of these images that have a label."""
@@ -103,10 +121,20 @@ def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
         try:
             with _locked(folder.with_name(f"{folder.name}.lock")):
                 if not folder.is_dir():  # another process may have prepared it while this one waited
-                    _prepare(source.read(), folder, data.name, progress)
+                    stream = source.read()
+                    if stream.columns is not None:
+                        _check_no_pixels(data)
+                    _prepare(stream, folder, data.name, progress)
         except OSError as error:
             raise UserError(f"data.cache: {folder} cannot be written: {error.strerror or error}") from None
     return _open(folder, data)
+
+
+def _check_no_pixels(data: settings.Data) -> None:
+    """Raises UserError where settings say how pixels of rows of numbers are read."""
+    if given := _pixel_settings(data):
+        told = ", ".join(f"data.{name}={value}" for name, value in given.items())
+        raise UserError(f"{told}: says how pixels are read, and {data.path} holds rows of numbers; remove it")
 
 
 def prepared_folder(data: settings.Data) -> Path:
@@ -144,9 +172,17 @@ def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Sour
         test_path = Path(data.test_path).expanduser()
         test = _stored_source(data, test_path, "data.test_path")
         identity = {"train": source.identity, "test": test.identity}
-        return _Source(identity, lambda: with_test(source.read(), test.read(), str(test_path)))
+
+        def read() -> ImageStream:
+            stream = source.read()
+            if stream.columns is None:
+                return with_test(stream, test.read(), str(test_path))
+            same = data.model_copy(update={"kind": "rows", "columns": stream.columns})
+            return with_test(stream, _stored_source(same, test_path, "data.test_path").read(), str(test_path))
+
+        return _Source(identity, read)
     if columns := _columns(data):
-        raise UserError(f"{columns}: columns and arrays are those of your own files, and data.path names none")
+        raise UserError(f"{columns}: columns, arrays and rows are those of your own files, and data.path names none")
     if data.name == "digits":
         return _Source({"digits": "scikit-learn"} | _pixel_settings(data), lambda: _read_digits(data))
     if data.name in PUBLISHED:
@@ -172,6 +208,8 @@ def _columns(data: settings.Data) -> str:
         "data.image_column": data.image_column,
         "data.label_column": data.label_column,
         "data.split_column": data.split_column,
+        "data.columns": data.columns,
+        "data.kind=rows": data.kind == "rows",
     }
     return ", ".join(key for key, column in given.items() if column)
 
@@ -186,6 +224,8 @@ def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
         raise UserError(f"{key}: {error.filename or path} cannot be read: {error.strerror}") from None
     if form.columns:
         identity["columns"] = [data.image_column, data.label_column, data.split_column]
+        if data.kind != "auto" or data.columns:
+            identity["rows"] = [data.kind, data.columns]
     elif columns := _columns(data.model_copy(update={"label_column": None}) if data.label_column == NONE else data):
         raise UserError(f"{columns}: {path} holds {form.name}, which has neither columns nor named arrays")
     elif data.label_column == NONE:
@@ -249,7 +289,8 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) -> None:
-    """Write images.npy, labels.npy, parts.npy, about.json; the folder gets its name when all of it is on the disk."""
+    """Write images.npy or rows.npy, labels.npy, parts.npy, about.json; the folder gets its name when all of it is on
+    the disk."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     partial.mkdir()
@@ -267,18 +308,20 @@ def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], N
     digest = hashlib.sha256()
     digests: list[bytes] = []  # of single images, which take some 50 bytes each
     shape: tuple[int, ...] = ()
-    with _durable(folder / "images.npy") as file:
-        for images_BCHW in stream.blocks:
+    kind = np.dtype(np.uint8 if stream.columns is None else "<f8")
+    with _durable(folder / _examples_file(stream.columns is not None)) as file:
+        for block_BX in stream.blocks:
             if not shape:
-                shape = (stream.count, *images_BCHW.shape[1:])
-                _check_room(folder, math.prod(shape))
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                shape = (stream.count, *block_BX.shape[1:])
+                _check_room(folder, math.prod(shape) * kind.itemsize)
+                header = {"descr": kind.str, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
                 digest.update(repr(shape).encode())
-            content = images_BCHW.tobytes()
+                digest.update(b"" if stream.columns is None else json.dumps(stream.columns).encode())
+            content = block_BX.astype(kind, copy=False).tobytes()
             file.write(content)
             digest.update(content)
-            digests += (hashlib.blake2b(image_CHW.tobytes(), digest_size=16).digest() for image_CHW in images_BCHW)
+            digests += (hashlib.blake2b(example_X.tobytes(), digest_size=16).digest() for example_X in block_BX)
             progress(len(digests))
     arrays = {"copies": _copies(digests)}
     if classes is not None:
@@ -294,11 +337,16 @@ def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], N
     return {
         "digest": digest.hexdigest()[:32],
         "shape": shape,
+        "columns": stream.columns,
         "classes": None if classes is None else classes.names,
         "parts": stream.parts is not None,
         "origin": asdict(replace(stream.origin, remarks=stream.remarks())),
         "value_range": stream.value_range(),
     }
+
+
+def _examples_file(rows: bool) -> str:
+    return "rows.npy" if rows else "images.npy"
 
 
 def _copies(digests: list[bytes]) -> NDArray[np.int64]:
@@ -331,17 +379,19 @@ def _durable(file: Path) -> Iterator[IO[bytes]]:
 def _open(folder: Path, data: settings.Data) -> Dataset:
     try:
         about = json.loads((folder / "about.json").read_bytes())
-        images_NCHW = np.load(folder / "images.npy", mmap_mode="r")
+        columns = about["columns"]
+        file = _examples_file(columns is not None)
+        examples_NX = np.load(folder / file, mmap_mode="r")
         labels_N = np.load(folder / "labels.npy", mmap_mode="r") if about["classes"] is not None else None
         parts_N = np.load(folder / "parts.npy") if about["parts"] else None
         copies_M2 = np.load(folder / "copies.npy")
-        if images_NCHW.shape != tuple(about["shape"]) or images_NCHW.dtype != np.uint8:
-            raise ValueError("images.npy does not match about.json")
+        if examples_NX.shape != tuple(about["shape"]) or examples_NX.dtype != (np.uint8 if columns is None else "<f8"):
+            raise ValueError(f"{file} does not match about.json")
         for name, array in {"labels": labels_N, "parts": parts_N}.items():
-            if array is not None and (array.shape != images_NCHW.shape[:1] or array.dtype != np.int64):
-                raise ValueError(f"{name}.npy does not match images.npy")
+            if array is not None and (array.shape != examples_NX.shape[:1] or array.dtype != np.int64):
+                raise ValueError(f"{name}.npy does not match {file}")
         if copies_M2.ndim != 2 or copies_M2.shape[1] != 2 or copies_M2.dtype != np.int64:
-            raise ValueError("copies.npy does not match images.npy")
+            raise ValueError(f"copies.npy does not match {file}")
         digest, names, ends = str(about["digest"]), about["classes"], about["value_range"]
         class_names = None if names is None else tuple(map(str, names))
         value_range = None if ends is None else (float(ends[0]), float(ends[1]))
@@ -350,11 +400,28 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
         raise UserError(
             f"the prepared data in {folder} is damaged ({error}); delete that folder, and it will be prepared again"
         ) from None
-    one_class_N = np.zeros(len(images_NCHW), np.int64)
-    train, val, test = _split(one_class_N if labels_N is None else labels_N, parts_N, data)
+    one_class_N = np.zeros(len(examples_NX), np.int64)
+    noun = "images" if columns is None else "rows"
+    train, val, test = _split(one_class_N if labels_N is None else labels_N, parts_N, data, noun)
+    try:
+        rows = None if columns is None else standardisation(examples_NX, train, tuple(map(str, columns)))
+    except UserError as error:
+        raise UserError(f"data.name: {data.name}: {error}") from None
     given = () if parts_N is None else tuple(PART_NAMES[part] for part in (VALIDATION, TEST) if (parts_N == part).any())
     return Dataset(
-        data.name, digest, images_NCHW, labels_N, train, val, test, class_names, origin, value_range, copies_M2, given
+        data.name,
+        digest,
+        examples_NX,
+        labels_N,
+        train,
+        val,
+        test,
+        class_names,
+        origin,
+        value_range,
+        copies_M2,
+        given,
+        rows,
     )
 
 
@@ -362,7 +429,7 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
 
 
 def _split(
-    labels_N: NDArray[np.int64], parts_N: NDArray[np.int64] | None, data: settings.Data
+    labels_N: NDArray[np.int64], parts_N: NDArray[np.int64] | None, data: settings.Data, noun: str
 ) -> tuple[Indices, Indices, Indices]:
     """Sorted indices for training, validation and test: as the source gives them, and drawn where it gives none."""
     if parts_N is None:
@@ -377,9 +444,9 @@ def _split(
     empty = [name for name, part in zip(PART_NAMES, parts, strict=True) if len(part) == 0]
     if empty:
         raise UserError(
-            f"data.name: {data.name} has too few images, {len(labels_N)}: with data.validation_fraction "
+            f"data.name: {data.name} has too few {noun}, {len(labels_N)}: with data.validation_fraction "
             f"{data.validation_fraction:g} and data.test_fraction {data.test_fraction:g} "
-            f"none is left for {empty[0]}; give more images"
+            f"none is left for {empty[0]}; give more {noun}"
         )
     train, val, test = (np.sort(part) for part in parts)
     return train, val, test

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aae_ray.datasets.arrays import find_arrays, read_arrays
+from aae_ray.datasets.csv_tables import is_csv, read_csv
 from aae_ray.datasets.folders import find_pictures, read_pictures
 from aae_ray.datasets.idx import find_idx, read_idx
 from aae_ray.datasets.image_stream import ImageStream
@@ -48,6 +49,13 @@ def _is_parquet(relative: Path) -> bool:
     return relative.suffix.lower() == ".parquet" and not hidden
 
 
+def _csv(path: Path) -> Stored | None:
+    files = [path] if not path.is_dir() and is_csv(Path(path.name)) else []
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if is_csv(file.relative_to(path)))
+    return Stored(tuple(files), lambda data: read_csv(path, files, data)) if files else None
+
+
 def _saved(path: Path) -> Stored | None:
     saved = find_saved(path)
     return Stored(saved.files, lambda data: read_saved(saved, data)) if saved else None
@@ -75,8 +83,10 @@ FORMATS = (
     Format("NumPy", _arrays, columns=True),
     Format("pictures", _pictures),
 )
+# Beside files of other formats these are notes, such as a list of the pictures in a folder.
+CSV = Format("CSV", _csv, columns=True)
 FORMATS_TEXT = (
-    "Parquet, pictures in folders, .npy, .npz, IDX (train-images-idx3-ubyte), or a folder that Hugging Face's "
+    "Parquet, CSV, pictures in folders, .npy, .npz, IDX (train-images-idx3-ubyte), or a folder that Hugging Face's "
     "save_to_disk wrote"
 )
 
@@ -89,6 +99,8 @@ def find_stored(path: Path, key: str) -> tuple[Format, Stored]:
     if not path.exists():
         raise UserError(f"{key}: {path} does not exist")
     found = [(form, stored) for form in FORMATS if (stored := form.find(path)) is not None]
+    if not found and (tables := CSV.find(path)) is not None:
+        found = [(CSV, tables)]
     if len(found) > 1:
         names = " and ".join(f"{form.name} ({stored.files[0].name})" for form, stored in found)
         raise UserError(f"{key}: {path} holds files of several formats, {names}; keep one of them in the folder")

@@ -1,11 +1,11 @@
-"""What every reader of images hands over: blocks of pixels on their way into the cache, and what goes with them.
+"""What every reader hands over: blocks of pixels, or of rows, on their way into the cache, and what goes with them.
 
-`N` images of a set, `B` images of a block, `C` channels, `H` height, `W` width.
+`N` images or rows of a set, `B` of a block, `C` channels, `H` height, `W` width, `D` columns.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +34,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class ImageStream:
-    """Images on their way into the cache.
+    """Images, or rows of numbers, on their way into the cache.
 
-    `blocks` yields images_BCHW (uint8, 0 to 255, of one shape), `count` images in all; it raises UserError at a fault.
+    `blocks` yields images_BCHW (uint8, 0 to 255, of one shape), or where there are `columns` rows_BD (float64, in the
+    source's own units, finite), `count` in all; it raises UserError at a fault.
     `labels` has a value for each image as the source has it (whole numbers, text, dates, ...; null where there is
     none), and is None where the source has no labels. `parts` says for each image to which part it belongs
     (TO_BE_DRAWN where the source does not say), and is None where the source gives no parts. `value_range` is asked
@@ -47,7 +48,7 @@ class ImageStream:
     """
 
     count: int
-    blocks: Iterator[NDArray[np.uint8]]
+    blocks: Iterator[NDArray[Any]]
     labels: "pa.Array | None"
     origin: Origin
     parts: Parts | None = None
@@ -55,6 +56,7 @@ class ImageStream:
     label_place: Callable[[int | None], str] = lambda image: "the set of labels" if image is None else f"label {image}"
     label_names: tuple[str, ...] | None = None
     remarks: Callable[[], tuple[str, ...]] = lambda: ()
+    columns: tuple[str, ...] | None = None  # of rows of numbers; None of images
 
 
 def size_text(shape: Sequence[int]) -> str:

@@ -1,8 +1,11 @@
 """Which labels training knows, and whether they are what the task asks for."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_ray.autoencoder.kinds import ImageKind
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset, class_names
@@ -20,7 +23,7 @@ def known_labels(dataset: Dataset, settings: RunSettings) -> NDArray[np.int64]:
     has as many), or with `data.labels_drawn` in proportion its share of the labelled training images, rounded, and one
     at least where there are as many labels as classes.
     """
-    known_N = np.full(len(dataset.images_NCHW), UNKNOWN, np.int64)
+    known_N = np.full(len(dataset.examples_NX), UNKNOWN, np.int64)
     if dataset.labels_N is None or dataset.classes is None:
         return known_N
     chosen = labelled = dataset.labelled(dataset.train)
@@ -57,10 +60,22 @@ def _count(dataset: Dataset, data: Data) -> int:
     return round(data.labels * len(dataset.train)) if data.labels < 1 else int(data.labels)
 
 
+def _of_images_alone(settings: RunSettings, dataset: Dataset) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Settings that images have a use for, and rows of numbers none."""
+    if isinstance(dataset.kind, ImageKind):
+        return
+    what = f"and data.name {dataset.name} holds rows of {dataset.kind.size} numbers"
+    if settings.model.network != "dense":
+        yield ("model.network",), f"model.network={settings.model.network} is for images, {what}; choose dense"
+    if settings.train.input_warp:
+        text = f"train.input_warp={settings.train.input_warp:g} turns and moves images, {what}; "
+        yield ("train.input_warp",), f"{text}let it be 0, and give train.input_noise or train.input_dropout"
+
+
 def check(settings: RunSettings, dataset: Dataset) -> None:
-    """Raises SettingsError with everything in which the task and the data contradict each other."""
-    task, data, classes = TASKS[settings.task], settings.data, dataset.classes
-    problems: list[tuple[tuple[str, ...], str]] = []
+    """Raises SettingsError with everything in which settings and data contradict each other."""
+    task, data, classes, noun = TASKS[settings.task], settings.data, dataset.classes, dataset.kind.noun
+    problems = list(_of_images_alone(settings, dataset))
     if task.labels and classes is None:
         text = (
             f"task {settings.task} needs labels, and data.name {dataset.name} has none; "
@@ -71,23 +86,24 @@ def check(settings: RunSettings, dataset: Dataset) -> None:
         count, labelled = _count(dataset, data), len(dataset.labelled(dataset.train))
         if task.labels == "all" and (bare := dataset.unlabelled):
             text = (
-                f"task {settings.task} needs the label of every image, and {bare} of data.name {dataset.name} "
-                "have none; choose task semi_supervised, or leave those images out"
+                f"task {settings.task} needs the label of every {dataset.kind.one}, and {bare} of data.name "
+                f"{dataset.name} have none; choose task semi_supervised, or leave those {noun} out"
             )
             problems.append((("task", "data.name"), text))
         if count > labelled:
-            of = "training images" if labelled == len(dataset.train) else "labelled training images"
+            of = f"training {noun}" if labelled == len(dataset.train) else f"labelled training {noun}"
             text = f"data.labels asks for {count} labels, and there are {labelled} {of}"
             problems.append((("data.labels",), text))
         elif count < classes:
             text = f"data.labels gives {count} labels to {classes} classes, fewer than one for each; "
             if data.labels is None:
-                text = f"{count} training images of data.name {dataset.name} have a label, of {classes} classes; "
+                text = f"{count} training {noun} of data.name {dataset.name} have a label, of {classes} classes; "
             problems.append((("data.labels",), f"{text}give {classes} or more"))
         elif missing := set(range(classes)) - set(np.unique(known_labels(dataset, settings)).tolist()):
             names = class_names(dataset)
             missing_labels = ", ".join(names[label] for label in sorted(missing)[:5])
-            text = f"data.name {dataset.name}: no training image has label {missing_labels}, of {classes} classes"
+            text = f"data.name {dataset.name}: no training {dataset.kind.one} has label {missing_labels}, of {classes} "
+            text += "classes"
             problems.append((("data.name",), text))
         shares = settings.model.label_prior
         if task.y == "classes" and isinstance(shares, tuple) and len(shares) != classes:

@@ -28,14 +28,14 @@ _OTHER_FORMATS = {
 class _ParquetShard(Shard):
     """A Parquet file."""
 
-    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    def batches(self, columns: Sequence[str], size: int = BATCH_ROWS) -> Iterator[tuple[int, Any]]:
         import pyarrow.parquet as pq
 
         # Without a buffer size the whole column of a row group, often of a whole file, is read at once.
         options = {"buffer_size": 1 << 20, "pre_buffer": False}
         row = 0
         with _readable(self.file, columns), pq.ParquetFile(self.file, **options) as parquet:
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=list(columns)):
+            for batch in parquet.iter_batches(size, columns=list(columns)):
                 if batch.num_rows:
                     yield row, batch
                     row += batch.num_rows

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,11 +59,13 @@ def with_test(stream: ImageStream, test: ImageStream, place: str) -> ImageStream
         raise UserError(f"data.test_path: {with_labels} has labels and {without} has none")
     if stream.label_names != test.label_names:
         raise UserError(f"data.test_path: the classes of {place} have other names than those of data.path")
+    if test.columns != stream.columns:
+        raise UserError(f"data.test_path: {place} does not hold what data.path holds, which is {_held(stream)}")
     taken = np.arange(test.count) if test.parts is None else np.flatnonzero(test.parts == TEST)
     if not len(taken):
         raise UserError(f"data.test_path: {place} has parts, and none for the test")
 
-    def blocks() -> Iterator[NDArray[np.uint8]]:
+    def blocks() -> Iterator[NDArray[Any]]:
         shape: tuple[int, ...] = ()
         for images_BCHW in stream.blocks:
             shape = images_BCHW.shape[1:]
@@ -105,10 +108,15 @@ def with_test(stream: ImageStream, test: ImageStream, place: str) -> ImageStream
         label_place,
         stream.label_names,
         remarks,
+        stream.columns,
     )
 
 
-def _of_rows(blocks: Iterator[NDArray[np.uint8]], rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+def _held(stream: ImageStream) -> str:
+    return "images" if stream.columns is None else f"rows of the columns {', '.join(stream.columns[:8])}"
+
+
+def _of_rows(blocks: Iterator[NDArray[Any]], rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
     """Those images_BCHW of blocks whose numbers, in ascending order, are given."""
     start = 0
     for images_BCHW in blocks:

@@ -103,14 +103,14 @@ def read_saved(saved: SavedSet, data: Data) -> ImageStream:
 class _ArrowShard(Shard):
     """A file that holds an Arrow stream."""
 
-    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    def batches(self, columns: Sequence[str], size: int = BATCH_ROWS) -> Iterator[tuple[int, Any]]:
         import pyarrow as pa
 
         first = 0
         with _readable(self.file), pa.memory_map(str(self.file)) as content, pa.ipc.open_stream(content) as stream:
             for batch in stream:
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    yield first + start, batch.select(list(columns)).slice(start, BATCH_ROWS)
+                for start in range(0, batch.num_rows, size):
+                    yield first + start, batch.select(list(columns)).slice(start, size)
                 first += batch.num_rows
 
     def values(self, column: str) -> Any:

@@ -311,13 +311,13 @@ def _class_names(labels: NDArray[Any], names: Sequence[str] | None) -> dict[int,
     shown: dict[int, str] = {}
     for label in map(int, labels):
         name = "unlabelled" if label == UNKNOWN else written(names[label], label) if names else str(label)
-        shown[label] = _on_one_line(name)
+        shown[label] = on_one_line(name)
     return shown
 
 
-def _on_one_line(name: str) -> str:
-    """A class's name as a figure has room for it, cut short; no formula."""
-    return (name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…").replace("$", r"\$")
+def on_one_line(name: str, most: int = MOST_LETTERS) -> str:
+    """A name as a figure has room for it, cut short; no formula."""
+    return (name if len(name) <= most else f"{name[: most - 1]}…").replace("$", r"\$")
 
 
 def written(name: str, label: int) -> str:
@@ -350,7 +350,7 @@ def confusion_matrix(confusion: Confusion) -> bytes:
     figure = Figure(figsize=(side + 1.6, side + 1.3), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares_CC, cmap="Blues", vmin=0, vmax=1)
-    names = [_on_one_line(written(name, index)) for index, name in enumerate(confusion.names)]
+    names = [on_one_line(written(name, index)) for index, name in enumerate(confusion.names)]
     step = math.ceil(classes / MOST_NAMES)
     axes.set_xticks(range(0, classes, step), names[::step], rotation=90 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(range(0, classes, step), names[::step])

@@ -22,10 +22,10 @@ from aae_ray.autoencoder.published import Encoded, Published
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset, class_names
 from aae_ray.datasets.image_stream import PART_NAMES
+from aae_ray.datasets.images import given_examples
 from aae_ray.errors import UserError, did_you_mean
 from aae_ray.evaluation import drawing
 from aae_ray.evaluation.anomaly import Scores, scores
-from aae_ray.evaluation.judge import pixels
 
 A_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
@@ -75,7 +75,7 @@ def own_labels(model: Published, dataset: Dataset) -> Tensor | None:
 
 
 def write_codes(model: Published, dataset: Dataset, out: Path) -> int:
-    """A row for each image of the set, in its order, as Parquet; returns how many. The file is there when all of it is.
+    """A row for each example of the set, in its order, as Parquet; returns how many. The file is there when all is.
 
     Columns: index, part, label and class where the set has labels, code, and as the model has them sigma,
     class_probabilities or cluster_probabilities and the representation W y + z; reconstruction_error, prior_distance
@@ -112,8 +112,8 @@ def _check_classes(model: Published, dataset: Dataset) -> None:
         names = class_names(dataset)
         foreign = [names[label] for label in np.unique(np.asarray(dataset.labels_N)[foreign_N.numpy()])]
         raise UserError(
-            f"data.name {dataset.name} has images of class {some_names(foreign)}, and the decoder of {model}, which is "
-            f"told the class of each image, knows {some_names(model.class_names)}"
+            f"data.name {dataset.name} has {dataset.kind.noun} of class {some_names(foreign)}, and the decoder of "
+            f"{model}, which is told the class of each {dataset.kind.one}, knows {some_names(model.class_names)}"
         )
 
 
@@ -125,7 +125,7 @@ def _is_told_labels(model: Published) -> bool:
 def _tables(model: Published, dataset: Dataset) -> Iterator[Any]:
     import pyarrow as pa
 
-    parts_N = np.empty(len(dataset.images_NCHW), np.int8)
+    parts_N = np.empty(len(dataset.examples_NX), np.int8)
     for number, rows in enumerate((dataset.train, dataset.val, dataset.test)):
         parts_N[rows] = number
     about = {"model": str(model), "task": model.task, "prior": model.prior.name, "data": dataset.name}
@@ -134,16 +134,16 @@ def _tables(model: Published, dataset: Dataset) -> Iterator[Any]:
     own_N = own_labels(model, dataset)
     for start in range(0, len(parts_N), DECODED):
         rows = np.arange(start, min(start + DECODED, len(parts_N)))
-        x_BCHW = pixels(dataset, rows)
+        x_BX = given_examples(dataset, rows)
         labels_B = None if dataset.labels_N is None else torch.from_numpy(np.asarray(dataset.labels_N)[rows])
         own_B = None if own_N is None else own_N[rows]
-        encoded = model.encode(x_BCHW)
+        encoded = model.encode(x_BX)
         columns = {
             "index": pa.array(rows),
             "part": pa.DictionaryArray.from_arrays(pa.array(parts_N[rows]), pa.array(PART_NAMES)),
             **_label_columns(dataset, labels_B),
             **_code_columns(model, encoded),
-            **{name: pa.array(values_B.numpy()) for name, values_B in _scores(model, x_BCHW, encoded, own_B)},
+            **{name: pa.array(values_B.numpy()) for name, values_B in _scores(model, x_BX, encoded, own_B)},
         }
         yield pa.table(columns).replace_schema_metadata(about)
 
@@ -178,10 +178,8 @@ def _code_columns(model: Published, encoded: Encoded) -> Mapping[str, Any]:
     }
 
 
-def _scores(
-    model: Published, x_BCHW: Tensor, encoded: Encoded, labels_B: Tensor | None
-) -> Iterator[tuple[str, Tensor]]:
-    found = scores(model, x_BCHW, encoded, labels_B)
+def _scores(model: Published, x_BX: Tensor, encoded: Encoded, labels_B: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    found = scores(model, x_BX, encoded, labels_B)
     yield from ((name.removesuffix("_N"), values_N) for name, values_N in zip(Scores._fields, found, strict=True))
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aae_ray.autoencoder.kinds import RowKind
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.published import Published
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset, Indices, class_names
+from aae_ray.datasets.images import examples, given_examples
 from aae_ray.errors import UserError
 from aae_ray.evaluation import drawing as figures
 from aae_ray.evaluation import sample_quality as quality
@@ -25,9 +27,10 @@ from aae_ray.evaluation.clustering_metrics import assign_by_majority
 from aae_ray.evaluation.confusion import Confusion
 from aae_ray.evaluation.constants import Constants, data_key, prior_key
 from aae_ray.evaluation.diagnostics import Diagnostic, diagnose
+from aae_ray.evaluation.drawing_rows import column_histograms
 from aae_ray.evaluation.encoding import own_labels, some_names
 from aae_ray.evaluation.held_out import PROTOCOL_SEED, TINY, HeldOutMetrics, some_of
-from aae_ray.evaluation.judge import SMALLEST, Judge, pixels
+from aae_ray.evaluation.judge import SMALLEST, Judge
 from aae_ray.settings import RunSettings
 
 PARZEN_SAMPLES = 10_000
@@ -37,13 +40,15 @@ NEIGHBOURS = 5  # of precision, recall, density and coverage
 CODES = 2000  # whose distances to the prior are taken
 BLOCK = 1000  # images that are held at a time, to find the nearest ones and to be encoded
 SHOWN = 32  # samples in the sheet of nearest images
-NEAREST_SHEET, CONFUSION_SHEET = "nearest.png", "confusion.png"
+NEAREST_SHEET, COLUMNS_SHEET, CONFUSION_SHEET = "nearest.png", "columns.png", "confusion.png"
+FARTHEST = 3  # columns that are named, in which samples differ most from real rows
 PARZEN_ADVICE = (
     "a Parzen score above that of real images is not evidence of better samples: "
     "blurred, centroid-like samples score higher than real ones"
 )
 
-Draw = Callable[[int], Tensor]  # a number of samples -> images (M, C, H, W) in [0, 1], the same ones each time
+# a number of samples -> examples (M, X) as networks see them, images in [0, 1], the same ones each time
+Draw = Callable[[int], Tensor]
 
 
 @dataclass
@@ -51,7 +56,8 @@ class FinalEvaluation:
     """Metrics by name, the sheet of nearest images, the samples' classes, illnesses, and remarks for the reader."""
 
     metrics: dict[str, float] = field(default_factory=dict)
-    nearest_sheet: bytes = b""
+    nearest_sheet: bytes = b""  # of images; of rows, how the values of each column are spread
+    sheet_name: str = NEAREST_SHEET
     class_shares: tuple[float, ...] = ()  # of the samples, as the judge sees them; empty without a judge
     diagnostics: tuple[Diagnostic, ...] = ()
     remarks: list[str] = field(default_factory=list)  # with what the diagnostics say
@@ -60,7 +66,7 @@ class FinalEvaluation:
     @property
     def sheets(self) -> dict[str, bytes]:
         """The figures by the names of their files, as PNG."""
-        drawn = {NEAREST_SHEET: self.nearest_sheet}
+        drawn = {self.sheet_name: self.nearest_sheet}
         if self.confusion and self.has_confusion_sheet:
             drawn[CONFUSION_SHEET] = figures.confusion_matrix(self.confusion)
         return drawn
@@ -114,7 +120,8 @@ def evaluate_encoder(result: FinalEvaluation, model: Published, dataset: Dataset
                 return
         known_N = own_N[test] != UNKNOWN
         if foreign := sorted({class_names(dataset)[label] for label in labels_N[~known_N].tolist()}):
-            told = f"{int((~known_N).sum())} of {len(test)} test images are of classes that the model does not know"
+            told = f"{int((~known_N).sum())} of {len(test)} test {dataset.kind.noun} are of classes that the model does"
+            told += " not know"
             result.remarks.append(f"{told}, and left out of the errors by class: {some_names(foreign)}")
         answers_N, labels_N = answers_N[known_N], own_N[test][known_N]
         if not len(labels_N):
@@ -126,7 +133,7 @@ def evaluate_encoder(result: FinalEvaluation, model: Published, dataset: Dataset
 def _probabilities(model: Published, dataset: Dataset, rows: Indices) -> Iterator[Tensor]:
     """Those of the classes or clusters of images (B, K), a block at a time; nothing of an encoder that gives none."""
     for start in range(0, len(rows), BLOCK):
-        y_BK = model.encode(pixels(dataset, rows[start : start + BLOCK])).y_NK
+        y_BK = model.encode(given_examples(dataset, rows[start : start + BLOCK])).y_NK
         if y_BK is None:
             return
         yield y_BK
@@ -158,12 +165,15 @@ def evaluate_samples(
 
     `constants` are those of the models that were evaluated before in this process.
     """
-    result, constants = FinalEvaluation(), Constants() if constants is None else constants
+    constants = Constants() if constants is None else constants
+    if isinstance(dataset.kind, RowKind):
+        return _evaluate_rows(draw, dataset, dataset.kind, constants)
+    result = FinalEvaluation()
     samples_MCHW = draw(PARZEN_SAMPLES).cpu()
     if not samples_MCHW.isfinite().all():
         result.remarks.append("samples hold values that are not finite, which count as black")
-    samples_MCHW = samples_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)
-    test_NCHW = pixels(dataset, some_of(dataset.test, MOST))
+    samples_MCHW = dataset.kind.finite(samples_MCHW)
+    test_NCHW = examples(dataset, some_of(dataset.test, MOST))
     if judge is None:
         labelled = all(len(dataset.labelled(part)) for part in (dataset.train, dataset.test))
         why = f"{SMALLEST} x {SMALLEST} pixels" if labelled else "labels"
@@ -184,9 +194,42 @@ def evaluate_samples(
     _parzen(result, samples_MCHW, test_NCHW, dataset, constants)
     fake_NCHW = samples_MCHW[:SHOWN]
     blocks = (dataset.train[start : start + BLOCK] for start in range(0, len(dataset.train), BLOCK))
-    nearest_M = quality.nearest_images(fake_NCHW.flatten(1), (pixels(dataset, rows).flatten(1) for rows in blocks))
-    texts = ("sample", "nearest training image")
-    result.nearest_sheet = figures.reconstructions(fake_NCHW, pixels(dataset, dataset.train[nearest_M.numpy()]), texts)
+    nearest_M = quality.nearest_images(fake_NCHW.flatten(1), (examples(dataset, rows).flatten(1) for rows in blocks))
+    texts, nearest_NCHW = ("sample", "nearest training image"), examples(dataset, dataset.train[nearest_M.numpy()])
+    result.nearest_sheet = figures.reconstructions(fake_NCHW, nearest_NCHW, texts)
+    return result
+
+
+def _evaluate_rows(draw: Draw, dataset: Dataset, kind: RowKind, constants: Constants) -> FinalEvaluation:
+    """What rows are worth: how the values of each column are spread, and how columns go together."""
+    result = FinalEvaluation(sheet_name=COLUMNS_SHEET)
+    count = min(len(dataset.test), len(dataset.train), MOST)
+    samples_MD = draw(count).cpu()
+    if not samples_MD.isfinite().all():
+        result.remarks.append("samples hold values that are not finite, which count as the column's mean")
+    samples_MD = kind.finite(samples_MD)
+    test_ND, train_ND = (examples(dataset, some_of(rows, count)) for rows in (dataset.test, dataset.train))
+    distance_D = quality.column_distances(test_ND, samples_MD)
+    floor_D = constants.once(
+        ("column distances", data_key(dataset), count), lambda: quality.column_distances(test_ND, train_ND)
+    )
+    result.metrics = {
+        "quality/column_wasserstein": distance_D.mean().item(),
+        "quality/column_wasserstein_floor": floor_D.mean().item(),
+    }
+    if len(kind.columns) > 1:
+        result.metrics |= {
+            "quality/correlation_error": quality.correlation_error(test_ND, samples_MD),
+            "quality/correlation_error_floor": constants.once(
+                ("correlation error", data_key(dataset), count), lambda: quality.correlation_error(test_ND, train_ND)
+            ),
+        }
+    farthest = distance_D.argsort(descending=True)[:FARTHEST].tolist()
+    told = ", ".join(f"{kind.columns[column]} ({distance_D[column]:.2g})" for column in farthest)
+    result.remarks.append(f"samples differ from test rows most in {told}, in standard deviations")
+    series = {"test rows": test_ND, "samples": samples_MD}
+    units = {name: kind.to_published(rows_ND).numpy() for name, rows_ND in series.items()}
+    result.nearest_sheet = column_histograms(units, kind.columns, f"{dataset.name}: samples and test rows")
     return result
 
 
@@ -202,7 +245,7 @@ class RealFeatures:
 
 def _real_features(test_NCHW: Tensor, count: int, dataset: Dataset, judge: Judge) -> RealFeatures:
     real_NF = judge.features(test_NCHW[torch.from_numpy(some_of(np.arange(len(test_NCHW)), count))])
-    train_NF = judge.features(pixels(dataset, some_of(dataset.train, count)))
+    train_NF = judge.features(examples(dataset, some_of(dataset.train, count)))
     return RealFeatures(
         real_NF,
         quality.frechet_distance(real_NF, train_NF),
@@ -252,7 +295,7 @@ def _parzen(
     result: FinalEvaluation, samples_MCHW: Tensor, test_NCHW: Tensor, dataset: Dataset, constants: Constants
 ) -> None:
     """The log-likelihood by the paper's protocol beside that of as many real training images (section 3)."""
-    validation_ND = pixels(dataset, some_of(dataset.val, PARZEN_VALIDATION)).flatten(1)
+    validation_ND = examples(dataset, some_of(dataset.val, PARZEN_VALIDATION)).flatten(1)
     test_ND = test_NCHW.flatten(1)
     real = some_of(dataset.train, PARZEN_SAMPLES)
     try:
@@ -263,7 +306,7 @@ def _parzen(
     try:
         nats = constants.once(
             ("parzen anchor", data_key(dataset), len(real), len(validation_ND), len(test_ND)),
-            lambda: quality.parzen(pixels(dataset, real).flatten(1), validation_ND, test_ND).nats,
+            lambda: quality.parzen(examples(dataset, real).flatten(1), validation_ND, test_ND).nats,
         )
         anchor = {"quality/parzen_anchor_nats": nats}
     except UserError as error:
@@ -286,7 +329,7 @@ def evaluate_condition(evaluation: HeldOutMetrics, judge: Judge | None) -> dict[
     if judge is None or y_NK is None or classes_K is None:
         return {}
     x_MCHW = evaluation.model.decode(z_NZ, y_NK).unflatten(1, evaluation.dataset.shape).cpu()
-    shown_M = judge.probabilities(x_MCHW.nan_to_num(0, 1, 0).clamp(0, 1)).argmax(1)
+    shown_M = judge.probabilities(evaluation.model.kind.finite(x_MCHW)).argmax(1)
     given_M = classes_K[y_NK.argmax(1).cpu()]
     return {"quality/conditional_accuracy": (shown_M == given_M).double().mean().item()}
 

@@ -1,10 +1,10 @@
-"""Images that a published model's decoder makes of chosen codes, as a sheet, an array or a table.
+"""Images or rows that a published model's decoder makes of chosen codes, as a sheet, an array or a table.
 
-Shapes: N images, S steps, Z code, K classes or clusters, C channels, H height, W width.
+Shapes: N examples, X numbers of one in its own shape, S steps, Z code, K classes or clusters.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aae_ray.autoencoder.kinds import ExampleKind, RowKind
 from aae_ray.autoencoder.priors import sample_code
 from aae_ray.autoencoder.published import Published, join
 from aae_ray.errors import UserError
@@ -24,14 +25,20 @@ PARALLEL = 0.9995  # cosine of two directions between which there is no telling 
 
 
 class Generated(NamedTuple):
-    """Images with the codes and labels that they were decoded from, and what they are, for people."""
+    """Images or rows with the codes and labels that they were decoded from, and what they are, for people."""
 
-    x_NCHW: Tensor
+    x_NX: Tensor
     z_NZ: Tensor
     y_NK: Tensor | None
     text: str
     columns: int | None = None  # of a sheet; None for as many as rows
     headings: tuple[str, ...] = ()  # over the columns
+    kind: ExampleKind | None = None
+    label_names: tuple[str, ...] = ()
+
+    @property
+    def noun(self) -> str:
+        return "images" if self.kind is None else self.kind.noun
 
 
 def samples(model: Published, count: int, seed: int, label: str | None) -> Generated:
@@ -131,36 +138,80 @@ def _decoded(
     columns: int | None = None,
     headings: tuple[str, ...] = (),
 ) -> Generated:
-    return Generated(model.decode(join(z_NZ, y_NK)), z_NZ, y_NK, text, columns, headings)
+    x_NX = model.decode(join(z_NZ, y_NK))
+    return Generated(x_NX, z_NZ, y_NK, text, columns, headings, model.kind, model.label_names)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
 
 
 def _png(images: Generated) -> bytes:
-    return drawing.samples(images.x_NCHW, images.columns, images.headings)
+    return drawing.samples(images.x_NX, images.columns, images.headings)
 
 
-def _npy(images: Generated) -> bytes:
-    """Images (N, C, H, W) as float32 in [0, 1]."""
+def _npy(made: Generated) -> bytes:
+    """Images (N, C, H, W) as float32 in [0, 1], or rows (N, D) as float64 in their own units."""
     buffer = io.BytesIO()
-    np.save(buffer, images.x_NCHW.numpy())
+    np.save(buffer, made.x_NX.numpy())
+    return buffer.getvalue()
+
+
+def _row_columns(rows: Generated) -> dict[str, Any]:
+    """The columns of rows by name, and behind them as they were told `label`, by name, or `label_probabilities`."""
+    import pyarrow as pa
+
+    assert isinstance(rows.kind, RowKind)
+    columns = {name: pa.array(x_N.numpy()) for name, x_N in zip(rows.kind.columns, rows.x_NX.T, strict=True)}
+    if rows.y_NK is None:
+        return columns
+    if (rows.y_NK.amax(1) == 1).all():
+        labels = pa.array([rows.label_names[label] for label in rows.y_NK.argmax(1).tolist()], pa.string())
+        return columns | {_free("label", columns): labels}
+    return columns | {_free("label_probabilities", columns): _lists(rows.y_NK)}
+
+
+def _free(name: str, columns: Mapping[str, Any]) -> str:
+    """This name, longer where a column of the data has it."""
+    while name in columns:
+        name += "_"
+    return name
+
+
+def _csv(rows: Generated) -> bytes:
+    """A line of names, and a line for each row; doubles in the fewest digits that give them back."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    buffer, table = io.BytesIO(), pa.table(_row_columns(rows))
+    csv.write_csv(table, buffer)
+    return buffer.getvalue()
+
+
+def _row_parquet(rows: Generated) -> bytes:
+    """The same columns as in CSV, and `code`."""
+    columns = _row_columns(rows)
+    return _table(columns | {_free("code", columns): _lists(rows.z_NZ)})
+
+
+def _table(columns: Mapping[str, Any]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(dict(columns)), buffer)
     return buffer.getvalue()
 
 
 def _parquet(images: Generated) -> bytes:
     """A row an image: `image`, the bytes of a PNG file, and as it was told `label` or `label_probabilities`; `code`."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    columns = {"image": pa.array([drawing.picture(x_CHW) for x_CHW in images.x_NCHW], pa.binary())}
+    columns = {"image": pa.array([drawing.picture(x_CHW) for x_CHW in images.x_NX], pa.binary())}
     if images.y_NK is not None:
         certain = bool((images.y_NK.amax(1) == 1).all())
         labels = pa.array(images.y_NK.argmax(1).numpy())
         columns |= {"label": labels} if certain else {"label_probabilities": _lists(images.y_NK)}
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns | {"code": _lists(images.z_NZ)}), buffer)
-    return buffer.getvalue()
+    return _table(columns | {"code": _lists(images.z_NZ)})
 
 
 def _lists(rows_NX: Tensor) -> Any:
@@ -170,11 +221,24 @@ def _lists(rows_NX: Tensor) -> Any:
 
 
 FORMATS: dict[str, Callable[[Generated], bytes]] = {"png": _png, "npy": _npy, "parquet": _parquet}
+FORMATS_OF_ROWS: dict[str, Callable[[Generated], bytes]] = {"csv": _csv, "npy": _npy, "parquet": _row_parquet}
 
 
-def write(images: Generated, out: Path, kind: str) -> None:
+def formats_of(kind: ExampleKind | None) -> Mapping[str, Callable[[Generated], bytes]]:
+    """In which formats examples of this kind are written, the one first that is taken where none is named."""
+    return FORMATS_OF_ROWS if isinstance(kind, RowKind) else FORMATS
+
+
+def check_format(model: Published, kind: str) -> None:
+    """Raises UserError where what a model makes is not written in this format."""
+    if kind not in (known := formats_of(model.kind)):
+        noun = "images" if model.kind is None else model.kind.noun
+        raise UserError(f"--format {kind}: {model} makes {noun}, which are written as {', '.join(known)}")
+
+
+def write(made: Generated, out: Path, kind: str) -> None:
     """Raises UserError where the file cannot be written."""
     try:
-        out.write_bytes(FORMATS[kind](images))
+        out.write_bytes(formats_of(made.kind)[kind](made))
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None

@@ -18,12 +18,12 @@ from aae_ray.autoencoder.posteriors import Code
 from aae_ray.autoencoder.priors import build_prior, sample_classes
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset, class_names
-from aae_ray.datasets.images import Images
+from aae_ray.datasets.images import Images, examples
 from aae_ray.evaluation import clustering_metrics as clusters
 from aae_ray.evaluation import divergence, metrics, sample_quality
 from aae_ray.evaluation.confusion import Confusion
 from aae_ray.evaluation.constants import Constants, data_key, prior_key
-from aae_ray.evaluation.judge import Judge, is_judged, pixels
+from aae_ray.evaluation.judge import Judge, is_judged
 from aae_ray.randomness import EVALUATION, generator_for
 from aae_ray.settings import RunSettings
 
@@ -283,9 +283,9 @@ class HeldOutMetrics:
     def _kid(self, part: str, judge: Judge) -> float:
         indices = some_of(self._indices(part), KID_IMAGES)
         real_NF = self.constants.once(
-            ("features", judge.digest, self._data, part), lambda: judge.features(pixels(self.dataset, indices))
+            ("features", judge.digest, self._data, part), lambda: judge.features(examples(self.dataset, indices))
         )
-        samples_NCHW = self.samples(len(indices)).nan_to_num(0, 1, 0).clamp(0, 1)
+        samples_NCHW = self.model.kind.finite(self.samples(len(indices)))
         return sample_quality.cubic_mmd(real_NF, judge.features(samples_NCHW))
 
     def codes(self, part: str) -> Tensor:
@@ -308,7 +308,7 @@ class HeldOutMetrics:
 
     @torch.no_grad()
     def reconstructions(self, part: str, count: int) -> tuple[Tensor, Tensor]:
-        """Some images of a part and what becomes of them, each (N, C, H, W), on the CPU."""
+        """Some examples of a part and what becomes of them, each (N, X), on the CPU."""
         x_BD, code, y_BK = next(self._encoded(some_of(self._indices(part), min(count, CHUNK))))
         pair = (x_BD, self.model.decode(code.z_BZ, y_BK))
         x_NCHW, answer_NCHW = (images_BD.unflatten(1, self.dataset.shape).cpu() for images_BD in pair)
@@ -331,7 +331,7 @@ class HeldOutMetrics:
 
     @torch.no_grad()
     def samples(self, count: int) -> Tensor:
-        """Images decoded from draws of the prior, (N, C, H, W), on the CPU."""
+        """Examples decoded from draws of the prior, (N, X), on the CPU."""
         return self.model.sample(count, sample_generator()).cpu()
 
     def prior(self, count: int) -> Tensor:

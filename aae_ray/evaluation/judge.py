@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aae_ray.autoencoder.kinds import ImageKind, Shape
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.download import Progress, no_progress
+from aae_ray.datasets.images import examples
 from aae_ray.errors import UserError
 from aae_ray.evaluation.divergence import one_thread
 
@@ -35,7 +37,7 @@ SMALLEST = 4  # pixels: its images are halved twice
 class Network(nn.Module):
     """x_NCHW -> features_NF, and from those logits_NK: two convolutions that halve the image, two dense layers."""
 
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, shape: Shape, classes: int) -> None:
         super().__init__()
         channels, height, width = shape
         self.convolutions = nn.Sequential(
@@ -80,6 +82,8 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = no_progress) -
     """
     if dataset.classes is None or not _has_labels(dataset):
         raise UserError(f"data.name {dataset.name} has no labels, and a judge cannot be trained without them")
+    if not isinstance(dataset.kind, ImageKind):
+        raise UserError(f"data.name {dataset.name} holds rows of numbers, and a judge looks at images")
     if min(dataset.shape[1:]) < SMALLEST:
         raise UserError(f"data.name {dataset.name}: images of {dataset.shape[1]} x {dataset.shape[2]} are too small")
     file = cache / "judges" / f"{dataset.name}-{_identity(dataset)}.pt"
@@ -89,7 +93,7 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = no_progress) -
         network = _train(dataset, progress)
     judge = Judge(network, float("nan"), _digest(network))
     test = dataset.labelled(dataset.test)
-    wrong = judge.probabilities(pixels(dataset, test)).argmax(1) != _labels(dataset, test)
+    wrong = judge.probabilities(examples(dataset, test)).argmax(1) != _labels(dataset, test)
     judge = Judge(network, 1 - wrong.double().mean().item(), judge.digest)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
@@ -99,8 +103,8 @@ def judge_for(dataset: Dataset, cache: Path, progress: Progress = no_progress) -
 
 
 def is_judged(dataset: Dataset) -> bool:
-    """Whether a data set has a judge: not without labels, nor with images that are too small."""
-    return _has_labels(dataset) and min(dataset.shape[1:]) >= SMALLEST
+    """Whether a data set has a judge: not without labels, nor with images that are too small, nor of rows."""
+    return isinstance(dataset.kind, ImageKind) and _has_labels(dataset) and min(dataset.shape[1:]) >= SMALLEST
 
 
 def _has_labels(dataset: Dataset) -> bool:
@@ -144,7 +148,7 @@ def _train(dataset: Dataset, progress: Progress) -> Network:
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=steps)
     for step in range(steps):
         rows = train[torch.randint(len(train), (BATCH,), generator=generator).numpy()]
-        loss = F.cross_entropy(network(pixels(dataset, rows)), _labels(dataset, rows))
+        loss = F.cross_entropy(network(examples(dataset, rows)), _labels(dataset, rows))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -152,11 +156,6 @@ def _train(dataset: Dataset, progress: Progress) -> Network:
         if step % 100 == 99:
             progress(f"training the judge of {dataset.name}", step + 1, steps)
     return network.eval()
-
-
-def pixels(dataset: Dataset, rows: np.ndarray) -> Tensor:
-    """Images of the set by index, (N, C, H, W) in [0, 1]."""
-    return torch.from_numpy(np.asarray(dataset.images_NCHW[rows])).float().div_(255)
 
 
 def _labels(dataset: Dataset, rows: Any) -> Tensor:

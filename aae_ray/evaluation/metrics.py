@@ -71,16 +71,16 @@ METRICS: dict[str, Metric] = _with_test_twins(
     [
         Metric(
             "val/reconstruction_mse",
-            "squared pixel",
+            "squared pixel or std",
             "min",
-            "mean squared error per pixel, pixels in [0, 1]",
+            "mean squared error per pixel, pixels in [0, 1]; of rows per column, in standard deviations of training",
             worst=Limit(1.0, "val/mean_image_mse"),
         ),
         Metric(
             "val/mean_image_mse",
-            "squared pixel",
+            "squared pixel or std",
             None,
-            "mean squared error of always predicting the mean training image: the baseline",
+            "mean squared error of always predicting the mean training image, or row: the baseline",
         ),
         Metric(
             "val/jsd_nats",
@@ -325,6 +325,18 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 ("parzen_nats_se", "nats", "its standard error over test images"),
                 ("parzen_sigma", "pixel", "the window, chosen on the validation images"),
                 ("parzen_anchor_nats", "nats", "the same with as many real training images in place of the samples"),
+                (
+                    "column_wasserstein",
+                    "std",
+                    "Wasserstein-1 distance of a column's values in samples and test rows, mean over columns",
+                ),
+                ("column_wasserstein_floor", "std", "that distance for real training rows"),
+                (
+                    "correlation_error",
+                    "ratio",
+                    "absolute difference of two columns' correlation in samples and test rows, mean over pairs",
+                ),
+                ("correlation_error_floor", "ratio", "that difference for real training rows"),
                 ("imq_mmd", "kernel", "squared kernel discrepancy of held-out codes and prior"),
                 ("imq_mmd_floor", "kernel", "that discrepancy for prior against prior"),
                 (

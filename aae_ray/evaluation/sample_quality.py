@@ -176,6 +176,32 @@ def nearest_images(fake_MD: Tensor, real: Iterable[Tensor]) -> Tensor:
     return nearest_M
 
 
+# ------------------------------------------------------------------------------------------------------------- of rows
+
+
+def column_distances(real_ND: Tensor, fake_ND: Tensor) -> Tensor:
+    """The Wasserstein-1 distance of each column's values, (D,): the mean distance of both in sorted order.
+
+    Raises ValueError where there are not as many of one as of the other.
+    """
+    if real_ND.shape != fake_ND.shape:
+        raise ValueError(f"expected as many rows of both, got {tuple(real_ND.shape)} and {tuple(fake_ND.shape)}")
+    return (real_ND.double().sort(0).values - fake_ND.double().sort(0).values).abs().mean(0)
+
+
+def correlation_error(real_ND: Tensor, fake_MD: Tensor) -> float:
+    """Absolute difference of the correlations of both, mean over pairs of columns; that with a constant counts as 0.
+
+    Raises ValueError for fewer than two columns.
+    """
+    columns = real_ND.shape[1]
+    if columns < 2:
+        raise ValueError("a correlation needs two columns")
+    above = torch.triu_indices(columns, columns, 1)
+    real_P, fake_P = (torch.corrcoef(rows.double().T).nan_to_num()[above[0], above[1]] for rows in (real_ND, fake_MD))
+    return (real_P - fake_P).abs().mean().item()
+
+
 # ------------------------------------------------------------------------------------------------------------ of codes
 
 IMQ_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

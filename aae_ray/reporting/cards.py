@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from aae_ray.autoencoder.kinds import ExampleKind, RowKind
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting.tables import objective_value, outcome_counts, searched_keys, trials_text, values_of
@@ -42,8 +43,9 @@ def model_card(
     label_shares: Sequence[float],
     result: FinalEvaluation,
     study_id: str,
+    kind: ExampleKind,
 ) -> str:
-    """Markdown: what decoder and encoder are, how good they are on images that no choice has seen, and how to use them.
+    """Markdown: what decoder and encoder are, how good they are on what no choice has seen, and how to use them.
 
     `label_shares` are p(y) of the label that the decoder is given, none where there is no label.
     """
@@ -64,22 +66,29 @@ def model_card(
             f"{counted(trial.epoch, 'epoch')}.",
             *([f"Labels are drawn from p(y) = {_shares(label_shares)}."] if classes else []),
             "",
-            "| metric on the test images | value | unit |",
+            f"| metric on the test {kind.noun} | value | unit |",
             "|---|---:|---|",
             *rows,
             "",
+            *([f"Columns of a row: {', '.join(kind.columns)}.", ""] if isinstance(kind, RowKind) else []),
             *(f"* {remark}" for remark in result.remarks),
             *([""] if result.remarks else []),
             "```python",
             "import mlflow, torch",
             f'decoder = mlflow.pytorch.load_model("models:/{name}@champion")     # needs torch and mlflow alone',
-            f"images = decoder(codes)       # codes (B, {codes}) in, images (B, C, H, W) in [0, 1] out",
+            f"{kind.noun} = decoder(codes)  # codes (B, {codes}) in, {_out(kind)} out",
             f'encoder = mlflow.pytorch.load_model("models:/{encoder}@champion")',
-            'code = encoder(images)["code"]  # and its "sigma" and "probabilities", where the model has them',
+            f'code = encoder({kind.noun})["code"]  # and its "sigma" and "probabilities", where the model has them',
             "```",
             "",
         ]
     )
+
+
+def _out(kind: ExampleKind) -> str:
+    if isinstance(kind, RowKind):
+        return f"rows (B, {kind.size}) of doubles, in the units of the data,"
+    return "images (B, C, H, W) in [0, 1]"
 
 
 def _shares(shares: Sequence[float]) -> str:

@@ -50,6 +50,14 @@ PICTURES = {  # of the best trial
 }
 
 
+PICTURES_OF_ROWS = {
+    SAMPLE_SHEET: "rows decoded from the prior and held-out rows, by column",
+    "reconstructions.png": "values of held-out rows and their reconstructions, by column",
+    "codes.png": "codes of held-out rows against the prior",
+    "columns.png": "samples and test rows, by column",
+}
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of cells under their heads; numbers are to the right."""
@@ -108,7 +116,8 @@ def _content(
         "measured": _measured(best),
         "remarks": best.test.remarks if best and best.test else (),
         "champion": champion_rows(ledger),
-        "pictures": _pictures(best, folder) if best else [],
+        "noun": ledger.started.data.noun if ledger.started else "images",
+        "pictures": _pictures(best, folder, ledger) if best else [],
         "fronts": _fronts(ledger, best),
         "front": _front(ledger, best),
         "sheets": [sheet for trial in front[:SHEETS] if (sheet := _sheet(ledger, trial, folder))],
@@ -261,8 +270,9 @@ def newest(trial: TrialRecord, name: str) -> str | None:
     return max((path for path in trial.files if PurePath(path).name == name), default=None)
 
 
-def _pictures(trial: TrialRecord, folder: Path) -> list[Picture]:
-    found = [(newest(trial, name), caption) for name, caption in PICTURES.items()]
+def _pictures(trial: TrialRecord, folder: Path, ledger: Ledger) -> list[Picture]:
+    rows = ledger.started is not None and ledger.started.data.noun == "rows"
+    found = [(newest(trial, name), caption) for name, caption in (PICTURES_OF_ROWS if rows else PICTURES).items()]
     pictures = [_picture(folder / path, caption, BEST_PIXELS) for path, caption in found if path]
     return [picture for picture in pictures if picture]
 
@@ -455,7 +465,9 @@ def _data(ledger: Ledger) -> list[tuple[str, str]]:
     data = ledger.started.data
     return [
         ("data", data.name),
-        ("images", f"{' x '.join(map(str, data.shape))} (channels, height, width)"),
+        ("rows", text.counted(data.shape[0], "number"))
+        if data.noun == "rows"
+        else ("images", f"{' x '.join(map(str, data.shape))} (channels, height, width)"),
         ("parts", f"{data.train} for training, {data.val} held out, {data.test} for the test"),
         *([("classes", str(data.classes))] if data.classes else []),
         ("digest", data.digest),

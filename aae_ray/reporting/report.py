@@ -28,7 +28,9 @@ SAMPLES = (
     "quality/coverage",
     "quality/conditional_accuracy",
     "quality/parzen_nats",
-)  # what images of the prior are worth
+    "quality/column_wasserstein",
+    "quality/correlation_error",
+)  # what images or rows of the prior are worth
 MOST_OF_IT = 0.9  # of the hypervolume: when it was reached says how the search went
 LINKS = ("leaderboard", "front", "study", "model")  # that are printed; the rest is in the menu of any of the first two
 MORE_TRIALS = 10  # that an extension is offered with
@@ -121,7 +123,8 @@ def print_report(console: Console, report: StudyReport) -> None:
 def _test_lines(ledger: Ledger, test: Mapping[str, float], remarks: tuple[str, ...]) -> list[Any]:
     names = [name.replace("val/", "test/") for name in ledger.objectives]
     names += [name for name in LABELLED if name in test and name not in names]
-    lines = [text.bullet("test images", ", ".join(text.with_floor(name, test) for name in names if name in test))]
+    noun = "images" if ledger.started is None else ledger.started.data.noun
+    lines = [text.bullet(f"test {noun}", ", ".join(text.with_floor(name, test) for name in names if name in test))]
     samples = [text.with_floor(name, test) for name in SAMPLES if name in test]
     lines += [text.bullet("samples", ", ".join(samples))] if samples else []
     return lines + [text.bullet("", remark) for remark in remarks]
@@ -229,11 +232,17 @@ def next_commands(report: StudyReport) -> list[tuple[str, str]]:
     if made := report.registration:
         version = "" if made["champion"] else f" --version {made['version']}"
         name = shlex.quote(made["name"])
-        commands.append(("images", f"python -m aae_ray.generate {name} --count 64 --out samples.png{version}{option}"))
+        noun = "images" if report.ledger.started is None else report.ledger.started.data.noun
+        commands.append((noun, f"{generate_command(name, noun)}{version}{option}"))
     if report.best and (report.folder / "best_config.yaml").exists():
         path = text.shell_path(report.folder / "best_config.yaml")
         commands.append(("train again", f"python -m aae_ray.train {path}"))
     return commands + browse(uri, report.links)
+
+
+def generate_command(name: str, noun: str) -> str:
+    """How samples of a registered model are had."""
+    return f"python -m aae_ray.generate {name} --count 64 --out samples.{'csv' if noun == 'rows' else 'png'}"
 
 
 def page_commands(folder: Path, ledger: Ledger, uri: str) -> dict[str, str]:
@@ -243,9 +252,8 @@ def page_commands(folder: Path, ledger: Ledger, uri: str) -> dict[str, str]:
     if ledger.chosen is not None and ledger.chosen.registration is not None:
         name = shlex.quote(ledger.chosen.registration["name"])
         option = f" --tracking-uri {shlex.quote(uri)}"
-        commands["images from the champion of its name"] = (
-            f"python -m aae_ray.generate {name} --count 64 --out samples.png{option}"
-        )
+        noun = "images" if ledger.started is None else ledger.started.data.noun
+        commands[f"{noun} from the champion of its name"] = f"{generate_command(name, noun)}{option}"
     if ledger.chosen is not None:
         commands["train the best trial again"] = f"python -m aae_ray.train {path}/best_config.yaml"
     commands["go on, with more trials"] = f"python -m aae_ray.tune --extend {path} study.budget.trials={more}"

@@ -237,7 +237,9 @@ class Screen:
     def _title(self, dataset: "Dataset | None") -> str:
         settings = self.plan.settings
         goals = "  ".join(heading(name, self.symbols) for name in settings.study.objectives)
-        sizes = "" if dataset is None else f"{len(dataset.train)} / {len(dataset.val)} / {len(dataset.test)} images, "
+        sizes = ""
+        if dataset is not None:
+            sizes = f"{len(dataset.train)} / {len(dataset.val)} / {len(dataset.test)} {dataset.kind.noun}, "
         trials = f"{counted(settings.study.budget.trials, 'trial')} of {counted(settings.train.epochs, 'epoch')}"
         return f"{settings.study.name}: {settings.data.name}, {sizes}{trials}, {goals}"
 

@@ -50,6 +50,11 @@ class DataRecord(BaseModel):
     split: str = ""  # `split_digest`, which studies of earlier releases did not record
     contents: dict[str, str] = Field(default_factory=dict)  # what was read, for people, by what each line is about
 
+    @property
+    def noun(self) -> str:
+        """What its examples are called: an image has channels, height and width, a row of numbers has columns."""
+        return "rows" if len(self.shape) == 1 else "images"
+
     @classmethod
     def of(cls, dataset: Dataset) -> "DataRecord":
         return cls(

@@ -14,12 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from aae_ray.autoencoder.published import Decoder, Encoder, Published
 from aae_ray.datasets.dataset import Dataset, load
-from aae_ray.datasets.images import Images
+from aae_ray.datasets.images import given_examples
 from aae_ray.errors import UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.reporting import plots
@@ -146,13 +145,12 @@ class Study:
         return BestTrial(self._folder, ledger, trial)
 
     def images(self, part: str) -> Tensor:
-        """The images (N, C, H, W) in [0, 1] of its train, val or test part."""
+        """The images (N, C, H, W) in [0, 1], or the rows (N, D) in their own units, of its train, val or test part."""
         dataset = data_of(self.ledger)
         indices = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
         if part not in indices:
             raise UserError(f"there is no part {part!r} of the data; the parts are {', '.join(indices)}")
-        rows_ND = Images(dataset, torch.device("cpu"), torch.float32)[indices[part]]
-        return rows_ND.reshape(-1, *dataset.shape)
+        return given_examples(dataset, indices[part])
 
     def plot_front(self) -> "Figure":
         """The Pareto front of two or three objectives."""

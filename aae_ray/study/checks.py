@@ -38,7 +38,7 @@ from aae_ray.settings import Settings, flatten, replace, setting
 from aae_ray.tracking.address import check_answers, tracking_uri
 from aae_ray.training.loop import StateBytes, state_bytes
 
-STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components")
+STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components", "train.input_warp")
 # What a resume may change: how much is done, where it runs and where it is recorded, not what is searched.
 FREE = ("study.budget.", "study.concurrent_trials", "study.workers_per_trial", "study.resources_per_worker",
         "study.start_timeout", "study.step_timeout", "study.max_failures", "study.keep", "study.finalists",
@@ -121,21 +121,22 @@ def with_absolute_paths(settings: Settings) -> Settings:
 def _check_data(plan: Plan, dataset: Dataset) -> None:
     """Raises SettingsError with all in which the data do not fit the settings, or anything that is searched."""
     problems: dict[Problem, None] = {}
+    noun = dataset.kind.noun
     for each in _each_structure(plan):
         try:
             check(each, dataset)
-            weight_bytes(each, dataset.shape, dataset.classes)
+            weight_bytes(each, dataset.kind, dataset.classes)
         except SettingsError as error:
             problems |= dict.fromkeys(error.problems)
         problems |= dict.fromkeys(_unmeasured(each, dataset))
     searched = plan.space.get("train.batch_size")
     largest = plan.settings.train.batch_size if searched is None else max(options(searched))
     if largest > len(dataset.train):
-        text = f"train.batch_size is more than the {len(dataset.train)} training images of data.name {dataset.name}, "
+        text = f"train.batch_size is more than the {len(dataset.train)} training {noun} of data.name {dataset.name}, "
         problems[Problem(("train.batch_size",), Kind.DATA, "settings", f"{text}got {largest}")] = None
     for part, indices in (("validation", dataset.val), ("test", dataset.test)):
         if len(indices) < LEAST_CODES:
-            few = f"data.name {dataset.name} has {len(indices)} {part} images, too few to measure on"
+            few = f"data.name {dataset.name} has {len(indices)} {part} {noun}, too few to measure on"
             key = f"data.{part}_fraction"
             text = f"{few}; give {key} so that there are at least {LEAST_CODES}"
             problems[Problem((key,), Kind.DATA, "settings", text)] = None
@@ -356,7 +357,7 @@ def largest_state(plan: Plan, dataset: Dataset) -> StateBytes:
     }
 
     def size(values: Mapping[str, Any]) -> StateBytes:
-        return state_bytes(replace(plan.settings, values), dataset.shape, dataset.classes)
+        return state_bytes(replace(plan.settings, values), dataset.kind, dataset.classes)
 
     def total(values: Mapping[str, Any]) -> int:
         return size(values).total

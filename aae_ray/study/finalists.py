@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from aae_ray.autoencoder.kinds import RowKind
 from aae_ray.datasets.dataset import Dataset, cache_folder, class_names
 from aae_ray.errors import UserError
 from aae_ray.evaluation.constants import Constants, split_digest
@@ -117,9 +118,14 @@ def publish(
         shares_K = training.model.label_shares_K
         shares = [] if shares_K is None else shares_K.tolist()
         encoder = registry.encoder_name(name)
-        card = model_card(name, encoder, trial, settings, shares, result, ledger.started.study_id)
+        card = model_card(
+            name, encoder, trial, settings, shares, result, ledger.started.study_id, training.dataset.kind
+        )
         about = {key: value for key, value in tags.items() if key in ABOUT or key.startswith("data.")}
         about[registry.CLASS_NAMES] = json.dumps(class_names(training.dataset))
+        if isinstance(training.dataset.kind, RowKind):
+            about[registry.ROWS] = json.dumps(training.dataset.kind.record())
+        noun = training.dataset.kind.noun
         exported = {}
         for kind in (registry.DECODER, registry.ENCODER):
             exported[kind] = f"{kind}/{trial.name}_epoch_{trial.epoch:05d}"  # an extended study may choose another
@@ -131,12 +137,12 @@ def publish(
             "folder": exported[registry.DECODER],
             "tags": tags,
             "card": card,
-            "description": f"Decoders of autoencoders of {settings.data.name}: codes in, images out.",
+            "description": f"Decoders of autoencoders of {settings.data.name}: codes in, {noun} out.",
             "encoder": {
                 "name": encoder,
                 "folder": exported[registry.ENCODER],
                 "card": card,
-                "description": f"Encoders of autoencoders of {settings.data.name}: images in, codes out.",
+                "description": f"Encoders of autoencoders of {settings.data.name}: {noun} in, codes out.",
             },
             "front": [choice_metrics(ledger.judged(member), study) for member in _front_with(trial, ledger)],
             "constraints": list(study.constraints),

@@ -6,11 +6,13 @@ Shapes: N images, C channels, H height, W width.
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_ray.autoencoder.kinds import ExampleKind, RowKind
 from aae_ray.autoencoder.published import Published
 from aae_ray.datasets.dataset import PIXEL_SETTINGS, Dataset, load
 from aae_ray.datasets.pictures import decode
@@ -45,10 +47,31 @@ def read_data(data: str | None, overrides: Sequence[str], model: Published) -> D
         if given:
             entries["data.name"] = Entry(_name_of(Path(data)), COMMAND_LINE)
         dataset = load(build(entries | _pixels_as(model, changes)).data)
+    dataset = standardised_as(dataset, model.kind, str(model))
     if model.shape and dataset.shape != model.shape:
         own, taken = ("x".join(map(str, shape)) for shape in (dataset.shape, model.shape))
         raise UserError(f"data.name {dataset.name} has images of {own}, and {model} takes {taken}; {_mend(model)}")
     return dataset
+
+
+def standardised_as(dataset: Dataset, kind: ExampleKind | None, what: str) -> Dataset:
+    """A set for a model of this kind of examples: rows standardised as those of the model's training were.
+
+    Raises UserError where one is of rows and the other of images, or the columns are others.
+    """
+    rows = kind if isinstance(kind, RowKind) else None
+    if dataset.rows is None and rows is None:
+        return dataset
+    if dataset.rows is None or rows is None:
+        raise UserError(f"data.name {dataset.name} holds {dataset.kind.noun}, and {what} takes {_other(dataset)}")
+    if dataset.rows.columns != rows.columns:
+        own = ", ".join(dataset.rows.columns)
+        raise UserError(f"data.name {dataset.name} has the columns {own}, and {what} takes {', '.join(rows.columns)}")
+    return replace(dataset, rows=rows)
+
+
+def _other(dataset: Dataset) -> str:
+    return "rows of numbers" if dataset.rows is None else "images"
 
 
 def _data_overrides(overrides: Sequence[str]) -> dict[str, Entry]:
@@ -63,6 +86,9 @@ def _pixels_as(model: Published, changes: Mapping[str, Entry]) -> dict[str, Entr
 
     A scale that was observed is that of the model's own data. Raises UserError where its ends are not known.
     """
+    if isinstance(model.kind, RowKind):
+        own = {"data.kind": Entry("rows", str(model)), "data.columns": Entry(model.kind.columns, str(model))}
+        return own | dict(changes)
     recorded = {key: model.settings[key] for key in PIXELS if model.settings.get(key) is not None}
     if recorded.get("data.scale") == "observed" and "data.scale" not in changes:
         if model.value_range is None:
@@ -89,6 +115,11 @@ def read_pictures(files: Sequence[Path], overrides: Sequence[str], model: Publis
     """Picture files as images (N, C, H, W), read as those that the model was trained on were, but for what
     the overrides say. Raises UserError by file.
     """
+    if isinstance(model.kind, RowKind):
+        raise UserError(
+            f"{files[0]}: {model} takes rows of numbers, and no pictures; python -m aae_ray.encode has the "
+            "reconstruction error of each row of a table"
+        )
     data = build(_pixels_as(model, _data_overrides(overrides))).data
     return np.stack([_picture(file, data, model) for file in files])
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aae_ray.autoencoder.kinds import recorded_kind
 from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.published import Decoder, Encoder, Published
 from aae_ray.datasets.dataset import load
@@ -112,7 +113,9 @@ def from_checkpoint(folder: Path) -> Published:
     state = checkpoint_state(folder)
     run = recorded_settings(state["settings"], {}, str(folder))
     shares = known_shares(load(run.data), run) if run.model.label_prior == "labels" else None
-    model = build_model(run, tuple(state["shape"]), classes=state.get("classes"), known_shares=shares)
+    model = build_model(
+        run, recorded_kind(state["shape"], state.get("rows")), classes=state.get("classes"), known_shares=shares
+    )
     try:
         for name, network in model.networks.items():
             network.load_state_dict(state["networks"][name])
@@ -133,7 +136,7 @@ def from_checkpoint(folder: Path) -> Published:
         label_shares_K=model.label_shares_K,
         data_digest=state["data_digest"],
         split=state.get("split", ""),
-        shape=model.shape,
+        kind=model.kind,
         settings={key: value for key, value in flatten(run).items() if key.startswith("data.") and value is not None},
         class_names=tuple(state.get("class_names") or ()),
         value_range=None if (ends := state.get("value_range")) is None else (ends[0], ends[1]),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from aae_ray.autoencoder.kinds import recorded_kind
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.published import Published
 from aae_ray.datasets.dataset import Dataset, cache_folder, class_names, load
@@ -15,7 +16,6 @@ from aae_ray.evaluation.constants import split_digest
 from aae_ray.evaluation.encoding import some_names
 from aae_ray.evaluation.final_evaluation import (
     CONFUSION_SHEET,
-    NEAREST_SHEET,
     FinalEvaluation,
     evaluate_encoder,
     evaluate_model,
@@ -31,6 +31,7 @@ from aae_ray.search.journal import Journal
 from aae_ray.search.store import local_root
 from aae_ray.secrets import redact
 from aae_ray.settings import Settings, dotted_fields, replace, setting
+from aae_ray.study.inputs import standardised_as
 from aae_ray.study.loading import checkpoint_of, checkpoint_state, load_model, recorded_settings
 from aae_ray.tracking import registry
 from aae_ray.tracking.mapping import trial_params
@@ -85,8 +86,9 @@ def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any
 def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> StandaloneEvaluation:
     state = checkpoint_state(folder)
     run = recorded_settings(state["settings"], changes, str(folder))
-    dataset = load(run.data)
-    _same_data(str(folder), state["data_digest"], tuple(state["shape"]), dataset, any_data)
+    kind = recorded_kind(state["shape"], state.get("rows"))
+    dataset = standardised_as(load(run.data), kind, str(folder))
+    _same_data(str(folder), state["data_digest"], kind.shape, dataset, any_data)
     _same_split(str(folder), state["settings"], state.get("split", ""), run, dataset, any_data)
     own, names = tuple(state.get("class_names") or ()), class_names(dataset)
     if TASKS[run.task].y == "classes" and own != names and len(own) == len(names):
@@ -117,11 +119,13 @@ def _published(found: Published, changes: Mapping[str, Entry], any_data: bool) -
     what = str(found)
     about = {key: value for key, value in found.settings.items() if key.startswith("data.")}
     run = recorded_settings(about, changes, what)
-    dataset = load(run.data)
+    dataset = standardised_as(load(run.data), found.kind, what)
     _same_data(what, found.data_digest, found.shape, dataset, any_data)
     _same_split(what, about, found.split, run, dataset, any_data)
     judge = judge_if_any(dataset, cache_folder(run.data))
-    result = evaluate_samples(lambda count: found.draw(count, sample_generator()), dataset, judge)
+    result = evaluate_samples(
+        lambda count: dataset.kind.from_published(found.draw(count, sample_generator())), dataset, judge
+    )
     if found.encoder is not None:
         evaluate_encoder(result, found, dataset)
     name_illnesses(result, {}, run)
@@ -133,7 +137,7 @@ def _published(found: Published, changes: Mapping[str, Entry], any_data: bool) -
 def _same_data(what: str, digest: str, shape: tuple[int, ...], dataset: Dataset, any_data: bool) -> None:
     if shape != dataset.shape:
         told, own = ("x".join(map(str, some)) for some in (shape, dataset.shape))
-        raise UserError(f"{what} makes images of {told}, and those of data.name {dataset.name} are {own}")
+        raise UserError(f"{what} makes {dataset.kind.noun} of {told}, and those of data.name {dataset.name} are {own}")
     if digest != dataset.digest and not any_data:
         raise UserError(
             f"{what} was trained on data with digest {digest}, and data.name {dataset.name} has {dataset.digest}; "
@@ -210,7 +214,7 @@ def record(found: StandaloneEvaluation, uri: str) -> Recorded:
             metrics=dict(found.result.metrics),
             tags={key: redact(str(value)) for key, value in tags.items() if value},
             data=events.DataRecord.of(found.dataset),
-            sheet=NEAREST_SHEET,
+            sheet=found.result.sheet_name,
             confusion=CONFUSION_SHEET if found.result.has_confusion_sheet else None,
         )
     )

@@ -16,29 +16,56 @@ ROUNDING = 1e-6  # of values that were scaled to [0, 1]
 
 
 class PublishedFunction:
-    """A network with the shape of what it takes, and the range of its values where it has one."""
+    """A network with the shape and type of what it takes, the range of its values where it has one, and the names of
+    the columns of rows that it takes or gives."""
 
-    def __init__(self, module: Any, what: str, shape: list[int], limits: list[float] | None) -> None:
+    def __init__(
+        self,
+        module: Any,
+        what: str,
+        shape: list[int],
+        limits: list[float] | None,
+        dtype: str = "float32",
+        columns: list[str] | None = None,
+        answers: list[str] | None = None,
+    ) -> None:
         self.module, self.what, self.shape, self.limits = module, what, tuple(shape), limits
+        self.dtype, self.columns, self.answers = dtype, columns or [], answers or []
 
     def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> Any:
-        """An array, or arrays by name, in float32. Raises ValueError for arrays of another shape or scale."""
+        """An array, or arrays by name; rows of numbers as a data frame with their columns, which may be given so too,
+        in any order. Raises ValueError for arrays of another shape or scale, and for columns that are missing."""
         import torch
 
-        (values,) = data.values() if isinstance(data, Mapping) else (data,)
-        rows_N = self._checked(np.asarray(values))
+        rows_N = self._checked(self._values(data))
         with torch.no_grad():
             starts = range(0, max(len(rows_N), 1), ROWS)
             answers = [self.module(torch.from_numpy(rows_N[start : start + ROWS])) for start in starts]
         if isinstance(answers[0], Mapping):
             return {name: np.concatenate([answer[name].numpy() for answer in answers]) for name in answers[0]}
-        return np.concatenate([answer.numpy() for answer in answers])
+        rows_N = np.concatenate([answer.numpy() for answer in answers])
+        if not self.answers:
+            return rows_N
+        import pandas as pd
 
-    def _checked(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return pd.DataFrame(rows_N, columns=self.answers)
+
+    def _values(self, data: Any) -> NDArray[Any]:
+        named = getattr(data, "columns", data.keys() if isinstance(data, Mapping) else None)
+        if self.columns and named is not None and set(named) & set(self.columns):
+            if missing := [column for column in self.columns if column not in named]:
+                raise ValueError(f"{self.what} have no column {', '.join(missing)}; they are {', '.join(self.columns)}")
+            return np.stack([np.asarray(data[column]) for column in self.columns], axis=-1)
+        (values,) = data.values() if isinstance(data, Mapping) else (data,)
+        return np.asarray(values)
+
+    def _checked(self, values: NDArray[Any]) -> NDArray[Any]:
         expected = f"{self.what} are arrays of shape (B, {', '.join(map(str, self.shape))})"
         if values.shape[1:] != self.shape:
             raise ValueError(f"{expected}, and not {values.shape}")
-        rows_N = np.ascontiguousarray(values, dtype=np.float32)
+        rows_N = np.ascontiguousarray(values, dtype=self.dtype)
+        if self.columns and not np.isfinite(rows_N).all():
+            raise ValueError(f"{expected} of finite numbers, and these are not all finite")
         if self.limits and rows_N.size:
             (least, most), (low, high) = self.limits, (float(rows_N.min()), float(rows_N.max()))
             if not (low >= least - ROUNDING and high <= most + ROUNDING):  # false of NaN
@@ -55,4 +82,5 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any]) -> PublishedFunctio
         model_config["what"],
         model_config["shape"],
         model_config["limits"],
+        *(model_config[key] for key in ("dtype", "columns", "answers") if key in model_config),
     )

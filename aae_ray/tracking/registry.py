@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aae_ray.autoencoder.kinds import ExampleKind, RowKind, recorded_kind
 from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.priors import Prior, uniform_shares
 from aae_ray.autoencoder.published import Decoder, Encoder, Published, draw_codes
@@ -42,6 +43,7 @@ CLASS_NAMES = "class_names"  # in the metadata, as JSON: a tag may be too short 
 RECONSTRUCTION = "val/reconstruction_mse"
 SPLIT_DIGEST = "data.split_digest"
 VALUE_RANGE = "data.value_range"  # as JSON
+ROWS = "rows"  # in the metadata, as JSON: columns of rows, and how they are standardised
 LOADER = Path(__file__).with_name("autoencoder_pyfunc.py")
 
 
@@ -65,20 +67,33 @@ class _Interface(NamedTuple):
     limits: tuple[float, float] | None
     example_BX: Tensor
     outputs: Mapping[str, tuple[int, ...]]  # by name, the shape of one of each
+    columns: tuple[str, ...] = ()  # of rows that it takes
+    answers: tuple[str, ...] = ()  # columns of rows that it gives
+
+    @property
+    def dtype(self) -> Any:
+        """Of the numbers that it takes."""
+        return np.dtype(str(self.example_BX.dtype).removeprefix("torch."))
 
 
 def _decoder_interface(model: Model) -> _Interface:
     example_BZ = draw_codes(model.prior, model.label_shares_K, 2, torch.Generator().manual_seed(0))
     label = f": {model.classes} of a one-hot label or its probabilities, then the code" if model.classes else ""
-    return _Interface("codes", tuple(example_BZ.shape[1:]), label, None, example_BZ, {"images in [0, 1]": model.shape})
+    columns = model.kind.columns if isinstance(model.kind, RowKind) else ()
+    outputs = {"rows in their own units" if columns else "images in [0, 1]": model.shape}
+    return _Interface("codes", tuple(example_BZ.shape[1:]), label, None, example_BZ, outputs, answers=columns)
 
 
 def _encoder_interface(model: Model) -> _Interface:
-    example_BCHW = torch.rand(2, *model.shape, generator=torch.Generator().manual_seed(0))
+    example_BX = model.kind.to_published(torch.rand(2, *model.shape, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
-        answer = on_the_cpu(Encoder(model))(example_BCHW)
+        answer = on_the_cpu(Encoder(model))(example_BX)
     outputs = {name: tuple(part_BX.shape[1:]) for name, part_BX in answer.items()}
-    return _Interface("images", model.shape, " in [0, 1]", (0.0, 1.0), example_BCHW, outputs)
+    if isinstance(model.kind, RowKind):
+        columns = model.kind.columns
+        text = f" in their own units: {', '.join(columns)}"
+        return _Interface("rows", model.shape, text, None, example_BX, outputs, columns=columns)
+    return _Interface("images", model.shape, " in [0, 1]", (0.0, 1.0), example_BX, outputs)
 
 
 # kind -> the network that is exported, and what it takes and gives
@@ -112,15 +127,16 @@ def export(model: Model, target: Path, about: Mapping[str, Any], kind: str = DEC
     from aae_ray.search.store import PARTIAL  # with Optuna behind it, which who loads a model does not need
 
     network, interface_of = _PUBLISHED[kind]
-    interface, single = interface_of(model), np.dtype("float32")
-    outputs = Schema([TensorSpec(single, (-1, *shape), name) for name, shape in interface.outputs.items()])
+    interface = interface_of(model)
+    given = np.dtype(model.kind.published_dtype if kind == DECODER else "float32")
+    outputs = Schema([TensorSpec(given, (-1, *shape), name) for name, shape in interface.outputs.items()])
     partial = target.with_name(f"{target.name}{PARTIAL}{uuid.uuid4().hex[:8]}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     mlflow.pytorch.save_model(
         on_the_cpu(network(model)),
         str(partial),
         serialization_format="pt2",
-        signature=ModelSignature(Schema([TensorSpec(single, (-1, *interface.shape))]), outputs),
+        signature=ModelSignature(Schema([TensorSpec(interface.dtype, (-1, *interface.shape))]), outputs),
         input_example=interface.example_BX.numpy(),
         metadata=dict(about),
         code_paths=[str(LOADER)],
@@ -144,6 +160,9 @@ def export(model: Model, target: Path, about: Mapping[str, Any], kind: str = DEC
             "what": interface.what,
             "shape": list(interface.shape),
             "limits": list(interface.limits) if interface.limits else None,
+            "dtype": interface.dtype.name,
+            "columns": list(interface.columns),
+            "answers": list(interface.answers),
         },
     )
     described.save(str(partial / "MLmodel"))
@@ -512,12 +531,17 @@ def published(name: str, version: str, networks: Mapping[str, nn.Module], about:
         label_shares_K=_label_shares(int(about.get("classes", 0)), about.get("label_shares", "")),
         data_digest=about.get("data.digest", ""),
         split=about.get(SPLIT_DIGEST, ""),
-        shape=tuple(int(side) for side in about.get("image_shape", "").split("x") if side),
+        kind=_kind(about.get("image_shape", ""), json.loads(about.get(ROWS, "null"))),
         settings={key: value for key, value in about.items() if key in dotted_fields()},
         class_names=tuple(json.loads(about.get(CLASS_NAMES, "[]"))),
         value_range=None if (ends := json.loads(about.get(VALUE_RANGE, "null"))) is None else (ends[0], ends[1]),
         reconstruction_mse=float(about[RECONSTRUCTION]) if RECONSTRUCTION in about else None,
     )
+
+
+def _kind(image_shape: str, rows: Mapping[str, Any] | None) -> ExampleKind | None:
+    """What a version's tags and metadata say of the examples that it was trained on; None where they say nothing."""
+    return recorded_kind([int(side) for side in image_shape.split("x")], rows) if image_shape else None
 
 
 def _label_shares(classes: int, recorded: str) -> Tensor | None:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from aae_ray.autoencoder.kinds import Shape
 from aae_ray.autoencoder.model import Model
 from aae_ray.autoencoder.phases import TASKS, Batch, Phase
 from aae_ray.autoencoder.priors import sample_classes
@@ -235,7 +236,7 @@ def draw_blocks(
     return {name: tensor.narrow(dim, start, length) for name, tensor in whole.items()}
 
 
-def warp(x_BD: Tensor, maps_B23: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def warp(x_BD: Tensor, maps_B23: Tensor, shape: Shape) -> Tensor:
     """Images as rows, each under its affine map, in coordinates from -1 to 1 on both axes; black comes in from outside.
 
     A map tells for each pixel of the result where in the image it comes from.

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import SGD, Adam, Optimizer
 
-from aae_ray.autoencoder.model import Shape, build_model, weight_bytes
+from aae_ray.autoencoder.kinds import ExampleKind
+from aae_ray.autoencoder.model import build_model, weight_bytes
 from aae_ray.autoencoder.networks import BatchNorm
 from aae_ray.autoencoder.phases import Phase, phases_of
 from aae_ray.datasets.dataset import Dataset
@@ -64,10 +65,10 @@ class StateBytes(NamedTuple):
         return self.published + self.optimizers
 
 
-def state_bytes(settings: RunSettings, shape: Shape, classes: int | None = None) -> StateBytes:
+def state_bytes(settings: RunSettings, kind: ExampleKind, classes: int | None = None) -> StateBytes:
     """Of a training with these settings, which is not made for it: each phase has an optimizer of its own, with moments
     of the weights of all networks that it updates. Raises SettingsError when a network does not fit the images."""
-    sizes = weight_bytes(settings, shape, classes)
+    sizes = weight_bytes(settings, kind, classes)
     weights = sum(sizes.values())
     optimizers = 0
     for phase in dict.fromkeys(phases_of(settings)):
@@ -120,13 +121,13 @@ class Training:
     def __post_init__(self) -> None:
         if len(self.dataset.train) < 2 * self.workers:
             raise UserError(
-                f"data.name {self.dataset.name}: {len(self.dataset.train)} training images are too few "
-                f"for {self.workers} workers"
+                f"data.name {self.dataset.name}: {len(self.dataset.train)} training {self.dataset.kind.noun} are too "
+                f"few for {self.workers} workers"
             )
         check(self.settings, self.dataset)
         self.model = build_model(
             self.settings,
-            self.dataset.shape,
+            self.dataset.kind,
             self.device,
             self.dataset.classes,
             known_shares(self.dataset, self.settings),
@@ -279,6 +280,7 @@ class Training:
             "data_digest": self.dataset.digest,
             "split": split_digest(self.dataset),
             "shape": list(self.dataset.shape),
+            "rows": None if self.dataset.rows is None else self.dataset.rows.record(),
             "classes": self.dataset.classes,
             "class_names": list(self.dataset.class_names or ()),
             "value_range": None if self.dataset.value_range is None else list(self.dataset.value_range),

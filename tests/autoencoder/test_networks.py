@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from aae_ray.autoencoder import networks, posteriors
+from aae_ray.autoencoder.kinds import ImageKind
 from aae_ray.autoencoder.model import NETWORKS, build_model
 from aae_ray.errors import UserError
 from aae_ray.settings import replace
@@ -111,7 +112,7 @@ def test_the_papers_initialization() -> None:
             "dense",
             **{"model.initialization": "normal", "model.hidden": (300, 300)},
         ),
-        SHAPE,
+        ImageKind(SHAPE),
     )
     weight = model.networks["trunk"].layers[1].weight  # type: ignore[union-attr, index]
     assert weight.std().item() == pytest.approx(0.01, rel=0.05)
@@ -126,7 +127,7 @@ def test_the_papers_initialization() -> None:
 def test_the_shares_of_the_label_prior_are_given_known_or_uniform() -> None:
     def shares(label_prior: object, known: list[float] | None = None) -> list[float]:
         settings = variant("supervised", "deterministic", "dense", **{"model.label_prior": label_prior})
-        shares_K = build_model(settings, SHAPE, classes=4, known_shares=known).label_shares_K
+        shares_K = build_model(settings, ImageKind(SHAPE), classes=4, known_shares=known).label_shares_K
         assert shares_K is not None
         return shares_K.tolist()
 
@@ -222,5 +223,5 @@ def test_images_too_small_for_the_convolutions_are_refused() -> None:
     with pytest.raises(UserError, match=r"model\.channels has 4 layers.*8 x 8"):
         build_model(
             variant("unsupervised", "deterministic", "convolutional", **{"model.channels": (8, 8, 8, 8)}),
-            SHAPE,
+            ImageKind(SHAPE),
         )

@@ -5,6 +5,7 @@ from itertools import product
 
 import torch
 
+from aae_ray.autoencoder.kinds import ImageKind
 from aae_ray.autoencoder.model import Model, build_model
 from aae_ray.autoencoder.phases import TASKS, Batch
 from aae_ray.autoencoder.priors import sample_classes, uniform_shares
@@ -37,7 +38,7 @@ def variant(task: str, posterior: str, network: str, **more: object) -> Settings
 
 
 def build(settings: Settings, shape: tuple[int, int, int] = SHAPE) -> Model:
-    return build_model(settings, shape, classes=CLASSES)
+    return build_model(settings, ImageKind(shape), classes=CLASSES)
 
 
 def batch_for(model: Model, size: int = 7, seed: int = 0) -> Batch:

@@ -216,7 +216,7 @@ def test_images_that_are_there_twice_are_counted(tmp_path: Path, own: Any) -> No
     split = ["train"] * 43 + ["val"] * 10 + ["test"] * 11
     pq.write_table(pa.table({"image": IMAGES[rows].tolist(), "split": split}), tmp_path / "a.parquet")
     contents = contents_of(own(tmp_path / "a.parquet"))
-    assert (contents.images, contents.duplicates, contents.shared) == (64, 4, 1)
+    assert (contents.examples, contents.duplicates, contents.shared) == (64, 4, 1)
     told = contents.rows()["repeated"]
     assert told == "copies of an earlier image 4; validation and test images that also occur in another part 1"
     assert contents.short() == (

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from aae_ray.autoencoder.kinds import ImageKind
 from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.published import Decoder, Encoder, Published
 from aae_ray.settings import Settings, replace
@@ -20,7 +21,7 @@ def published(task: str = "unsupervised", **changes: Any) -> Published:
         "model.posterior": "gaussian" if task == "vae" else "deterministic",
     }
     run = replace(Settings(), values | {key.replace("__", "."): value for key, value in changes.items()})
-    model = build_model(run, SHAPE, classes=CLASSES)
+    model = build_model(run, ImageKind(SHAPE), classes=CLASSES)
     return Published(
         name="m",
         version="2",
@@ -30,7 +31,7 @@ def published(task: str = "unsupervised", **changes: Any) -> Published:
         prior=model.prior,
         label_shares_K=model.label_shares_K,
         data_digest="d" * 32,
-        shape=SHAPE,
+        kind=ImageKind(SHAPE),
         settings={"data.name": "digits"},
         class_names=NAMES,
         reconstruction_mse=0.05,

@@ -14,10 +14,10 @@ from sklearn.metrics import roc_auc_score
 
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.datasets.images import examples
 from aae_ray.errors import UserError
 from aae_ray.evaluation.anomaly import scores
 from aae_ray.evaluation.encoding import label_index, reconstruct_pictures, write_codes
-from aae_ray.evaluation.judge import pixels
 from aae_ray.settings import Settings, replace
 from aae_ray.study.loading import from_checkpoint
 from aae_ray.training import checkpoint
@@ -63,7 +63,7 @@ def test_the_table_has_a_row_for_each_image(task: str, own: dict[str, int], few:
     assert rows["label"][5] is None and rows["class"][5] is None
     assert (rows["label"][0], rows["class"][0]) == (0, "zéro")
 
-    x_NCHW = pixels(few, np.arange(30))
+    x_NCHW = examples(few, np.arange(30))
     encoded = model.encode(x_NCHW)
     torch.testing.assert_close(torch.tensor(rows["code"]), encoded.z_NZ)
     error_N = (model.reconstruct(encoded) - x_NCHW).square().mean((1, 2, 3))
@@ -82,7 +82,7 @@ def test_a_decoder_that_is_told_labels_has_those_of_the_images(few: Dataset, tmp
     assert not list(tmp_path.iterdir())
     labels_N = np.arange(30) % 4
     write_codes(model, dataclasses.replace(few, labels_N=labels_N), tmp_path / "codes.parquet")
-    x_NCHW = pixels(few, np.arange(30))
+    x_NCHW = examples(few, np.arange(30))
     answer_NCHW = model.reconstruct(model.encode(x_NCHW), torch.from_numpy(labels_N))
     errors = pq.read_table(tmp_path / "codes.parquet")["reconstruction_error"].to_pylist()
     torch.testing.assert_close(torch.tensor(errors), (answer_NCHW - x_NCHW).square().mean((1, 2, 3)))
@@ -151,7 +151,7 @@ def test_outliers_have_high_scores(digits: Dataset, cache: Path, tmp_path: Path)
     training.train()
     checkpoint.save(training.state_dict(), tmp_path / "saved")
     model = from_checkpoint(tmp_path / "saved")
-    x_NCHW = torch.cat([pixels(dataset, dataset.test), pixels(digits, zeros)])
+    x_NCHW = torch.cat([examples(dataset, dataset.test), examples(digits, zeros)])
     outlier_N = np.arange(len(x_NCHW)) >= len(dataset.test)
     found = scores(model, x_NCHW, model.encode(x_NCHW))
     assert roc_auc_score(outlier_N, found.anomaly_score_N.numpy()) > 0.9
@@ -160,7 +160,7 @@ def test_outliers_have_high_scores(digits: Dataset, cache: Path, tmp_path: Path)
 
 def test_a_model_that_does_not_know_its_error_cannot_score(few: Dataset) -> None:
     model = dataclasses.replace(published(), reconstruction_mse=None)
-    x_NCHW = pixels(few, np.arange(3))
+    x_NCHW = examples(few, np.arange(3))
     with pytest.raises(UserError, match="does not say how well it reconstructs validation images"):
         scores(model, x_NCHW, model.encode(x_NCHW))
 
@@ -168,7 +168,7 @@ def test_a_model_that_does_not_know_its_error_cannot_score(few: Dataset) -> None
 def test_pictures_are_shown_beside_their_reconstructions(few: Dataset) -> None:
     model, supervised = published("semi_supervised"), published("supervised")
     pairs = reconstruct_pictures(model, few.images_NCHW[:3], None)
-    x_NCHW = pixels(few, np.arange(3))
+    x_NCHW = examples(few, np.arange(3))
     errors_N = (model.reconstruct(model.encode(x_NCHW)) - x_NCHW).square().mean((1, 2, 3))
     torch.testing.assert_close(torch.tensor(pairs.errors), errors_N)
     assert pairs.sheet.startswith(b"\x89PNG")

@@ -21,7 +21,7 @@ ENDS_2CHW = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), dtype=np.uint
 def test_samples_without_a_label_are_those_of_the_model() -> None:
     for task in ("unsupervised", "semi_supervised"):
         model = published(task)
-        torch.testing.assert_close(generation.samples(model, 5, 3, None).x_NCHW, model.sample(5, seed=3))
+        torch.testing.assert_close(generation.samples(model, 5, 3, None).x_NX, model.sample(5, seed=3))
 
 
 @pytest.mark.parametrize("label", ["two", "2"])
@@ -31,7 +31,7 @@ def test_a_label_is_told_to_the_decoder_by_name_or_number(task: str, label: str)
     images = generation.samples(model, 6, 0, label)
     assert images.y_NK is not None and images.y_NK.tolist() == [[0, 0, 1, 0]] * 6
     expected_NCHW = model.decode(torch.cat([images.y_NK, images.z_NZ], 1))
-    assert torch.equal(images.x_NCHW, expected_NCHW) and images.z_NZ.std() > 0.3
+    assert torch.equal(images.x_NX, expected_NCHW) and images.z_NZ.std() > 0.3
 
 
 def test_a_cluster_is_told_by_its_number() -> None:
@@ -60,7 +60,7 @@ def test_a_style_goes_with_every_label() -> None:
 
 def test_a_walk_along_the_prior_of_a_model_with_labels_needs_one() -> None:
     images = generation.prior_walk(published(model__prior="mixture", model__prior_components=6), 5, None)
-    assert len(images.x_NCHW) == 30 and images.columns == 5 and "other 1 coordinates are 0" in images.text
+    assert len(images.x_NX) == 30 and images.columns == 5 and "other 1 coordinates are 0" in images.text
     with pytest.raises(UserError, match="--grid: the decoder of m version 2 is told a label; give one with --label"):
         generation.prior_walk(published("supervised"), 5, None)
     labelled = generation.prior_walk(published("supervised"), 5, "one")
@@ -73,7 +73,7 @@ def test_an_interpolation_ends_at_the_reconstructions_of_both_images(task: str, 
     model = published(task, model__prior=prior)
     images = generation.interpolation(model, ENDS_2CHW, 7, None)
     ends_2CHW = model.reconstruct(model.encode(torch.from_numpy(ENDS_2CHW / 255).float()))
-    torch.testing.assert_close(images.x_NCHW[[0, -1]], ends_2CHW, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(images.x_NX[[0, -1]], ends_2CHW, rtol=1e-4, atol=1e-5)
     z_SZ = images.z_NZ
     if prior == "gaussian":  # the radius changes evenly, and the angle too
         radius_S = z_SZ.norm(dim=1)
@@ -103,10 +103,10 @@ def test_an_interpolation_has_its_label_from_the_encoder_or_from_the_user() -> N
 @pytest.mark.parametrize("label", [None, "one"])
 def test_files_hold_the_images_the_codes_and_the_labels(label: str | None, tmp_path: Path, cache: Path) -> None:
     images = generation.samples(published("supervised" if label else "unsupervised"), 40, 0, label)
-    bytes_NCHW = (images.x_NCHW * 255).round().to(torch.uint8).numpy()
+    bytes_NCHW = (images.x_NX * 255).round().to(torch.uint8).numpy()
     for kind in generation.FORMATS:
         generation.write(images, tmp_path / f"images.{kind}", kind)
-    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), images.x_NCHW.numpy())
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), images.x_NX.numpy())
     assert Image.open(tmp_path / "images.png").size == (7 * 66 + 2, 6 * 66 + 2)
     table = pq.read_table(tmp_path / "images.parquet").to_pydict()
     np.testing.assert_array_equal(np.array(table["code"], np.float32), images.z_NZ.numpy())

@@ -9,9 +9,10 @@ import torch
 
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.images import examples
 from aae_ray.evaluation.figure_data import figure_data
 from aae_ray.evaluation.held_out import Encoded, HeldOutMetrics, measured, some_of
-from aae_ray.evaluation.judge import Judge, pixels
+from aae_ray.evaluation.judge import Judge
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.settings import Settings, replace
 from aae_ray.training.loop import Training
@@ -220,7 +221,7 @@ def test_samples_are_judged_where_there_is_a_judge(small_run: Settings, digits: 
     assert "val/kid_local" not in Training(small_run, digits).evaluation.costly("val")
     untrained = training.evaluation.costly("val")["val/kid_local"]
     rows = digits.train[: len(digits.val)]
-    training.evaluation.samples = lambda count: pixels(digits, rows)  # type: ignore[method-assign]
+    training.evaluation.samples = lambda count: examples(digits, rows)  # type: ignore[method-assign]
     real = training.evaluation.costly("val")["val/kid_local"]
     assert abs(real) < 0.05 * untrained
 

@@ -67,7 +67,7 @@ def test_what_no_judge_can_be_made_of(digits: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no labels"):
         judge_for(replace(digits, labels_N=None), tmp_path)
     with pytest.raises(UserError, match="images of 2 x 2 are too small"):
-        judge_for(replace(digits, images_NCHW=np.zeros((1797, 1, 2, 2), np.uint8)), tmp_path)
+        judge_for(replace(digits, examples_NX=np.zeros((1797, 1, 2, 2), np.uint8)), tmp_path)
 
 
 def test_a_judge_learns_from_labelled_images_and_is_tested_by_them(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from aae_ray.autoencoder.kinds import ImageKind
 from aae_ray.autoencoder.model import build_model
 from aae_ray.autoencoder.published import Published
 from aae_ray.errors import UserError
@@ -61,7 +62,7 @@ def test_a_missing_library_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_model_that_was_loaded_from_an_export_is_exported_again(tmp_path: Path) -> None:
-    model = build_model(replace(Settings(), {"task": "semi_supervised"}), (1, 8, 8), classes=4)
+    model = build_model(replace(Settings(), {"task": "semi_supervised"}), ImageKind((1, 8, 8)), classes=4)
     about = {"prior": "gaussian", "prior_scale": "1", "latent_dim": "8", "classes": "4", "image_shape": "1x8x8"}
     for kind in ("decoder", "encoder"):
         registry.export(model, tmp_path / kind / "m", about | {"task": "semi_supervised"}, kind)

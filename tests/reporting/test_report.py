@@ -14,6 +14,7 @@ import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from rich.console import Console
 
+from aae_ray.autoencoder.kinds import ImageKind
 from aae_ray.evaluation.diagnostics import Illness
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.reporting import plots, tables
@@ -316,6 +317,7 @@ def test_the_card_says_what_the_decoder_is_and_how_good() -> None:
             {"test/reconstruction_mse": 0.01234, "test/jsd_nats": 0.2, "other": 1.0}, remarks=["few samples"]
         ),
         "digits-1",
+        ImageKind((1, 8, 8)),
     )
     assert card.startswith("# aae-digits-decoder\n") and "Decoder and encoder of trial t0007 of study digits-1" in card
     assert "4-dimensional mixture prior of scale 2.5" in card and "for 27 epochs" in card

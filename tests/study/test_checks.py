@@ -41,9 +41,9 @@ def test_weights_are_counted_without_being_made(task: str, digits: Dataset) -> N
     if task == "label_informed":
         changes["model.prior"] = "mixture"
     settings = replace(Settings(), changes)
-    networks = build_model(settings, digits.shape, classes=digits.classes).networks.values()
+    networks = build_model(settings, digits.kind, classes=digits.classes).networks.values()
     made = sum(weight.numel() * 8 for network in networks for weight in network.parameters())
-    assert sum(weight_bytes(settings, digits.shape, digits.classes).values()) == made
+    assert sum(weight_bytes(settings, digits.kind, digits.classes).values()) == made
     assert torch.zeros(()).device.type == "cpu"
 
 
@@ -87,7 +87,7 @@ def test_the_state_of_a_training_is_counted_without_being_made(
         parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
         return sum(map(held, parts))
 
-    state, counted = training.state_dict(), state_bytes(training.settings, digits.shape, digits.classes)
+    state, counted = training.state_dict(), state_bytes(training.settings, digits.kind, digits.classes)
     assert counted == (held(state["networks"]), held(state.get("average")), held(state["optimizers"]))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from aae_ray.autoencoder.kinds import ImageKind
 from aae_ray.autoencoder.model import Model, build_model
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.published import Decoder, Published, draw_codes
@@ -87,7 +88,10 @@ def about_of(run: Settings) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Model]:
-    return {network: build_model(settings_of(network), shape, classes=CLASSES) for network, shape in SHAPES.items()}
+    return {
+        network: build_model(settings_of(network), ImageKind(shape), classes=CLASSES)
+        for network, shape in SHAPES.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +198,10 @@ def far_away(
     uri = f"sqlite:///{folder}/mlflow.db"
     client = client_of(uri)
     run = settings_of("dense")
-    card = model_card(NAME, ENCODER, TrialRecord(0, {}, Plan(run, {}), 0.0, 1), run, [], FinalEvaluation(), "digits-1")
+    kind = ImageKind(SHAPES["dense"])
+    card = model_card(
+        NAME, ENCODER, TrialRecord(0, {}, Plan(run, {}), 0.0, 1), run, [], FinalEvaluation(), "digits-1", kind
+    )
     registry.register(
         client,
         new_run(client),
@@ -337,7 +344,7 @@ def check_reconstructions(loaded: Published, model: Model) -> None:
 
 
 def test_export_changes_nothing_of_the_model(tmp_path: Path) -> None:
-    model = build_model(settings_of("dense", train__dtype="float64"), SHAPES["dense"])
+    model = build_model(settings_of("dense", train__dtype="float64"), ImageKind(SHAPES["dense"]))
     codes_BZ = model.prior.sample(4, torch.Generator().manual_seed(0), torch.float64)
     before_BD = model.decode(codes_BZ)
     registry.export(model, tmp_path / "decoder", {})
@@ -347,7 +354,7 @@ def test_export_changes_nothing_of_the_model(tmp_path: Path) -> None:
 
 
 def test_images_of_a_linear_decoder_are_images_too(models: dict[str, Model]) -> None:
-    model = build_model(settings_of("dense", model__output="linear"), SHAPES["dense"])
+    model = build_model(settings_of("dense", model__output="linear"), ImageKind(SHAPES["dense"]))
     z_BZ = 100 * model.prior.sample(50, torch.Generator().manual_seed(0))
     with torch.no_grad():
         images_BCHW = Decoder(model)(z_BZ)

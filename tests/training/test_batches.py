@@ -16,7 +16,7 @@ from aae_ray.training.batches import Batches, Step, draw_blocks, stretches, warp
 
 def make(settings: Settings, digits: Dataset, rank: int = 0, workers: int = 1, seed: int = 0) -> Batches:
     settings = replace(settings, {"seed": seed})
-    model = build_model(settings, digits.shape, classes=digits.classes)
+    model = build_model(settings, digits.kind, classes=digits.classes)
     images = Images(digits, torch.device("cpu"), torch.float64)
     return Batches(settings, model, images, digits, rank=rank, workers=workers)
 
