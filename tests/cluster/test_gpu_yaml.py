@@ -23,6 +23,8 @@ from aae_ray.execution.ray_cluster import possible_nodes, workers_on
 from aae_ray.reading import build, read_overrides
 from tests.cluster.laptop import REPOSITORY, Call, Life, Node, aws_client, laptop_environment, readme_commands
 
+pytestmark = pytest.mark.timeout(900)  # the first test of them all types every command of the README
+
 TEXT = (REPOSITORY / "cluster/gpu.yaml").read_text(encoding="utf-8")
 COMMANDS = (
     "initialization_commands",
