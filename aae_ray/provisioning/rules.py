@@ -177,8 +177,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "head.InstanceInitiatedShutdownBehavior",
         _unless(lambda file: file.head.node_config.get("InstanceInitiatedShutdownBehavior") == "terminate"),
-        "the head's InstanceInitiatedShutdownBehavior must be terminate, or its disk goes on costing after `ray exec "
-        "--stop`",
+        "the head's InstanceInitiatedShutdownBehavior must be terminate, or its disk goes on costing after a shutdown",
         ("aws",),
     ),
     Rule(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
+from tests.cluster.aws_requests import read_requests
 from tests.cluster.laptop import (
     REPOSITORY,
     SECONDS_FOR_A_COMMAND,
@@ -25,7 +26,6 @@ from tests.cluster.laptop import (
     head_machine,
     readme_commands,
 )
-from tests.cluster.aws_requests import read_requests
 
 NEEDED_MOTO = Version("5.2.5")  # older ones break multipart uploads
 
@@ -86,7 +86,8 @@ def life(endpoint: str, record: Path, tmp_path_factory: pytest.TempPathFactory) 
     printed = {}
     for command in readme_commands():
         if command.startswith("python -m aae_ray.cluster"):
-            printed[command.split()[3]] = laptop.run(command, checkout)
+            action = command.split()[3]
+            printed[action] = laptop.run(command, checkout, key="OWNER" if action == "prepare" else None)
     before = [group["GroupName"] for group in groups(endpoint)]
     laptop.run("ray up cluster/gpu.yaml --yes", checkout)  # Ray's cache is in TMPDIR, which is new
     (head,) = machines()
@@ -110,8 +111,7 @@ def life(endpoint: str, record: Path, tmp_path_factory: pytest.TempPathFactory) 
     workers = sorted(described.values(), key=lambda machine: machine.get("InstanceLifecycle") != "spot")
     assert [group["GroupName"] for group in groups(endpoint)] == before, "Ray made a security group of its own"
 
-    # What `ray exec --stop` has run on the head when its command has ended.
-    on_head.run("ray teardown ~/ray_bootstrap_config.yaml --yes --workers-only", on_head.home)
+    on_head.run("sh aae-ray/cluster/run_and_end.sh python -c 'raise SystemExit(1)'", on_head.home)
     without_workers = [machine["State"]["Name"] for machine in machines()]
     laptop.run("ray down cluster/gpu.yaml --yes", checkout)
     return Life(
@@ -120,7 +120,8 @@ def life(endpoint: str, record: Path, tmp_path_factory: pytest.TempPathFactory) 
         head=head,
         sent_to_head=sent_to_head,
         workers=workers,
-        sent_to_workers=on_head.calls(),
+        sent_to_workers=[call for call in on_head.calls() if call.program != "sudo"],
+        last_on_head=on_head.calls()[-1],
         exec_calls=exec_calls,
         printed=printed,
         groups=groups(endpoint),

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 REGION = "us-west-2"
 SECONDS_FOR_A_COMMAND = 240  # a few seconds, on a machine that is not busy otherwise
 
-# Stands in for ssh and rsync: writes down its arguments, keeps a copy of a file sent, connects to nothing.
+# Stands in for ssh, rsync and sudo: writes down its arguments, keeps a copy of a file sent, connects to nothing.
 RECORDER = """
 import json, os, shutil, sys
 folder, program, *arguments = sys.argv[1:]
@@ -62,7 +62,7 @@ def laptop_environment(root: Path, endpoint: str, key: str = "LAPTOP") -> dict[s
 
 @dataclass(frozen=True)
 class Call:
-    """One call of ssh or rsync."""
+    """One call of ssh, rsync or sudo."""
 
     program: str
     arguments: list[str]
@@ -90,7 +90,7 @@ class Machine:
         (root / "bin").mkdir()
         recorder = root / "recorder.py"
         recorder.write_text(RECORDER)
-        for program in ("ssh", "rsync"):
+        for program in ("ssh", "rsync", "sudo"):
             stand_in = root / "bin" / program
             record = shlex.join([sys.executable, "-IS", str(recorder), str(self.sent), program])
             stand_in.write_text(f'#!/bin/sh\nexec {record} "$@"\n')
@@ -99,17 +99,17 @@ class Machine:
             assert found == str(stand_in), f"the real {program} would run: {found}"
 
     def calls(self) -> list[Call]:
-        """Every call of ssh and rsync so far."""
+        """Every call of ssh, rsync and sudo so far."""
         record = self.sent / "calls.jsonl"
         lines = record.read_text().splitlines() if record.exists() else []
         return [Call(program, arguments) for program, *arguments in map(json.loads, lines)]
 
-    def run(self, command: str, folder: Path) -> str:
-        """Run a shell command; returns what it printed. On failure, all that was said and sent is in the
-        AssertionError."""
+    def run(self, command: str, folder: Path, key: str | None = None) -> str:
+        """Run a shell command, by another access key if one is given; returns what it printed. On failure, all that
+        was said and sent is in the AssertionError."""
         started = subprocess.Popen(
             ["/bin/bash", "-c", command],
-            env=self.environment,
+            env=self.environment if key is None else {**self.environment, "AWS_ACCESS_KEY_ID": key},
             cwd=folder,
             start_new_session=True,
             text=True,
@@ -132,8 +132,8 @@ class Machine:
 def head_machine(root: Path, endpoint: str, received: Path) -> Machine:
     """The head after its set-up: the files that the laptop sent, and those that the set-up makes."""
     head = Machine(root, endpoint, "HEAD")
-    for folder in (".ray", "aae-ray"):
-        (head.home / folder).mkdir()
+    (head.home / ".ray").mkdir()
+    shutil.copytree(REPOSITORY / "cluster", head.home / "aae-ray/cluster")
     shutil.copy(received / "auth_token", head.home / ".ray/auth_token")
     for name in ("ray_bootstrap_config.yaml", "ray_bootstrap_key.pem"):
         shutil.copy(received / name, head.home / name)
@@ -158,14 +158,15 @@ class Node:
     def __init__(self, root: Path) -> None:
         self.home = root / "home"
         stand_ins = root / "stand-ins"
-        for folder in (self.home / ".ray", stand_ins):
+        for folder in (self.home / ".ray", stand_ins, self.home / "aae-ray"):
             folder.mkdir(parents=True)
+        (self.home / "aae-ray/cluster").symlink_to(REPOSITORY / "cluster")
         (self.home / ".ray/auth_token").write_text("a token")
         (self.home / ".ray/auth_token").chmod(0o644)
         # As on Ubuntu: nothing below the first line counts for a shell that is not interactive.
         guard = "case $- in *i*) ;; *) return ;; esac\n"
         (self.home / ".bashrc").write_text(f"{guard}PATH={stand_ins}:/usr/bin:/bin\n")
-        programs = {"uv": UV, "tmux": TMUX, "mlflow": PROGRAM, "python": PROGRAM}
+        programs = {"uv": UV, "tmux": TMUX, **dict.fromkeys(("mlflow", "python", "ray", "sudo"), PROGRAM)}
         for name, text in {**programs, "curl": CURL.format(stand_ins=stand_ins)}.items():
             (stand_ins / name).write_text(text)
             (stand_ins / name).chmod(0o755)
@@ -226,7 +227,8 @@ class Life:
     """A cluster from `ray up` to `ray down`: what AWS then held, and what was sent to its machines.
 
     `head` and `workers` describe the machines, in EC2's words, when all were up, the one on spot first; `states` tells
-    what became of them, `without_workers` before `ray down`. `config` and `token` are what the head was given.
+    what became of them, `without_workers` before `ray down`, when `run_and_end.sh` had ended a study.
+    `config` and `token` are what the head was given.
     `exec_calls` has the call that each `ray exec` of the README made, `printed` what each command of this project said.
     `asked` are the requests that AWS got.
     """
@@ -239,6 +241,7 @@ class Life:
     sent_to_workers: list[Call]
     exec_calls: dict[str, Call]
     printed: dict[str, str]
+    last_on_head: Call
     groups: list[dict[str, Any]]
     asked: list[Request]
     without_workers: list[str]
