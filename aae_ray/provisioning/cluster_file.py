@@ -99,7 +99,7 @@ def read_cluster_file(path: Path) -> ClusterFile:
     for.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -108,6 +108,7 @@ def read_cluster_file(path: Path) -> ClusterFile:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         raise UserError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    content = documents[0] if documents else None
     if not isinstance(content, Mapping):
         raise UserError(f"{path} has no keys; a cluster file is like cluster/gpu.yaml")
     if "apiVersion" in content:
@@ -115,6 +116,8 @@ def read_cluster_file(path: Path) -> ClusterFile:
             f"{path} is for Kubernetes ({content.get('kind', 'no kind')}), not for `ray up`: `kubectl apply "
             f"--dry-run=server -f {path}` checks it, and needs KubeRay in the cluster"
         )
+    if len(documents) > 1:
+        raise UserError(f"{path} has {len(documents)} documents, parted by ---; Ray reads a file of one")
     kind = _mapping(content, "provider").get("type")
     if kind is None:
         raise UserError(f"{path}: provider.type is missing; a cluster file is like cluster/gpu.yaml")
