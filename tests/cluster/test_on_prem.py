@@ -108,7 +108,7 @@ def test_other_actions_are_passed_on_or_refused(machine: Path) -> None:
 
 
 def test_ray_up_sets_up_the_head_through_ssh(tmp_path: Path) -> None:
-    """Ray's own launcher, with ssh and rsync that record: it neither asks nor dials, and starts the older autoscaler."""
+    """Ray's own launcher, with ssh and rsync that record: it asks nothing, and starts the older autoscaler."""
     from tests.cluster.laptop import Machine
 
     laptop = Machine(tmp_path, "http://127.0.0.1:9", "LAPTOP")
