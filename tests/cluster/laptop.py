@@ -216,8 +216,10 @@ BUCKET = "bucket-of-a-team"
 
 
 def readme_commands() -> list[str]:
-    """The commands in the shell blocks of cluster/README.md, as typed with a bucket: some go over several lines."""
+    """The commands for AWS in the shell blocks of cluster/README.md, as typed with a bucket: some go over several
+    lines."""
     text = (REPOSITORY / "cluster/README.md").read_text(encoding="utf-8").replace("BUCKET", BUCKET)
+    text = text.partition("## Your own machines")[0]
     blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
     return re.findall(r"(?:.*\\\n)*.*\S.*", blocks)
 

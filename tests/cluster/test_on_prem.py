@@ -1,6 +1,7 @@
 """cluster/on_prem.yaml and on_prem.sh, with ssh and rsync that only record."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -130,6 +131,13 @@ def test_ray_up_sets_up_the_head_through_ssh(tmp_path: Path) -> None:
     assert "RAY_enable_autoscaler_v2=1" not in start.script
     bootstrap: dict[str, Any] = json.loads((laptop.sent / "ray_bootstrap_config.yaml").read_text())
     assert bootstrap["provider"]["worker_ips"] == ["10.0.0.2", "10.0.0.3"]
+
+
+def test_the_readme_tells_to_use_the_wrapper() -> None:
+    section = (REPOSITORY / "cluster/README.md").read_text().partition("## Your own machines")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    assert "cluster/on_prem.sh up" in block and "cluster/on_prem.sh down" in block
+    assert "ray up" not in block and "ray down" not in block
 
 
 # ----------------------------------------------------------------------------------------------------------- the check
