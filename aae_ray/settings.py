@@ -627,6 +627,14 @@ class Confirm(Section):
     )
 
 
+class Cluster(Section):
+    on_demand_after: Duration | None = Field(
+        600,
+        description="where work has waited this long and no machine on spot has come, machines on demand are asked "
+        "for, in a cluster whose file has both; spot is waited for for ever when not given",
+    )
+
+
 class StudySettings(Section):
     """What a study is, beside what each of its trials is."""
 
@@ -655,6 +663,7 @@ class StudySettings(Section):
         "given they begin with configurations that were trained to their end",
     )
     confirm: Confirm = Confirm()
+    cluster: Cluster = Cluster()
     workers_per_trial: Positive = Field(1, description="data-parallel workers of a gang")
     resources_per_worker: dict[str, Annotated[Float, Field(gt=0)]] = Field(
         {"CPU": 1}, min_length=1, description="Ray resources of one worker, e.g. {GPU: 1, CPU: 4}"

@@ -31,6 +31,7 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {
     "training": MATHEMATICS | {"datasets", "evaluation"},
     "search": TRAINED | {"reading", "secrets", "spellings"},
     "execution": SEARCHED,
+    "provisioning": {"errors", "execution"},
     "reporting": SEARCHED,
     "tracking": SEARCHED | {"reporting"},
     "study": SEARCHED | {"execution", "tracking", "reporting"},
@@ -60,6 +61,9 @@ OWNERS = {
         "aae_ray.reporting.importance",
         "aae_ray.reporting.plots",
     ),
+    "boto3": ("aae_ray.provisioning.aws",),
+    "botocore": ("aae_ray.provisioning.aws", "aae_ray.provisioning.preparation"),
+    "jsonschema": ("aae_ray.execution.cluster_schema",),
     "filelock": ("aae_ray.search.journal",),
     "IPython": ("aae_ray.reporting.notebook",),
     "rich": PRINTING,
@@ -89,6 +93,7 @@ OWNERS = {
     "onnxruntime": ("aae_ray.evaluation.onnx_files",),
     "typer": (
         "aae_ray.cli",
+        "aae_ray.cluster",
         "aae_ray.tune",
         "aae_ray.train",
         "aae_ray.compare",
@@ -202,6 +207,7 @@ def test_every_foreign_library_has_its_owners(library: str) -> None:
         ("aae_ray.search.journal", ("ray", "mlflow", "optuna", "rich")),
         ("aae_ray.tune", ("ray", "torch", "mlflow")),
         ("aae_ray.status", ("ray", "torch", "mlflow")),
+        ("aae_ray.cluster", ("ray", "torch", "mlflow", "boto3")),
         ("aae_ray.compare", ("ray", "torch", "mlflow")),
     ],
 )

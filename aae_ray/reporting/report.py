@@ -101,6 +101,8 @@ def print_report(console: Console, report: StudyReport) -> None:
     lines += [text.bullet("failure", message) for message in sorted(failures)]
     lines += [text.bullet("note", note) for note in ledger.notes]
     lines += [text.bullet("note", sentence) for sentence in tables.trial_diagnostics(ledger)]
+    if hours := text.machine_hours(ledger.machines.hours):
+        lines.append(text.bullet("machines", hours))
     if diagnostic := tables.front_diagnostic(ledger):
         lines.append(text.bullet("note", diagnostic.text))
     lines.append(text.bullet("registered", registration_line(report)))

@@ -16,7 +16,7 @@ from aae_ray.reporting.console import is_ascii
 from aae_ray.reporting.notebook import NotebookLive
 from aae_ray.reporting.status import FRONT_ROWS, StudyStatus
 from aae_ray.reporting.status_view import body
-from aae_ray.reporting.text import ASCII, UNICODE, counted, describe, first_line, heading
+from aae_ray.reporting.text import ASCII, UNICODE, counted, describe, first_line, heading, machines_line
 from aae_ray.search import events
 from aae_ray.search.journal import Owner
 from aae_ray.search.ledger import Ledger, TrialRecord
@@ -118,6 +118,8 @@ class Screen:
                 self._log(f"registered as {event.name} version {event.version}, {champion}: {event.reason}")
             case events.Noted():
                 self._log(f"note: {event.text}")
+            case events.MachinesChanged():
+                self._log(machines_line(event))
             case events.StudyStopped():
                 left = ledger.unfinished
                 why = f": {event.message}" if event.message else ""

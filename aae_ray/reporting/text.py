@@ -10,6 +10,7 @@ from typing import Any, Literal
 from rich.text import Text
 
 from aae_ray.evaluation.metrics import METRICS
+from aae_ray.search import events
 
 MESSAGE = 200  # letters of a failure's message
 TIMES = (("hours", 3600), ("minutes", 60), ("seconds", 1))
@@ -126,6 +127,27 @@ def with_floor(name: str, metrics: Mapping[str, float]) -> str:
 def bullet(label: str, content: str) -> Text:
     """A line of a report: what it is about, in bold, and what there is to say."""
     return Text.assemble((f"{label:<12}", "bold"), content)
+
+
+def machines_line(event: events.MachinesChanged) -> str:
+    """What there is of machines in a cluster, and why such on demand are asked for."""
+    present = ", ".join(
+        f"{count} on {market}" if market == "spot" else f"{count} {market}" for market, count in event.present.items()
+    )
+    line = f"machines: {present or 'none'}"
+    if event.asked_on_demand:
+        several = event.asked_on_demand > 1
+        line += (
+            f"; {event.asked_on_demand} workers are to have machines" if several else "; 1 worker is to have a machine"
+        )
+        line += " on demand"
+        line += f", as none came on spot for {duration(event.waited)}" if event.waited else ""
+    return line
+
+
+def machine_hours(hours: Mapping[str, float]) -> str:
+    """Hours of a cluster's machines by market; empty where there were none."""
+    return ", ".join(f"{amount:.2g} h {market}" for market, amount in sorted(hours.items()) if amount)
 
 
 def first_line(message: str) -> str:

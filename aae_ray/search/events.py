@@ -264,6 +264,15 @@ class Noted(_Event):
     text: str
 
 
+class MachinesChanged(_Event):
+    """The machines of a cluster by market, from now on, and for how many workers such on demand are asked for."""
+
+    event: Literal["machines_changed"] = "machines_changed"
+    present: dict[str, int]  # by market: spot, on-demand
+    asked_on_demand: int
+    waited: float = 0.0  # seconds in which work waited and no machine on spot came
+
+
 class StudyStopped(_Event):
     """The study stopped before its planned end; open trials have ended with it, and a resume takes them up again."""
 
@@ -309,6 +318,7 @@ Event = (
     | Chosen
     | Promoted
     | Noted
+    | MachinesChanged
     | StudyStopped
     | StudyEnded
 )

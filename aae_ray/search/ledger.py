@@ -14,6 +14,7 @@ from aae_ray.search import events
 from aae_ray.search.choice import compared, in_order, means, reference_point, references
 from aae_ray.search.constraints import constrained, constraints_of, violation
 from aae_ray.search.contract import Suggestion, trial_name
+from aae_ray.search.market import MachineHours
 from aae_ray.search.objectives import Front
 from aae_ray.search.outcomes import INCONCLUSIVE, FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.pruner import Pruner, Rung
@@ -148,6 +149,7 @@ class Ledger:
         self.end: StudyEnd | None = None  # None while the study goes on
         self.end_message: str | None = None
         self.notes: list[str] = []
+        self.machines = MachineHours()  # of a cluster that has them on spot and on demand
         self.confirming: events.Confirming | None = None  # of the configurations that there are now
         self.confirmed_from = 0  # the first trial after that event
         self.chosen: events.Chosen | None = None
@@ -246,7 +248,10 @@ class Ledger:
                 self.promoted = event
             case events.Noted():
                 self.notes.append(event.text)
+            case events.MachinesChanged():
+                self.machines.change(event.time, event.present)
             case events.StudyStopped():
+                self.machines.close(event.time)
                 reason = Reason.USER if event.end is StudyEnd.USER else Reason.INTERRUPTED
                 lost = event.end is StudyEnd.INTERRUPTED  # its process ended some time ago: nobody worked since
                 for trial in [*self.open.values(), *self.paused.values()]:
@@ -255,6 +260,7 @@ class Ledger:
                     self._end(trial, event.time, Reason.PAUSED if trial.state is State.PAUSED else reason, None)
                 self._close_session(event.end, event.message, before if lost else event.time)
             case events.StudyEnded():
+                self.machines.close(event.time)
                 self._close_session(StudyEnd.PLANNED, event.message, event.time)
             case events.FileWritten():
                 if event.number is not None:
@@ -263,6 +269,7 @@ class Ledger:
                 pass
 
     def _resume(self, event: events.StudyResumed, before: float) -> None:
+        self.machines.close(before)
         if self.session_started is not None:  # its process exited unexpectedly, after its last event
             self._count_session(before)
         self.resumed, self.end, self.end_message, self.most_running = event, None, None, 0

@@ -42,7 +42,7 @@ STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.pr
 # What a resume may change: how much is done, where it runs and where it is recorded, not what is searched.
 FREE = ("study.budget.", "study.concurrent_trials", "study.workers_per_trial", "study.resources_per_worker",
         "study.start_timeout", "study.step_timeout", "study.max_failures", "study.keep", "study.finalists",
-        "study.confirm.", "tracking.")  # fmt: skip
+        "study.confirm.", "study.cluster.", "tracking.")  # fmt: skip
 FIXED = (
     "study.name",
     "study.folder",

@@ -21,6 +21,7 @@ from aae_ray.errors import STOPPED, UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import JUDGED
 from aae_ray.evaluation.judge import Judge, judge_if_any
+from aae_ray.execution.market import market
 from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processes, ray_cluster
 from aae_ray.execution.tune_adapter import search
 from aae_ray.execution.worker import precision_advice
@@ -357,8 +358,10 @@ class Session:
 
         try:
             with signals.polling():
+                study = conductor.ledger.current_plan.settings.study
                 if conductor.more_to_suggest:
-                    search(conductor, self.store.uri(), poll, verbose=self.verbose)
+                    with market(study, poll, conductor.record) as also_of_machines:
+                        search(conductor, self.store.uri(), also_of_machines, verbose=self.verbose)
             if signals.requested and conductor.ledger.end is None:  # Ctrl-C while Tune ended
                 self._stop(conductor, StudyEnd.USER)
         except JournalError as error:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.cluster.aws_requests import Request
+
 REPOSITORY = Path(__file__).parents[2]
 REGION = "us-west-2"
-SECONDS_FOR_A_COMMAND = 90
+SECONDS_FOR_A_COMMAND = 240  # a few seconds, on a machine that is not busy otherwise
 
-# Stands in for ssh and rsync: writes down its arguments, keeps a copy of a file sent, connects to nothing.
+# Stands in for ssh, rsync and sudo: writes down its arguments, keeps a copy of a file sent, connects to nothing.
 RECORDER = """
 import json, os, shutil, sys
 folder, program, *arguments = sys.argv[1:]
@@ -28,8 +30,10 @@ if program == "rsync" and os.path.isfile(arguments[-2]):
 """
 
 
-def laptop_environment(root: Path, endpoint: str) -> dict[str, str]:
+def laptop_environment(root: Path, endpoint: str, key: str = "LAPTOP") -> dict[str, str]:
     """All that a command sees: nothing of the caller's environment, so none of its accounts and keys.
+
+    `key` is the access key by which the mock's record tells who asked.
 
     Raises ValueError unless the endpoint is a loopback address. What turns to another machine all the same
     meets a proxy that is not there.
@@ -45,7 +49,8 @@ def laptop_environment(root: Path, endpoint: str) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "testing",
+        "PYTHONPATH": str(REPOSITORY),
+        "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": REGION,
         "AWS_EC2_METADATA_DISABLED": "true",
@@ -57,7 +62,7 @@ def laptop_environment(root: Path, endpoint: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of ssh or rsync."""
+    """One call of ssh, rsync or sudo."""
 
     program: str
     arguments: list[str]
@@ -77,15 +82,15 @@ class Call:
 class Machine:
     """A user's laptop, or the head: its own home, AWS at the endpoint, ssh and rsync that only record."""
 
-    def __init__(self, root: Path, endpoint: str) -> None:
-        self.environment = laptop_environment(root, endpoint)
+    def __init__(self, root: Path, endpoint: str, key: str) -> None:
+        self.environment = laptop_environment(root, endpoint, key)
         self.home = root / "home"
         self.sent = root / "sent"
         self.sent.mkdir()
         (root / "bin").mkdir()
         recorder = root / "recorder.py"
         recorder.write_text(RECORDER)
-        for program in ("ssh", "rsync"):
+        for program in ("ssh", "rsync", "sudo"):
             stand_in = root / "bin" / program
             record = shlex.join([sys.executable, "-IS", str(recorder), str(self.sent), program])
             stand_in.write_text(f'#!/bin/sh\nexec {record} "$@"\n')
@@ -94,16 +99,17 @@ class Machine:
             assert found == str(stand_in), f"the real {program} would run: {found}"
 
     def calls(self) -> list[Call]:
-        """Every call of ssh and rsync so far."""
+        """Every call of ssh, rsync and sudo so far."""
         record = self.sent / "calls.jsonl"
         lines = record.read_text().splitlines() if record.exists() else []
         return [Call(program, arguments) for program, *arguments in map(json.loads, lines)]
 
-    def run(self, command: str, folder: Path) -> None:
-        """Run a shell command; on failure, all that was said and sent is in the AssertionError."""
+    def run(self, command: str, folder: Path, key: str | None = None) -> str:
+        """Run a shell command, by another access key if one is given; returns what it printed. On failure, all that
+        was said and sent is in the AssertionError."""
         started = subprocess.Popen(
             ["/bin/bash", "-c", command],
-            env=self.environment,
+            env=self.environment if key is None else {**self.environment, "AWS_ACCESS_KEY_ID": key},
             cwd=folder,
             start_new_session=True,
             text=True,
@@ -120,17 +126,17 @@ class Machine:
             failure = f"not done after {SECONDS_FOR_A_COMMAND} s"
         sent = "\n".join(f"{call.program} {shlex.join(call.arguments)}" for call in self.calls())
         assert not failure, f"{command}: {failure}\n{output}\nsent so far:\n{sent}"
+        return str(output)
 
 
 def head_machine(root: Path, endpoint: str, received: Path) -> Machine:
     """The head after its set-up: the files that the laptop sent, and those that the set-up makes."""
-    head = Machine(root, endpoint)
-    for folder in (".ray", "aae-ray"):
-        (head.home / folder).mkdir()
+    head = Machine(root, endpoint, "HEAD")
+    (head.home / ".ray").mkdir()
+    shutil.copytree(REPOSITORY / "cluster", head.home / "aae-ray/cluster")
     shutil.copy(received / "auth_token", head.home / ".ray/auth_token")
     for name in ("ray_bootstrap_config.yaml", "ray_bootstrap_key.pem"):
         shutil.copy(received / name, head.home / name)
-    (head.home / "head-packages.txt").touch()
     return head
 
 
@@ -152,14 +158,15 @@ class Node:
     def __init__(self, root: Path) -> None:
         self.home = root / "home"
         stand_ins = root / "stand-ins"
-        for folder in (self.home / ".ray", stand_ins):
+        for folder in (self.home / ".ray", stand_ins, self.home / "aae-ray"):
             folder.mkdir(parents=True)
+        (self.home / "aae-ray/cluster").symlink_to(REPOSITORY / "cluster")
         (self.home / ".ray/auth_token").write_text("a token")
         (self.home / ".ray/auth_token").chmod(0o644)
         # As on Ubuntu: nothing below the first line counts for a shell that is not interactive.
         guard = "case $- in *i*) ;; *) return ;; esac\n"
         (self.home / ".bashrc").write_text(f"{guard}PATH={stand_ins}:/usr/bin:/bin\n")
-        programs = {"uv": UV, "tmux": TMUX, "mlflow": PROGRAM, "python": PROGRAM}
+        programs = {"uv": UV, "tmux": TMUX, **dict.fromkeys(("mlflow", "python", "ray", "sudo"), PROGRAM)}
         for name, text in {**programs, "curl": CURL.format(stand_ins=stand_ins)}.items():
             (stand_ins / name).write_text(text)
             (stand_ins / name).chmod(0o755)
@@ -200,14 +207,19 @@ def aws_client(service: str, endpoint: str) -> Any:
         service,
         region_name=REGION,
         endpoint_url=endpoint,
-        aws_access_key_id="testing",
+        aws_access_key_id="TEST",
         aws_secret_access_key="testing",
     )
 
 
+BUCKET = "bucket-of-a-team"
+
+
 def readme_commands() -> list[str]:
-    """The commands in the shell blocks of cluster/README.md, as typed: some go over several lines."""
-    text = (REPOSITORY / "cluster/README.md").read_text(encoding="utf-8")
+    """The commands for AWS in the shell blocks of cluster/README.md, as typed with a bucket: some go over several
+    lines."""
+    text = (REPOSITORY / "cluster/README.md").read_text(encoding="utf-8").replace("BUCKET", BUCKET)
+    text = text.partition("## Your own machines")[0]
     blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
     return re.findall(r"(?:.*\\\n)*.*\S.*", blocks)
 
@@ -216,16 +228,23 @@ def readme_commands() -> list[str]:
 class Life:
     """A cluster from `ray up` to `ray down`: what AWS then held, and what was sent to its machines.
 
-    `head` and `worker` describe the machines, in EC2's words, when both were up; `states` tells what became
-    of them. `config` and `token` are what the head was given. `exec_calls` has the call that each `ray exec`
-    of the README made.
+    `head` and `workers` describe the machines, in EC2's words, when all were up, the one on spot first; `states` tells
+    what became of them, `without_workers` before `ray down`, when `run_and_end.sh` had ended a study.
+    `config` and `token` are what the head was given.
+    `exec_calls` has the call that each `ray exec` of the README made, `printed` what each command of this project said.
+    `asked` are the requests that AWS got.
     """
 
     config: dict[str, Any]
     token: str
     head: dict[str, Any]
     sent_to_head: list[Call]
-    worker: dict[str, Any]
-    sent_to_worker: list[Call]
+    workers: list[dict[str, Any]]
+    sent_to_workers: list[Call]
     exec_calls: dict[str, Call]
+    printed: dict[str, str]
+    last_on_head: Call
+    groups: list[dict[str, Any]]
+    asked: list[Request]
+    without_workers: list[str]
     states: list[str]

@@ -1,0 +1,149 @@
+"""Machines on demand: what is read from Ray, what is asked of it, and what is told, without a Ray."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from aae_ray.execution import market as module
+from aae_ray.execution.market import Market, machines_now, market, markets_of, nodes_on_demand
+from aae_ray.reporting.text import machine_hours, machines_line
+from aae_ray.search.events import MachinesChanged
+from aae_ray.search.market import Machines, OnDemandFallback
+from aae_ray.settings import StudySettings
+
+REPOSITORY = Path(__file__).parents[2]
+CONTENT: dict[str, Any] = yaml.safe_load((REPOSITORY / "cluster/gpu.yaml").read_text())
+for each in CONTENT["available_node_types"].values():
+    each["resources"] = each["resources"] or {"CPU": 4, "GPU": 1}  # as Ray fills them in
+GPU = StudySettings(resources_per_worker={"GPU": 1})
+
+
+def test_the_cluster_s_file_says_which_machines_are_on_demand() -> None:
+    assert markets_of(CONTENT) == {"gpu-spot": "spot", "gpu-on-demand": "on-demand"}
+    assert nodes_on_demand(CONTENT) == [{"CPU": 4, "GPU": 1}] * 4
+    assert markets_of({}) == {} and nodes_on_demand({}) == []
+
+
+def test_machines_are_counted_as_ray_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {
+        "a": {"state": "CREATED", "bundles": {0: {"GPU": 1.0}}},
+        "b": {"state": "PENDING", "bundles": {0: {"GPU": 1.0, "CPU": 1.0}, 1: {"GPU": 1.0}}},
+        "c": {"state": "RESCHEDULING", "bundles": {0: {"GPU": 1.0}}},
+        "d": {"state": "PENDING", "bundles": {0: {"CPU": 1.0}}},  # of another, or a gang's helper
+        "e": {"state": "REMOVED", "bundles": {0: {"GPU": 1.0}}},
+    }
+    nodes = [
+        {"Alive": True, "Labels": {"market": "spot", "ray.io/node-id": "1"}},
+        {"Alive": False, "Labels": {"market": "spot"}},
+        {"Alive": True, "Labels": {}},
+        {"Alive": True},
+    ]
+    pending = [SimpleNamespace(ray_node_type_name=name) for name in ("gpu-spot", "gpu-on-demand", "head")]
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    monkeypatch.setattr(module.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(module.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(module.ray.util, "placement_group_table", lambda: groups)
+    monkeypatch.setattr(module, "get_cluster_status", lambda *_, timeout: SimpleNamespace(pending_nodes=pending))
+    found = machines_now({"GPU": 1}, markets_of(CONTENT))
+    assert found == Machines(3, {"spot": 1}, {"spot": 1, "on-demand": 1})
+
+
+class Looks:
+    """A market with a clock of its own, whose machines are given, and which records what it does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.seen = 0.0, Machines(2, {}, {})
+        self.asked: list[int] = []
+        self.told: list[MachinesChanged] = []
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        self.market = Market(OnDemandFallback(600, 4), lambda: self.seen, self.asked.append, self.told.append)
+
+    def at(self, now: float, machines: Machines | None = None) -> None:
+        self.now, self.seen = now, machines or self.seen
+        self.market.look()
+
+
+def test_what_is_asked_for_is_asked_of_ray_once_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch)
+    for now in range(0, 700, 5):
+        looks.at(float(now))
+    looks.at(800.0, Machines(0, {"on-demand": 2}, {}))
+    assert looks.asked == [2, 0]
+    assert [(event.present, event.asked_on_demand) for event in looks.told] == [({}, 2), ({"on-demand": 2}, 0)]
+    assert looks.told[0].waited == 600
+
+
+def test_a_ray_that_does_not_answer_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = Looks(monkeypatch)
+    looks.at(0)
+
+    def silent() -> Machines:
+        raise TimeoutError
+
+    looks.market.see = silent
+    looks.at(5000)
+    assert looks.asked == [] and looks.told == []
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """How many bundles Ray was asked for, each time; the cluster's file lies where `ray up` puts it."""
+    asked: list[int] = []
+
+    def request(*, bundles: list[dict[str, float]], bundle_label_selectors: list[dict[str, str]]) -> None:
+        assert bundles == [{"GPU": 1}] * len(bundles)
+        assert bundle_label_selectors == [{"market": "on-demand"}] * len(bundles)
+        asked.append(len(bundles))
+
+    monkeypatch.setattr(module, "request_resources", request)
+    monkeypatch.setattr(module, "BOOTSTRAP", str(tmp_path / "bootstrap.yaml"))
+    (tmp_path / "bootstrap.yaml").write_text(yaml.safe_dump(CONTENT))
+    return asked
+
+
+def test_no_request_outlives_its_study(requests: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray keeps a request for ever, also that of a driver that has died, and the machines with it."""
+    now, polled = [0.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "machines_now", lambda *_: Machines(3, {}, {}))
+    with pytest.raises(KeyboardInterrupt), market(GPU, lambda: polled.append(1), lambda _: None) as poll:
+        for now[0] in (0.0, 300.0, 601.0):
+            poll()
+        raise KeyboardInterrupt
+    assert requests == [0, 3, 0]
+    assert len(polled) == 3
+
+
+@pytest.mark.parametrize("case", ["laptop", "off", "one market", "too large"])
+def test_where_there_is_no_choice_nothing_is_looked_at(case: str, requests: list[int], tmp_path: Path) -> None:
+    study, content, path = GPU, dict(CONTENT), tmp_path / "bootstrap.yaml"
+    if case == "off":
+        study = StudySettings.model_validate({**GPU.model_dump(), "cluster": {"on_demand_after": None}})
+    if case == "too large":
+        study = StudySettings(resources_per_worker={"GPU": 8})
+    if case == "one market":
+        kinds = {name: kind for name, kind in CONTENT["available_node_types"].items() if name != "gpu-spot"}
+        content = {**CONTENT, "available_node_types": kinds}
+    path.write_text(yaml.safe_dump(content))
+    if case == "laptop":
+        path.unlink()
+
+    def poll() -> None:
+        pass
+
+    with market(study, poll, lambda _: None) as returned:
+        assert returned is poll
+    assert requests == []
+
+
+def test_it_is_told_in_words() -> None:
+    asked = MachinesChanged(present={"spot": 2}, asked_on_demand=1, waited=600)
+    assert machines_line(asked) == (
+        "machines: 2 on spot; 1 worker is to have a machine on demand, as none came on spot for 10 min 0 s"
+    )
+    assert machines_line(MachinesChanged(present={}, asked_on_demand=0)) == "machines: none"
+    assert machine_hours({"spot": 2.5, "on-demand": 0.25}) == "0.25 h on-demand, 2.5 h spot"
+    assert machine_hours({}) == ""
