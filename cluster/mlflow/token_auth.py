@@ -16,6 +16,8 @@ def authenticate() -> Authorization | Response:
         name, _, secret = (given.token or "").rpartition(".")
         given = Authorization("basic", {"username": name, "password": secret})
         request.authorization = given
-    if given is None or not given.username or not given.password:
-        return auth.make_basic_auth_response()
-    return auth.authenticate_request_basic_auth()
+    known = given is not None and given.username and given.password
+    answer: Authorization | Response = (
+        auth.authenticate_request_basic_auth() if known else auth.make_basic_auth_response()
+    )
+    return answer
