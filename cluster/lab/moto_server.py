@@ -1,4 +1,6 @@
-"""moto, the mock of AWS, with two changes to EC2's RunInstances: `python -m cluster.lab.moto_server -H ADDRESS -p PORT`.
+"""moto, the mock of AWS, with two changes to EC2's RunInstances.
+
+python -m cluster.lab.moto_server -H ADDRESS -p PORT
 
 * It launches MaxCount instances, as EC2 does where it can; moto launches MinCount.
 * While the file that AAE_LAB_NO_SPOT names is there, spot cannot be had: InsufficientInstanceCapacity.

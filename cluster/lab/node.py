@@ -94,12 +94,12 @@ class Machine:
             ("route", "add", "default", "via", spec.gateway),
         ):
             run("ip", "-n", spec.name, *command)
-        command = [
+        program = [
             "ip", "netns", "exec", spec.name,
             "unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child=KILL", "--mount-proc",
             sys.executable, "-m", "cluster.lab.node", str(self.folder),
         ]  # fmt: skip
-        self.service = start(spec.name, command, self.folder / "sshd.log", dict(os.environ), REPOSITORY)
+        self.service = start(spec.name, program, self.folder / "sshd.log", dict(os.environ), REPOSITORY)
         self.service.wait(lambda: listens(spec.ip, 22), BOOT_SECONDS)
 
     @property

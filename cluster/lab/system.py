@@ -78,7 +78,7 @@ def search_path() -> str:
 
 
 def paths_in_use(*more: Path) -> list[Path]:
-    """Folders that Python and this project are read from: they stay visible where the folders above them are covered."""
+    """Folders that Python and this project are read from, below those that the lab covers."""
     imported = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     wanted = {path.resolve() for path in (REPOSITORY, Path(sys.prefix), Path(sys.base_prefix), *imported, *more)}
     covered = [Path(folder) for folder in ("/tmp", "/root", "/home", "/run")]
