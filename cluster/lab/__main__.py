@@ -3,7 +3,7 @@
 python -m cluster.lab up {aws|on_prem} [--mlflow]    network, AWS and, if asked for, MLflow; then `ray up`
 python -m cluster.lab exec COMMAND ...               on its laptop, e.g. exec ray exec /tmp/cluster.yaml 'ray status'
 python -m cluster.lab nodes                          what AWS says of its instances
-python -m cluster.lab reclaim INSTANCE               AWS takes an instance away, without notice
+python -m cluster.lab reclaim INSTANCE [--notice S]  AWS takes an instance away, S seconds after it has told Ray
 python -m cluster.lab down                           all of it, at once
 
 Needs root on Linux; README.md, beside this file, says what else, and what to look out for.
@@ -12,6 +12,7 @@ Needs root on Linux; README.md, beside this file, says what else, and what to lo
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,7 +37,9 @@ def main(arguments: list[str]) -> None:
     run = actions.add_parser("exec", help="run a command on the lab's laptop")
     run.add_argument("command", nargs=argparse.REMAINDER)
     actions.add_parser("nodes", help="list instances")
-    actions.add_parser("reclaim", help="take an instance away").add_argument("instance")
+    reclaim = actions.add_parser("reclaim", help="take an instance away")
+    reclaim.add_argument("instance", help="its id, as `nodes` lists it")
+    reclaim.add_argument("--notice", type=int, help="seconds between Ray's being told and the end; not told if none")
     actions.add_parser("down", help="end all of it")
     given = parser.parse_args(arguments)
     world = World(given.folder)
@@ -53,11 +56,21 @@ def main(arguments: list[str]) -> None:
             for instance in world.instances():
                 print("  ".join(instance[key] for key in ("id", "state", "type", "market", "address")))
         elif given.action == "reclaim":
-            world.terminate(given.instance)
+            take_away(world, given.instance, given.notice)
         else:
             world.down()
     except LabError as error:
         refuse(str(error))
+
+
+def take_away(world: World, identity: str, notice: int | None) -> None:
+    running = {i["id"]: i["address"] for i in world.instances() if i["state"] == "running"}
+    if identity not in running:
+        raise LabError(f"{identity} is no running instance; there are {', '.join(running) or 'none'}")
+    if notice is not None:
+        world.warn(running[identity], notice)
+        time.sleep(notice)
+    world.terminate(identity)
 
 
 def refuse(sentence: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.lab.node import user_id_is_taken
+from cluster.lab.node import USER, user_id_is_taken
 from cluster.lab.services import tail
 from cluster.lab.supervisor import REQUESTS, STATE
 from cluster.lab.system import REPOSITORY, LabError, missing
@@ -126,6 +127,17 @@ class World:
     def terminate(self, instance: str) -> None:
         """AWS takes an instance away, without notice."""
         self.python(_TERMINATE.format(endpoint=self.state["endpoint"], instance=instance))
+
+    def warn(self, address: str, seconds: int) -> None:
+        """Ray hears that a node will be taken away after so long, as by a notice of the cloud's."""
+        why = f"--reason DRAIN_NODE_REASON_PREEMPTION --reason-message notice --deadline-remaining-seconds {seconds}"
+        self.ssh(address, f"ray drain-node {why}", seconds=180.0)
+
+    def ssh(self, address: str, command: str, seconds: float) -> "subprocess.CompletedProcess[str]":
+        """Run a command on a machine, with the environment that its user has."""
+        options = ("-q", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes")
+        there = f"bash -c {shlex.quote(f'source ~/.bashrc; {command}')}"
+        return self.run("ssh", *options, "-i", self.state["key"], f"{USER}@{address}", there, seconds=seconds)
 
     def logs(self, lines: int = 30) -> str:
         """The ends of all logs."""

@@ -1,13 +1,17 @@
 """cluster/mlflow: accounts and tokens, host names, files through the server, backup, restore and upgrade, as they are
 documented there; and a study that loses nothing while its server is restarted."""
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -15,6 +19,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from aae_ray.search.journal import read_events
+from aae_ray.search.ledger import Ledger
 from cluster.lab.services import (
     MLFLOW,
     MlflowServer,
@@ -24,6 +30,7 @@ from cluster.lab.services import (
     missing_for_mlflow,
 )
 from tests.cluster.laptop import aws_client
+from tests.study.commands import command
 
 missing = missing_for_mlflow()
 pytestmark = [
@@ -32,6 +39,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 SECONDS_FOR_A_COMMAND = 180
+STUDY_SECONDS = 700
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +127,16 @@ import mlflow
 (run,) = mlflow.search_runs(experiment_names=[{experiment!r}], output_format="list")
 path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="picture.png")
 print(run.info.run_name, run.data.metrics["loss"], open(path).read())
+"""
+EPOCHS_OF_RUNS = """
+import json
+from mlflow import MlflowClient
+client = MlflowClient()
+runs = client.search_runs([client.get_experiment_by_name({experiment!r}).experiment_id])
+trials = [run for run in runs if "aae.trial_id" in run.data.tags]
+assert len(runs) == len(trials) + 1 and {{run.info.status for run in runs}} == {{"FINISHED"}}, runs
+history = lambda run: client.get_metric_history(run.info.run_id, "train/reconstruction_loss")
+print(json.dumps({{run.data.tags["aae.trial_id"]: [point.step for point in history(run)] for run in trials}}))
 """
 
 
@@ -261,3 +279,45 @@ def test_a_server_that_lacks_a_setting_says_which(server: MlflowServer, changed:
         [str(MLFLOW / "server.sh")], env=server.environment | changed, capture_output=True, text=True, timeout=30
     )
     assert done.returncode == 2 and words in done.stderr
+
+
+@pytest.mark.timeout(1800)
+def test_a_study_loses_nothing_while_its_server_is_restarted(
+    server: MlflowServer, token: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Stopped when the first trial has reported, and started again before the study ends."""
+    environment |= {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_TRACKING_TOKEN": token}
+    said = (tmp_path / "said.txt").open("w+")
+    study = subprocess.Popen(
+        command(
+            "tune", "study.name=restarted", "tracking.experiment=restarted", "study.budget.trials=4", "train.epochs=81",
+            "study.pruner.type=none", "study.finalists=best", "health.stop=false", "study.concurrent_trials=1",
+        ),
+        cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True,
+    )  # fmt: skip
+
+    def journal() -> str:
+        paths = list(tmp_path.glob("runs/*/journal.jsonl"))
+        return paths[0].read_text() if paths else ""
+
+    def waited_for(what: str) -> None:
+        deadline = time.monotonic() + STUDY_SECONDS
+        while what not in journal():
+            assert study.poll() is None and time.monotonic() < deadline, Path(said.name).read_text()
+            time.sleep(0.1)
+
+    try:
+        waited_for('"reported"')
+        server.stop()
+        waited_for('"ended"')  # a whole trial has come to its end without the server
+        assert "study_ended" not in journal()
+        server.start()
+        assert study.wait(STUDY_SECONDS) == 0, Path(said.name).read_text()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(study.pid, signal.SIGKILL)
+    (folder,) = tmp_path.glob("runs/*")
+    ledger = Ledger.replay(read_events(folder))
+    told = client(EPOCHS_OF_RUNS.format(experiment="restarted"), server, token)
+    assert json.loads(told) == {trial.name: list(range(1, 82)) for trial in ledger.complete()}
+    assert len(ledger.complete()) == 4
