@@ -114,6 +114,48 @@ def test_idle_instances_go_and_the_head_stays(world: World) -> None:
     assert running == ["head"]
 
 
+def test_a_study_goes_on_at_a_new_head_as_if_nothing_had_been(world: World) -> None:
+    """The head is taken away in mid-trial; the same command with --resume on a new cluster ends the study."""
+    same = (
+        "study.workers_per_trial=2", "study.resources_per_worker.GPU=1", "study.budget.trials=2", "train.epochs=81",
+        "tracking.experiment=head",
+    )  # fmt: skip
+    calm = HeadStudy(world, "s3://aae/calm", "study.name=calm", *same)
+    try:
+        calm.wait(3 * PROGRESS_SECONDS)
+    finally:
+        calm.kill()
+    lost = HeadStudy(world, "s3://aae/lost", "study.name=lost", *same)
+    try:
+        until("a report of the second trial", lambda: last_epoch(lost.events(), 1), 2 * PROGRESS_SECONDS, world)
+        (head,) = (i for i in world.instances() if i["type"] == "head" and i["state"] == "running")
+        world.terminate(head["id"])
+    finally:
+        lost.kill()
+    assert "study_ended" not in {event["event"] for event in lost.events()}
+    for worker in workers(world):  # they have no head, and nobody who would end them
+        world.terminate(worker["id"])
+    ray_up(world)
+    study_id = lost.events()[0]["study_id"]
+    lost.begin(f"cd ~/aae-ray && python -m aae_ray.tune --resume s3://aae/lost/{study_id}")
+    try:
+        lost.wait(3 * PROGRESS_SECONDS)
+    finally:
+        lost.kill()
+    for number in range(2):
+        assert history(lost, number) == history(calm, number)
+
+
+def history(study: HeadStudy, number: int) -> dict[int, dict[str, float]]:
+    """Metrics of a trial by epoch, but for those that are times. What was trained twice counts as it was last."""
+    return {
+        int(epoch["epoch"]): {name: value for name, value in epoch.items() if "seconds" not in name}
+        for event in study.events()
+        if event["event"] == "reported" and event["number"] == number
+        for epoch in event["history"]
+    }
+
+
 def test_down_leaves_nothing(world: World) -> None:
     world.run("ray", "down", FILE, "--yes", seconds=300)
     assert {instance["state"] for instance in world.instances()} == {"terminated"}
