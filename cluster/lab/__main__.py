@@ -21,7 +21,7 @@ from cluster.lab.system import LabError
 from cluster.lab.world import World
 
 MISTAKE = 2
-RAY_UP_SECONDS = 900.0
+RAY_UP_SECONDS = 1200.0
 
 
 def main(arguments: list[str]) -> None:

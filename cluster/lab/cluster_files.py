@@ -10,6 +10,7 @@ from cluster.lab.system import REPOSITORY
 OBJECT_STORE_BYTES = 100_000_000
 IDLE_MINUTES = 0.5
 MOST_WORKERS = 2
+TRIES = 5
 SET_UP = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
 PROJECT = "~/aae-ray"
 
@@ -53,8 +54,11 @@ def _of_the_lab(config: dict[str, Any]) -> dict[str, Any]:
     config["setup_commands"] = ["chmod 700 ~/.ray && chmod 600 ~/.ray/auth_token"]
     config.pop("cluster_synced_files", None)
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
-        config[name] = [
-            f"{command} --object-store-memory={OBJECT_STORE_BYTES}" if "ray start" in command else command
-            for command in config[name]
-        ]
+        config[name] = [_patient(command) if "ray start" in command else command for command in config[name]]
     return config
+
+
+def _patient(start: str) -> str:
+    """A start that is tried again: Ray gives a raylet 30 s to register, too few where several nodes share two cores."""
+    command = f"{start} --object-store-memory={OBJECT_STORE_BYTES}"
+    return f"for n in $(seq {TRIES}); do ({command}) && exit 0; ray stop --force; done; false"

@@ -5,6 +5,7 @@
 
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -30,6 +31,7 @@ BOOT_SECONDS = 120.0
 USER, USER_ID = "ubuntu", 2000
 SHARED = "/run/shared"  # a folder that all nodes see, as NFS would give them
 MEMORY = "2g"  # of /tmp and of /dev/shm of a node, at most
+OPEN_FILES = (1024, 1_048_576)  # soft and hard limit, as on Ubuntu
 SSHD = """\
 Port 22
 HostKey {key}
@@ -152,6 +154,7 @@ def first_process(folder: Path) -> None:
     Path("/run/sshd_config").write_text(SSHD.format(key=HELD / "host_key"))
     sshd = shutil.which("sshd", path=search_path())
     assert sshd is not None, "the lab looked for it"
+    resource.setrlimit(resource.RLIMIT_NOFILE, OPEN_FILES)
     os.chdir("/")
     os.execve(sshd, [sshd, "-D", "-e", "-f", "/run/sshd_config"], {"PATH": search_path(), "LANG": "C.UTF-8"})
 

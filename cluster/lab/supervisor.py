@@ -26,7 +26,7 @@ LAPTOP = {"aws": "172.31.255.254", "on_prem": "10.77.0.1"}  # this end of the br
 ON_PREM = {"head": "10.77.0.2", "w1": "10.77.0.3", "w2": "10.77.0.4"}
 AWS_PORT, POSTGRES_PORT, MLFLOW_PORT = 5600, 5432, 5000
 POLL_SECONDS = 0.5
-AGENT_MS = 300_000  # after 30 s without its agent a raylet gives up, and several start at once on this machine's cores
+START_SECONDS = 300  # that parts of Ray wait for each other: several nodes start at once on this machine's cores
 FILE = "/tmp/cluster.yaml"  # in the lab: the cluster's file, with what the lab lays over it
 NO_SPOT_FILE = "/tmp/no-spot"
 REQUESTS = "requests"  # folder of what is asked of the supervisor, a file each
@@ -129,7 +129,8 @@ class Lab:
             "PYTHONPATH": os.pathsep.join([PROJECT.replace("~", "/home/ubuntu"), *extra]),
             "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_agent_register_timeout_ms": str(AGENT_MS),
+            "RAY_agent_register_timeout_ms": str(1000 * START_SECONDS),
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(START_SECONDS),
             "OMP_NUM_THREADS": "1",
             "AWS_ENDPOINT_URL": self.endpoint,
             **ec2.CREDENTIALS,

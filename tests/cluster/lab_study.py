@@ -10,8 +10,8 @@ from typing import Any
 from cluster.lab.supervisor import FILE
 from cluster.lab.world import World
 
-RAY_UP_SECONDS = 900.0
-JOIN_SECONDS = 600.0
+RAY_UP_SECONDS = 1200.0
+JOIN_SECONDS = 900.0
 SECONDS_FOR_A_COMMAND = 240.0
 PAUSE_SECONDS = 3.0  # between looks, each of which costs a process
 SHORT = (

@@ -29,10 +29,10 @@ reason = missing() or user_id_is_taken() or missing_for_mlflow()
 pytestmark = [
     pytest.mark.skipif(reason is not None, reason=str(reason)),
     pytest.mark.slow,
-    pytest.mark.timeout(5400),
+    pytest.mark.timeout(14400),
 ]
-NODES_SECONDS = 600.0
-PROGRESS_SECONDS = 900.0
+NODES_SECONDS = 1200.0
+PROGRESS_SECONDS = 1500.0
 NOTICE_SECONDS = 20
 TRIALS, EPOCHS = 3, 243
 

@@ -14,7 +14,7 @@ reason = missing() or user_id_is_taken()
 pytestmark = [
     pytest.mark.skipif(reason is not None, reason=str(reason)),
     pytest.mark.slow,
-    pytest.mark.timeout(3000),
+    pytest.mark.timeout(7200),
 ]
 
 
@@ -52,7 +52,7 @@ def test_a_gang_of_two_workers_trains_on_two_nodes(world: World) -> None:
         "train.epochs=9",
     )  # fmt: skip
     try:
-        study.wait(900)
+        study.wait(1500)
     finally:
         study.kill()
     check_complete(study.events("journal.jsonl"), trials=2, epochs=9)
