@@ -20,6 +20,9 @@ from aae_ray.settings import Data, Settings, replace
 from aae_ray.tracking.address import quiet_mlflow
 
 STARTS_RAY = (
+    "tests/cluster/test_lab_aws.py",
+    "tests/cluster/test_lab_on_prem.py",
+    "tests/cluster/test_tracking_server.py",
     "tests/execution/test_gang.py",
     "tests/execution/test_ray_cluster.py::test_a_local_ray",
     "tests/study/test_api.py",
