@@ -59,7 +59,8 @@ def status(
 def _read(folder: Path, uri: str | None = None) -> "StudyStatus":
     """The status of the study in a folder, which may be a copy. Raises UserError where its journal cannot be read."""
     from aae_ray.reporting.status import current
-    from aae_ray.search.journal import read_events, read_owner
+    from aae_ray.search.journal import read_events
+    from aae_ray.search.owner import read_owner
     from aae_ray.search.store import Store, read_ledger, remote_owner
     from aae_ray.tracking.cursor import left_to_send
 

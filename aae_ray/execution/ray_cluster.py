@@ -22,7 +22,7 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray._private.utils import get_num_cpus, read_ray_address
 
 from aae_ray.errors import Kind, Problem, SettingsError, UserError, closest
-from aae_ray.search.journal import is_running
+from aae_ray.search.owner import is_running
 from aae_ray.settings import Settings
 
 # Read by Ray when it is started or used; a value that the user has set wins.

@@ -33,9 +33,10 @@ from aae_ray.reporting.screen import Screen
 from aae_ray.reporting.trial_table import write_trial_table
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
-from aae_ray.search.journal import Journal, JournalError, Owner, StudyLock
+from aae_ray.search.journal import Journal, JournalError, StudyLock
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import Reason, StudyEnd
+from aae_ray.search.owner import Owner
 from aae_ray.search.sampler import OptunaCopy, optuna_study
 from aae_ray.search.space import Changes, Plan, read_plan, record_plan
 from aae_ray.search.store import Store

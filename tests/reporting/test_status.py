@@ -17,8 +17,8 @@ from rich.console import Console
 from aae_ray.reporting.status import StudyStatus
 from aae_ray.reporting.status_view import left_to_do, render
 from aae_ray.search import events
-from aae_ray.search.journal import OWNER, Owner
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, State, StudyEnd
+from aae_ray.search.owner import OWNER, Owner
 from aae_ray.tracking.mapping import MlflowMapping, SetTags
 from tests.search.histories import JSD, MSE, START, History, write_evaluation
 
