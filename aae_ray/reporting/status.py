@@ -89,12 +89,19 @@ class FailureStatus:
 
     kind: FailureClass
     count: int
+    lost_seconds: float  # of workers, since the last saved state of each
     message: str  # of the last of them
     trial: str
     advice: str
 
     def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "message": self.message, "trial": self.trial, "advice": self.advice}
+        return {
+            "count": self.count,
+            "lost_worker_seconds": self.lost_seconds,
+            "message": self.message,
+            "trial": self.trial,
+            "advice": self.advice,
+        }
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ class StudyStatus:
     trials: tuple[TrialStatus, ...]  # that are under way, then the last ones that paused or ended, newest first
     forecast: Forecast
     failures: tuple[FailureStatus, ...]
+    price: float | None  # study.price_per_worker_hour
     notes: tuple[str, ...]
     confirming: tuple[str, ...]  # finalists that are trained again on new seeds
     chosen: str | None  # the best trial, when the study has chosen it
@@ -181,6 +189,7 @@ class StudyStatus:
             trials=tuple(TrialStatus.of(trial, ledger) for trial in _latest(ledger)),
             forecast=forecast(ledger, now if running else ledger.last_time),
             failures=_failures(ledger),
+            price=plan.settings.study.price_per_worker_hour,
             notes=tuple(ledger.notes[-ROWS:]),
             confirming=tuple(ledger.trials[number].name for number in _confirming(ledger)),
             chosen=ledger.trials[ledger.chosen.number].name if ledger.chosen else None,
@@ -196,6 +205,16 @@ class StudyStatus:
     def resumable(self) -> bool:
         """Whether a resume goes on with it: it has stopped before its planned end, and nobody owns it."""
         return self.state in ("dead", "stopped") and not self.alive
+
+    @property
+    def lost_seconds(self) -> float:
+        """Seconds of workers that failed attempts had spent since their last saved state."""
+        return sum(failure.lost_seconds for failure in self.failures)
+
+    @property
+    def cost(self) -> float | None:
+        """What the time of workers has come to; None where their price is not known."""
+        return None if self.price is None else self.forecast.worker_time.held / 3600 * self.price
 
     @property
     def address(self) -> str:
@@ -247,7 +266,9 @@ class StudyStatus:
                 "waiting": hours.waiting,
                 "stopped_early": self.forecast.stopped_early,
                 "failed": dict(self.forecast.failed),
+                "lost": self.lost_seconds,
             },
+            "cost": self.cost,
             "failures": {str(failure.kind): failure.to_json() for failure in self.failures},
             "notes": list(self.notes),
             "last_event": self.last_event,
@@ -295,6 +316,7 @@ def _failures(ledger: Ledger) -> tuple[FailureStatus, ...]:
         FailureStatus(
             kind,
             failures.count,
+            failures.lost_seconds,
             first_line(failures.last.message),
             ledger.trials[failures.last.number].name,
             RETRIES[kind].advice,

@@ -21,6 +21,7 @@ from aae_ray.errors import STOPPED, UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import JUDGED
 from aae_ray.evaluation.judge import Judge, judge_if_any
+from aae_ray.execution.metrics import StudyMetrics
 from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processes, ray_cluster
 from aae_ray.execution.tune_adapter import search
 from aae_ray.execution.worker import precision_advice
@@ -33,6 +34,7 @@ from aae_ray.reporting.screen import Screen
 from aae_ray.reporting.trial_table import write_trial_table
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
+from aae_ray.search.gauges import Observed
 from aae_ray.search.journal import Journal, JournalError, StudyLock
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import Reason, StudyEnd
@@ -58,6 +60,7 @@ logger = logging.getLogger(__name__)
 SEND_SECONDS, SEND_SECONDS_INTERRUPTED = 60.0, 8.0  # to wait at the end for MLflow to take the last records
 WATCH_SECONDS = 0.5
 DISK_SECONDS = 2.0
+METRICS_SECONDS = 2.0  # between two updates of what Prometheus reads
 
 
 # ------------------------------------------------------------------------------------------------------- how it begins
@@ -314,10 +317,18 @@ class Session:
         """Run trials until there are no more; whatever ends it, the journal says so."""
         gangs, workers = conductor.gangs, conductor.ledger.current_plan.settings.study.workers_per_trial
         screen.say(f"starting {text.counted(gangs, 'gang')} of {workers}")
-        looked = 0.0
+        looked = told = 0.0
+        metrics = StudyMetrics()
+
+        def tell() -> None:
+            parked = len(tracker.parked)
+            try:
+                metrics.tell(Observed(conductor.ledger, time.time(), conductor.gangs, tracker.unsent, parked))
+            except Exception:  # what is told to others must never cost a study
+                logger.exception("the study's metrics could not be told")
 
         def poll() -> None:
-            nonlocal looked
+            nonlocal looked, told
             for written in files.drain():
                 conductor.record(written)
             if signals.requested:
@@ -327,11 +338,15 @@ class Session:
                 if problem := checks.disk_problem(self.folder):
                     conductor.stop(StudyEnd.DISK, problem)
             screen.note_tracking(tracker.problem, tracker.unsent)
+            if time.monotonic() - told > METRICS_SECONDS:
+                told = time.monotonic()
+                tell()
 
         try:
             with signals.polling():
                 if conductor.more_to_suggest:
                     search(conductor, self.store.uri(), poll, verbose=self.verbose)
+            tell()  # how the search ended
             if signals.requested and conductor.ledger.end is None:  # Ctrl-C while Tune ended
                 self._stop(conductor, StudyEnd.USER)
         except JournalError as error:
