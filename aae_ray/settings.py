@@ -650,6 +650,11 @@ class StudySettings(Section):
     start_timeout: Duration = Field(
         600, description="after this long without its workers a gang counts as one that cannot start"
     )
+    capacity_timeout: Duration = Field(
+        1800,
+        description="the study stops after this long without a machine for any gang; until then it waits for those "
+        "that are being started, or come back",
+    )
     step_timeout: Duration = Field(1800, description="after this long without an answer a gang counts as hung")
     keep: Literal["front", "best", "all"] = Field(
         "front",

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 8.0
 SOCKET_NAME_BYTES = 107  # that Linux allows for the name of a socket; macOS allows 103
 SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # Ray's longest, below TMPDIR
 LOOPBACK = "127.0.0.1"
+MOST_NODES = 1000  # of a kind, where an autoscaler has no limit
 VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # in Ray's error of a mismatch: the cluster's, then this process's
 
 
@@ -253,9 +255,35 @@ def _addresses() -> dict[str, tuple[str, int]]:
 Resources = Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Room:
+    """Gangs for which a cluster has room at a time."""
+
+    present: int  # on the nodes that are there
+    wanted: int  # on those that may be there as well, and that the study has a use for
+
+
 def gangs_that_fit(settings: Settings) -> int:
     """How many gangs run at a time. Raises UserError when not even one fits into the cluster."""
-    return _gangs_on(present_nodes(), possible_nodes(Path(BOOTSTRAP).expanduser()), settings)
+    return _gangs_on(present_nodes(), nodes_to_come(), settings)
+
+
+def room_for(settings: Settings) -> Room:
+    """The room that there is now. A cluster that has lost its last machine may get it back: one gang is wanted
+    always."""
+    study, nodes = settings.study, present_nodes()
+    present, most = (
+        workers_on(held, study.resources_per_worker) // study.workers_per_trial for held in (nodes, nodes_to_come())
+    )
+    return Room(present, max(_wanted(max(present, most), settings), 1))
+
+
+def waiting_for_machines() -> bool:
+    """Whether there is a group of workers, of anybody's, for which the cluster has no room yet."""
+    try:
+        return any(group["state"] == "PENDING" for group in ray.util.placement_group_table().values())
+    except Exception:  # Ray is going down, which others tell
+        return False
 
 
 def check_resources(settings: Settings) -> None:
@@ -301,7 +329,13 @@ def _gangs_on(nodes: Sequence[Resources], possible: Sequence[Resources], setting
             f"needs {wanted} on a node for each worker, {total} at once, and {places} {held or 'nothing'}; "
             "ask for fewer workers or less for each"
         )
-    at_once = max(study.budget.trials, study.confirm.finalists * study.confirm.seeds)  # of the search, and after it
+    return _wanted(fits, settings)
+
+
+def _wanted(fits: int, settings: Settings) -> int:
+    """Of the gangs that fit, those that the study has a use for, in the search or after it."""
+    study = settings.study
+    at_once = max(study.budget.trials, study.confirm.finalists * study.confirm.seeds)
     return min(fits, at_once, study.concurrent_trials or fits)
 
 
@@ -317,6 +351,24 @@ def _of(nodes: Sequence[Resources], needed: Resources) -> list[dict[str, float]]
 def present_nodes() -> list[Resources]:
     """What each node of the cluster holds."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def nodes_to_come() -> list[Resources]:
+    """The nodes that an autoscaler may bring the cluster to: by the file that `ray up` leaves on the head, else by what
+    the autoscaler has told Ray, as that of Kubernetes does."""
+    bootstrap = Path(BOOTSTRAP).expanduser()
+    return possible_nodes(bootstrap) if bootstrap.exists() else reported_nodes(ray._private.state.state)
+
+
+def reported_nodes(state: Any) -> list[Resources]:
+    """The kinds of nodes that an autoscaler has told the GCS of, each as often as there may be one."""
+    config = state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    return [
+        dict(group.resources)
+        for group in groups
+        for _ in range(MOST_NODES if group.max_count < 0 else min(group.max_count, MOST_NODES))
+    ]
 
 
 def possible_nodes(bootstrap: Path) -> list[Resources]:

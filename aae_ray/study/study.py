@@ -317,7 +317,7 @@ class Session:
         """Run trials until there are no more; whatever ends it, the journal says so."""
         gangs, workers = conductor.gangs, conductor.ledger.current_plan.settings.study.workers_per_trial
         screen.say(f"starting {text.counted(gangs, 'gang')} of {workers}")
-        looked = told = 0.0
+        looked, told, shown = 0.0, 0.0, gangs
         metrics = StudyMetrics()
 
         def tell() -> None:
@@ -328,7 +328,7 @@ class Session:
                 logger.exception("the study's metrics could not be told")
 
         def poll() -> None:
-            nonlocal looked, told
+            nonlocal looked, told, shown
             for written in files.drain():
                 conductor.record(written)
             if signals.requested:
@@ -338,6 +338,9 @@ class Session:
                 if problem := checks.disk_problem(self.folder):
                     conductor.stop(StudyEnd.DISK, problem)
             screen.note_tracking(tracker.problem, tracker.unsent)
+            if conductor.gangs != shown:
+                shown = conductor.gangs
+                screen.say(f"the cluster has, or may get, room for {text.counted(shown, 'gang')} now")
             if time.monotonic() - told > METRICS_SECONDS:
                 told = time.monotonic()
                 tell()

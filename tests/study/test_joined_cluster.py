@@ -76,6 +76,28 @@ def test_a_trial_of_a_drained_node_goes_on_elsewhere(
     check_whole(tmp_path, trials=1, epochs=EPOCHS)
 
 
+def test_a_study_grows_with_its_cluster_and_outlives_a_node_that_is_lost_without_notice(
+    tmp_path: Path, environment: dict[str, str], cluster: Cluster
+) -> None:
+    cluster.remove_node(cluster.worker_nodes.pop(), allow_graceful=False)
+    joined = environment | {"RAY_ADDRESS": cluster.address}
+    study = start(tmp_path, joined, *SMALL, "study.budget.trials=2", f"train.epochs={EPOCHS}")
+    log = tmp_path / "out.txt"
+    wait_for(lambda: trains(tmp_path))
+    (first,) = processes(tmp_path, "Trainable")
+    cluster.add_node(num_cpus=1, node_id=NodeID.from_random().hex())
+    wait_for(lambda: ledger_of(tmp_path).most_running == 2)
+    cluster.remove_node(node_of(cluster, first), allow_graceful=False)
+    assert study.wait(timeout=400) == 0, log.read_text()
+    ledger = ledger_of(tmp_path)
+    failures = [failure.failure for trial in ledger.trials for failure in trial.failures]
+    assert failures == [FailureClass.PREEMPTED], log.read_text()
+    assert ledger.lost_seconds > 0 and "1 preempted" in log.read_text()
+    assert "room for 2 gangs" in log.read_text()
+    cluster.shutdown()
+    check_whole(tmp_path, trials=2, epochs=EPOCHS)
+
+
 @pytest.mark.parametrize("part", ["gcs_server", "raylet"])
 def test_a_cluster_that_is_gone_ends_the_study_in_order(
     tmp_path: Path, environment: dict[str, str], cluster: Cluster, part: str
