@@ -1,6 +1,7 @@
 """Ray: joined where a cluster runs on this machine, started here otherwise, without its chatter."""
 
 import gc
+import json
 import logging
 import math
 import os
@@ -47,6 +48,8 @@ PROBE_SECONDS, MISSES = 2.0, 3  # between questions to the GCS of a cluster; una
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 8.0
 SOCKET_NAME_BYTES = 107  # that Linux allows for the name of a socket; macOS allows 103
 SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # Ray's longest, below TMPDIR
+HEAD = "node:__internal_head__"  # a resource that the head has
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` tells the processes of a job
 LOOPBACK = "127.0.0.1"
 MOST_NODES = 1000  # of a kind, where an autoscaler has no limit
 VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # in Ray's error of a mismatch: the cluster's, then this process's
@@ -248,6 +251,27 @@ def _addresses() -> dict[str, tuple[str, int]]:
         if node["NodeID"] == context.get_node_id():
             found[ray_constants.PROCESS_TYPE_RAYLET] = (node["NodeManagerAddress"], node["NodeManagerPort"])
     return found
+
+
+def whereabouts() -> str:
+    """Where trials will run: on a Ray of this process, or on a cluster that it has joined, from which of its nodes."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    held = ", ".join(
+        f"{total:g} {name}"
+        for name in ("CPU", "GPU")
+        if (total := sum(node["Resources"].get(name, 0) for node in nodes))
+    )
+    if own_processes():
+        return f"this machine, with {held}"
+    here, context = ray.get_runtime_context().get_node_id(), ray.get_runtime_context()
+    on_head = any(HEAD in node["Resources"] for node in nodes if node["NodeID"] == here)
+    place = "its head" if on_head else "one of its nodes"
+    job = json.loads(os.environ.get(JOB_CONFIG, "{}")).get("metadata", {}).get("job_submission_id")
+    how = f"as job {job} on {place}" if job else f"from {place}"
+    more = len(nodes_to_come())
+    grows = f", and may grow to {more} by its autoscaler" if more > len(nodes) else ""
+    count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    return f"the Ray cluster at {context.gcs_address}, {how}: {count} with {held or 'no CPU'}{grows}"
 
 
 # ------------------------------------------------------------------------------------------------------- what fits

@@ -308,8 +308,8 @@ def _error_of(trial: Any) -> BaseException | None:
 def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbose: bool = False) -> None:
     """Run the conductor's trials on Ray until it has no more, or is stopped. `folder` is the study's, as every node
     sees it. Raises JournalError when the journal cannot be written."""
-    settings = conductor.ledger.current_plan.settings
-    study = settings.study
+    settings, started = conductor.ledger.current_plan.settings, conductor.ledger.started
+    study, digest = settings.study, None if started is None else started.data.digest
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"  # all gangs start at once; the conductor says how many
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshot is not used
     os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"  # else Tune itself retries them, for ever and untold
@@ -325,7 +325,7 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
         hub = start_mailbox_hub(conductor.gangs_needed)  # gangs wait there for each other
         try:
             with suppress(SearchOver):
-                _tuner(executor, trainable(settings, folder, hub), folder, verbose=verbose).fit()
+                _tuner(executor, trainable(settings, folder, hub, digest=digest), folder, verbose=verbose).fit()
             if executor.problem is not None:
                 raise executor.problem
             if conductor.ledger.end is None and conductor.more_to_suggest:

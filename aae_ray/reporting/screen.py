@@ -136,6 +136,11 @@ class Screen:
             self.status = status
             self._log(status)
 
+    def place(self, where: str) -> None:
+        """Where trials will run."""
+        self.title += f"\non {where}"
+        self._log(f"on {where}")
+
     def note(self, text: str) -> None:
         """Something to know that stops nothing. It stays on the screen; a log has it once."""
         if text not in self.notes:

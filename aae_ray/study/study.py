@@ -22,7 +22,8 @@ from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import JUDGED
 from aae_ray.evaluation.judge import Judge, judge_if_any
 from aae_ray.execution.metrics import StudyMetrics
-from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processes, ray_cluster
+from aae_ray.execution.nodes import check_nodes
+from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processes, ray_cluster, whereabouts
 from aae_ray.execution.tune_adapter import search
 from aae_ray.execution.worker import precision_advice
 from aae_ray.reporting import plots, text
@@ -248,7 +249,11 @@ class Session:
                         judge = judge_if_any(self.dataset, cache_folder(plan.settings.data))
                     with ray_cluster(verbose=self.verbose):
                         signals.take()
+                        screen.place(whereabouts())
                         gangs = gangs_that_fit(plan.settings)
+                        if not own_processes():
+                            screen.say("asking the other nodes for the study's folder and data")
+                            check_nodes(self.store.uri(), self.dataset.digest, plan.settings)
                         # Before the journal grows: it holds how far it has come against what there was.
                         tracker = Tracker(self.folder, journal.history, self.uri)
                         try:
