@@ -676,8 +676,19 @@ class StudySettings(Section):
         description="where studies keep their state: a folder that all nodes see, or a URI such as s3://BUCKET/studies",
     )
     max_failures: Int = Field(2, ge=0, description="times a trial is retried from its checkpoint when a worker dies")
+    max_preemptions: Int = Field(
+        20, ge=0, description="... and times when its machine is taken away, or lost, which count by themselves"
+    )
+    price_per_worker_hour: Float | None = Field(
+        None, gt=0, description="what a worker costs an hour, in your currency: hours are told with their cost as well"
+    )
     start_timeout: Duration = Field(
         600, description="after this long without its workers a gang counts as one that cannot start"
+    )
+    capacity_timeout: Duration = Field(
+        1800,
+        description="the study stops after this long without a machine for any gang; until then it waits for those "
+        "that are being started, or come back",
     )
     step_timeout: Duration = Field(1800, description="after this long without an answer a gang counts as hung")
     keep: Literal["front", "best", "all"] = Field(

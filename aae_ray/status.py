@@ -3,6 +3,7 @@
 python -m aae_ray.status                     all studies under runs/, a line each
 python -m aae_ray.status digits              one study, by its name, its id or its folder
 python -m aae_ray.status digits --json       the same for a program
+python -m aae_ray.status --healthy           exit code 0 while a study runs here: a probe for Kubernetes
 """
 
 import json
@@ -24,8 +25,15 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     folder: Annotated[Path, typer.Option(help="where studies keep their state; study.folder")] = Path("runs"),
+    healthy: Annotated[
+        bool, typer.Option("--healthy", help="say by the exit code alone, 0 or 1, whether a study's process lives")
+    ] = False,
 ) -> None:
     """Say where a study stands: trials, best values, pace and failures. Reads its folder; the study need not run."""
+    if healthy:
+        well, told = _health(name, folder.expanduser())
+        print(told)
+        raise typer.Exit(0 if well else 1)
     from aae_ray.reporting.console import console_for, is_ascii
     from aae_ray.reporting.status_view import left_to_do, listing, render
     from aae_ray.search.store import find_study, is_remote, studies
@@ -56,10 +64,33 @@ def status(
         console.print(f"there is no study under {folder}; python -m aae_ray.tune starts one", markup=False)
 
 
+def _health(name: str | None, root: Path) -> tuple[bool, str]:
+    """Whether a study under a folder, or the one of this name, has a process with a fresh heartbeat; and a sentence.
+
+    It imports next to nothing and reads one small file of each study, as it may be asked every few seconds.
+    """
+    import time
+
+    from aae_ray.search.owner import OWNER, STALE_SECONDS, read_owner
+
+    folders = [path.parent for path in root.glob(f"*/{OWNER}")]
+    if name is not None:
+        wanted = name.partition("?")[0].rstrip("/").rpartition("/")[2]
+        folders = [path for path in folders if path.name == wanted or path.name.startswith(f"{wanted}-")]
+    owners = {path.name: owner for path in folders if (owner := read_owner(path)) is not None}
+    for study, owner in owners.items():
+        age = max(time.time() - owner.heartbeat, 0.0)
+        if owner.alive and age < STALE_SECONDS:
+            return True, f"{study} runs: process {owner.pid} on {owner.host}, last heartbeat {age:.0f} s ago"
+    told = "; ".join(f"{study}: process {owner.pid} on {owner.host} gives no sign" for study, owner in owners.items())
+    return False, told or f"no study{f' {name}' if name else ''} runs under {root}"
+
+
 def _read(folder: Path, uri: str | None = None) -> "StudyStatus":
     """The status of the study in a folder, which may be a copy. Raises UserError where its journal cannot be read."""
     from aae_ray.reporting.status import current
-    from aae_ray.search.journal import read_events, read_owner
+    from aae_ray.search.journal import read_events
+    from aae_ray.search.owner import read_owner
     from aae_ray.search.store import Store, read_ledger, remote_owner
     from aae_ray.tracking.cursor import left_to_send
 

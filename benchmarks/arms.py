@@ -95,10 +95,17 @@ class TimedWorker(Worker):
 class TimedTrial(Trial):
     """The platform's trial with clocks: on its worker, and on what its process does."""
 
-    def setup(self, config: dict[str, Any], settings: Settings, folder: str, hub: ActorHandle | None) -> None:
+    def setup(
+        self,
+        config: dict[str, Any],
+        settings: Settings,
+        folder: str,
+        hub: ActorHandle | None,
+        digest: str | None = None,
+    ) -> None:
         gang.Worker = TimedWorker  # type: ignore[attr-defined]
         self.seconds: dict[str, float] = {}
-        super().setup(config, settings, folder, hub)
+        super().setup(config, settings, folder, hub, digest)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         start = time.monotonic()

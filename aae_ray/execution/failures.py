@@ -26,7 +26,7 @@ LOG_BYTES = 20_000
 TYPES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], FailureClass], ...] = (
     ((torch.OutOfMemoryError, MemoryError, ray_errors.OutOfMemoryError), FailureClass.OUT_OF_MEMORY),
     (UserError, FailureClass.BAD_DATA),
-    (PreemptionError, FailureClass.PREEMPTED),
+    ((PreemptionError, ray_errors.NodeDiedError), FailureClass.PREEMPTED),
     (
         (
             train_errors.WorkerGroupStartupTimeoutError,
@@ -42,7 +42,6 @@ TYPES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Failur
         (
             ray_errors.RayActorError,
             ray_errors.WorkerCrashedError,
-            ray_errors.NodeDiedError,
             ray_errors.LocalRayletDiedError,
             ray_errors.ObjectLostError,
             ray_errors.ActorPlacementGroupRemoved,
@@ -64,7 +63,8 @@ TEXTS: tuple[tuple[str, FailureClass], ...] = (
 LOW_MEMORY = re.compile(r"(runs|running) low on memory|NODE_OUT_OF_MEMORY")
 GUESSES = re.compile(r" Some common causes include.*", re.DOTALL)  # Ray's, of any death
 NODE = re.compile(r" \(IP: [^)]*\)")  # of no use to a reader, where Ray says how much memory a node has
-PREEMPTED = re.compile(r"preempted|AUTOSCALER_DRAIN_PREEMPTED", re.IGNORECASE)
+# A machine that was taken away without notice looks like one that was lost.
+PREEMPTED = re.compile(r"preempted|AUTOSCALER_DRAIN_PREEMPTED|node has died|node was terminated", re.IGNORECASE)
 # Where workers failed differently: a rank that loses its peer says less than the peer.
 PRIORITY = (
     FailureClass.PREEMPTED,

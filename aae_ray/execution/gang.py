@@ -49,6 +49,7 @@ from aae_ray.execution.orders import (
     unpack,
 )
 from aae_ray.execution.process_group import GroupConfig
+from aae_ray.execution.ray_cluster import waiting_for_machines
 from aae_ray.execution.worker import IDLE_SECONDS, NICE_LEVEL, Agreement, Worker, work
 from aae_ray.search.outcomes import FailureClass
 from aae_ray.search.store import GANGS, store_at
@@ -70,7 +71,8 @@ class Gang(Protocol):
         """Whether the reply to the last order has yet to be asked for."""
 
     def wait_until_ready(self) -> None:
-        """Wait for the workers. Raises GangError when they do not start within study.start_timeout."""
+        """Wait for the workers. Raises GangError when they do not start within study.start_timeout; of several workers
+        for which machines are yet to come, within study.capacity_timeout."""
 
     def post(self, order: Order) -> None:
         """Give an order without waiting for it."""
@@ -250,13 +252,19 @@ class WorkerGang:
     def wait_until_ready(self) -> None:
         study, timeout = self.settings.study, self.settings.study.start_timeout
         needed = f"{study.workers_per_trial} workers of {dict(study.resources_per_worker)}"
-        try:
-            reply = unpack(self.hub.reply_to.remote(self.name, READY), timeout)
-        except GetTimeoutError:
-            text = f"{needed} did not start within study.start_timeout={timeout:g} s; {free_resources()}"
-            raise GangError(Failed(FailureClass.CANNOT_START, text)) from None
-        except RayError as error:
-            raise GangError(describe(error)) from None
+        ready, began = self.hub.reply_to.remote(self.name, READY), time.monotonic()
+        reply: Reply | None = None
+        while reply is None:
+            try:
+                reply = unpack(ready, timeout)
+            except GetTimeoutError:
+                waited = time.monotonic() - began
+                if waited < study.capacity_timeout and waiting_for_machines():
+                    continue  # they boot and install, which may take longer than a gang on machines that are there
+                text = f"{needed} did not start within {waited:.0f} s; {free_resources()}"
+                raise GangError(Failed(FailureClass.CANNOT_START, text)) from None
+            except RayError as error:
+                raise GangError(describe(error)) from None
         if isinstance(reply, Ended):
             failed = reply.failed
             if failed.kind is FailureClass.CANNOT_START:
@@ -305,7 +313,7 @@ class WorkerGang:
 
     def _trainer(self) -> GangTrainer:
         study, timeout = self.settings.study, self.settings.study.start_timeout
-        one_try = min(START_TRY_SECONDS, timeout)
+        one_try, patience = min(START_TRY_SECONDS, timeout), max(timeout, study.capacity_timeout)
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{one_try:g}"  # Train's controller gets it from here
         return GangTrainer(
             work,
@@ -315,6 +323,7 @@ class WorkerGang:
                 num_workers=study.workers_per_trial,
                 resources_per_worker=dict(study.resources_per_worker),
                 use_gpu="GPU" in study.resources_per_worker,
+                placement_strategy="PACK",  # on one node where they fit, off the network
             ),
             run_config=ray.train.RunConfig(
                 name=self.name,
@@ -324,7 +333,7 @@ class WorkerGang:
                 failure_config=ray.train.FailureConfig(
                     max_failures=0,
                     max_preemption_failures=0,
-                    controller_failure_limit=max(3, math.ceil(timeout / one_try)),
+                    controller_failure_limit=max(3, math.ceil(patience / one_try)),
                 ),
             ),
         )

@@ -19,10 +19,11 @@ CALL_SECONDS = 60.0  # for an answer of the mailbox itself
 
 @dataclass(frozen=True)
 class Begin:
-    """A trial to begin, from a packed state if there is one."""
+    """A trial to begin, from a packed state if there is one, on data of this digest where it is known."""
 
     settings: Settings
     state: bytes | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)

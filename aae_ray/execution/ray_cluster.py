@@ -1,6 +1,7 @@
 """Ray: joined where a cluster runs on this machine, started here otherwise, without its chatter."""
 
 import gc
+import json
 import logging
 import math
 import os
@@ -12,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray._private.utils import get_num_cpus, read_ray_address
 
 from aae_ray.errors import Kind, Problem, SettingsError, UserError, closest
-from aae_ray.search.journal import is_running
+from aae_ray.search.owner import is_running
 from aae_ray.secrets import redact
 from aae_ray.settings import Settings
 
@@ -47,7 +49,10 @@ PROBE_SECONDS, MISSES = 2.0, 3  # between questions to the GCS of a cluster; una
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 8.0
 SOCKET_NAME_BYTES = 107  # that Linux allows for the name of a socket; macOS allows 103
 SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # Ray's longest, below TMPDIR
+HEAD = "node:__internal_head__"  # a resource that the head has
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` tells the processes of a job
 LOOPBACK = "127.0.0.1"
+MOST_NODES = 1000  # of a kind, where an autoscaler has no limit
 VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # in Ray's error of a mismatch: the cluster's, then this process's
 
 
@@ -278,14 +283,61 @@ def _addresses() -> dict[str, tuple[str, int]]:
     return found
 
 
+def whereabouts() -> str:
+    """Where trials will run: on a Ray of this process, or on a cluster that it has joined, from which of its nodes."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    held = ", ".join(
+        f"{total:g} {name}"
+        for name in ("CPU", "GPU")
+        if (total := sum(node["Resources"].get(name, 0) for node in nodes))
+    )
+    if own_processes():
+        return f"this machine, with {held}"
+    here, context = ray.get_runtime_context().get_node_id(), ray.get_runtime_context()
+    on_head = any(HEAD in node["Resources"] for node in nodes if node["NodeID"] == here)
+    place = "its head" if on_head else "one of its nodes"
+    job = json.loads(os.environ.get(JOB_CONFIG, "{}")).get("metadata", {}).get("job_submission_id")
+    how = f"as job {job} on {place}" if job else f"from {place}"
+    more = len(nodes_to_come())
+    grows = f", and may grow to {more} by its autoscaler" if more > len(nodes) else ""
+    count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    return f"the Ray cluster at {context.gcs_address}, {how}: {count} with {held or 'no CPU'}{grows}"
+
+
 # ------------------------------------------------------------------------------------------------------- what fits
 
 Resources = Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Room:
+    """Gangs for which a cluster has room at a time."""
+
+    present: int  # on the nodes that are there
+    wanted: int  # on those that may be there as well, and that the study has a use for
+
+
 def gangs_that_fit(settings: Settings) -> int:
     """How many gangs run at a time. Raises UserError when not even one fits into the cluster."""
-    return _gangs_on(present_nodes(), possible_nodes(Path(BOOTSTRAP).expanduser()), settings)
+    return _gangs_on(present_nodes(), nodes_to_come(), settings)
+
+
+def room_for(settings: Settings) -> Room:
+    """The room that there is now. A cluster that has lost its last machine may get it back: one gang is wanted
+    always."""
+    study, nodes = settings.study, present_nodes()
+    present, most = (
+        workers_on(held, study.resources_per_worker) // study.workers_per_trial for held in (nodes, nodes_to_come())
+    )
+    return Room(present, max(_wanted(max(present, most), settings), 1))
+
+
+def waiting_for_machines() -> bool:
+    """Whether there is a group of workers, of anybody's, for which the cluster has no room yet."""
+    try:
+        return any(group["state"] == "PENDING" for group in ray.util.placement_group_table().values())
+    except Exception:  # Ray is going down, which others tell
+        return False
 
 
 def check_resources(settings: Settings) -> None:
@@ -331,7 +383,13 @@ def _gangs_on(nodes: Sequence[Resources], possible: Sequence[Resources], setting
             f"needs {wanted} on a node for each worker, {total} at once, and {places} {held or 'nothing'}; "
             "ask for fewer workers or less for each"
         )
-    at_once = max(study.budget.trials, study.confirm.finalists * study.confirm.seeds)  # of the search, and after it
+    return _wanted(fits, settings)
+
+
+def _wanted(fits: int, settings: Settings) -> int:
+    """Of the gangs that fit, those that the study has a use for, in the search or after it."""
+    study = settings.study
+    at_once = max(study.budget.trials, study.confirm.finalists * study.confirm.seeds)
     return min(fits, at_once, study.concurrent_trials or fits)
 
 
@@ -347,6 +405,24 @@ def _of(nodes: Sequence[Resources], needed: Resources) -> list[dict[str, float]]
 def present_nodes() -> list[Resources]:
     """What each node of the cluster holds."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def nodes_to_come() -> list[Resources]:
+    """The nodes that an autoscaler may bring the cluster to: by the file that `ray up` leaves on the head, else by what
+    the autoscaler has told Ray, as that of Kubernetes does."""
+    bootstrap = Path(BOOTSTRAP).expanduser()
+    return possible_nodes(bootstrap) if bootstrap.exists() else reported_nodes(ray._private.state.state)
+
+
+def reported_nodes(state: Any) -> list[Resources]:
+    """The kinds of nodes that an autoscaler has told the GCS of, each as often as there may be one."""
+    config = state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    return [
+        dict(group.resources)
+        for group in groups
+        for _ in range(MOST_NODES if group.max_count < 0 else min(group.max_count, MOST_NODES))
+    ]
 
 
 def possible_nodes(bootstrap: Path) -> list[Resources]:

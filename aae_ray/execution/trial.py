@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import platform
 import tempfile
 import threading
 import uuid
@@ -27,7 +28,7 @@ from aae_ray.execution.orders import Begin, Train, Trained
 from aae_ray.search.contract import Failure, Progress, Report, Suggestion
 from aae_ray.search.outcomes import FailureClass, Reason
 from aae_ray.search.pruner import rungs
-from aae_ray.search.store import TRIALS, store_at
+from aae_ray.search.store import TRIALS, is_remote, store_at
 from aae_ray.secrets import redact
 from aae_ray.settings import Settings, replace
 from aae_ray.training import checkpoint
@@ -39,7 +40,13 @@ NEXT_TO_NOTHING = {"CPU": 0, "memory": 2**20}  # Ray refuses a request for nothi
 logger = logging.getLogger(__name__)
 
 
-def trainable(settings: Settings, folder: str, hub: ActorHandle | None, kind: type["Trial"] | None = None) -> Any:
+def trainable(
+    settings: Settings,
+    folder: str,
+    hub: ActorHandle | None,
+    kind: type["Trial"] | None = None,
+    digest: str | None = None,
+) -> Any:
     """What Tune runs. A gang of one runs in the trial's own process, which asks for its resources; a gang of several
     asks for its own, and the trial's process for no CPU.
 
@@ -48,7 +55,7 @@ def trainable(settings: Settings, folder: str, hub: ActorHandle | None, kind: ty
     """
     own = dict(settings.study.resources_per_worker) if settings.study.workers_per_trial == 1 else None
     return tune.with_resources(
-        tune.with_parameters(kind or Trial, settings=settings, folder=folder, hub=hub),
+        tune.with_parameters(kind or Trial, settings=settings, folder=folder, hub=hub, digest=digest),
         tune.PlacementGroupFactory([own or NEXT_TO_NOTHING]),
     )
 
@@ -67,14 +74,23 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     base: Settings
     folder: str
     hub: ActorHandle | None
+    digest: str | None = None  # of the study's data
     gang: Gang | None = None  # None when the last one has ended
     failed: Failed | None = None  # why the suggestion could not be begun
     ready = False  # whether the gang has told that it has started
     unusable = False  # this process has a worker that is stuck, or a broken device
 
-    def setup(self, config: dict[str, Any], settings: Settings, folder: str, hub: ActorHandle | None) -> None:
-        self.base, self.folder, self.hub = settings, folder, hub
+    def setup(
+        self,
+        config: dict[str, Any],
+        settings: Settings,
+        folder: str,
+        hub: ActorHandle | None,
+        digest: str | None = None,
+    ) -> None:
+        self.base, self.folder, self.hub, self.digest = settings, folder, hub, digest
         try:
+            self._check_folder()
             self.gang = self.new_gang()
             self.gang.wait_until_ready()
         except Exception as error:
@@ -143,6 +159,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             self.hub = start_mailbox_hub(1)
             return WorkerGang(name, self.base, self.folder, self.hub)
 
+    def _check_folder(self) -> None:
+        """Raises GangError on a node that does not see the study's folder: it would make one of its own."""
+        if not is_remote(self.folder) and not Path(self.folder).is_dir():
+            text = f"{platform.node()} does not see study.folder {self.folder}"
+            raise GangError(Failed(FailureClass.CANNOT_START, text))
+
     def _begin(self, config: Mapping[str, Any]) -> None:
         """Begin a suggestion. The gang starts to train at once: by the time that Tune asks, there may be a result."""
         self.suggestion = suggestion = Suggestion.from_config(config)
@@ -159,7 +181,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                 if self.unusable:
                     raise GangError(Failed(FailureClass.LOST_WORKER, "an earlier worker is stuck in this process"))
                 self.gang, self.ready = self.new_gang(), False
-            self.gang.post(self._order(Begin(self.settings, state)))
+            self.gang.post(self._order(Begin(self.settings, state, self.digest)))
         except Exception as error:
             self.failed = self._failed(error)
 

@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 
 from aae_ray.execution.failures import failure_of
 from aae_ray.execution.mailbox import start_mailbox_hub
+from aae_ray.execution.ray_cluster import Room, room_for
 from aae_ray.execution.trial import BARRIER_SECONDS, trainable
 from aae_ray.search.conductor import Conductor, Continue, NoSuggestion, Pause, Retry, Stop
 from aae_ray.search.contract import Failure, Progress, Report, from_result
@@ -29,6 +30,7 @@ from aae_ray.search.journal import JournalError
 from aae_ray.search.outcomes import FailureClass, StudyEnd
 from aae_ray.search.store import GANGS, TUNE, store_at
 
+ROOM_SECONDS = 5.0  # between two looks at what the cluster has room for
 STALL_SECONDS = 10.0  # between two looks at trials, which are some tenths of a second apart
 
 logger = logging.getLogger(__name__)
@@ -42,13 +44,24 @@ class Executor:
     """What Tune calls back: all in the driver's main thread."""
 
     def __init__(
-        self, conductor: Conductor, poll: Callable[[], None], pending_timeout: float, answer_timeout: float = math.inf
+        self,
+        conductor: Conductor,
+        poll: Callable[[], None],
+        pending_timeout: float,
+        answer_timeout: float = math.inf,
+        room: Callable[[], Room] | None = None,
     ) -> None:
-        """`poll` is called several times a second; it may stop the conductor. An attempt may wait for its resources for
-        `pending_timeout` seconds, and be silent for `answer_timeout`."""
+        """`poll` is called several times a second; it may stop the conductor. An attempt may wait for resources that
+        are there for `pending_timeout` seconds, and be silent for `answer_timeout`. With `room`, the number of gangs
+        follows the cluster, and attempts for which it has no room yet wait without counting as failed."""
         self.conductor, self.poll, self.pending_timeout = conductor, poll, pending_timeout
         self.answer_timeout = answer_timeout
         self.looked = time.monotonic()
+        self.room_of = room
+        self.room: Room | None = None  # as it was when it was last asked for
+        self.room_asked = -math.inf
+        self.placeless: set[str] = set()  # attempts for which the cluster has no room yet
+        self.had_room = time.monotonic()  # when the cluster had room for a gang, or one trained, for the last time
         self.numbers: dict[str, int] = {}  # Tune's trial id -> ours, of attempts under way
         self.pending: dict[str, float] = {}  # attempts without a gang, since when
         self.heard: dict[str, float] = {}  # attempts that have begun, and when they last said something
@@ -113,6 +126,7 @@ class Executor:
             self.poll()
             if self.conductor.ledger.end is None:
                 self._forgive_a_stall()
+                self._follow_the_cluster()
                 self._look_at_pending()
                 self._look_at_silent()
             if self.conductor.ledger.end is not None:
@@ -128,14 +142,35 @@ class Executor:
         now, before = time.monotonic(), self.looked
         self.looked = now
         if now - before > STALL_SECONDS:
+            self.had_room += now - before
             for times in (self.pending, self.heard):
                 times.update({trial_id: since + now - before for trial_id, since in times.items()})
+
+    def _follow_the_cluster(self) -> None:
+        """As many gangs as the cluster may hold by now; attempts without a place on it wait, up to a limit."""
+        now = time.monotonic()
+        if self.room_of is not None and now - self.room_asked >= ROOM_SECONDS:
+            self.room_asked = now
+            with suppress(Exception):  # Ray does not answer, which others look after
+                self.room = self.room_of()
+        if self.room is None:
+            return
+        self.conductor.gangs = self.room.wanted
+        places = max(self.room.present - len(self.heard), 0)
+        self.placeless = set(sorted(self.pending, key=self.pending.__getitem__)[places:])
+        self.pending |= dict.fromkeys(self.placeless, now)  # their time begins with their place
+        if self.room.present or self.heard:
+            self.had_room = now
+        limit = self.conductor.ledger.current_plan.settings.study.capacity_timeout
+        if now - self.had_room > limit:
+            text = f"no machine with room for a gang has come within study.capacity_timeout={limit:g} s"
+            self.conductor.stop(StudyEnd.FAILURES, text)
 
     def _look_at_pending(self) -> None:
         """Attempts for which Ray finds no resources fail; the next ones wait in the same places of Tune's queue."""
         text = f"Ray found no resources for it, or could not start its process, within {self.pending_timeout:g} s"
         for trial_id, since in list(self.pending.items()):
-            if time.monotonic() - since <= self.pending_timeout:
+            if trial_id in self.placeless or time.monotonic() - since <= self.pending_timeout:
                 continue
             number = self.numbers[trial_id]
             if self._kill(trial_id):  # the process of an earlier trial, which does not begin this one
@@ -276,9 +311,9 @@ def _error_of(trial: Any) -> BaseException | None:
 def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbose: bool = False) -> None:
     """Run the conductor's trials on Ray until it has no more, or is stopped. `folder` is the study's, as every node
     sees it. Raises JournalError when the journal cannot be written."""
-    settings = conductor.ledger.current_plan.settings
-    study = settings.study
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(conductor.gangs)  # all gangs start at once
+    settings, started = conductor.ledger.current_plan.settings, conductor.ledger.started
+    study, digest = settings.study, None if started is None else started.data.digest
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "100000"  # all gangs start at once; the conductor says how many
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # Tune's snapshot is not used
     os.environ["RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE"] = "1"  # else Tune itself retries them, for ever and untold
     for name in (TUNE, GANGS):  # of a session that was killed
@@ -286,11 +321,14 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
     while conductor.ledger.end is None and conductor.more_to_suggest:
         # A gang's own timeout comes first, and says more; gangs that are up may still wait for each other.
         starting = study.start_timeout + 2 * BARRIER_SECONDS
-        executor = Executor(conductor, poll, starting, starting + study.step_timeout)
+        patience = starting
+        if study.workers_per_trial > 1:  # the gang itself waits for machines
+            patience = max(starting, study.capacity_timeout + study.start_timeout)
+        executor = Executor(conductor, poll, starting, patience + study.step_timeout, lambda: room_for(settings))
         hub = start_mailbox_hub(conductor.gangs_needed)  # gangs wait there for each other
         try:
             with suppress(SearchOver):
-                _tuner(executor, trainable(settings, folder, hub), folder, verbose=verbose).fit()
+                _tuner(executor, trainable(settings, folder, hub, digest=digest), folder, verbose=verbose).fit()
             if executor.problem is not None:
                 raise executor.problem
             if conductor.ledger.end is None and conductor.more_to_suggest:

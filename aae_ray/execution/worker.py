@@ -175,6 +175,11 @@ class Worker:
                 "train.device is cuda and the worker has no GPU; ask for one with study.resources_per_worker.GPU=1"
             )
         dataset = self.datasets[settings.data]
+        if trial.digest is not None and dataset.digest != trial.digest:  # a node that has joined since the start
+            raise UserError(
+                f"{platform.node()} has other data: data.name {dataset.name} has digest {dataset.digest} there, "
+                f"the study's {trial.digest}"
+            )
         judged = self.rank == 0 and JUDGED in settings.study.deciding_metrics
         judge = judge_if_any(dataset, cache_folder(settings.data)) if judged else None
         training = Training(

@@ -152,7 +152,10 @@ def _facts(ledger: Ledger, analysis: SearchAnalysis | None, best: TrialRecord | 
     facts.append(("front", text.counted(len(ledger.front()), "trial")))
     if analysis and analysis.progress[:-1]:
         facts.append(("hypervolume", f"{analysis.progress[-1].hypervolume:.3f} of 1"))
-    return [*facts, ("time", text.duration(forecast(ledger, ledger.last_time).elapsed))]
+    facts.append(("time", text.duration(forecast(ledger, ledger.last_time).elapsed)))
+    if cost := tables.cost_line(ledger):
+        facts.append(("cost", cost))
+    return facts
 
 
 def _diagnostics(ledger: Ledger) -> list[str]:
@@ -453,8 +456,10 @@ def _failures(ledger: Ledger) -> Table | None:
         if failures.last is not None:
             message = redact(failures.last.message)[:MOST_SHOWN]
             name = trial_name(failures.last.number)
-            rows.append([str(kind), str(failures.count), f"{name}: {message}", RETRIES[kind].advice])
-    return Table(("failure", "attempts", "the last one", "what may help"), rows) if rows else None
+            lost = text.duration(failures.lost_seconds)
+            rows.append([str(kind), str(failures.count), lost, f"{name}: {message}", RETRIES[kind].advice])
+    heads = ("failure", "attempts", "time of workers lost", "the last one", "what may help")
+    return Table(heads, rows, numbers=(1, 2)) if rows else None
 
 
 # --------------------------------------------------------------------------------------------------------------- set-up

@@ -97,6 +97,10 @@ def print_report(console: Console, report: StudyReport) -> None:
             lines += _test_lines(ledger, best.test.metrics, best.test.remarks)
     if report.analysis is not None:
         lines += search_lines(report.analysis)
+    if lost := tables.lost_line(ledger):
+        lines.append(text.bullet("lost", lost))
+    if cost := tables.cost_line(ledger):
+        lines.append(text.bullet("cost", cost))
     failures = {trial.message for trial in ledger.trials if trial.state is State.FAILED and trial.message}
     lines += [text.bullet("failure", message) for message in sorted(failures)]
     lines += [text.bullet("note", note) for note in ledger.notes]

@@ -18,9 +18,9 @@ from aae_ray.reporting.status import FRONT_ROWS, StudyStatus
 from aae_ray.reporting.status_view import body
 from aae_ray.reporting.text import ASCII, UNICODE, counted, describe, first_line, heading, machines_line
 from aae_ray.search import events
-from aae_ray.search.journal import Owner
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import Reason, RungVerdict, State
+from aae_ray.search.owner import Owner
 from aae_ray.search.space import Plan
 
 if TYPE_CHECKING:
@@ -137,6 +137,11 @@ class Screen:
         if status != self.status:
             self.status = status
             self._log(status)
+
+    def place(self, where: str) -> None:
+        """Where trials will run."""
+        self.title += f"\non {where}"
+        self._log(f"on {where}")
 
     def note(self, text: str) -> None:
         """Something to know that stops nothing. It stays on the screen; a log has it once."""

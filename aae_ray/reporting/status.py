@@ -12,9 +12,9 @@ from typing import Any
 from aae_ray.reporting.text import RESUME, first_line, shell_path
 from aae_ray.search.contract import trial_name
 from aae_ray.search.forecast import Forecast, forecast
-from aae_ray.search.journal import Owner
 from aae_ray.search.ledger import Ledger, TrialRecord
 from aae_ray.search.outcomes import RETRIES, FailureClass, State, StudyEnd
+from aae_ray.search.owner import Owner
 from aae_ray.secrets import redact
 
 ROWS = 12  # trials in the table that are paused or have ended; those that run come before them
@@ -98,12 +98,19 @@ class FailureStatus:
 
     kind: FailureClass
     count: int
+    lost_seconds: float  # of workers, since the last saved state of each
     message: str  # of the last of them
     trial: str
     advice: str
 
     def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "message": self.message, "trial": self.trial, "advice": self.advice}
+        return {
+            "count": self.count,
+            "lost_worker_seconds": self.lost_seconds,
+            "message": self.message,
+            "trial": self.trial,
+            "advice": self.advice,
+        }
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,7 @@ class StudyStatus:
     trials: tuple[TrialStatus, ...]  # that are under way, then the last ones that paused or ended, newest first
     forecast: Forecast
     failures: tuple[FailureStatus, ...]
+    price: float | None  # study.price_per_worker_hour
     notes: tuple[str, ...]
     confirming: tuple[str, ...]  # finalists that are trained again on new seeds
     chosen: str | None  # the best trial, when the study has chosen it
@@ -190,6 +198,7 @@ class StudyStatus:
             trials=tuple(TrialStatus.of(trial, ledger) for trial in _latest(ledger)),
             forecast=forecast(ledger, now if running else ledger.last_time),
             failures=_failures(ledger),
+            price=plan.settings.study.price_per_worker_hour,
             notes=tuple(ledger.notes[-ROWS:]),
             confirming=tuple(ledger.trials[number].name for number in _confirming(ledger)),
             chosen=ledger.trials[ledger.chosen.number].name if ledger.chosen else None,
@@ -205,6 +214,16 @@ class StudyStatus:
     def resumable(self) -> bool:
         """Whether a resume goes on with it: it has stopped before its planned end, and nobody owns it."""
         return self.state in ("dead", "stopped") and not self.alive
+
+    @property
+    def lost_seconds(self) -> float:
+        """Seconds of workers that failed attempts had spent since their last saved state."""
+        return sum(failure.lost_seconds for failure in self.failures)
+
+    @property
+    def cost(self) -> float | None:
+        """What the time of workers has come to; None where their price is not known."""
+        return None if self.price is None else self.forecast.worker_time.held / 3600 * self.price
 
     @property
     def address(self) -> str:
@@ -256,7 +275,9 @@ class StudyStatus:
                 "waiting": hours.waiting,
                 "stopped_early": self.forecast.stopped_early,
                 "failed": dict(self.forecast.failed),
+                "lost": self.lost_seconds,
             },
+            "cost": self.cost,
             "failures": {str(failure.kind): failure.to_json() for failure in self.failures},
             "notes": list(self.notes),
             "last_event": self.last_event,
@@ -304,6 +325,7 @@ def _failures(ledger: Ledger) -> tuple[FailureStatus, ...]:
         FailureStatus(
             kind,
             failures.count,
+            failures.lost_seconds,
             first_line(failures.last.message),
             ledger.trials[failures.last.number].name,
             RETRIES[kind].advice,

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aae_ray.reporting.status import StudyStatus, TrialStatus
-from aae_ray.reporting.tables import UNFINISHED
+from aae_ray.reporting.tables import UNFINISHED, with_cost
 from aae_ray.reporting.text import (
     ASCII,
     RESUME,
@@ -222,7 +222,9 @@ def _hours(status: StudyStatus) -> Text:
     shares = ", ".join(f"{name} {_share(seconds, total)}" for name, seconds in parts.items())
     lost = {"stopped early": of.stopped_early} | {f"failed ({kind})": value for kind, value in of.failed.items()}
     ends = "".join(f"; {name} {_share(seconds, total)}" for name, seconds in lost.items() if seconds > 0)
-    return Text.assemble(("hours ", "bold"), f"{_hours_text(total)} of workers: {shares}{ends}")
+    again = f"; to be done again {_share(status.lost_seconds, total)}" if status.lost_seconds > 0 else ""
+    told = with_cost(_hours_text(total), status.cost)
+    return Text.assemble(("hours ", "bold"), f"{told} of workers: {shares}{ends}{again}")
 
 
 def _failures(status: StudyStatus) -> list[Text]:

@@ -111,6 +111,31 @@ def outcome_line(ledger: Ledger) -> str:
     return line + (f" ({reasons})" if reasons else "")
 
 
+def lost_line(ledger: Ledger) -> str | None:
+    """The time of workers that failed attempts had spent since their last saved state; None where nothing was lost."""
+    if not ledger.lost_seconds:
+        return None
+    kinds = sorted(ledger.failures.items(), key=lambda item: (-item[1].lost_seconds, item[0]))
+    parts = [f"{failures.count} {kind} {duration(failures.lost_seconds)}" for kind, failures in kinds]
+    total = with_cost(duration(ledger.lost_seconds), ledger.cost(ledger.lost_seconds))
+    return f"{total} of workers in failed attempts, since their last checkpoints: {', '.join(parts)}"
+
+
+def cost_line(ledger: Ledger) -> str | None:
+    """What the time of all workers came to; None without study.price_per_worker_hour."""
+    seconds = forecast(ledger, ledger.last_time).worker_time.held
+    cost, price = ledger.cost(seconds), ledger.current_plan.settings.study.price_per_worker_hour
+    if cost is None:
+        return None
+    hours = f"{seconds / 3600:.3g} worker-hours at study.price_per_worker_hour={price:g}"
+    return f"{cost:.2f}: {hours}, without the machines' start and idle time"
+
+
+def with_cost(told: str, cost: float | None) -> str:
+    """A time with what it cost, where that is known."""
+    return told if cost is None else f"{told} (cost {cost:.2f})"
+
+
 def trials_text(ledger: Ledger) -> str:
     """How many trials there are, and of how many configurations where some have several seeds."""
     trials = counted(len(ledger.trials), "trial")

@@ -18,7 +18,7 @@ from aae_ray.search import events
 from aae_ray.search.contract import Failure, Progress, Report, Suggestion
 from aae_ray.search.journal import Journal
 from aae_ray.search.ledger import Ledger, TrialRecord
-from aae_ray.search.outcomes import RETRIES, Reason, RungVerdict, State, StudyEnd
+from aae_ray.search.outcomes import RETRIES, FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.population import mutated, next_of_generation
 from aae_ray.search.pruner import Rung, rungs
 from aae_ray.search.racing import next_seed
@@ -207,10 +207,7 @@ class Conductor:
         trial = self.ledger.trials[failure.number]
         if not trial.open:
             return GiveUp(trial.reason or Reason.BUG)
-        most = RETRIES[failure.kind].most
-        if most is None:
-            most = self.ledger.current_plan.settings.study.max_failures
-        retry = trial.failed(failure.kind) < most
+        retry = trial.failed(failure.kind) < self._retries(failure.kind)
         self.record(
             events.AttemptFailed(
                 number=failure.number,
@@ -230,6 +227,16 @@ class Conductor:
         self._end(trial, Reason(failure.kind), redact(failure.message) + (f"; {advice}" if advice else ""))
         self._consider_giving_up(trial)
         return GiveUp(Reason(failure.kind))
+
+    def _retries(self, kind: FailureClass) -> int:
+        study, most = self.ledger.current_plan.settings.study, RETRIES[kind].most
+        match most:
+            case "max_failures":
+                return study.max_failures
+            case "max_preemptions":
+                return study.max_preemptions
+            case _:
+                return most
 
     def taken_back(self, number: int) -> None:
         """A suggestion was never begun: it is handed out again."""

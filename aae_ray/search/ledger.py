@@ -75,6 +75,7 @@ class TrialRecord:
     alone: bool = False  # the next attempt wants its device for itself
     started: float | None = None
     attempt_started: float | None = None  # of the attempt under way
+    saved: float | None = None  # when the attempt under way last saved its state, or began
     busy_before: float = 0.0  # seconds of training and evaluation when the attempt began
     heard: float | None = None  # when the attempt under way last reported, or told of its progress
     batches: tuple[int, int] | None = None  # done, and of all of the epoch under way, where it takes long
@@ -117,6 +118,7 @@ class Failures:
 
     count: int = 0
     last: events.AttemptFailed | None = None
+    lost_seconds: float = 0.0  # of workers, from the last saved state to the failure: what has to be done again
 
 
 class Ledger:
@@ -209,7 +211,7 @@ class Ledger:
                 trial.attempts = event.attempt
                 trial.workers = self.current_plan.settings.study.workers_per_trial  # a resume may have changed it
                 trial.started = trial.started or event.time
-                trial.attempt_started = trial.heard = event.time
+                trial.attempt_started = trial.heard = trial.saved = event.time
                 trial.busy_before = trial.worker_time.busy
                 self.most_running = max(self.most_running, self.counts[State.RUNNING])
             case events.Reported():
@@ -231,6 +233,8 @@ class Ledger:
                 trial.attempts = event.attempt
                 failures = self.failures.setdefault(event.failure, Failures())
                 failures.count, failures.last = failures.count + 1, event
+                if trial.attempt_started is not None and trial.saved is not None:
+                    failures.lost_seconds += max(event.time - trial.saved, 0.0) * trial.workers
                 self._close_attempt(trial, event.time)
                 trial.message = event.message
                 trial.alone = trial.alone or (event.failure is FailureClass.OUT_OF_MEMORY and _shares_a_device(trial))
@@ -329,8 +333,18 @@ class Ledger:
             self.reference = reference_point(self.objectives, trial.metrics)
         if event.checkpoint is not None:
             trial.checkpoint, trial.checkpoint_epoch = event.checkpoint, event.epoch
-            trial.checkpoint_bytes = event.checkpoint_bytes
+            trial.checkpoint_bytes, trial.saved = event.checkpoint_bytes, event.time
             self.borrowed.pop(trial.number, None)
+
+    @property
+    def lost_seconds(self) -> float:
+        """Seconds of workers that failed attempts had spent since their last saved state."""
+        return sum(failures.lost_seconds for failures in list(self.failures.values()))
+
+    def cost(self, worker_seconds: float) -> float | None:
+        """What so many seconds of workers cost; None where study.price_per_worker_hour is not given."""
+        price = self.current_plan.settings.study.price_per_worker_hour
+        return None if price is None else worker_seconds / 3600 * price
 
     def fresh(self, event: events.Reported) -> list[dict[str, float]]:
         """The epochs of a report that the trial has not reported before. Ask before the event is applied."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from aae_ray.training import health
 
@@ -32,7 +33,7 @@ class FailureClass(StrEnum):
     DIVERGED = health.DIVERGED
     BAD_DATA = "bad_data"
     LOST_WORKER = "lost_worker"
-    PREEMPTED = "preempted"
+    PREEMPTED = "preempted"  # its machine was taken away, with notice or without
     HUNG = "hung"
     CANNOT_START = "cannot_start"
     NOT_SAVED = "not_saved"  # trained to its end, and its weights could not be written
@@ -41,9 +42,10 @@ class FailureClass(StrEnum):
 
 @dataclass(frozen=True)
 class Retries:
-    """How often an attempt that failed so is repeated from the trial's last checkpoint. None: study.max_failures."""
+    """How often an attempt that failed so is repeated from the trial's last checkpoint: so many times, or as a setting
+    of the study says."""
 
-    most: int | None
+    most: int | Literal["max_failures", "max_preemptions"]
     advice: str = ""
 
 
@@ -53,11 +55,11 @@ RETRIES: dict[FailureClass, Retries] = {
     ),
     FailureClass.DIVERGED: Retries(0, "lower the learning rates"),
     FailureClass.BAD_DATA: Retries(0),
-    FailureClass.LOST_WORKER: Retries(None),
-    FailureClass.PREEMPTED: Retries(20),
+    FailureClass.LOST_WORKER: Retries("max_failures"),
+    FailureClass.PREEMPTED: Retries("max_preemptions"),
     FailureClass.HUNG: Retries(1, "raise study.step_timeout if an epoch takes that long"),
     FailureClass.CANNOT_START: Retries(1, "raise study.start_timeout if nodes take that long, or ask for less"),
-    FailureClass.NOT_SAVED: Retries(None, "see whether study.folder has room and can be written"),
+    FailureClass.NOT_SAVED: Retries("max_failures", "see whether study.folder has room and can be written"),
     FailureClass.BUG: Retries(0),
 }
 

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from aae_ray.errors import UserError
 from aae_ray.search.events import Event
-from aae_ray.search.journal import JOURNAL, OWNER, Owner, first_event, read_events
+from aae_ray.search.journal import JOURNAL, first_event, read_events
 from aae_ray.search.ledger import Ledger
+from aae_ray.search.owner import OWNER, Owner
 from aae_ray.secrets import redact
 
 STAMP = re.compile(r"-\d{8}-\d{6}(-\w+)?$")  # what a study's folder has behind the name of the study

@@ -41,7 +41,8 @@ from aae_ray.training.loop import StateBytes, state_bytes
 STRUCTURE = ("task", "model.network", "model.channels", "model.prior", "model.prior_components", "train.input_warp")
 # What a resume may change: how much is done, where it runs and where it is recorded, not what is searched.
 FREE = ("study.budget.", "study.concurrent_trials", "study.workers_per_trial", "study.resources_per_worker",
-        "study.start_timeout", "study.step_timeout", "study.max_failures", "study.keep", "study.finalists",
+        "study.start_timeout", "study.step_timeout", "study.capacity_timeout", "study.max_failures",
+        "study.max_preemptions", "study.price_per_worker_hour", "study.keep", "study.finalists",
         "study.confirm.", "study.cluster.", "tracking.")  # fmt: skip
 FIXED = (
     "study.name",

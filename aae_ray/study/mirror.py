@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from aae_ray.errors import UserError
-from aae_ray.search.journal import HEARTBEAT_SECONDS, JOURNAL, LOCK, OWNER, STALE_SECONDS, Journal, Owner
+from aae_ray.search.journal import JOURNAL, LOCK, Journal
+from aae_ray.search.owner import HEARTBEAT_SECONDS, OWNER, STALE_SECONDS, Owner
 from aae_ray.search.sampler import COPY
 from aae_ray.search.store import (
     GANGS,

@@ -22,7 +22,9 @@ from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import JUDGED
 from aae_ray.evaluation.judge import Judge, judge_if_any
 from aae_ray.execution.market import market
-from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processes, ray_cluster
+from aae_ray.execution.metrics import StudyMetrics
+from aae_ray.execution.nodes import check_nodes
+from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processes, ray_cluster, whereabouts
 from aae_ray.execution.tune_adapter import search
 from aae_ray.execution.worker import precision_advice
 from aae_ray.reporting import plots, text
@@ -34,9 +36,11 @@ from aae_ray.reporting.screen import Screen
 from aae_ray.reporting.trial_table import write_trial_table
 from aae_ray.search import events
 from aae_ray.search.conductor import Conductor
-from aae_ray.search.journal import Journal, JournalError, Owner, StudyLock
+from aae_ray.search.gauges import Observed
+from aae_ray.search.journal import Journal, JournalError, StudyLock
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import Reason, StudyEnd
+from aae_ray.search.owner import Owner
 from aae_ray.search.sampler import OptunaCopy, optuna_study
 from aae_ray.search.space import Changes, Plan, read_plan, record_plan
 from aae_ray.search.store import Store
@@ -58,6 +62,7 @@ logger = logging.getLogger(__name__)
 SEND_SECONDS, SEND_SECONDS_INTERRUPTED = 60.0, 8.0  # to wait at the end for MLflow to take the last records
 WATCH_SECONDS = 0.5
 DISK_SECONDS = 2.0
+METRICS_SECONDS = 2.0  # between two updates of what Prometheus reads
 
 
 # ------------------------------------------------------------------------------------------------------- how it begins
@@ -274,7 +279,11 @@ class Session:
                         judge = judge_if_any(self.dataset, cache_folder(plan.settings.data))
                     with ray_cluster(verbose=self.verbose):
                         signals.take()
+                        screen.place(whereabouts())
                         gangs = gangs_that_fit(plan.settings)
+                        if not own_processes():
+                            screen.say("asking the other nodes for the study's folder and data")
+                            check_nodes(self.store.uri(), self.dataset.digest, plan.settings)
                         # Before the journal grows: it holds how far it has come against what there was.
                         tracker = Tracker(self.folder, journal.history, self.uri)
                         try:
@@ -342,10 +351,18 @@ class Session:
         """Run trials until there are no more; whatever ends it, the journal says so."""
         gangs, workers = conductor.gangs, conductor.ledger.current_plan.settings.study.workers_per_trial
         screen.say(f"starting {text.counted(gangs, 'gang')} of {workers}")
-        looked = 0.0
+        looked, told, shown = 0.0, 0.0, gangs
+        metrics = StudyMetrics()
+
+        def tell() -> None:
+            parked = len(tracker.parked)
+            try:
+                metrics.tell(Observed(conductor.ledger, time.time(), conductor.gangs, tracker.unsent, parked))
+            except Exception:  # what is told to others must never cost a study
+                logger.exception("the study's metrics could not be told")
 
         def poll() -> None:
-            nonlocal looked
+            nonlocal looked, told, shown
             for written in files.drain():
                 conductor.record(written)
             if signals.requested:
@@ -355,6 +372,12 @@ class Session:
                 if problem := checks.disk_problem(self.folder):
                     conductor.stop(StudyEnd.DISK, problem)
             screen.note_tracking(tracker.problem, tracker.unsent)
+            if conductor.gangs != shown:
+                shown = conductor.gangs
+                screen.say(f"the cluster has, or may get, room for {text.counted(shown, 'gang')} now")
+            if time.monotonic() - told > METRICS_SECONDS:
+                told = time.monotonic()
+                tell()
 
         try:
             with signals.polling():
@@ -362,6 +385,7 @@ class Session:
                 if conductor.more_to_suggest:
                     with market(study, poll, conductor.record) as also_of_machines:
                         search(conductor, self.store.uri(), also_of_machines, verbose=self.verbose)
+            tell()  # how the search ended
             if signals.requested and conductor.ledger.end is None:  # Ctrl-C while Tune ended
                 self._stop(conductor, StudyEnd.USER)
         except JournalError as error:

@@ -20,15 +20,19 @@ import pytest
 import ray
 import yaml
 from ray._private.utils import check_version_info
+from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 
 from aae_ray.errors import UserError
 from aae_ray.execution import ray_cluster as cluster
 from aae_ray.execution.ray_cluster import (
     RayWatch,
+    Room,
     check_address,
     check_temporary_folder,
     gangs_that_fit,
     possible_nodes,
+    reported_nodes,
+    room_for,
     workers_on,
 )
 from aae_ray.settings import Settings, replace
@@ -119,6 +123,7 @@ def holding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, f
     nodes: list[dict[str, float]] = []
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
     monkeypatch.setattr(cluster, "BOOTSTRAP", str(tmp_path / "ray_bootstrap_config.yaml"))
+    monkeypatch.setattr("ray._private.state.state.get_cluster_config", lambda: None)
     return nodes
 
 
@@ -205,6 +210,34 @@ def test_gangs_count_on_machines_that_the_autoscaler_may_start(holding: list[dic
     holding.append({"CPU": 0})
     bootstrap(tmp_path / "ray_bootstrap_config.yaml")
     assert gangs_that_fit(settings_of(1, {"GPU": 1, "CPU": 4})) == 4
+
+
+def test_the_room_of_a_cluster_changes_with_it(holding: list[dict[str, float]], tmp_path: Path) -> None:
+    settings = settings_of(2, {"GPU": 1, "CPU": 2})
+    assert room_for(settings) == Room(0, 1)  # all machines are gone, and may come back
+    holding += [{"CPU": 8, "GPU": 4}]
+    assert room_for(settings) == Room(2, 2)
+    bootstrap(tmp_path / "ray_bootstrap_config.yaml")
+    holding.clear()
+    assert room_for(settings) == Room(0, 2)
+
+
+def test_what_the_autoscaler_of_kubernetes_tells_ray_counts_as_well(
+    holding: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ClusterConfig(
+        node_group_configs=[
+            NodeGroupConfig(name="head", resources={"CPU": 0}, max_count=0),
+            NodeGroupConfig(name="gpu", resources={"CPU": 4, "GPU": 1}, max_count=3),
+        ]
+    )
+    monkeypatch.setattr("ray._private.state.state.get_cluster_config", lambda: config)
+    holding.append({"CPU": 0})
+    assert gangs_that_fit(settings_of(1, {"GPU": 1, "CPU": 4})) == 3
+    with pytest.raises(UserError, match="needs GPU 2 on a node for each worker"):  # three GPUs in all, on three nodes
+        gangs_that_fit(settings_of(1, {"GPU": 2}))
+    config.node_group_configs[1].max_count = -1
+    assert len(reported_nodes(ray._private.state.state)) == cluster.MOST_NODES
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from ray.exceptions import OutOfMemoryError, UnserializableException
 
 from aae_ray.execution import tune_adapter
+from aae_ray.execution.ray_cluster import Room
 from aae_ray.execution.tune_adapter import Executor, SearchOver
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.contract import Progress, Report
@@ -172,3 +173,69 @@ def test_a_search_that_tune_ends_by_itself_has_not_ended_as_planned(
     monkeypatch.setattr(tune_adapter, "_tuner", lambda *arguments, **given: Tuner())
     tune_adapter.search(conductor, str(tmp_path), lambda: None)
     assert conductor.ledger.end is StudyEnd.USER and not conductor.ledger.open
+
+
+# -------------------------------------------------------------------------------- a cluster that grows and shrinks
+
+
+@pytest.fixture
+def follow(make: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Executor, Conductor, list[Room]]]:
+    monkeypatch.setattr(tune_adapter, "ROOM_SECONDS", 0.0)
+
+    def build(present: int, wanted: int, timeout: float = -1.0) -> tuple[Executor, Conductor, list[Room]]:
+        _, conductor = make(gangs=wanted)
+        rooms = [Room(present, wanted)]
+        return Executor(conductor, lambda: None, timeout, room=lambda: rooms[-1]), conductor, rooms
+
+    return build
+
+
+Follow = Callable[..., tuple[Executor, Conductor, list[Room]]]
+
+
+def test_there_are_more_gangs_when_the_cluster_has_grown(follow: Follow) -> None:
+    executor, _, rooms = follow(1, 1, timeout=600.0)
+    assert isinstance(executor.suggest("a"), dict) and executor.suggest("b") is None
+    rooms.append(Room(2, 2))
+    executor.should_stop()
+    assert isinstance(executor.suggest("b"), dict) and executor.suggest("c") is None
+
+
+def test_no_trial_fails_for_a_machine_that_is_yet_to_come(follow: Follow) -> None:
+    executor, conductor, rooms = follow(1, 3)  # each attempt is out of time where there is a place for it
+    executor.suggest("a")
+    executor.started("a")
+    for name in ("b", "c"):
+        executor.suggest(name)
+    for _ in range(3):
+        assert not executor.should_stop()
+    assert not any(trial.failures for trial in conductor.ledger.trials)
+    rooms.append(Room(2, 3))  # a place for one of them, whose process does not start in it
+    assert not executor.should_stop()
+    assert [len(trial.failures) for trial in conductor.ledger.trials] == [0, 1, 0]
+
+
+def test_fewer_gangs_are_handed_out_when_the_cluster_has_shrunk(follow: Follow) -> None:
+    executor, conductor, rooms = follow(2, 2, timeout=600.0)
+    for name in ("a", "b"):
+        executor.suggest(name)
+        executor.started(name)
+    rooms.append(Room(1, 1))
+    executor.should_stop()
+    executor.error("b", None)  # its machine is gone
+    assert executor.suggest("c") is None and conductor.ledger.trials[1].state is State.WAITING
+
+
+def test_a_study_without_any_machine_waits_for_so_long_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_adapter, "ROOM_SECONDS", 0.0)
+    conductor = begin(tmp_path, plan_of(study__capacity_timeout=0.3), 2)
+    executor = Executor(conductor, lambda: None, -1.0, room=lambda: Room(0, 2))
+    executor.suggest("a")
+    assert not executor.should_stop()
+    time.sleep(0.4)
+    with pytest.raises(SearchOver):
+        executor.should_stop()
+    assert conductor.ledger.end is StudyEnd.FAILURES and not conductor.ledger.trials[0].failures
+    assert "no machine with room for a gang" in (conductor.ledger.end_message or "")

@@ -17,8 +17,8 @@ from rich.console import Console
 from aae_ray.reporting.status import StudyStatus
 from aae_ray.reporting.status_view import left_to_do, render
 from aae_ray.search import events
-from aae_ray.search.journal import OWNER, Owner
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, State, StudyEnd
+from aae_ray.search.owner import OWNER, Owner
 from aae_ray.tracking.mapping import MlflowMapping, SetTags
 from tests.search.histories import JSD, MSE, START, History, write_evaluation
 
@@ -88,6 +88,7 @@ def test_a_program_reads_everything_under_keys_that_stay() -> None:
         "seconds_left",
         "budget",
         "worker_seconds",
+        "cost",
         "failures",
         "notes",
         "last_event",
@@ -238,6 +239,23 @@ def test_a_trial_that_failed_and_is_complete_has_no_message() -> None:
     assert told == ["node 10.0.0.3 is gone", ""]  # MLflow keeps a tag until it gets another one
 
 
+def test_hours_that_were_lost_and_their_cost_are_shown() -> None:
+    history = History(study__price_per_worker_hour=3.6)
+    number = history.begin()
+    history.report(number, 3, 0.1, 0.2, wait=60)
+    history.now += 20
+    history.fail(number, FailureClass.PREEMPTED, "its node has died", retry=True)
+    history.attempt(number)
+    history.report(number, 9, 0.1, 0.2, wait=20)
+    history.end(number)
+    status = of(history)
+    told = status.to_json()
+    assert told["worker_seconds"]["lost"] == told["failures"]["preempted"]["lost_worker_seconds"] == 20
+    assert told["cost"] == pytest.approx(0.1)
+    text = " ".join(printed(status).split())
+    assert "1 min 40 s (cost 0.10) of workers" in text and "to be done again 20%" in text
+
+
 def test_what_the_study_chose_and_registered_is_shown() -> None:
     history = history_of_all_states()
     history.add(events.Chosen(number=0, registration={"name": "decoder"}))
@@ -369,3 +387,36 @@ def test_it_is_written_in_ascii_where_no_more_can_be_shown(studies: Path) -> Non
     done = run("digits", cwd=studies, LANG="C", LC_ALL="C", PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and done.stdout.isascii() and "val/jsd_nats v" in done.stdout
     assert "====" in done.stdout and "\\u" not in done.stdout and "?" not in done.stdout
+
+
+def healthy(root: Path, *arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "aae_ray.status", "--healthy", "--folder", str(root), *arguments],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    return done.returncode, done.stdout
+
+
+def test_a_probe_learns_whether_a_study_has_a_process_that_lives(tmp_path: Path) -> None:
+    assert healthy(tmp_path) == (1, f"no study runs under {tmp_path}\n")
+    folder = tmp_path / "digits-20270101-120000-abcd"
+    folder.mkdir()
+    (folder / OWNER).write_text(Owner.this_process().to_json())
+    assert healthy(tmp_path)[0] == 0
+    code, told = healthy(tmp_path, "digits")
+    assert code == 0 and told.startswith(f"{folder.name} runs: process {os.getpid()} on ")
+    assert healthy(tmp_path, "s3://bucket/studies/digits-20270101-120000-abcd?region=x")[0] == 0
+    assert healthy(tmp_path, "mnist") == (1, f"no study mnist runs under {tmp_path}\n")
+    old = time.time() - 120  # stopped, or stuck: its process is there, and its heartbeat is not
+    os.utime(folder / OWNER, (old, old))
+    code, told = healthy(tmp_path)
+    assert code == 1 and told.startswith(f"{folder.name}: process {os.getpid()} on ") and "gives no sign" in told
+    (folder / OWNER).write_text("{}")
+    assert healthy(tmp_path)[0] == 1
+
+
+def test_a_probe_imports_next_to_nothing() -> None:
+    code = "import sys, aae_ray.search.owner; print(*sorted({'pydantic', 'numpy', 'torch', 'ray'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -19,7 +19,7 @@ from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import RETRIES, FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan, record_plan
-from aae_ray.settings import Settings, replace
+from aae_ray.settings import Settings, StudySettings, replace
 from aae_ray.study.signals import Signals
 
 SPACE = {
@@ -198,7 +198,7 @@ def test_replaying_twice_changes_nothing(tmp_path: Path) -> None:
 def test_each_class_of_failure_has_its_own_number_of_attempts(tmp_path: Path, kind: FailureClass) -> None:
     conductor = begin(tmp_path, plan_of(study__max_failures=2))
     most = RETRIES[kind].most
-    most = 2 if most is None else most
+    most = getattr(StudySettings(), most) if isinstance(most, str) else most
     for attempt in range(most + 1):
         suggestion = conductor.suggest()
         assert isinstance(suggestion, Suggestion) and suggestion.number == 0 and suggestion.attempt == attempt + 1
@@ -219,6 +219,15 @@ def test_one_class_does_not_use_up_the_attempts_of_another(tmp_path: Path) -> No
     conductor.suggest()
     conductor.started(0)
     assert isinstance(conductor.failed(Failure(0, FailureClass.LOST_WORKER, "away")), GiveUp)
+
+
+def test_preemptions_have_a_budget_of_their_own(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__max_failures=0, study__max_preemptions=3))
+    for attempt in range(4):
+        conductor.suggest()
+        conductor.started(0)
+        answer = conductor.failed(Failure(0, FailureClass.PREEMPTED, "its node has died"))
+        assert isinstance(answer, Retry) == (attempt < 3)
 
 
 def test_a_retry_goes_on_from_the_checkpoint(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from aae_ray.errors import UserError
 from aae_ray.search import events
-from aae_ray.search.journal import JOURNAL, OWNER, Journal, Owner, StudyLock, read_events, read_owner, start_ticks
+from aae_ray.search.journal import JOURNAL, Journal, StudyLock, read_events
 from aae_ray.search.outcomes import StudyEnd
+from aae_ray.search.owner import OWNER, Owner, read_owner, start_ticks
 from aae_ray.search.space import Plan, plan_from, record_plan
 from aae_ray.secrets import redact, without_userinfo
 from aae_ray.settings import Settings, replace

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from aae_ray.reporting.tables import cost_line, lost_line
 from aae_ray.search import events
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from aae_ray.search.space import Plan, record_plan
 from aae_ray.settings import Settings, replace
+from tests.search.histories import History
 
 MSE, JSD = "val/reconstruction_mse", "val/jsd_nats"
 Seconds = tuple[float, float]
@@ -107,6 +109,37 @@ def test_a_retry_doubles_no_epoch(ledger: Ledger) -> None:
     assert [metrics["epoch"] for metrics in fresh] == [6, 7]
     assert report(ledger, *(epoch(number, 9.9) for number in range(1, 8))) == []
     assert ledger.trials[0].epoch == 7 and ledger.trials[0].best[MSE] == (1 / 7, 7)
+
+
+def test_what_failures_cost_is_what_has_to_be_done_again() -> None:
+    history = History(study__workers_per_trial=2, study__price_per_worker_hour=1.8)
+    number = history.begin()
+    history.report(number, 3, 0.1, wait=30)
+    history.report(number, 4, 0.1, wait=8, checkpoint=False)  # it could not be saved
+    history.now += 12
+    history.fail(number, FailureClass.PREEMPTED, retry=True)
+    history.attempt(number)
+    history.now += 5
+    history.fail(number, FailureClass.PREEMPTED, retry=True)
+    history.now += 1000  # nobody works
+    history.attempt(number)
+    history.now += 3
+    history.fail(number, FailureClass.LOST_WORKER, retry=True)
+    ledger = history.ledger
+    lost = {kind: failures.lost_seconds for kind, failures in ledger.failures.items()}
+    assert lost == {FailureClass.PREEMPTED: 2 * (8 + 12 + 5), FailureClass.LOST_WORKER: 2 * 3}
+    assert ledger.lost_seconds == 56 and ledger.cost(ledger.lost_seconds) == pytest.approx(0.028)
+    assert lost_line(ledger) == (
+        "56 s (cost 0.03) of workers in failed attempts, since their last checkpoints: 2 preempted 50 s, "
+        "1 lost_worker 6 s"
+    )
+
+
+def test_without_a_price_there_is_no_cost() -> None:
+    history = History()
+    history.finish(0.1, 0.2)
+    assert lost_line(history.ledger) is None and cost_line(history.ledger) is None
+    assert history.ledger.cost(3600) is None
 
 
 @pytest.mark.parametrize("reason", [Reason.COMPLETED, Reason.PRUNED, Reason.BUG])

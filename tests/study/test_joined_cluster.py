@@ -1,5 +1,7 @@
 """Studies on a cluster that they have joined, and which loses a node or all of them."""
 
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from ray import NodeID
 from ray.cluster_utils import Cluster
 
 from aae_ray.search.outcomes import FailureClass, StudyEnd
+from tests.study.commands import run
 from tests.study.test_faults import trains
 from tests.study.test_resume import SMALL, check_whole, ledger_of, resume
 from tests.study.test_study import client_of, processes, start, trial_runs, wait_for
@@ -49,6 +52,10 @@ def node_of(cluster: Cluster, pid: int) -> Any:
     return node
 
 
+def nodes_of(cluster: Cluster) -> int:
+    return sum(node["Alive"] for node in cluster.global_state.node_table())
+
+
 def ray(*arguments: str) -> None:
     subprocess.run([str(Path(sys.executable).with_name("ray")), *arguments], check=True, capture_output=True)
 
@@ -74,6 +81,54 @@ def test_a_trial_of_a_drained_node_goes_on_elsewhere(
     assert [failure.failure for failure in trial.failures] == [FailureClass.PREEMPTED], log.read_text()
     cluster.shutdown()
     check_whole(tmp_path, trials=1, epochs=EPOCHS)
+
+
+def test_a_study_grows_with_its_cluster_and_outlives_a_node_that_is_lost_without_notice(
+    tmp_path: Path, environment: dict[str, str], cluster: Cluster
+) -> None:
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    joined = environment | {"RAY_ADDRESS": cluster.address}
+    study = start(tmp_path, joined, *SMALL, "study.budget.trials=2", f"train.epochs={EPOCHS}")
+    log = tmp_path / "out.txt"
+    wait_for(lambda: trains(tmp_path))
+    (first,) = processes(tmp_path, "Trainable")
+    cluster.add_node(num_cpus=1, node_id=NodeID.from_random().hex())
+    wait_for(lambda: ledger_of(tmp_path).most_running == 2, seconds=300)
+    cluster.remove_node(node_of(cluster, first), allow_graceful=False)
+    assert study.wait(timeout=400) == 0, log.read_text()
+    ledger = ledger_of(tmp_path)
+    failures = [failure.failure for trial in ledger.trials for failure in trial.failures]
+    assert failures == [FailureClass.PREEMPTED], log.read_text()
+    assert ledger.lost_seconds > 0 and "1 preempted" in log.read_text()
+    assert "room for 2 gangs" in log.read_text()
+    cluster.shutdown()
+    check_whole(tmp_path, trials=2, epochs=EPOCHS)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, for a disk of its own")
+def test_a_folder_that_a_node_does_not_see_is_refused_before_the_study_starts(
+    tmp_path: Path, environment: dict[str, str], cluster: Cluster
+) -> None:
+    (tmp_path / "runs").mkdir()
+    joined = environment | {"RAY_ADDRESS": cluster.address}
+    start_ray = f"exec {Path(sys.executable).with_name('ray')} start --address={cluster.address} --num-cpus=1 --block"
+    hides = f"mount -t tmpfs none {tmp_path / 'runs'} && {start_ray}"
+    node = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", hides],
+        env=joined, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: nodes_of(cluster) == 4)
+        began = time.monotonic()
+        done = run(tmp_path, joined, "tune", *SMALL, code=2)
+        assert time.monotonic() - began < 120
+    finally:
+        node.terminate()
+        node.wait(30)
+    assert "1 of the 3 other nodes of the cluster cannot train this study" in done.stderr, done.stderr
+    assert f"it does not see study.folder {tmp_path}/runs/digits-" in done.stderr and "s3://BUCKET" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not any((tmp_path / "runs").iterdir())  # nothing has begun
 
 
 @pytest.mark.parametrize("part", ["gcs_server", "raylet"])

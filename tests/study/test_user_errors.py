@@ -73,7 +73,7 @@ AS_KEY_VALUE = "settings are given as key=value without spaces, as train.epochs=
         *(("tune", tuple(text.split("|")), f"{' '.join(text.split('|'))}: {AS_KEY_VALUE}") for text in OTHERWISE),
         ("tune", ("--verbos",), "--verbos is not an option. Did you mean --verbose?\n"),
         ("tune", ("--dry_run",), "--dry_run is not an option. Did you mean --dry-run?\n"),
-        ("status", ("-x",), "-x is not an option. The options are --json, --folder.\n"),
+        ("status", ("-x",), "-x is not an option. The options are --json, --folder, --healthy.\n"),
         ("tune", ("--dry-run=1",), "--dry-run is a switch and takes no value\n"),
         ("tune", ("--resume",), "--resume needs a value\n"),
         ("tune", ("--resume", "--verbose"), "--resume needs a value before --verbose\n"),

@@ -1,0 +1,122 @@
+"""The nodes of a cluster that a study is about to use: whether each sees the study's folder, and the same data.
+
+A trial runs on any of them. What one of them lacks would otherwise be found out by its trials, one after the other.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from aae_ray.datasets.dataset import load
+from aae_ray.errors import UserError
+from aae_ray.execution.failures import describe
+from aae_ray.execution.ray_cluster import workers_on
+from aae_ray.search.owner import OWNER
+from aae_ray.search.store import is_remote, store_at
+from aae_ray.secrets import redact
+from aae_ray.settings import Data, Settings
+
+SEEN_SECONDS = 10.0  # until a network file system shows on one node what was written on another
+MOST_TOLD = 5  # nodes
+
+
+def check_nodes(folder: str, digest: str, settings: Settings) -> int:
+    """Ask every node that may train, but this one, for the study's folder and for the data. Returns how many there are.
+
+    They prepare the data meanwhile, each for itself. `folder` is the study's, as every node knows it, in which this
+    process is written down as the owner. Raises UserError with the nodes that lack something, by name.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    needed = settings.study.resources_per_worker
+    others = [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != here and workers_on([node["Resources"]], needed)
+    ]
+    owner = store_at(folder).read_bytes(OWNER)
+    asked = {_name(node): _ask(node["NodeID"], folder, owner, settings.data, digest) for node in others}
+    found = _answers(asked, settings.study.start_timeout)
+    if found:
+        raise UserError(refusal(found, len(others)))
+    return len(others)
+
+
+def refusal(found: Mapping[str, str], asked: int) -> str:
+    """What is wrong, with the nodes where it is: nodes with the same problem are told together."""
+    nodes: dict[str, list[str]] = {}
+    for node, problem in found.items():
+        nodes.setdefault(problem, []).append(node)
+    lines = [f"{len(found)} of the {asked} other nodes of the cluster cannot train this study:"]
+    for problem, names in nodes.items():
+        more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
+        lines.append(f"  {', '.join(names[:MOST_TOLD])}{more}: {problem}")
+    return "\n".join(lines)
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    name, address = node["NodeManagerHostname"], node["NodeManagerAddress"]
+    return f"{name} ({address})" if name != address else name
+
+
+def _ask(node: str, folder: str, owner: bytes, data: Data, digest: str) -> ray.ObjectRef:
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
+    return ray.remote(**options)(problem_here).remote(folder, owner, data, digest)
+
+
+def _answers(asked: Mapping[str, ray.ObjectRef], timeout: float) -> dict[str, str]:
+    """The problem of each node that has one."""
+    deadline, found = time.monotonic() + timeout, {}
+    for name, answer in asked.items():
+        try:
+            problem = ray.get(answer, timeout=max(deadline - time.monotonic(), 0.1))
+        except GetTimeoutError:
+            problem = f"it has not answered within study.start_timeout={timeout:g} s"
+        except RayError as error:
+            problem = f"it cannot run this project: {redact(describe(error).message)}"
+        if problem is not None:
+            found[name] = problem
+    return found
+
+
+def problem_here(folder: str, owner: bytes, data: Data, digest: str) -> str | None:
+    """What keeps this node from training a study, which `owner` owns and whose data have this digest."""
+    return folder_problem(folder, owner) or data_problem(data, digest)
+
+
+def folder_problem(folder: str, owner: bytes, seconds: float = SEEN_SECONDS) -> str | None:
+    """A sentence when this node does not see a study's folder."""
+    shown, store = redact(folder), store_at(folder)
+    deadline, error = time.monotonic() + seconds, None
+    while True:
+        try:
+            if store.read_bytes(OWNER) == owner:
+                return None
+        except OSError as caught:
+            error = caught
+            if is_remote(folder) and not isinstance(caught, FileNotFoundError):
+                return f"study.folder {shown} cannot be read: {redact(str(caught))}"
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    what = "does not see" if error is not None or not Path(folder).is_dir() else "has another folder at"
+    return (
+        f"it {what} study.folder {shown}; give one that all nodes see under the same path, such as NFS, or a "
+        "URI such as s3://BUCKET/studies"
+    )
+
+
+def data_problem(data: Data, digest: str) -> str | None:
+    """A sentence when this node has no data, or other ones."""
+    try:
+        dataset = load(data)
+    except UserError as error:
+        return str(error)
+    if dataset.digest == digest:
+        return None
+    return f"it has other data: data.name {data.name} has digest {dataset.digest} there, the study's {digest}"

@@ -1,0 +1,61 @@
+"""What a node is asked before it trains: whether it sees the study's folder, and the same data."""
+
+from pathlib import Path
+
+import pytest
+import ray
+from ray.exceptions import GetTimeoutError, RaySystemError
+
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.execution import nodes
+from aae_ray.execution.nodes import data_problem, folder_problem, refusal
+from aae_ray.search.owner import OWNER
+from aae_ray.settings import Data
+
+
+def test_a_folder_that_is_the_studys_is_seen(tmp_path: Path) -> None:
+    (tmp_path / OWNER).write_bytes(b"me")
+    assert folder_problem(str(tmp_path), b"me", seconds=0) is None
+    assert folder_problem(tmp_path.as_uri(), b"me", seconds=0) is None
+
+
+def test_a_folder_that_a_node_does_not_see_is_a_sentence_that_says_what_would_be_right(tmp_path: Path) -> None:
+    there = tmp_path / "runs" / "digits-1"
+    problem = folder_problem(str(there), b"me", seconds=0)
+    assert problem is not None and problem.startswith(f"it does not see study.folder {there}; give one that all nodes")
+    there.mkdir(parents=True)
+    (there / OWNER).write_bytes(b"another study")  # the same path on a disk of its own
+    assert "it has another folder at study.folder" in (folder_problem(str(there), b"me", seconds=0) or "")
+
+
+def test_data_of_another_digest_are_told(digits: Dataset, cache: Path) -> None:
+    data = Data(cache=str(cache))
+    assert data_problem(data, digits.digest) is None
+    assert data_problem(data, "0123") == (
+        f"it has other data: data.name digits has digest {digits.digest} there, the study's 0123"
+    )
+    missing = data_problem(Data(name="faces", path=str(cache / "none.parquet"), cache=str(cache)), "0123")
+    assert missing is not None and "none.parquet does not exist" in missing
+
+
+def test_nodes_with_the_same_problem_are_told_together_by_name() -> None:
+    found = {f"node{number} (10.0.0.{number})": "it does not see it" for number in range(7)}
+    lines = refusal(found | {"other": "it has other data"}, 9).splitlines()
+    assert lines[0] == "8 of the 9 other nodes of the cluster cannot train this study:"
+    assert lines[1].startswith("  node0 (10.0.0.0), node1 (10.0.0.1), ") and "and 2 more: it does not see" in lines[1]
+    assert lines[2] == "  other: it has other data"
+
+
+def test_a_node_that_does_not_answer_or_cannot_import_us_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"slow": GetTimeoutError("..."), "old": RaySystemError("No module named 'aae_ray'"), "well": None}
+
+    def get(answer: str, timeout: float) -> None:
+        error = answers[answer]
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(ray, "get", get)
+    found = nodes._answers({name: name for name in answers}, 7.0)
+    assert found.keys() == {"slow", "old"}
+    assert found["slow"] == "it has not answered within study.start_timeout=7 s"
+    assert found["old"].startswith("it cannot run this project: ") and "No module named" in found["old"]
