@@ -256,7 +256,7 @@ def test_a_note_says_where_the_front_differs_by_noise_alone(history: History) ->
 
 
 def test_trials_that_were_not_measured_on_the_test_images_have_their_illnesses_told(history: History) -> None:
-    fooled = {"val__jsd_nats_se": 0.01, "val__jsd_nats_floor": 0.0}
+    fooled: dict[str, Any] = {"val__jsd_nats_se": 0.01, "val__jsd_nats_floor": 0.0}
     for loss in (math.log(2), math.log(2), 0.3):
         history.finish(0.1, 0.4, adv__discriminator_loss_nats=loss, **fooled)
     (sentence,) = tables.trial_diagnostics(history.ledger)
