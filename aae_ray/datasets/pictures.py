@@ -87,26 +87,44 @@ class Pictures:
         if opened.turned:
             notes["pictures turned upright by their orientation tag"] += 1
         if opened.picture.mode == "F" or opened.picture.mode.startswith("I"):
-            return self._deep_samples(opened)
+            return self._deep_samples(opened, notes)
         if opened.bits > 8 and self.data.scale:
             raise PixelFault(
                 f"is in colour with {opened.bits} bits per channel, of which 8 are read; data.scale does not suit it"
             )
+        if opened.bits > 8:
+            notes[f"pictures in colour with {opened.bits} bits per channel, of which a viewer shows 8"] += 1
         return self._shown(opened.picture, notes), _EIGHT_BITS
 
-    def _deep_samples(self, opened: "_Opened") -> tuple[NDArray[Any], ValueKind]:
+    def _deep_samples(self, opened: "_Opened", notes: Counter[str]) -> tuple[NDArray[Any], ValueKind]:
         """Grey samples (H, W, 1) of more than 8 bits, or fractions."""
         picture = opened.picture
-        tags = [text for key, text in _NOT_FOR_DEEP_SAMPLES.items() if key in picture.info]
-        if tags:
-            raise PixelFault(f"has more than 8 bits per pixel, and {tags[0]}; convert it to 8 bits")
+        if "transparency" in picture.info:
+            raise PixelFault(f"has more than 8 bits per pixel, and a level that is transparent; {_CONVERT}")
         kind = FRACTIONS if picture.mode == "F" else WHOLE_NUMBERS
         if picture.mode.startswith("I;16") or (picture.mode == "I" and opened.format in ("PNG", "PPM")):
             kind = picture_samples(opened.bits)
         samples_HW: NDArray[Any] = np.asarray(picture)
         if opened.white_is_zero and self.data.scale is None:
             samples_HW = np.subtract(kind.white, samples_HW, dtype=np.float32)
+        if profile := picture.info.get("icc_profile"):
+            if kind is WHOLE_NUMBERS or self.data.scale:
+                why = "a profile holds from the black to the white of a format, and not for values on another scale"
+                raise PixelFault(f"has more than 8 bits per pixel, and a colour profile; {why}; {_CONVERT}")
+            samples_HW = self._deep_in_srgb(samples_HW, kind.white, profile, notes)
         return samples_HW[..., np.newaxis], kind
+
+    def _deep_in_srgb(
+        self, samples_HW: NDArray[Any], white: float, profile: bytes, notes: Counter[str]
+    ) -> NDArray[np.float32]:
+        """Grey samples from 0 to white in the greys of sRGB, along the curve of the profile at 256 levels."""
+        levels = np.arange(256, dtype=np.uint8)
+        shown = self._in_srgb(Image.fromarray(levels[np.newaxis]), profile, notes)
+        curve = np.asarray(shown.convert("L"))[0]
+        if np.array_equal(curve, levels):
+            return samples_HW
+        seen_HW: NDArray[np.float64] = np.interp(samples_HW * (255 / white), levels, curve) * (white / 255)
+        return seen_HW.astype(np.float32)
 
     def _shown(self, picture: Image.Image, notes: Counter[str]) -> NDArray[np.uint8]:
         """The levels of a picture of 8 bits: grey (H, W, 1), colour (H, W, 3), or colour with opacity (H, W, 4)."""
@@ -140,7 +158,7 @@ class Pictures:
         return transform.apply(picture.convert(mode))
 
 
-_NOT_FOR_DEEP_SAMPLES = {"icc_profile": "a colour profile", "transparency": "a level that is transparent"}
+_CONVERT = "convert it to 8 bits, with ImageMagick's `-depth 8` for instance"
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -233,7 +251,8 @@ def _undecodable(content: bytes, error: Exception) -> str:
         if _is_cut(name, content):
             return f"is a {name} image that is cut short, after {len(content)} bytes"
         why = "" if isinstance(error, UnidentifiedImageError) else f" ({str(error).strip().rstrip('.')})"
-        return f"is a {name} image that is damaged, or of a kind that Pillow does not read{why}"
+        mend = "; write it anew, or convert it to PNG, with ImageMagick or GIMP for instance"
+        return f"is a {name} image that is damaged, or of a kind that Pillow does not read{why}{mend}"
     if name:
         return f"is {name}; pictures are {formats}"
     with_text = re.match(rb"[\t\n\r\x20-\x7e]{8,}", content[:40])

@@ -20,7 +20,7 @@ from aae_ray.autoencoder.published import Decoder, Encoder, Published
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.images import given_examples
 from aae_ray.errors import UserError
-from aae_ray.evaluation.constants import Constants
+from aae_ray.evaluation.constants import Constants, split_digest
 from aae_ray.reporting import plots
 from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.console import console_for
@@ -275,6 +275,11 @@ def data_of(ledger: Ledger) -> Dataset:
         raise UserError(
             f"{started.study_id} was run on data with digest {started.data.digest}, and data.name {dataset.name} "
             f"now has {dataset.digest}"
+        )
+    if started.data.split not in ("", split_digest(dataset)):
+        raise UserError(
+            f"{started.study_id} was run on another split of data.name {dataset.name}, whose source now gives other "
+            "parts: what is its test part now may have been trained on; restore the source"
         )
     return dataset
 

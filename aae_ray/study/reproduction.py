@@ -12,6 +12,7 @@ from rich.table import Table
 
 from aae_ray.datasets.dataset import load
 from aae_ray.errors import SettingsError, UserError
+from aae_ray.evaluation.constants import split_digest
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.execution.ray_cluster import check_resources
 from aae_ray.reading import Entry, build
@@ -51,6 +52,7 @@ class Recorded:
     metrics: Mapping[str, float]  # at the end of its trial
     provenance: Mapping[str, str]
     spread: Mapping[str, float]  # standard deviation over seeds, of what was confirmed
+    split: str = ""  # `split_digest`, empty for a version of before it was recorded
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"
@@ -142,6 +144,7 @@ def read(reference: str, uri: str) -> Recorded:
         metrics=dict(run.data.metrics),
         provenance={key: value for key, value in run.data.tags.items() if key in TOLD},
         spread={each: statistics.stdev(metrics[each] for metrics in seeds) for each in names},
+        split=version.tags.get(registry.SPLIT_DIGEST, ""),
     )
 
 
@@ -178,6 +181,11 @@ def reproduce(recorded: Recorded, uri: str, console: Console, *, verbose: bool =
         raise UserError(
             f"{recorded} was trained on data with digest {recorded.data_digest}, and data.name {dataset.name} has "
             f"{dataset.digest} here: no other training can make it again"
+        )
+    if recorded.split not in ("", split_digest(dataset)):
+        raise UserError(
+            f"{recorded} was trained on another split of data.name {dataset.name}, whose source gives other parts "
+            "here: its training images are not those, and no other training can make it again"
         )
     changes = SINGLE | {"study.name": "reproduction", "tracking.register_model": False, "tracking.uri": uri}
     report = start_study(Plan(replace(settings, changes), {}), console, verbose=verbose)

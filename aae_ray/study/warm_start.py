@@ -7,6 +7,7 @@ from typing import Any
 
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
+from aae_ray.evaluation.constants import split_digest
 from aae_ray.search import events
 from aae_ray.search.journal import first_event
 from aae_ray.search.outcomes import State
@@ -40,6 +41,12 @@ def prior_trials(
             assert ledger.started is not None
             if ledger.started.data.digest != dataset.digest:
                 raise UserError(f"--warm-start {name}: {folder.name} was on other data ({ledger.started.data.name})")
+            if ledger.started.data.split not in ("", split_digest(dataset)):
+                raise UserError(
+                    f"--warm-start {name}: {folder.name} was on another split of {dataset.name}, and measured its "
+                    "objectives on other images; give the same data.split_seed, data.validation_fraction, "
+                    "data.test_fraction and source, or leave this study out"
+                )
             if objectives != tuple(plan.settings.study.objectives):
                 raise UserError(
                     f"--warm-start {name}: {folder.name} had other objectives, {', '.join(objectives)}; "

@@ -185,6 +185,20 @@ def test_good_downloads_are_kept_and_damaged_ones_fetched_again(mirrors: tuple[M
     assert f"/sets/{first}" in mirrors[0].asked and f"/sets/{second}" not in mirrors[0].asked
 
 
+def test_what_a_killed_process_left_of_a_file_is_fetched_anew(mirrors: tuple[Mirror, Mirror], cache: Path) -> None:
+    """Longer than the whole file, so that nothing of it may stay; and after a file was cut off, nothing of it does."""
+    names = list(PUBLISHED["mnist"].sha256)
+    folder = cache / "downloads/mnist"
+    folder.mkdir(parents=True)
+    (folder / f"{names[0]}.partial").write_bytes(mirrors[0].files[names[0]] + b"of another time")
+    (folder / f"{names[1]}.partial").write_bytes(mirrors[0].files[names[1]][:10])
+    (folder / names[2]).write_bytes(mirrors[0].files[names[2]][:10])  # under its own name, as a copy that was cut
+    assert_is(load_small(cache), SMALL_SETS["mnist"]())
+    assert not list(folder.glob("*.partial"))
+    for name in names:
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == PUBLISHED["mnist"].sha256[name]
+
+
 def test_a_full_disk_is_no_fault_of_the_mirrors(
     mirrors: tuple[Mirror, Mirror], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,6 +187,27 @@ def test_colour_profiles_are_applied(pixels: np.ndarray, space: bytes, kind: str
     assert set_of_pictures.remarks() == ("pictures converted to sRGB from their colour profile: 1",)
 
 
+@pytest.mark.parametrize(("kind", "white"), [("PNG", 65535), ("TIFF", 65535), ("TIFF", 1.0)])
+def test_colour_profiles_are_applied_to_grey_of_more_than_8_bits(kind: str, white: float) -> None:
+    pixels = DEEP if white > 1 else (DEEP / 65535).astype(np.float32)
+    told = Pictures(Data())
+    shown = told.decode(picture(pixels, kind, icc_profile=profile_with_gamma(1.0, b"GRAY")))[..., 0]
+    assert np.abs(shown - linear_to_srgb(pixels / white * 255)).max() <= 2
+    assert told.remarks() == ("pictures converted to sRGB from their colour profile: 1",)
+    dark = DEEP // 256 + 1  # between the first levels of 8 bits, where a profile is steepest
+    shown = read(picture(dark, kind, icc_profile=profile_with_gamma(1.0, b"GRAY")), scale=None)[..., 0]
+    assert np.abs(shown - linear_to_srgb(dark / 257)).max() <= 2 and len(np.unique(shown)) > 5
+    with pytest.raises(PixelFault, match="and a colour profile; a profile holds from .* ImageMagick's `-depth 8`"):
+        read(picture(pixels, kind, icc_profile=profile_with_gamma(1.0, b"GRAY")), scale="0:4095")
+
+
+def test_a_profile_that_changes_nothing_leaves_all_16_bits_as_they_are() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()  # of other channels: told, as of 8 bits
+    told = Pictures(Data())
+    assert np.array_equal(told.decode(picture(DEEP, icc_profile=srgb))[..., 0], np.rint(DEEP / 257))
+    assert "for other channels, and was not applied: 1" in told.remarks()[0]
+
+
 def test_a_profile_of_srgb_changes_nothing_and_a_broken_one_is_told() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     broken = Pictures(Data())
@@ -295,8 +316,10 @@ def test_tiff_that_counts_from_white(pixels: np.ndarray) -> None:
 
 def test_colour_of_16_bits_is_shown_with_8_and_has_no_scale() -> None:
     deep = RANDOM.integers(0, 2**16, (7, 9, 3), dtype=np.uint16)
-    for content in (by_opencv(deep, ".png"), by_opencv(deep, ".ppm")):
-        assert np.abs(read(content) - deep / 257).max() <= 1
+    for content in (by_opencv(deep, ".png"), by_opencv(deep, ".ppm"), by_opencv(deep, ".tiff")):
+        told = Pictures(Data())
+        assert np.abs(told.decode(content) - deep / 257).max() <= 1
+        assert told.remarks() == ("pictures in colour with 16 bits per channel, of which a viewer shows 8: 1",)
         with pytest.raises(PixelFault, match="in colour with 16 bits per channel"):
             read(content, scale="0:4095")
 

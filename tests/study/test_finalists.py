@@ -8,13 +8,17 @@ import torch
 
 from aae_ray.autoencoder.published import draw_codes
 from aae_ray.datasets.dataset import Dataset
+from aae_ray.errors import UserError
+from aae_ray.evaluation.constants import split_digest
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.search.contract import Report, Suggestion
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
+from aae_ray.study.api import data_of
 from aae_ray.study.finalists import publish
 from aae_ray.tracking.registry import load_exported
 from aae_ray.training.loop import Training
+from tests.search.histories import History
 from tests.search.test_conductor import begin
 
 
@@ -64,3 +68,18 @@ def test_what_is_published_is_the_averaged_model(small_run: Settings, digits: Da
     assert loaded.reconstruction_mse == pytest.approx(history[-1]["val/reconstruction_mse"])
     assert (loaded.data_digest, loaded.settings["data.name"]) == (digits.digest, "digits")
     assert "p(y) = 0.5, 0.3, 0.2" in (tmp_path / "model_card.md").read_text()
+
+
+def test_a_study_s_data_are_those_of_the_same_parts(digits: Dataset, cache: Path) -> None:
+    """Its test images must not be some that it was trained on."""
+
+    def recorded(split: str) -> History:
+        history = History(data__cache=str(cache))
+        data = history.events[0].data.model_copy(update={"digest": digits.digest, "split": split})  # type: ignore[union-attr]
+        history.ledger.apply(history.events[0].model_copy(update={"data": data}))
+        return history
+
+    for split in ("", split_digest(digits)):
+        assert data_of(recorded(split).ledger).digest == digits.digest
+    with pytest.raises(UserError, match="study-1 was run on another split of data.name digits"):
+        data_of(recorded("another").ledger)

@@ -6,15 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
+from aae_ray.evaluation.constants import split_digest
 from aae_ray.reporting.report import StudyReport
 from aae_ray.search import events
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import FailureClass
-from aae_ray.search.space import SHIPPED, read_plan
+from aae_ray.search.space import SHIPPED, Plan, read_plan
 from aae_ray.settings import Settings, replace
-from aae_ray.study.reproduction import Compared, Recorded, Reproduction, compared, differences, read, settings_of
+from aae_ray.study.reproduction import (
+    Compared,
+    Recorded,
+    Reproduction,
+    compared,
+    differences,
+    read,
+    reproduce,
+    settings_of,
+)
 from aae_ray.tracking.mapping import trial_params
 from aae_ray.tracking.provenance import DEVICE, provenance
 from tests.search.histories import JSD, MSE, History
@@ -106,6 +118,22 @@ def test_a_gpu_need_not_give_the_same_digits() -> None:
     assert not found(near, spread=0.001).holds and there(near).holds and "on a GPU" in there(near).verdict
     assert not there(far).holds
     assert replace(gpu, {"train.device": "cpu"}).device == "cpu"  # kept from the GPU that it has
+
+
+def test_another_split_of_the_same_images_is_not_trained_on(
+    digits: Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(plan: Plan, console: Any, **options: Any) -> Any:
+        raise RuntimeError(plan.settings.study.name)
+
+    monkeypatch.setattr("aae_ray.study.reproduction.start_study", start)
+    settings = settings_of(OBJECTIVES | {"data.cache": str(cache)}, "x")
+    recorded = changed(found().recorded, settings=settings, data_digest=digits.digest)
+    for split in ("", split_digest(digits)):
+        with pytest.raises(RuntimeError, match="reproduction"):
+            reproduce(changed(recorded, split=split), "sqlite:///x.db", Console())
+    with pytest.raises(UserError, match="version 3 was trained on another split of data.name digits"):
+        reproduce(changed(recorded, split="another"), "sqlite:///x.db", Console())
 
 
 @pytest.mark.parametrize("reference", ["aae@", "aae/", "@champion", "/3", "a/b/"])

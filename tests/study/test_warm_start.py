@@ -1,11 +1,13 @@
 """The finished trials of earlier studies that a new one starts from."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
+from aae_ray.evaluation.constants import split_digest
 from aae_ray.search.journal import JOURNAL
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
@@ -50,6 +52,21 @@ def test_a_configuration_with_several_seeds_is_one_earlier_trial_with_their_mean
     history.write(tmp_path / "seeds-20270119-080000-abcd")
     (prior,) = prior_trials(["seeds-20270119-080000-abcd"], plan, digits, lambda note: None)
     assert prior.values == pytest.approx((0.15, 0.3)) and prior.source.endswith("/t0000")
+
+
+def test_values_of_another_split_are_not_learnt_from(plan: Plan, digits: Dataset, tmp_path: Path) -> None:
+    for split, refused in ((split_digest(digits), False), ("", False), ("another", True)):
+        history = History(study_id="split-20270119-080000-abcd")
+        data = history.events[0].data.model_copy(update={"digest": digits.digest, "split": split})  # type: ignore[union-attr]
+        history.events[0] = history.events[0].model_copy(update={"data": data})
+        history.finish(0.1, 0.2)
+        shutil.rmtree(tmp_path / "split-20270119-080000-abcd", ignore_errors=True)
+        history.write(tmp_path / "split-20270119-080000-abcd")
+        if not refused:
+            assert len(sources(plan, digits, "split-20270119-080000-abcd")[0]) == 1
+            continue
+        with pytest.raises(UserError, match="was on another split of digits, .* give the same data.split_seed"):
+            sources(plan, digits, "split-20270119-080000-abcd")
 
 
 def break_settings(tmp_path: Path, name: str) -> None:
