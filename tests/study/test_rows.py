@@ -240,7 +240,7 @@ def test_a_checkpoint_is_evaluated_on_other_rows_by_its_own_standardisation(
     known = pd.read_csv(folder / "cancer.csv")
     numbers = known.columns[:-1]
     known[numbers] = known[numbers] + 3 * known[numbers].std()
-    known.to_csv(tmp_path / "moved.csv", index=False)
+    known[[*numbers[::-1], "label"]].to_csv(tmp_path / "moved.csv", index=False)  # columns go by their names
     own = measure(str(folder / "checkpoint"), [], version="", uri="", any_data=False).result.metrics
     moved = measure(
         str(folder / "checkpoint"), [f"data.path={tmp_path / 'moved.csv'}"], version="", uri="", any_data=True
