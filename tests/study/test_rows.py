@@ -248,3 +248,18 @@ def test_a_checkpoint_is_evaluated_on_other_rows_by_its_own_standardisation(
     assert moved["test/mean_image_mse"] == pytest.approx(own["test/mean_image_mse"], rel=0.05)
     assert moved["test/reconstruction_mse"] > 5 * own["test/reconstruction_mse"]  # as seen by its own scale
     assert moved["quality/column_wasserstein"] > 2 > own["quality/column_wasserstein"]
+
+
+def test_onnx_answers_in_the_users_units(folder: Path, trained: Training, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    import onnxruntime
+
+    from aae_ray.evaluation.onnx_files import write_onnx
+
+    model = load_model(str(folder / "checkpoint"))
+    written = write_onnx(model, tmp_path / "onnx")
+    assert [(file.inputs, file.outputs[0]) for file in written] == [(("codes",), "rows"), (("rows",), "code")]
+    rows_ND = np.array(trained.dataset.examples_NX[trained.dataset.test])
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "encoder.onnx"), providers=["CPUExecutionProvider"])
+    (code_NZ,) = session.run(["code"], {"rows": rows_ND})
+    np.testing.assert_allclose(code_NZ, model.encode(torch.from_numpy(rows_ND)).z_NZ.numpy(), rtol=1e-3, atol=1e-3)
