@@ -99,7 +99,7 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
     """
     filled = [shard for shard in shards if shard.rows]
     if not filled:
-        raise UserError(f"{root} holds nothing to learn from: it has no rows")
+        raise UserError(f"{root} holds no images and no numbers: it has no rows")
     first = filled[0]
     label_column = _label_column(filled, data.label_column)
     split_column = _split_column(filled, data.split_column)

@@ -70,6 +70,13 @@ def standardised_as(dataset: Dataset, kind: ExampleKind | None, what: str) -> Da
     return replace(dataset, rows=rows)
 
 
+def columns_as(kind: ExampleKind | None, what: str) -> dict[str, Entry]:
+    """Settings by which another table is read as that of a model's training: its columns, in their order."""
+    if not isinstance(kind, RowKind):
+        return {}
+    return {"data.kind": Entry("rows", what), "data.columns": Entry(kind.columns, what)}
+
+
 def _other(dataset: Dataset) -> str:
     return "rows of numbers" if dataset.rows is None else "images"
 
@@ -87,8 +94,7 @@ def _pixels_as(model: Published, changes: Mapping[str, Entry]) -> dict[str, Entr
     A scale that was observed is that of the model's own data. Raises UserError where its ends are not known.
     """
     if isinstance(model.kind, RowKind):
-        own = {"data.kind": Entry("rows", str(model)), "data.columns": Entry(model.kind.columns, str(model))}
-        return own | dict(changes)
+        return columns_as(model.kind, str(model)) | dict(changes)
     recorded = {key: model.settings[key] for key in PIXELS if model.settings.get(key) is not None}
     if recorded.get("data.scale") == "observed" and "data.scale" not in changes:
         if model.value_range is None:

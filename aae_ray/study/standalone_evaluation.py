@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aae_ray.autoencoder.kinds import recorded_kind
+from aae_ray.autoencoder.kinds import ExampleKind, recorded_kind
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.published import Published
 from aae_ray.datasets.dataset import Dataset, cache_folder, class_names, load
@@ -31,7 +31,7 @@ from aae_ray.search.journal import Journal
 from aae_ray.search.store import local_root
 from aae_ray.secrets import redact
 from aae_ray.settings import Settings, dotted_fields, replace, setting
-from aae_ray.study.inputs import standardised_as
+from aae_ray.study.inputs import columns_as, standardised_as
 from aae_ray.study.loading import checkpoint_of, checkpoint_state, load_model, recorded_settings
 from aae_ray.tracking import registry
 from aae_ray.tracking.mapping import trial_params
@@ -85,8 +85,8 @@ def measure(model: str, overrides: Sequence[str], *, version: str, uri: str, any
 
 def _checkpoint(folder: Path, changes: Mapping[str, Entry], any_data: bool) -> StandaloneEvaluation:
     state = checkpoint_state(folder)
-    run = recorded_settings(state["settings"], changes, str(folder))
     kind = recorded_kind(state["shape"], state.get("rows"))
+    run = recorded_settings(state["settings"], _of_other_data(kind, changes, str(folder)), str(folder))
     dataset = standardised_as(load(run.data), kind, str(folder))
     _same_data(str(folder), state["data_digest"], kind.shape, dataset, any_data)
     _same_split(str(folder), state["settings"], state.get("split", ""), run, dataset, any_data)
@@ -118,7 +118,7 @@ def checkpoint_name(folder: Path) -> str:
 def _published(found: Published, changes: Mapping[str, Entry], any_data: bool) -> StandaloneEvaluation:
     what = str(found)
     about = {key: value for key, value in found.settings.items() if key.startswith("data.")}
-    run = recorded_settings(about, changes, what)
+    run = recorded_settings(about, _of_other_data(found.kind, changes, what), what)
     dataset = standardised_as(load(run.data), found.kind, what)
     _same_data(what, found.data_digest, found.shape, dataset, any_data)
     _same_split(what, about, found.split, run, dataset, any_data)
@@ -132,6 +132,11 @@ def _published(found: Published, changes: Mapping[str, Entry], any_data: bool) -
     params = {key: value for key, value in trial_params(run).items() if key.startswith("data.")}
     name = f"{found.name}-{found.version}" if found.version else Path(found.name).resolve().name
     return StandaloneEvaluation(name, run, dataset, judge, result, params)
+
+
+def _of_other_data(kind: ExampleKind | None, changes: Mapping[str, Entry], what: str) -> Mapping[str, Entry]:
+    """The changes, with the model's own columns where they name another table."""
+    return {**columns_as(kind, what), **changes} if "data.path" in changes else changes
 
 
 def _same_data(what: str, digest: str, shape: tuple[int, ...], dataset: Dataset, any_data: bool) -> None:

@@ -33,8 +33,8 @@ class PublishedFunction:
         self.dtype, self.columns, self.answers = dtype, columns or [], answers or []
 
     def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> Any:
-        """An array, or arrays by name; rows of numbers as a data frame with their columns, which may be given so too,
-        in any order. Raises ValueError for arrays of another shape or scale, and for columns that are missing."""
+        """An array, or arrays by name, in float32; of rows of numbers a data frame, as which they are given, too.
+        Raises ValueError for arrays of another shape or scale."""
         import torch
 
         rows_N = self._checked(self._values(data))
@@ -51,10 +51,7 @@ class PublishedFunction:
         return pd.DataFrame(rows_N, columns=self.answers)
 
     def _values(self, data: Any) -> NDArray[Any]:
-        named = getattr(data, "columns", data.keys() if isinstance(data, Mapping) else None)
-        if self.columns and named is not None and set(named) & set(self.columns):
-            if missing := [column for column in self.columns if column not in named]:
-                raise ValueError(f"{self.what} have no column {', '.join(missing)}; they are {', '.join(self.columns)}")
+        if self.columns and hasattr(data, "columns"):  # as MLflow has checked and ordered them
             return np.stack([np.asarray(data[column]) for column in self.columns], axis=-1)
         (values,) = data.values() if isinstance(data, Mapping) else (data,)
         return np.asarray(values)

@@ -91,8 +91,7 @@ def _encoder_interface(model: Model) -> _Interface:
     outputs = {name: tuple(part_BX.shape[1:]) for name, part_BX in answer.items()}
     if isinstance(model.kind, RowKind):
         columns = model.kind.columns
-        text = f" in their own units: {', '.join(columns)}"
-        return _Interface("rows", model.shape, text, None, example_BX, outputs, columns=columns)
+        return _Interface("rows", model.shape, "", None, example_BX, outputs, columns=columns)
     return _Interface("images", model.shape, " in [0, 1]", (0.0, 1.0), example_BX, outputs)
 
 
@@ -122,7 +121,8 @@ def export(model: Model, target: Path, about: Mapping[str, Any], kind: str = DEC
     from mlflow import pyfunc
     from mlflow.models import Model as Described
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types.schema import AnyType
 
     from aae_ray.search.store import PARTIAL  # with Optuna behind it, which who loads a model does not need
 
@@ -142,12 +142,15 @@ def export(model: Model, target: Path, about: Mapping[str, Any], kind: str = DEC
         code_paths=[str(LOADER)],
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"mlflow=={mlflow.__version__}"],
     )
-    # MLflow holds arrays to the one type of their signature, and its loader of PyTorch models takes no float64. What it
-    # hands on as it is, is an `object` of one dimension. So its name says shape and scale, and our loader checks them.
+    # MLflow checks data frames by the names of their columns, and hands them on in the signature's order; to columns of
+    # doubles it would let no whole numbers. It holds arrays to the one type of their signature, and its loader of
+    # PyTorch models takes no float64. What it hands on as it is, is an `object` of one dimension. So its name says
+    # shape and scale, and our loader checks them.
     described = Described.load(str(partial))
     sides = ", ".join(map(str, interface.shape))
     text = f"{interface.what} (B, {sides}){interface.of}, float32 or float64"
-    described.signature = ModelSignature(Schema([TensorSpec(np.dtype("O"), (-1,), text)]), outputs)
+    inputs = [ColSpec(AnyType(), name) for name in interface.columns]
+    described.signature = ModelSignature(Schema(inputs or [TensorSpec(np.dtype("O"), (-1,), text)]), outputs)
     flavor = described.flavors[pyfunc.FLAVOR_NAME]
     pyfunc.add_to_model(
         described,

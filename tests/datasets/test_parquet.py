@@ -145,7 +145,7 @@ DEEP = pa.list_(pa.list_(pa.list_(U8)))
 
 PARQUET_FAULTS: dict[str, tuple[Callable[[], pa.Table], str]] = {
     "no image column": (lambda: pa.table({"a": [1], "b": ["x"]}), "its columns are a (int64), b (string)"),
-    "no columns": (lambda: pa.table({}), "holds no images: it has no rows"),
+    "no columns": (lambda: pa.table({}), "holds no images and no numbers: it has no rows"),
     "hundreds of columns": (
         lambda: pa.table({f"f{n}": [0.5] for n in range(300)} | {"x": ["a"]}),
         "its columns are f0 (double), f1 (double), f2 (double), f3 (double), f4 (double), f5 (double), f6 (double), "
