@@ -236,7 +236,7 @@ def _ports(rule: Mapping[str, Any]) -> str:
 
 
 def _admits_ssh(rule: Mapping[str, Any]) -> bool:
-    return rule["IpProtocol"] == "-1" or rule.get("FromPort", 0) <= SSH_PORT <= rule.get("ToPort", -1)
+    return rule["IpProtocol"] == "-1" or SSH_PORT in range(rule.get("FromPort", 0), rule.get("ToPort", -1) + 1)
 
 
 # ----------------------------------------------------------------------------------------------------------- machines

@@ -196,7 +196,7 @@ def test_a_key_that_ec2_does_not_know_is_told_without_asking_it() -> None:
     file = gpu_file(("InstanceType: g5", "InstanceTyp: g5"))
     spot = {"gpu-spot": file.content["available_node_types"]["gpu-spot"]}
     content = {**file.content, "available_node_types": spot}
-    ec2 = ("ec2", "describe_regions", {"Regions": []})  # which nobody asks
+    ec2: tuple[str, str, dict[str, Any]] = ("ec2", "describe_regions", {"Regions": []})  # which nobody asks
     found, text = only(aws.machine_findings(StubbedAccount(ec2), ClusterFile(GPU_FILE, content)))
     assert found is State.MISSING
     assert 'Unknown parameter in input: "InstanceTyp"' in text
