@@ -21,6 +21,7 @@ from aae_ray.tracking.address import quiet_mlflow
 
 STARTS_RAY = (
     "tests/execution/test_gang.py",
+    "tests/execution/test_machines.py::test_a_ray_itself",
     "tests/execution/test_ray_cluster.py::test_a_local_ray",
     "tests/study/test_api.py",
     "tests/test_examples.py",
