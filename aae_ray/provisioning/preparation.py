@@ -173,7 +173,7 @@ def _security_group(account: Account, name: str, source: ipaddress.IPv4Network |
     ranges = (
         {"IpRanges": [{"CidrIp": str(source)}]} if source.version == 4 else {"Ipv6Ranges": [{"CidrIpv6": str(source)}]}
     )
-    wanted = []
+    wanted: list[dict[str, Any]] = []
     if not any(pair["GroupId"] == group for rule in rules for pair in rule["UserIdGroupPairs"]):
         wanted.append({"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]})
     known = {

@@ -196,7 +196,7 @@ def test_a_key_that_ec2_does_not_know_is_told_without_asking_it() -> None:
     file = gpu_file(("InstanceType: g5", "InstanceTyp: g5"))
     spot = {"gpu-spot": file.content["available_node_types"]["gpu-spot"]}
     content = {**file.content, "available_node_types": spot}
-    ec2 = ("ec2", "describe_regions", {"Regions": []})  # which nobody asks
+    ec2: tuple[str, str, dict[str, Any]] = ("ec2", "describe_regions", {"Regions": []})  # which nobody asks
     found, text = only(aws.machine_findings(StubbedAccount(ec2), ClusterFile(GPU_FILE, content)))
     assert found is State.MISSING
     assert 'Unknown parameter in input: "InstanceTyp"' in text
@@ -346,14 +346,28 @@ def test_aws_that_does_not_answer_is_waited_for_some_seconds(keys: pytest.Monkey
     assert time.monotonic() - started < 30
 
 
+IDENTITY = (
+    '<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>'
+    "<Arn>arn:aws:iam::1:user/me</Arn><UserId>U</UserId><Account>1</Account></GetCallerIdentityResult>"
+    "</GetCallerIdentityResponse>"
+)
+
+
+def test_aws_that_falls_silent_is_not_asked_again(keys: pytest.MonkeyPatch) -> None:
+    """Each further question would take as long."""
+    with server(200, IDENTITY) as sts, socket.create_server(("127.0.0.1", 0)) as silent:
+        keys.setenv("AWS_ENDPOINT_URL_STS", sts)
+        keys.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.monotonic()
+        _, bucket, *rest = aws.check_account(gpu_file(), "ours")
+    assert "AWS does not answer" in bucket.text
+    assert {finding.text.partition(",")[0] for finding in rest} == {"not asked"}
+    assert time.monotonic() - started < 30
+
+
 def test_a_server_that_answers_403_to_all_is_told_and_not_asked_for_ever(keys: pytest.MonkeyPatch) -> None:
     """Who may not ask learns nothing, and is told what right it takes; the cluster may be ready all the same."""
-    identity = (
-        '<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>'
-        "<Arn>arn:aws:iam::1:user/me</Arn><UserId>U</UserId><Account>1</Account></GetCallerIdentityResult>"
-        "</GetCallerIdentityResponse>"
-    )
-    with server(200, identity) as sts, server(403, ERROR.format(code="AccessDenied")) as rest:
+    with server(200, IDENTITY) as sts, server(403, ERROR.format(code="AccessDenied")) as rest:
         keys.setenv("AWS_ENDPOINT_URL_STS", sts)
         keys.setenv("AWS_ENDPOINT_URL", rest)
         findings = aws.check_account(gpu_file(), None)

@@ -1,10 +1,16 @@
-"""Machines on demand: what is read from Ray, what is asked of it, and what is told, without a Ray."""
+"""Machines on demand: what is read from Ray, what is asked of it, and what is told."""
 
+import os
+import subprocess
+import sys
+import textwrap
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
 from aae_ray.execution import market as module
@@ -43,9 +49,9 @@ def test_machines_are_counted_as_ray_tells_them(monkeypatch: pytest.MonkeyPatch)
     ]
     pending = [SimpleNamespace(ray_node_type_name=name) for name in ("gpu-spot", "gpu-on-demand", "head")]
     context = SimpleNamespace(gcs_address="10.0.0.1:6379")
-    monkeypatch.setattr(module.ray, "nodes", lambda: nodes)
-    monkeypatch.setattr(module.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(module.ray.util, "placement_group_table", lambda: groups)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray.util, "placement_group_table", lambda: groups)
     monkeypatch.setattr(module, "get_cluster_status", lambda *_, timeout: SimpleNamespace(pending_nodes=pending))
     found = machines_now({"GPU": 1}, markets_of(CONTENT))
     assert found == Machines(3, {"spot": 1}, {"spot": 1, "on-demand": 1})
@@ -58,7 +64,7 @@ class Looks:
         self.now, self.seen = 0.0, Machines(2, {}, {})
         self.asked: list[int] = []
         self.told: list[MachinesChanged] = []
-        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
         self.market = Market(OnDemandFallback(600, 4), lambda: self.seen, self.asked.append, self.told.append)
 
     def at(self, now: float, machines: Machines | None = None) -> None:
@@ -107,7 +113,7 @@ def requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
 def test_no_request_outlives_its_study(requests: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray keeps a request for ever, also that of a driver that has died, and the machines with it."""
     now, polled = [0.0], []
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(module, "machines_now", lambda *_: Machines(3, {}, {}))
     with pytest.raises(KeyboardInterrupt), market(GPU, lambda: polled.append(1), lambda _: None) as poll:
         for now[0] in (0.0, 300.0, 601.0):
@@ -147,3 +153,64 @@ def test_it_is_told_in_words() -> None:
     assert machines_line(MachinesChanged(present={}, asked_on_demand=0)) == "machines: none"
     assert machine_hours({"spot": 2.5, "on-demand": 0.25}) == "0.25 h on-demand, 2.5 h spot"
     assert machine_hours({}) == ""
+
+
+def test_a_ray_itself_tells_its_machines_and_takes_the_request(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A node with the label, one worker that has it and one that waits; and what the autoscaler of today, which
+    `ray up` starts, then reads. What it would launch for that is in tests/cluster/test_gpu_yaml.py."""
+    code = """
+        import ray, time
+
+        ray.init(num_cpus=1, labels={"market": "spot"}, include_dashboard=False, logging_level="ERROR")
+        from ray._raylet import GcsClient
+        from ray.autoscaler.v2.sdk import get_cluster_resource_state
+
+        from aae_ray.execution import market
+        from aae_ray.settings import StudySettings
+
+        def asked():
+            state = get_cluster_resource_state(GcsClient(ray.get_runtime_context().gcs_address))
+            return [
+                (each.count, [str(c.label_key) + "=" + ",".join(c.label_values) for s in each.request.label_selectors
+                              for c in s.label_constraints])
+                for constraint in state.cluster_resource_constraints for each in constraint.resource_requests
+            ]
+
+        has_it, waits = (ray.util.placement_group([{"CPU": 1}]) for _ in range(2))
+        ray.get(has_it.ready(), timeout=60)
+        while waits.id.hex() not in ray.util.placement_group_table():
+            time.sleep(0.1)
+        print(market.machines_now({"CPU": 1}, {}))
+        market.LOOK_SECONDS = 0
+        study = StudySettings.model_validate({"cluster": {"on_demand_after": 0.01}})
+        with market.market(study, lambda: None, lambda event: print(event.asked_on_demand)) as poll:
+            poll()
+            time.sleep(0.1)
+            poll()
+            print(asked())
+        print(asked())
+        ray.shutdown()
+    """
+    home = tmp_path_factory.mktemp("home")
+    kinds = {
+        "head": {"resources": {"CPU": 0}},
+        "a": {"labels": {"market": "spot"}, "resources": {"CPU": 1}, "max_workers": 2},
+        "b": {"labels": {"market": "on-demand"}, "resources": {"CPU": 1}, "max_workers": 2},
+    }
+    content = {"head_node_type": "head", "max_workers": 2, "available_node_types": kinds}
+    (home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(content))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "HOME": str(home), "RAY_enable_autoscaler_v2": "1", "RAY_raylet_start_wait_time_s": "120"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "Machines(waiting=1, present={'spot': 1}, coming={})",
+        "0",
+        "1",
+        "[(1, ['market=on-demand'])]",
+        "[]",
+    ]
