@@ -41,9 +41,9 @@ def prepare(endpoint: str) -> None:
         client("iam", endpoint).create_instance_profile(InstanceProfileName=name)
 
 
-def instances(endpoint: str) -> list[dict[str, Any]]:
+def instances(ec2: Any) -> list[dict[str, Any]]:
     """All instances, in EC2's words, those that ended as well."""
-    reservations = client("ec2", endpoint).describe_instances()["Reservations"]
+    reservations = ec2.describe_instances()["Reservations"]
     return [instance for reservation in reservations for instance in reservation["Instances"]]
 
 
@@ -70,13 +70,27 @@ class Follower:
     ) -> None:
         """`key` is the private half of the key pair that `ray up` makes; `spec_of` makes a spec of a machine's name,
         its address with prefix, and the public half."""
-        self.endpoint, self.key, self.folder, self.spec_of, self.log = endpoint, key, folder, spec_of, log
+        self.key, self.folder, self.spec_of, self.log = key, folder, spec_of, log
         self.ec2 = client("ec2", endpoint)
         self.machines: dict[str, Machine] = {}
 
+    def listed(self) -> list[dict[str, str]]:
+        """Of each instance: its id, its type in the cluster's file, state, market, address and machine's name."""
+        return [
+            {
+                "id": instance["InstanceId"],
+                "type": node_type(instance),
+                "state": instance["State"]["Name"],
+                "market": instance.get("InstanceLifecycle", "on-demand"),
+                "address": instance.get("PrivateIpAddress", ""),
+                "name": machine_name(instance),
+            }
+            for instance in instances(self.ec2)
+        ]
+
     def step(self) -> None:
         """Look once. Raises LabError when a machine cannot be booted."""
-        for instance in instances(self.endpoint):
+        for instance in instances(self.ec2):
             identity, state = instance["InstanceId"], instance["State"]["Name"]
             machine = self.machines.get(identity)
             if state == "running" and machine is None:

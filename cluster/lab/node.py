@@ -154,7 +154,8 @@ def first_process(folder: Path) -> None:
     Path("/run/sshd_config").write_text(SSHD.format(key=HELD / "host_key"))
     sshd = shutil.which("sshd", path=search_path())
     assert sshd is not None, "the lab looked for it"
-    resource.setrlimit(resource.RLIMIT_NOFILE, OPEN_FILES)
+    with suppress(ValueError):  # a container may not raise it; the ulimit of gpu.yaml then says so, and Ray starts
+        resource.setrlimit(resource.RLIMIT_NOFILE, OPEN_FILES)
     os.chdir("/")
     os.execve(sshd, [sshd, "-D", "-e", "-f", "/run/sshd_config"], {"PATH": search_path(), "LANG": "C.UTF-8"})
 

@@ -25,7 +25,8 @@ BRIDGE = "aaelab"
 LAPTOP = {"aws": "172.31.255.254", "on_prem": "10.77.0.1"}  # this end of the bridge: gateway, AWS and MLflow
 ON_PREM = {"head": "10.77.0.2", "w1": "10.77.0.3", "w2": "10.77.0.4"}
 AWS_PORT, POSTGRES_PORT, MLFLOW_PORT = 5600, 5432, 5000
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.2  # between looks for requests
+FOLLOW_SECONDS = 2.0  # between looks at EC2
 START_SECONDS = 300  # that parts of Ray wait for each other: several nodes start at once on this machine's cores
 FILE = "/tmp/cluster.yaml"  # in the lab: the cluster's file, with what the lab lays over it
 NO_SPOT_FILE = "/tmp/no-spot"
@@ -175,9 +176,11 @@ class Lab:
         partial.rename(self.folder / STATE)
         if self.kind == "aws":
             self.follower = ec2.Follower(self.endpoint, self.key, self.folder, self.spec_of, self.log)
+        followed = 0.0
         while True:
-            if self.follower is not None:
+            if self.follower is not None and time.monotonic() - followed > FOLLOW_SECONDS:
                 self.follower.step()
+                followed = time.monotonic()
             for request in sorted(requests.glob("*.json")):
                 answer: Any
                 try:
@@ -191,11 +194,15 @@ class Lab:
 
     def answer(self, what: str, name: str = "") -> dict[str, Any] | None:
         """Raises LabError for what cannot be done."""
+        if what == "instances" and self.follower is not None:
+            return {"instances": self.follower.listed()}
         self.log(f"asked: {what} {name}")
         if what == "stop" and name == "mlflow" and self.mlflow is not None:
             self.mlflow.stop()
         elif what == "start" and name == "mlflow" and self.mlflow is not None:
             self.mlflow.start()
+        elif what == "terminate" and self.follower is not None:
+            self.follower.ec2.terminate_instances(InstanceIds=[name])
         elif what == "unplug" and name in self.machines:
             self.machines[name].pull_the_plug()
         elif what == "boot" and name in self.machines:

@@ -101,7 +101,7 @@ class World:
             raise LabError(f"{line}: exit code {done.returncode}\n{done.stdout}\n{self.logs()}")
         return done
 
-    def ask(self, what: str, name: str) -> None:
+    def ask(self, what: str, name: str = "") -> dict[str, Any]:
         """Have the supervisor do something, such as `unplug` a machine. Raises LabError with why if it cannot."""
         request = self.folder / REQUESTS / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.json"
         request.with_suffix(".new").write_text(json.dumps({"what": what, "name": name}))
@@ -111,22 +111,23 @@ class World:
             if self._first() is None or time.monotonic() > deadline:
                 raise LabError(f"{what} {name}: no answer\n{self.logs()}")
             time.sleep(0.1)
-        answer = json.loads(request.with_suffix(".answer").read_text())
+        answer: dict[str, Any] = json.loads(request.with_suffix(".answer").read_text())
         if "error" in answer:
             raise LabError(answer["error"])
+        return answer
 
     def python(self, code: str, seconds: float = 120.0) -> Any:
         """What a Python program prints as JSON, run on the laptop: there AWS can be asked."""
         return json.loads(self.run(sys.executable, "-c", code, seconds=seconds).stdout)
 
     def instances(self) -> list[dict[str, str]]:
-        """Of each instance that AWS knows: id, type in the cluster's file, state, address and machine's name."""
-        found: list[dict[str, str]] = self.python(_INSTANCES.format(endpoint=self.state["endpoint"]))
+        """Of each instance that AWS knows: id, type in the cluster's file, state, market, address, machine's name."""
+        found: list[dict[str, str]] = self.ask("instances")["instances"]
         return found
 
     def terminate(self, instance: str) -> None:
         """AWS takes an instance away, without notice."""
-        self.python(_TERMINATE.format(endpoint=self.state["endpoint"], instance=instance))
+        self.ask("terminate", instance)
 
     def warn(self, address: str, seconds: int) -> None:
         """Ray hears that a node will be taken away after so long, as by a notice of the cloud's."""
@@ -163,23 +164,6 @@ class World:
         except OSError:
             return None
         return int(children[0]) if children else None
-
-
-_INSTANCES = """
-import json
-from cluster.lab.ec2 import instances, machine_name, node_type
-print(json.dumps([
-    dict(id=i["InstanceId"], type=node_type(i), state=i["State"]["Name"], address=i.get("PrivateIpAddress", ""),
-         name=machine_name(i), market=i.get("InstanceLifecycle", "on-demand"))
-    for i in instances({endpoint!r})
-]))
-"""
-_TERMINATE = """
-import json
-from cluster.lab.ec2 import client
-client("ec2", {endpoint!r}).terminate_instances(InstanceIds=[{instance!r}])
-print(json.dumps(None))
-"""
 
 
 def _with_repository() -> str:

@@ -31,7 +31,5 @@ export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}      # token_auth
 export PGCONNECT_TIMEOUT=${PGCONNECT_TIMEOUT:-10}
 
-python "$here/tables.py" postgresql+psycopg:///mlflow
-# Each worker would bring the accounts' tables up to date by itself; two that do it at once disturb each other.
-python -m mlflow.server.auth db upgrade --url postgresql+psycopg:///mlflow_auth
+python "$here/tables.py" postgresql+psycopg:///mlflow postgresql+psycopg:///mlflow_auth
 exec python -m mlflow server --app-name basic-auth --backend-store-uri postgresql+psycopg:///mlflow

@@ -1,4 +1,6 @@
-"""Makes MLflow's tables in a new database, and refuses those of another MLflow, before the server takes requests.
+"""Makes MLflow's tables in new databases, and refuses those of another MLflow, before the server takes requests.
+
+python tables.py ADDRESS ADDRESS_OF_THE_ACCOUNTS
 
 The server itself looks at its tables at the first request: it would come up, say that it is healthy, and then either
 fail at everything else or, where a table is missing, upgrade the database by itself, without a backup.
@@ -18,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 MISTAKE = 2
 
 
-def main(address: str) -> None:
+def main(address: str, accounts: str) -> None:
     wanted = ScriptDirectory(str(Path(mlflow.__file__).parent / "store/db_migrations")).get_current_head()
     try:
         with create_engine(address).connect() as connection:
@@ -31,6 +33,10 @@ def main(address: str) -> None:
     if found is None:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         mlflow.MlflowClient(tracking_uri=address).search_experiments(max_results=1)
+    # Each worker of the server would bring these up to date by itself; two that do it at once disturb each other.
+    from mlflow.server.auth.db.cli import commands
+
+    commands(["upgrade", "--url", accounts], standalone_mode=False)
 
 
 def refuse(address: str, reason: str) -> NoReturn:
@@ -39,4 +45,4 @@ def refuse(address: str, reason: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -13,7 +13,7 @@ from cluster.lab.world import World
 RAY_UP_SECONDS = 1200.0
 JOIN_SECONDS = 900.0
 SECONDS_FOR_A_COMMAND = 240.0
-PAUSE_SECONDS = 3.0  # between looks, each of which costs a process
+PAUSE_SECONDS = 5.0  # between looks, most of which cost a process
 SHORT = (
     "study.pruner.type=none",
     "study.finalists=best",

@@ -70,12 +70,15 @@ def test_ec2_launches_all_that_is_asked_for_and_refuses_spot_when_told(aws: str,
     spot: Any = image | {"InstanceMarketOptions": {"MarketType": "spot"}}
     client = ec2.client("ec2", aws)
     client.run_instances(**spot)
-    assert len(ec2.instances(aws)) == 3  # moto itself launches MinCount
+    assert len(ec2.instances(client)) == 3  # moto itself launches MinCount
     (tmp_path / "no-spot").touch()
     with pytest.raises(Exception, match="InsufficientInstanceCapacity"):
         client.run_instances(**spot)
     client.run_instances(**image)
-    assert len(ec2.instances(aws)) == 6
+    types = client.describe_instance_types()["InstanceTypes"]
+    in_file = {node["node_config"]["InstanceType"] for node in aws_file()["available_node_types"].values()}
+    assert {kind["InstanceType"] for kind in types} == in_file
+    assert len(ec2.instances(client)) == 6
 
 
 def test_a_service_that_ends_or_hangs_is_told_with_its_log(tmp_path: Path) -> None:
