@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray import settings
+from aae_ray.datasets import remote
 from aae_ray.datasets.classes import UNKNOWN, classes_of
 from aae_ray.datasets.columns import NONE
 from aae_ray.datasets.download import Progress, no_progress
@@ -29,6 +30,7 @@ from aae_ray.datasets.pixels import Scale, arrange_block, told_by_place
 from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.errors import UserError, did_you_mean
 
+DIGESTED_IMAGES = 4096  # at a time, when a set is checked
 PREPARED_FORMAT = 4  # raised when prepared data or their reading changes, so that older ones are made anew
 PIXEL_SETTINGS = (
     "scale",
@@ -103,7 +105,7 @@ def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
         try:
             with _locked(folder.with_name(f"{folder.name}.lock")):
                 if not folder.is_dir():  # another process may have prepared it while this one waited
-                    _prepare(source.read(), folder, data.name, progress)
+                    _make(source, folder, data, progress)
         except OSError as error:
             raise UserError(f"data.cache: {folder} cannot be written: {error.strerror or error}") from None
     return _open(folder, data)
@@ -134,17 +136,22 @@ class _Source:
 
     identity: Mapping[str, Any]
     read: Callable[[], ImageStream]
+    temporary: tuple[Path, ...] = ()  # what reading leaves, and nobody needs when the set is prepared
 
 
 def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Source:
     if data.path:
-        source = _stored_source(data, Path(data.path).expanduser(), "data.path")
+        source = _source_at(data, data.path, "data.path")
         if not data.test_path:
             return source
-        test_path = Path(data.test_path).expanduser()
-        test = _stored_source(data, test_path, "data.test_path")
+        test_path = data.test_path
+        test = _source_at(data, test_path, "data.test_path")
         identity = {"train": source.identity, "test": test.identity}
-        return _Source(identity, lambda: with_test(source.read(), test.read(), str(test_path)))
+
+        def read() -> ImageStream:
+            return with_test(source.read(), test.read(), remote.shown(test_path))
+
+        return _Source(identity, read, (*source.temporary, *test.temporary))
     if columns := _columns(data):
         raise UserError(f"{columns}: columns and arrays are those of your own files, and data.path names none")
     if data.name == "digits":
@@ -174,6 +181,24 @@ def _columns(data: settings.Data) -> str:
         "data.split_column": data.split_column,
     }
     return ", ".join(key for key, column in given.items() if column)
+
+
+def _source_at(data: settings.Data, path: str, key: str) -> _Source:
+    """Images at a path of this machine, or at the URI of a file system, from which they are downloaded to be read."""
+    if not remote.is_uri(path):
+        return _stored_source(data, Path(path).expanduser(), key)
+    if data.name == "digits":
+        raise UserError(f"data.name: {remote.shown(path)} is not scikit-learn's digits; give it another name")
+    files = remote.parquet_files(path, key)
+    identity: dict[str, Any] = {"uri": remote.shown(path), "files": [astuple(file) for file in files]}
+    identity |= _pixel_settings(data) | {"columns": [data.image_column, data.label_column, data.split_column]}
+    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder(data) / "downloads" / f"{data.name}-{fingerprint}"
+
+    def read() -> ImageStream:
+        return _stored_source(data, remote.download(path, files, folder, key), key).read()
+
+    return _Source(identity, read, (folder,))
 
 
 def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
@@ -248,6 +273,59 @@ def _locked(file: Path) -> Iterator[None]:
         yield
 
 
+def _make(source: _Source, folder: Path, data: settings.Data, progress: Progress) -> None:
+    """Prepare a set, or fetch it from where another node has put it; there is it then for those that come later."""
+    if data.shared and _fetch(data.shared, folder):
+        return
+    try:
+        _prepare(source.read(), folder, data.name, progress)
+    finally:
+        for temporary in source.temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+    if data.shared:
+        remote.share(data.shared, folder)
+
+
+def _fetch(uri: str, folder: Path) -> bool:
+    """Fetch a prepared set that is shared, and check it against its digest. Raises UserError where it is damaged."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    named = partial / folder.name  # by which it is known there
+    try:
+        if not remote.fetch(uri, named):
+            return False
+        if not _is_whole(named):
+            raise UserError(
+                f"data.shared: the prepared set {remote.shown(uri)}/{folder.name} does not match its own digest; "
+                "delete it there, and it will be prepared again"
+            )
+        named.rename(folder)
+        return True
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether images, labels and names of a prepared set are those that its digest was made of."""
+    try:
+        about = json.loads((folder / "about.json").read_bytes())
+        images_NCHW = np.load(folder / "images.npy", mmap_mode="r")
+        digest = hashlib.sha256(repr(tuple(about["shape"])).encode())
+        for first in range(0, len(images_NCHW), DIGESTED_IMAGES):
+            digest.update(images_NCHW[first : first + DIGESTED_IMAGES].tobytes())
+        if about["classes"] is not None:
+            _digest_labels(digest, np.load(folder / "labels.npy"), tuple(about["classes"]))
+        return bool(digest.hexdigest()[:32] == about["digest"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _digest_labels(digest: Any, labels_N: NDArray[np.int64], names: tuple[str, ...]) -> None:
+    digest.update(labels_N.astype("<i8").tobytes())
+    if names != tuple(map(str, range(len(names)))):
+        digest.update(json.dumps(names).encode())
+
+
 def _prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) -> None:
     """Write images.npy, labels.npy, parts.npy, about.json; the folder gets its name when all of it is on the disk."""
     partial = folder.with_name(f"{folder.name}.partial")
@@ -282,9 +360,7 @@ def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], N
             progress(len(digests))
     arrays = {"copies": _copies(digests)}
     if classes is not None:
-        digest.update(classes.labels_N.astype("<i8").tobytes())
-        if classes.names != tuple(map(str, range(len(classes.names)))):
-            digest.update(json.dumps(classes.names).encode())
+        _digest_labels(digest, classes.labels_N, classes.names)
         arrays["labels"] = classes.labels_N
     if stream.parts is not None:
         arrays["parts"] = stream.parts.astype(np.int64)
