@@ -282,7 +282,7 @@ class Data(Section):
         None,
         description="file or folder of images: Parquet, pictures in a folder for each class, NumPy (.npy, .npz), IDX, "
         "or what Hugging Face's save_to_disk wrote; or of rows of numbers: CSV or Parquet; or files of a published "
-        "set, which are downloaded when not given",
+        "set, which are downloaded when not given. Parquet may be at a URI, such as s3://BUCKET/faces",
     )
     kind: Literal["auto", "images", "rows"] = Field(
         "auto",
@@ -336,6 +336,11 @@ class Data(Section):
         None, description="images of the test part, stored like those of `data.path`, which then gives the others"
     )
     cache: str | None = Field(None, description="folder of prepared data; ~/.cache/aae_ray when not given")
+    shared: Annotated[str, AfterValidator(_folder)] | None = Field(
+        None,
+        description="URI, or folder that all nodes see, where the first one puts prepared data and the others fetch "
+        "them; when data.path and study.folder are URIs, `data` below study.folder",
+    )
     split_seed: Int = Field(0, ge=0, description="which images are for training, validation and test")
     validation_fraction: Fraction = Field(0.2, gt=0, description="share of the images that is held out for validation")
     test_fraction: Fraction = Field(
@@ -927,6 +932,15 @@ RULES: tuple[Rule, ...] = (
         _plain_address,
         "study.folder must have no user and no password in its address, as they would be written to the journal; "
         "use the environment's AWS credentials",
+    ),
+    *(
+        Rule(
+            (key,),
+            lambda address: address is None or _plain_address(address),
+            f"{key} must have no user and no password in its address, as they would be written to the journal; use the "
+            "environment's AWS credentials",
+        )
+        for key in ("data.path", "data.test_path", "data.shared")
     ),
     Rule(
         ("study.pruner.type", "study.confirm.finalists"),

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from aae_ray import settings
 from aae_ray.autoencoder.kinds import ExampleKind, ImageKind, RowKind, Shape
+from aae_ray.datasets import remote
 from aae_ray.datasets.classes import UNKNOWN, classes_of
 from aae_ray.datasets.columns import NONE
 from aae_ray.datasets.download import Progress, no_progress
@@ -32,6 +33,8 @@ from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.datasets.rows import standardisation
 from aae_ray.errors import UserError, did_you_mean
 
+Columns = tuple[str, ...] | None  # of rows of numbers; None of images
+DIGESTED_EXAMPLES = 4096  # at a time, when a set is checked
 PREPARED_FORMAT = 5  # raised when prepared data or their reading changes, so that older ones are made anew
 PIXEL_SETTINGS = (
     "scale",
@@ -121,10 +124,7 @@ def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
         try:
             with _locked(folder.with_name(f"{folder.name}.lock")):
                 if not folder.is_dir():  # another process may have prepared it while this one waited
-                    stream = source.read()
-                    if stream.columns is not None:
-                        _check_no_pixels(data)
-                    _prepare(stream, folder, data.name, progress)
+                    _make(source, folder, data, progress)
         except OSError as error:
             raise UserError(f"data.cache: {folder} cannot be written: {error.strerror or error}") from None
     return _open(folder, data)
@@ -161,35 +161,33 @@ class _Source:
     """Where images come from: what tells it from other sources and from its own past, and how it is read."""
 
     identity: Mapping[str, Any]
-    read: Callable[[], ImageStream]
+    read: Callable[[Columns], ImageStream]  # as rows with these columns, where the training part has settled them
+    temporary: tuple[Path, ...] = ()  # what reading leaves, and nobody needs when the set is prepared
 
 
 def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Source:
     if data.path:
-        source = _stored_source(data, Path(data.path).expanduser(), "data.path")
+        source = _source_at(data, data.path, "data.path")
         if not data.test_path:
             return source
-        test_path = Path(data.test_path).expanduser()
-        test = _stored_source(data, test_path, "data.test_path")
+        test_path = data.test_path
+        test = _source_at(data, test_path, "data.test_path")
         identity = {"train": source.identity, "test": test.identity}
 
-        def read() -> ImageStream:
-            stream = source.read()
-            if stream.columns is None:
-                return with_test(stream, test.read(), str(test_path))
-            same = data.model_copy(update={"kind": "rows", "columns": stream.columns})
-            return with_test(stream, _stored_source(same, test_path, "data.test_path").read(), str(test_path))
+        def read(columns: Columns) -> ImageStream:
+            stream = source.read(columns)
+            return with_test(stream, test.read(stream.columns), remote.shown(test_path))
 
-        return _Source(identity, read)
+        return _Source(identity, read, (*source.temporary, *test.temporary))
     if columns := _columns(data):
         raise UserError(f"{columns}: columns, arrays and rows are those of your own files, and data.path names none")
     if data.name == "digits":
-        return _Source({"digits": "scikit-learn"} | _pixel_settings(data), lambda: _read_digits(data))
+        return _Source({"digits": "scikit-learn"} | _pixel_settings(data), lambda _: _read_digits(data))
     if data.name in PUBLISHED:
         published = PUBLISHED[data.name]
         folder = cache_folder(data) / "downloads" / published.folder
         identity = {"sha256": dict(published.sha256)} | _pixel_settings(data)
-        return _Source(identity, lambda: _downloaded(published, folder, progress).read(data))
+        return _Source(identity, lambda _: _downloaded(published, folder, progress).read(data))
     known = ("digits", *PUBLISHED)
     raise UserError(
         f"data.name: {data.name} is none of {', '.join(known)}; for your own images give data.path."
@@ -214,6 +212,24 @@ def _columns(data: settings.Data) -> str:
     return ", ".join(key for key, column in given.items() if column)
 
 
+def _source_at(data: settings.Data, path: str, key: str) -> _Source:
+    """Images at a path of this machine, or at the URI of a file system, from which they are downloaded to be read."""
+    if not remote.is_uri(path):
+        return _stored_source(data, Path(path).expanduser(), key)
+    if data.name == "digits":
+        raise UserError(f"data.name: {remote.shown(path)} is not scikit-learn's digits; give it another name")
+    files = remote.parquet_files(path, key)
+    identity: dict[str, Any] = {"uri": remote.shown(path), "files": [astuple(file) for file in files]}
+    identity |= _pixel_settings(data) | _column_settings(data)
+    fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder(data) / "downloads" / f"{data.name}-{fingerprint}"
+
+    def read(columns: Columns) -> ImageStream:
+        return _stored_source(data, remote.download(path, files, folder, key), key).read(columns)
+
+    return _Source(identity, read, (folder,))
+
+
 def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
     if data.name == "digits":
         raise UserError(f"data.name: {path} is not scikit-learn's digits; give it another name")
@@ -223,14 +239,16 @@ def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
     except OSError as error:
         raise UserError(f"{key}: {error.filename or path} cannot be read: {error.strerror}") from None
     if form.columns:
-        identity["columns"] = [data.image_column, data.label_column, data.split_column]
-        if data.kind != "auto" or data.columns:
-            identity["rows"] = [data.kind, data.columns]
+        identity |= _column_settings(data)
     elif columns := _columns(data.model_copy(update={"label_column": None}) if data.label_column == NONE else data):
         raise UserError(f"{columns}: {path} holds {form.name}, which has neither columns nor named arrays")
     elif data.label_column == NONE:
-        return _Source(identity | {"labels": NONE}, lambda: replace(stored.read(data), labels=None))
-    return _Source(identity, lambda: stored.read(data))
+        return _Source(identity | {"labels": NONE}, lambda _: replace(stored.read(data), labels=None))
+
+    def read(columns: Columns) -> ImageStream:
+        return stored.read(data if columns is None else data.model_copy(update={"kind": "rows", "columns": columns}))
+
+    return _Source(identity, read)
 
 
 def _find_stored(name: str, path: Path, key: str) -> tuple[Format, Stored]:
@@ -252,6 +270,12 @@ def _pixel_settings(data: settings.Data) -> dict[str, Any]:
     """The settings on which the pixels of a prepared set depend, of those that differ from their defaults."""
     given = {name: getattr(data, name) for name in PIXEL_SETTINGS}
     return {name: value for name, value in given.items() if value != settings.Data.model_fields[name].default}
+
+
+def _column_settings(data: settings.Data) -> dict[str, Any]:
+    """The settings that say what the columns of a table are."""
+    named = {"columns": [data.image_column, data.label_column, data.split_column]}
+    return named | ({"rows": [data.kind, data.columns]} if data.kind != "auto" or data.columns else {})
 
 
 def _file_identity(file: Path) -> tuple[str, int, int]:
@@ -288,6 +312,69 @@ def _locked(file: Path) -> Iterator[None]:
         yield
 
 
+def _make(source: _Source, folder: Path, data: settings.Data, progress: Progress) -> None:
+    """Prepare a set, or fetch it from where another node has put it; there is it then for those that come later."""
+    if data.shared and _fetch(data.shared, folder):
+        return
+    try:
+        stream = source.read(None)
+        if stream.columns is not None:
+            _check_no_pixels(data)
+        _prepare(stream, folder, data.name, progress)
+    finally:
+        for temporary in source.temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+    if data.shared:
+        remote.share(data.shared, folder)
+
+
+def _fetch(uri: str, folder: Path) -> bool:
+    """Fetch a prepared set that is shared, and check it against its digest. Raises UserError where it is damaged."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    named = partial / folder.name  # by which it is known there
+    try:
+        if not remote.fetch(uri, named):
+            return False
+        if not _is_whole(named):
+            raise UserError(
+                f"data.shared: the prepared set {remote.shown(uri)}/{folder.name} does not match its own digest; "
+                "delete it there, and it will be prepared again"
+            )
+        named.rename(folder)
+        return True
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether examples, labels and names of a prepared set are those that its digest was made of."""
+    try:
+        about = json.loads((folder / "about.json").read_bytes())
+        examples_NX = np.load(folder / _examples_file(about["columns"] is not None), mmap_mode="r")
+        digest = hashlib.sha256()
+        _digest_shape(digest, tuple(about["shape"]), about["columns"])
+        for first in range(0, len(examples_NX), DIGESTED_EXAMPLES):
+            digest.update(examples_NX[first : first + DIGESTED_EXAMPLES].tobytes())
+        if about["classes"] is not None:
+            _digest_labels(digest, np.load(folder / "labels.npy"), tuple(about["classes"]))
+        return bool(digest.hexdigest()[:32] == about["digest"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _digest_shape(digest: Any, shape: tuple[int, ...], columns: Columns) -> None:
+    digest.update(repr(shape).encode())
+    if columns is not None:
+        digest.update(json.dumps(columns).encode())
+
+
+def _digest_labels(digest: Any, labels_N: NDArray[np.int64], names: tuple[str, ...]) -> None:
+    digest.update(labels_N.astype("<i8").tobytes())
+    if names != tuple(map(str, range(len(names)))):
+        digest.update(json.dumps(names).encode())
+
+
 def _prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) -> None:
     """Write images.npy or rows.npy, labels.npy, parts.npy, about.json; the folder gets its name when all of it is on
     the disk."""
@@ -316,8 +403,7 @@ def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], N
                 _check_room(folder, math.prod(shape) * kind.itemsize)
                 header = {"descr": kind.str, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
-                digest.update(repr(shape).encode())
-                digest.update(b"" if stream.columns is None else json.dumps(stream.columns).encode())
+                _digest_shape(digest, shape, stream.columns)
             content = block_BX.astype(kind, copy=False).tobytes()
             file.write(content)
             digest.update(content)
@@ -325,9 +411,7 @@ def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], N
             progress(len(digests))
     arrays = {"copies": _copies(digests)}
     if classes is not None:
-        digest.update(classes.labels_N.astype("<i8").tobytes())
-        if classes.names != tuple(map(str, range(len(classes.names)))):
-            digest.update(json.dumps(classes.names).encode())
+        _digest_labels(digest, classes.labels_N, classes.names)
         arrays["labels"] = classes.labels_N
     if stream.parts is not None:
         arrays["parts"] = stream.parts.astype(np.int64)

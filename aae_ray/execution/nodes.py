@@ -16,6 +16,7 @@ from aae_ray.datasets.dataset import load
 from aae_ray.errors import UserError
 from aae_ray.execution.failures import describe
 from aae_ray.execution.ray_cluster import workers_on
+from aae_ray.search.outcomes import FailureClass
 from aae_ray.search.owner import OWNER
 from aae_ray.search.store import is_remote, store_at
 from aae_ray.secrets import redact
@@ -78,7 +79,10 @@ def _answers(asked: Mapping[str, ray.ObjectRef], timeout: float) -> dict[str, st
         except GetTimeoutError:
             problem = f"it has not answered within study.start_timeout={timeout:g} s"
         except RayError as error:
-            problem = f"it cannot run this project: {redact(describe(error).message)}"
+            failed = describe(error)
+            if failed.kind is FailureClass.PREEMPTED:  # it is gone, and keeps nobody from training elsewhere
+                continue
+            problem = f"it cannot run this project: {redact(failed.message)}"
         if problem is not None:
             found[name] = problem
     return found

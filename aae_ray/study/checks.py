@@ -33,7 +33,7 @@ from aae_ray.search.distributions import options
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.pruner import rungs
 from aae_ray.search.space import Plan
-from aae_ray.search.store import Store, local_root
+from aae_ray.search.store import Store, below, is_remote, local_root
 from aae_ray.settings import Settings, flatten, replace, setting
 from aae_ray.tracking.address import check_answers, tracking_uri
 from aae_ray.training.loop import StateBytes, state_bytes
@@ -115,8 +115,14 @@ def _check_room(folder: str) -> None:
 
 def with_absolute_paths(settings: Settings) -> Settings:
     """Workers have a working folder of their own: what the user wrote is meant from where the command was typed."""
-    paths = {key: setting(settings, key) for key in ("data.path", "data.test_path", "data.cache")}
-    return replace(settings, {key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if path})
+    paths = {key: setting(settings, key) for key in ("data.path", "data.test_path", "data.cache", "data.shared")}
+    changes = {
+        key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if path and not is_remote(path)
+    }
+    data, folder = settings.data, settings.study.folder
+    if data.path and is_remote(data.path) and is_remote(folder) and data.shared is None:
+        changes["data.shared"] = below(folder, "data")
+    return replace(settings, changes)
 
 
 def _check_data(plan: Plan, dataset: Dataset) -> None:

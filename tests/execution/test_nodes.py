@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.exceptions import GetTimeoutError, RaySystemError
+from ray.exceptions import GetTimeoutError, NodeDiedError, RaySystemError
 
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.execution import nodes
@@ -47,7 +47,12 @@ def test_nodes_with_the_same_problem_are_told_together_by_name() -> None:
 
 
 def test_a_node_that_does_not_answer_or_cannot_import_us_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = {"slow": GetTimeoutError("..."), "old": RaySystemError("No module named 'aae_ray'"), "well": None}
+    answers: dict[str, Exception | None] = {
+        "slow": GetTimeoutError("..."),
+        "old": RaySystemError("No module named 'aae_ray'"),
+        "well": None,
+    }
+    answers["gone"] = NodeDiedError("Task failed because the node it was running on is dead or unavailable.")
 
     def get(answer: str, timeout: float) -> None:
         error = answers[answer]

@@ -87,6 +87,7 @@ def test_a_study_grows_with_its_cluster_and_outlives_a_node_that_is_lost_without
     tmp_path: Path, environment: dict[str, str], cluster: Cluster
 ) -> None:
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    wait_for(lambda: nodes_of(cluster) == 2)
     joined = environment | {"RAY_ADDRESS": cluster.address}
     study = start(tmp_path, joined, *SMALL, "study.budget.trials=2", f"train.epochs={EPOCHS}")
     log = tmp_path / "out.txt"
