@@ -217,6 +217,9 @@ def test_no_two_rules_are_about_the_same_keys_and_all_of_them_exist() -> None:
 
 BREAKING: list[dict[str, Any]] = [
     {"data.test_path": "test.parquet"},
+    {"data.kind": "images", "data.columns": ("a", "b")},
+    {"data.kind": "rows", "data.image_column": "image"},
+    {"data.columns": ("a", "b"), "data.image_column": "image"},
     {"data.path": "train.parquet", "data.test_path": "test.parquet", "data.scale": "observed"},
     {"data.validation_fraction": 0.6, "data.test_fraction": 0.6},
     {"data.labels": 10.5},

@@ -20,7 +20,7 @@ Rows = NDArray[np.floating]
 
 MOST_SHOWN = 24  # columns in a figure
 ACROSS = 6  # of them at most
-BINS = 24
+LEAST_BINS, MOST_BINS = 6, 24  # of fewer rows a bin holds one or none
 EDGE_PERCENT = 0.5  # of the values at each end may lie outside of a plot
 MOST_POINTS = 1000
 PLOT_INCHES = (2.1, 1.75)
@@ -37,7 +37,8 @@ def column_histograms(series: Mapping[str, Rows], columns: Sequence[str], headin
         values = [rows_ND[:, column][np.isfinite(rows_ND[:, column])] for rows_ND in series.values()]
         ends = np.concatenate([np.percentile(part, (EDGE_PERCENT, 100 - EDGE_PERCENT)) for part in values if len(part)])
         low, high = (ends.min(), ends.max()) if len(ends) else (0.0, 1.0)
-        edges = np.linspace(low, high, BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
+        bins = int(np.clip(1.5 * math.sqrt(min(map(len, values))), LEAST_BINS, MOST_BINS))
+        edges = np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
         for place, (name, part) in enumerate(zip(series, values, strict=True)):
             counts, _ = np.histogram(part, edges)
             share = counts / max(1, counts.sum())

@@ -461,8 +461,9 @@ class Session:
                 conductor.record(events.FileWritten(number=None, path=plots.PLOTS, folder=None))
         constants = Constants()
         for trial in finalists(ledger, best, settings.study.finalists):
-            screen.say(f"measuring {trial.name} on the test images")
-            with self._noted(conductor, f"{trial.name} could not be measured on the test images"):
+            on_test = f"on the test {self.dataset.kind.noun}"
+            screen.say(f"measuring {trial.name} {on_test}")
+            with self._noted(conductor, f"{trial.name} could not be measured {on_test}"):
                 training, result = measure(conductor, self.dataset, trial, self.store, constants)
                 if trial is best:
                     with self._noted(conductor, f"{trial.name}, the best trial, could not be published"):
