@@ -19,6 +19,7 @@ from aae_ray.datasets.dataset import load
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
 from tests.cluster.conftest import endpoint as endpoint
+from tests.cluster.conftest import record as record
 from tests.cluster.laptop import aws_client
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 36), dtype=np.uint8)

@@ -21,6 +21,7 @@ from aae_ray.search.store import (
     studies,
 )
 from tests.cluster.conftest import endpoint as endpoint
+from tests.cluster.conftest import record as record
 from tests.cluster.laptop import aws_client
 from tests.search.histories import START, History, write_evaluation
 from tests.search.test_conductor import begin, plan_of, run

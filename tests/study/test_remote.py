@@ -15,6 +15,7 @@ from pyarrow.fs import FileSelector, FileSystem
 from aae_ray.search.journal import read_events
 from aae_ray.search.ledger import Ledger
 from tests.cluster.conftest import endpoint as endpoint
+from tests.cluster.conftest import record as record
 from tests.cluster.laptop import aws_client
 from tests.study.commands import command, run
 
