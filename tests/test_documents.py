@@ -34,9 +34,7 @@ ELSEWHERE = {
     "mlflow ui --backend-store-uri": "tests/tracking/test_pages.py starts the server of the same database",
     "mlflow server --backend-store-uri": "needs S3",
     "RAY_AUTH_MODE=token ray get-auth-token": "tests/cluster",
-    "chmod 600 ~/.ray/auth_token": "tests/cluster",
     "ray up cluster/gpu.yaml": "tests/cluster, with a mock of AWS",
-    "ray up --no-restart": "needs a cluster",
     "ray exec cluster/gpu.yaml": "tests/cluster, which types what it runs there too",
     "ray exec --stop": "needs a cluster",
     "ray attach cluster/gpu.yaml": "needs a cluster and a terminal",
@@ -45,7 +43,9 @@ ELSEWHERE = {
     "ray rsync-down cluster/gpu.yaml": "needs a cluster",
     "ray down": "tests/cluster, with a mock of AWS",
     "RAY_AUTH_MODE=token ray job submit": "needs a cluster; tests/cluster reads the study's settings in it",
-    "aws iam create-service-linked-role": "needs AWS",
+    "aws configure": "needs AWS",
+    "sh cluster/on_prem.sh": "tests/cluster/test_on_prem.py, and on namespaces tests/cluster/test_lab_on_prem.py",
+    "python -m cluster.lab": "tests/cluster/test_lab_aws.py",
 }
 # Blocks that hold no commands, by their first lines, and what holds them to the code.
 OTHER_BLOCKS = {

@@ -347,7 +347,7 @@ SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"name": "own", "path": "{tmp}/note.txt"},
         "{tmp}/note.txt is a file of no known format",
     ),
-    "empty folder": ({"name": "own", "path": "{tmp}/empty"}, "{tmp}/empty is empty; images are read from Parquet, pic"),
+    "empty folder": ({"name": "own", "path": "{tmp}/empty"}, "{tmp}/empty is empty; images are read from Parquet, CSV, pic"),
     "two kinds": (
         {"name": "own", "path": "{tmp}/both"},
         "{tmp}/both holds files of several formats, Par",
@@ -363,7 +363,7 @@ SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "column of digits": (
         {"label_column": "x"},
-        "data.label_column: columns and arrays are those of your own files, and data.path names none",
+        "data.label_column: columns, arrays and rows are those of your own files, and data.path names none",
     ),
     "broken link": ({"name": "own", "path": "{tmp}/linked"}, "{tmp}/linked/a.parquet cannot be read: No"),
     "one image": ({"name": "own", "path": "{tmp}/one"}, "few images, 1: .* none is left for validation"),

@@ -234,8 +234,9 @@ def test_folders_named_after_a_column_are_that_column(tmp_path: Path, library: s
 def test_features_that_are_counted_through_are_no_pixels_unless_they_are_named(tmp_path: Path) -> None:
     columns = {f"f{n}": column for n, column in enumerate(SQUARE.reshape(70, -1).T)}
     pandas(**columns)(tmp_path / "a.parquet")
+    assert stream_of(tmp_path / "a.parquet").columns == tuple(columns)  # rows of numbers
     with pytest.raises(UserError, match=r"no column of images .* its columns are f0 \(uint8\).*\(36 in all\)"):
-        read(tmp_path / "a.parquet")
+        read(tmp_path / "a.parquet", kind="images")
     assert np.array_equal(read(tmp_path / "a.parquet", image_column="f")[0][:, 0], SQUARE)
 
 
