@@ -347,7 +347,10 @@ SOURCE_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"name": "own", "path": "{tmp}/note.txt"},
         "{tmp}/note.txt is a file of no known format",
     ),
-    "empty folder": ({"name": "own", "path": "{tmp}/empty"}, "{tmp}/empty is empty; images are read from Parquet, CSV, pic"),
+    "empty folder": (
+        {"name": "own", "path": "{tmp}/empty"},
+        "{tmp}/empty is empty; images are read from Parquet, CSV, pic",
+    ),
     "two kinds": (
         {"name": "own", "path": "{tmp}/both"},
         "{tmp}/both holds files of several formats, Par",
