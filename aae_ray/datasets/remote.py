@@ -3,6 +3,7 @@
 Whoever prepares a set first puts it where it is shared; the others fetch it from there, and check what they have got.
 """
 
+import errno
 import re
 import shutil
 import threading
@@ -48,11 +49,11 @@ def parquet_files(uri: str, key: str) -> list[RemoteFile]:
 
     with _told(uri, key):
         system, root = _opened(uri, key)
-        info = _within(lambda: system.get_file_info(root))
+        info = within(lambda: system.get_file_info(root))
         if info.is_file:
             found = [RemoteFile(root.rpartition("/")[2], info.size, info.mtime_ns or 0)]
         else:
-            entries = _within(lambda: system.get_file_info(FileSelector(root, recursive=True, allow_not_found=True)))
+            entries = within(lambda: system.get_file_info(FileSelector(root, recursive=True, allow_not_found=True)))
             found = [
                 RemoteFile(entry.path[len(root) + 1 :], entry.size, entry.mtime_ns or 0)
                 for entry in entries
@@ -84,7 +85,7 @@ def fetch(uri: str, folder: Path) -> bool:
     with _told(uri, "data.shared"):
         system, root = _opened(uri, "data.shared")
         place = f"{root}/{folder.name}"
-        if not _within(lambda: system.get_file_info(f"{place}/{ABOUT}")).is_file:
+        if not within(lambda: system.get_file_info(f"{place}/{ABOUT}")).is_file:
             return False
         from pyarrow.fs import FileSelector
 
@@ -138,7 +139,7 @@ def _told(uri: str, key: str) -> Iterator[None]:
         ) from None
 
 
-def _within(ask: Callable[[], Answer], seconds: float | None = None) -> Answer:
+def within(ask: Callable[[], Answer], seconds: float | None = None) -> Answer:
     """The answer, or its error. Raises TimeoutError where there is none in time; the question is then left alone."""
     limit = ANSWER_SECONDS if seconds is None else seconds
     answers: list[Answer] = []
@@ -156,5 +157,5 @@ def _within(ask: Callable[[], Answer], seconds: float | None = None) -> Answer:
     if errors:
         raise errors[0]
     if not answers:
-        raise TimeoutError(None, f"it has not answered within {limit:g} s")
+        raise TimeoutError(errno.ETIMEDOUT, f"it has not answered within {limit:g} s")
     return answers[0]

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from aae_ray.datasets.remote import within
 from aae_ray.errors import UserError
 from aae_ray.search.journal import JOURNAL, LOCK, Journal
 from aae_ray.search.owner import HEARTBEAT_SECONDS, OWNER, STALE_SECONDS, Owner
@@ -58,7 +59,7 @@ class Mirror:
         """Make this process the owner. Raises UserError when another one is, or when nothing can be written there."""
         where = redact(self.store.uri())
         try:
-            owner = remote_owner(self.store)
+            owner = within(lambda: remote_owner(self.store))  # the first question, which may never be answered
             if owner is not None and owner.alive and not owner.same_process_as(self.owner):
                 raise UserError(
                     f"{where} is in use by process {owner.pid} on {owner.host}; wait for it to end, or stop it first"

@@ -264,3 +264,16 @@ def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written to"):
         Mirror(Store(tmp_path / "here", f"file://{tmp_path}/file/study")).claim()
+
+
+def test_a_file_system_that_never_answers_is_a_sentence_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aae_ray.datasets.remote.ANSWER_SECONDS", 0.5)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        query = f"?region=us-west-2&scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
+        mirror = Mirror(Store(tmp_path, f"s3://bucket/studies/digits{query}"))
+        with pytest.raises(UserError, match=r"study.folder .* cannot be written to: .*not answered within 0.5 s"):
+            mirror.claim()
