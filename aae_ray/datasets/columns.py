@@ -107,7 +107,7 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
             for row, batch in shard.batches(images.columns):
                 yield _image_batch(shard, images, batch, row)
 
-    def place(column: str | None) -> Callable[[int | None], str]:
+    def location(column: str | None) -> Callable[[int | None], str]:
         def row_of(image: int | None) -> str:
             if image is None:
                 return f"{root}: column {column}"
@@ -117,7 +117,7 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
         return row_of
 
     labels = None if label_column is None else _values(filled, label_column)
-    parts, given_by = _parts(filled, split_column, place(split_column), parts_from)
+    parts, given_by = _parts(filled, split_column, location(split_column), parts_from)
     used = (images.name, *(column for column in (label_column, split_column) if column))
     taken = {*images.columns, *used}
     unused = tuple(dict.fromkeys(name for shard in filled for name in shard.columns if name not in taken))
@@ -128,7 +128,7 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
         Origin(form, len(shards), used, unused, given_by),
         parts,
         lambda: pictures.scale.seen,
-        place(label_column),
+        location(label_column),
         None if label_column is None else _label_names(filled, label_column),
         pictures.remarks,
     )
@@ -183,10 +183,10 @@ def _counted_columns(shard: Shard, taken: Collection[str | None] = ()) -> dict[s
     """Columns of numbers by what stands before the number in their name, and by that number."""
     groups: dict[str, dict[tuple[int, ...], str]] = {}
     for name, field in shard.fields.items():
-        found = re.fullmatch(r"(.*?)(\d+)(?:x(\d+))?", name)
-        if found and name not in taken and is_number(field.type):
-            index = tuple(int(number) for number in found.groups()[1:] if number is not None)
-            groups.setdefault(found.group(1), {})[index] = name
+        match = re.fullmatch(r"(.*?)(\d+)(?:x(\d+))?", name)
+        if match and name not in taken and is_number(field.type):
+            index = tuple(int(number) for number in match.groups()[1:] if number is not None)
+            groups.setdefault(match.group(1), {})[index] = name
     return groups
 
 
@@ -363,7 +363,7 @@ def _image_batch(shard: Shard, images: _ImageColumns, batch: Any, row: int) -> B
 
 
 def _parts(
-    shards: Sequence[Shard], column: str | None, place: Callable[[int | None], str], by: str
+    shards: Sequence[Shard], column: str | None, location: Callable[[int | None], str], by: str
 ) -> tuple[Parts | None, str]:
     """The part of each image where the source gives it, and by what."""
     if column is not None:
@@ -372,7 +372,7 @@ def _parts(
         for image, value in enumerate(values):
             if parts[value] is None:
                 raise UserError(
-                    f"{place(image)} is {value}, which names no part ({', '.join(WORDS)}); "
+                    f"{location(image)} is {value}, which names no part ({', '.join(WORDS)}); "
                     f"data.split_column={NONE} reads the images without parts"
                 )
         return np.array([parts[value] for value in values], np.int8), f"column {column}"

@@ -101,8 +101,8 @@ class Contents:
             return ""
         if self.duplicates == self.images - 1:
             return "all images are equal, and there is nothing to learn. Did you mean another column?"
-        told = f"copies of an earlier image {self.duplicates:,}"
-        return told + (
+        text = f"copies of an earlier image {self.duplicates:,}"
+        return text + (
             f"; validation and test images that also occur in another part {self.shared:,}" if self.shared else ""
         )
 
