@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from aae_ray.datasets.arrow_images import CHANNELS, WITH_OPACITY
 from aae_ray.datasets.classes import NO_LABELS, concatenated
 from aae_ray.datasets.columns import NONE
+from aae_ray.datasets.damage import readable
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, TRAIN, ImageStream, Origin, size_text
 from aae_ray.datasets.parts import part_of_word
 from aae_ray.datasets.pictures import format_of
@@ -39,7 +40,10 @@ _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-_DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+_DAMAGED = (
+    (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
+    "is damaged or cut short",
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def read_arrays(files: Sequence[Path], data: Data) -> ImageStream:
     used = [*images.values(), *labels.values()]
     starts = np.cumsum([0, *counts])
 
-    def label_place(image: int | None) -> str:
+    def label_location(image: int | None) -> str:
         if image is None:
             return ", ".join(map(str, labels.values()))
         index = int(np.searchsorted(starts, image, side="right")) - 1
@@ -110,7 +114,7 @@ def read_arrays(files: Sequence[Path], data: Data) -> ImageStream:
         ),
         None if TO_BE_DRAWN in images else np.repeat(np.array(list(images), np.int8), counts),
         value_range=lambda: scale.seen,
-        label_place=label_place,
+        label_location=label_location,
     )
 
 
@@ -127,26 +131,28 @@ def _role(name: str) -> tuple[str, int]:
 
 def _image_arrays(headers: Sequence[ArrayHeader], named: str | None) -> dict[int, ArrayHeader]:
     """The arrays of images by their part, in the order of the parts; the one of TO_BE_DRAWN alone."""
-    place = headers[0].file if len({header.file for header in headers}) == 1 else headers[0].file.parent
+    location = headers[0].file if len({header.file for header in headers}) == 1 else headers[0].file.parent
     if named:
         chosen = [header for header in headers if header.name == named]
         chosen = chosen or [header for header in headers if _role(header.name)[0] == named.lower()]
         if not chosen:
-            raise _no_array(place, headers, "data.image_column", named)
+            raise _no_array(location, headers, "data.image_column", named)
     else:
         chosen = [header for header in headers if _role(header.name)[0] in _IMAGE_NAMES]
         chosen = chosen or [header for header in headers if _layout(header.shape) and header.dtype.kind in "buif"]
         chosen = [header for header in chosen if len(header.shape) > 1] or chosen
     listed = ", ".join(f"{header.name} ({size_text(header.shape)} of {header.dtype})" for header in headers[:_SHOWN])
     if not chosen:
-        raise UserError(f"{place} has no array of images; it holds {listed}")
+        raise UserError(f"{location} has no array of images; it holds {listed}")
     by_part = {_role(header.name)[1]: header for header in chosen}
     if len(by_part) < len(chosen) or (TO_BE_DRAWN in by_part and len(by_part) > 1):
         names = ", ".join(header.name for header in chosen)
-        raise UserError(f"{place} has several arrays of images, {names}; choose one with data.image_column")
+        raise UserError(f"{location} has several arrays of images, {names}; choose one with data.image_column")
     if TO_BE_DRAWN not in by_part and TRAIN not in by_part:
         names = ", ".join(header.name for header in chosen)
-        raise UserError(f"{place} has no images to train on, only {names}; data.image_column takes one for all parts")
+        raise UserError(
+            f"{location} has no images to train on, only {names}; data.image_column takes one for all parts"
+        )
     if named and len(chosen) == 1:  # of whatever part it was: the rest is not read
         return {TO_BE_DRAWN: chosen[0]}
     return dict(sorted(by_part.items()))
@@ -178,10 +184,10 @@ def _label_arrays(
     return by_part
 
 
-def _no_array(place: Path, headers: Sequence[ArrayHeader], key: str, named: str) -> UserError:
+def _no_array(location: Path, headers: Sequence[ArrayHeader], key: str, named: str) -> UserError:
     names = [header.name for header in headers]
     return UserError(
-        f"{key}: {place} has no array {named}, but {', '.join(names[:_SHOWN])}.{did_you_mean(named, names)}"
+        f"{key}: {location} has no array {named}, but {', '.join(names[:_SHOWN])}.{did_you_mean(named, names)}"
     )
 
 
@@ -315,19 +321,9 @@ def _decoded(value: bytes, row: int, header: ArrayHeader) -> str:
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-@contextmanager
-def _readable(place: object) -> Iterator[None]:
-    try:
-        yield
-    except _DAMAGE as error:
-        raise UserError(f"{place} is damaged or cut short: {error}") from None
-    except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror or error}") from None
-
-
 def _headers(file: Path) -> list[ArrayHeader]:
     """Every array of a file. Raises UserError where it is none of NumPy's, is damaged, or holds Python objects."""
-    with _readable(file):
+    with readable(file, *_DAMAGED):
         with file.open("rb") as content:
             start = content.read(_START)
         if not start:
@@ -351,16 +347,16 @@ def _headers(file: Path) -> list[ArrayHeader]:
 
 def _header(stream: IO[bytes], file: Path, member: str | None) -> ArrayHeader:
     name = member.removesuffix(".npy") if member else file.stem
-    place = f"{file}: array {name}" if member else str(file)
+    location = f"{file}: array {name}" if member else str(file)
     version = np.lib.format.read_magic(stream)
     if version not in _HEADER_READERS:
         raise UserError(
-            f"{place} has version {version[0]}.{version[1]} of the format, which only structured arrays need"
+            f"{location} has version {version[0]}.{version[1]} of the format, which only structured arrays need"
         )
     shape, fortran, dtype = _HEADER_READERS[version](stream)
     if dtype.hasobject:
         raise UserError(
-            f"{place} holds Python objects, which are never unpickled, as that can run any code; store numbers, for "
+            f"{location} holds Python objects, which are never unpickled, as that can run any code; store numbers, for "
             f"images of one shape np.stack(images)"
         )
     return ArrayHeader(name, file, member, shape, fortran, dtype)
@@ -370,7 +366,7 @@ def _rows(header: ArrayHeader) -> Iterator[NDArray[Any]]:
     """An array block by block along its first axis."""
     row_bytes = math.prod(header.shape[1:]) * header.dtype.itemsize
     block_rows = max(1, BLOCK_BYTES // max(1, row_bytes))
-    with _readable(header):
+    with readable(header, *_DAMAGED):
         if header.fortran and len(header.shape) > 1:  # the first axis varies fastest: rows lie scattered over the file
             whole = np.load(header.file, mmap_mode="r")
             array = whole if header.member is None else whole[header.member.removesuffix(".npy")]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from aae_ray.datasets.image_stream import size_text
 from aae_ray.datasets.pictures import FORMATS, Pictures, format_of
-from aae_ray.datasets.pixels import PixelFault, arrange_block, stack, told_by_place
+from aae_ray.datasets.pixels import PixelFault, arrange_block, located_faults, stack
 from aae_ray.errors import UserError
 
 CHANNELS = (1, 3)  # grey and colour: what can be shown
@@ -150,13 +150,13 @@ def read_images(batches: Callable[[], Iterator[Batch]], pictures: Pictures, whol
         for batch in of_equal_shapes():
             if _of_files(batch, raw):
                 for offset, content in enumerate(_contents(batch)):
-                    with _told(batch, offset):
+                    with _located_faults(batch, offset):
                         pictures.observe(content)
             else:
-                with _told(batch):
+                with _located_faults(batch):
                     scale.observe(_pixels(batch))
     yield from stack(_of_one_kind(of_equal_shapes, raw, pictures))
-    with told_by_place(whole):
+    with located_faults(whole):
         scale.finish()
 
 
@@ -168,8 +168,8 @@ def _of_one_kind(
     for batch in rest:
         if _of_files(batch, raw):
             for offset, content in enumerate(_contents(batch)):
-                with _told(batch, offset):
-                    yield _place(batch, offset), pictures.decode(content)
+                with _located_faults(batch, offset):
+                    yield _location(batch, offset), pictures.decode(content)
             continue
         pixels_BCHW = _pixels(batch)
         try:
@@ -178,10 +178,10 @@ def _of_one_kind(
             with suppress(PixelFault, UserError):  # so that the message knows the range of the whole set
                 for other in rest:
                     pictures.scale.observe(_pixels(other))
-            with _told(batch):
+            with _located_faults(batch):
                 images_BCHW = _to_bytes(pixels_BCHW, pictures)
         for offset, image_CHW in enumerate(images_BCHW):
-            yield _place(batch, offset), image_CHW.transpose(1, 2, 0)
+            yield _location(batch, offset), image_CHW.transpose(1, 2, 0)
 
 
 def _of_equal_shapes(batch: Batch) -> Iterator[Batch]:
@@ -217,12 +217,12 @@ def _to_bytes(pixels_BCHW: NDArray[Any], pictures: Pictures) -> NDArray[np.uint8
     return arrange_block(pictures.scale.to_bytes(pixels_BCHW).transpose(0, 2, 3, 1), pictures.data)
 
 
-def _place(batch: Batch, offset: int) -> str:
+def _location(batch: Batch, offset: int) -> str:
     return str(batch.fault(offset, "")).rstrip()
 
 
 @contextmanager
-def _told(batch: Batch, offset: int = 0) -> Iterator[None]:
+def _located_faults(batch: Batch, offset: int = 0) -> Iterator[None]:
     """Faults of pixels as UserError that begins with the row: `offset` in the batch, or the fault's own."""
     try:
         yield

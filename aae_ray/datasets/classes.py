@@ -67,7 +67,7 @@ def _is_moment(kind: Any) -> bool:
     return bool(pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind))
 
 
-def concatenated(labels: "Sequence[pa.Array]", place: str) -> "pa.Array":
+def concatenated(labels: "Sequence[pa.Array]", location: str) -> "pa.Array":
     """Labels of several sources as those of one: numbers of different types, or text of different types.
 
     Raises UserError, which names the place of the last one, where they do not go together.
@@ -83,16 +83,16 @@ def concatenated(labels: "Sequence[pa.Array]", place: str) -> "pa.Array":
         return pa.concat_tables(tables, promote_options="permissive").column(0).combine_chunks()
     except pa.ArrowException:
         kinds = " and ".join(dict.fromkeys(str(values.type) for values in plain))
-        raise UserError(f"{place}: labels are {kinds}; they must be of one kind") from None
+        raise UserError(f"{location}: labels are {kinds}; they must be of one kind") from None
 
 
 def classes_of(
-    labels: "pa.Array", place: Callable[[int | None], str], label_names: Sequence[str] | None = None
+    labels: "pa.Array", location: Callable[[int | None], str], label_names: Sequence[str] | None = None
 ) -> Classes:
     """The classes of labels: whole numbers (also as decimals or floats), text, dates and times, true and false.
 
     Classes are numbered in sorted order, text that is whole numbers throughout by their values. Images whose label is
-    null or NaN have none, and those of -1, also as text, where all others are whole numbers from 0 up. `place` says
+    null or NaN have none, and those of -1, also as text, where all others are whole numbers from 0 up. `location` says
     where the label of an image stands, and where all of them do (None); `label_names` are the names of the labels 0, 1,
     ..., where the source has names for its numbers. Raises UserError at labels that are no classes.
     """
@@ -102,23 +102,23 @@ def classes_of(
         labels = labels.cast(labels.type.value_type)
     known_N = np.asarray(labels.is_valid().to_numpy(zero_copy_only=False))
     if pa.types.is_floating(labels.type) or pa.types.is_decimal(labels.type):
-        labels, known_N = _whole_numbers(labels, known_N, place)
+        labels, known_N = _whole_numbers(labels, known_N, location)
     if not known_N.any():
-        raise UserError(f"{place(None)} holds no label in any of {len(labels)} rows; {NO_LABELS}")
+        raise UserError(f"{location(None)} holds no label in any of {len(labels)} rows; {NO_LABELS}")
 
     encoded = labels.dictionary_encode()
     index_N = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     values, keys = _named(encoded.dictionary)
     if "" in values:
         first = int(np.flatnonzero(known_N & (index_N == values.index("")))[0])
-        raise UserError(f"{place(first)} is empty text; make it null where an image has no label")
+        raise UserError(f"{location(first)} is empty text; make it null where an image has no label")
     order = sorted(range(len(values)), key=keys.__getitem__)
     if keys[order[0]] == UNKNOWN and len(order) > 1:
         known_N &= index_N != order.pop(0)
     if len(order) > MAX_CLASSES or len(order) == known_N.sum() > _FEW:
         differ = "a different label in every row" if len(order) == known_N.sum() else f"{len(order)} different labels"
         raise UserError(
-            f"{place(None)} has {differ}, like an identifier and unlike a class; name the column of classes with "
+            f"{location(None)} has {differ}, like an identifier and unlike a class; name the column of classes with "
             f"data.label_column, or {NO_LABELS}"
         )
     rank = np.full(len(values), UNKNOWN, np.int64)
@@ -130,7 +130,7 @@ def classes_of(
 
 
 def _whole_numbers(
-    labels: "pa.Array", known_N: NDArray[np.bool_], place: Callable[[int | None], str]
+    labels: "pa.Array", known_N: NDArray[np.bool_], location: Callable[[int | None], str]
 ) -> tuple["pa.Array", NDArray[np.bool_]]:
     """Decimals and floats without a fraction as whole numbers; NaN is no label."""
     import pyarrow as pa
@@ -139,7 +139,7 @@ def _whole_numbers(
     known_N = known_N & np.array([value is not None and value == value for value in values], bool)
     for row in np.flatnonzero(known_N):
         if abs(values[row]) > 2**62 or values[row] != int(values[row]):
-            raise UserError(f"{place(int(row))} is {values[row]}; labels that are numbers are whole ones")
+            raise UserError(f"{location(int(row))} is {values[row]}; labels that are numbers are whole ones")
     whole = [int(value) if known else None for value, known in zip(values, known_N, strict=True)]
     return pa.array(whole, pa.int64()), known_N
 

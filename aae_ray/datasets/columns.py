@@ -122,7 +122,7 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
         assert numbers is not None
         return (values_BD for _, _, values_BD in _numbers(filled, numbers.columns))
 
-    def place(column: str | None) -> Callable[[int | None], str]:
+    def location(column: str | None) -> Callable[[int | None], str]:
         def row_of(image: int | None) -> str:
             if image is None:
                 return f"{root}: column {column}"
@@ -133,7 +133,7 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
         return row_of
 
     labels = None if label_column is None else _values(filled, label_column)
-    parts, given_by = _parts(filled, split_column, place(split_column), parts_from)
+    parts, given_by = _parts(filled, split_column, location(split_column), parts_from)
     read = (images.name,) if images else numbers.columns if numbers else ()
     used = (*read, *(column for column in (label_column, split_column) if column))
     known = {*used, *(images.columns if images else ())}
@@ -145,7 +145,7 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
         Origin(form, len(shards), used, unused, given_by),
         parts,
         lambda: pictures.scale.seen,
-        place(label_column),
+        location(label_column),
         None if label_column is None else _label_names(filled, label_column),
         pictures.remarks if numbers is None else lambda: numbers.remarks,
         None if numbers is None else numbers.columns,
@@ -205,10 +205,10 @@ def _counted_columns(shard: Shard, taken: Collection[str | None] = ()) -> dict[s
     """Columns of numbers by what stands before the number in their name, and by that number."""
     groups: dict[str, dict[tuple[int, ...], str]] = {}
     for name, field in shard.fields.items():
-        found = re.fullmatch(r"(.*?)(\d+)(?:x(\d+))?", name)
-        if found and name not in taken and is_number(field.type):
-            index = tuple(int(number) for number in found.groups()[1:] if number is not None)
-            groups.setdefault(found.group(1), {})[index] = name
+        match = re.fullmatch(r"(.*?)(\d+)(?:x(\d+))?", name)
+        if match and name not in taken and is_number(field.type):
+            index = tuple(int(number) for number in match.groups()[1:] if number is not None)
+            groups.setdefault(match.group(1), {})[index] = name
     return groups
 
 
@@ -508,7 +508,7 @@ def _image_batch(shard: Shard, images: _ImageColumns, batch: Any, row: int) -> B
 
 
 def _parts(
-    shards: Sequence[Shard], column: str | None, place: Callable[[int | None], str], by: str
+    shards: Sequence[Shard], column: str | None, location: Callable[[int | None], str], by: str
 ) -> tuple[Parts | None, str]:
     """The part of each image where the source gives it, and by what."""
     if column is not None:
@@ -517,7 +517,7 @@ def _parts(
         for image, value in enumerate(values):
             if parts[value] is None:
                 raise UserError(
-                    f"{place(image)} is {value}, which names no part ({', '.join(WORDS)}); "
+                    f"{location(image)} is {value}, which names no part ({', '.join(WORDS)}); "
                     f"data.split_column={NONE} reads the images without parts"
                 )
         return np.array([parts[value] for value in values], np.int8), f"column {column}"

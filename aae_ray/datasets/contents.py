@@ -117,8 +117,8 @@ class Contents:
             return ""
         if self.duplicates == self.examples - 1:
             return f"all {self.kind.noun} are equal, and there is nothing to learn. Did you mean another column?"
-        told = f"copies of an earlier {self.kind.one} {self.duplicates:,}"
-        return told + (
+        text = f"copies of an earlier {self.kind.one} {self.duplicates:,}"
+        return text + (
             f"; validation and test {self.kind.noun} that also occur in another part {self.shared:,}"
             if self.shared
             else ""

@@ -28,7 +28,7 @@ from aae_ray.datasets.download import Progress, no_progress
 from aae_ray.datasets.formats import Format, Stored, find_stored
 from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, ValueRange
 from aae_ray.datasets.parts import with_test
-from aae_ray.datasets.pixels import Scale, arrange_block, told_by_place
+from aae_ray.datasets.pixels import Scale, arrange_block, located_faults
 from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.datasets.rows import standardisation
 from aae_ray.errors import UserError, did_you_mean
@@ -292,7 +292,7 @@ def _read_digits(data: settings.Data) -> ImageStream:
     scale = Scale(data if data.scale else data.model_copy(update={"scale": "0:16"}))
 
     def blocks() -> Iterator[NDArray[np.uint8]]:
-        with told_by_place("data.name: digits"):
+        with located_faults("data.name: digits"):
             scale.observe(digits.images)
             yield arrange_block(scale.to_bytes(digits.images)[..., np.newaxis], data)
 
@@ -391,7 +391,7 @@ def _prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) -
 
 
 def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
-    classes = None if stream.labels is None else classes_of(stream.labels, stream.label_place, stream.label_names)
+    classes = None if stream.labels is None else classes_of(stream.labels, stream.label_location, stream.label_names)
     digest = hashlib.sha256()
     digests: list[bytes] = []  # of single images, which take some 50 bytes each
     shape: tuple[int, ...] = ()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from aae_ray.datasets.image_stream import ImageStream, Origin, Parts
 from aae_ray.datasets.parts import part_of_word
 from aae_ray.datasets.pictures import ENDINGS, Pictures
-from aae_ray.datasets.pixels import stack, told_by_place
+from aae_ray.datasets.pixels import located_faults, stack
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
 
@@ -76,16 +76,16 @@ def read_pictures(folder: PictureFolder, data: Data) -> ImageStream:
 
     def images() -> Iterator[tuple[str, NDArray[np.uint8]]]:
         for file in folder.files:
-            with told_by_place(str(file)):
+            with located_faults(str(file)):
                 yield str(file), pictures.decode(file)
 
     def blocks() -> Iterator[NDArray[np.uint8]]:
         if pictures.scale.needs_observing:
             for file in folder.files:
-                with told_by_place(str(file)):
+                with located_faults(str(file)):
                     pictures.observe(file)
         yield from stack(images())
-        with told_by_place(f"data.path: {folder.path}"):
+        with located_faults(f"data.path: {folder.path}"):
             pictures.scale.finish()
 
     return ImageStream(
@@ -96,7 +96,7 @@ def read_pictures(folder: PictureFolder, data: Data) -> ImageStream:
         folder.parts,
         value_range=lambda: pictures.scale.seen,
         remarks=lambda: folder.remarks + pictures.remarks(),
-        label_place=lambda image: (
+        label_location=lambda image: (
             f"the names of the folders in {folder.path}"
             if image is None
             else f"{folder.files[image]}: its folder's name"

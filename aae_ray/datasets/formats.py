@@ -98,15 +98,15 @@ def find_stored(path: Path, key: str) -> tuple[Format, Stored]:
     """
     if not path.exists():
         raise UserError(f"{key}: {path} does not exist")
-    found = [(form, stored) for form in FORMATS if (stored := form.find(path)) is not None]
-    if not found and (tables := CSV.find(path)) is not None:
-        found = [(CSV, tables)]
-    if len(found) > 1:
-        names = " and ".join(f"{form.name} ({stored.files[0].name})" for form, stored in found)
+    matches = [(form, stored) for form in FORMATS if (stored := form.find(path)) is not None]
+    if not matches and (tables := CSV.find(path)) is not None:
+        matches = [(CSV, tables)]
+    if len(matches) > 1:
+        names = " and ".join(f"{form.name} ({stored.files[0].name})" for form, stored in matches)
         raise UserError(f"{key}: {path} holds files of several formats, {names}; keep one of them in the folder")
-    if not found:
+    if not matches:
         raise UserError(f"{key}: {path} {_what_it_is(path)}; images are read from {FORMATS_TEXT}")
-    return found[0]
+    return matches[0]
 
 
 def _what_it_is(path: Path) -> str:

@@ -9,13 +9,13 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_ray.datasets.damage import readable
 from aae_ray.datasets.image_stream import TEST, TRAIN, ImageStream, Origin, size_text
 from aae_ray.datasets.packed import open_unpacked
 from aae_ray.datasets.pixels import PixelFault, Scale, arrange_block
@@ -23,6 +23,7 @@ from aae_ray.errors import UserError
 from aae_ray.settings import MAX_SIDE, Data
 
 _BLOCK_BYTES = 1 << 24
+_DAMAGED = ((EOFError, zlib.error, gzip.BadGzipFile), "is damaged")
 
 _TRAINING_PART = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 _TEST_PART = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -127,7 +128,7 @@ def read_idx(files: Mapping[str, Path], data: Data) -> ImageStream:
     sizes = [shape[0] for shape in shapes]
     starts = np.cumsum([0, *sizes])
 
-    def label_place(image: int | None) -> str:
+    def label_location(image: int | None) -> str:
         if image is None:
             return ", ".join(str(files[name]) for _, name in parts)
         index = int(np.searchsorted(starts, image, side="right")) - 1
@@ -141,7 +142,7 @@ def read_idx(files: Mapping[str, Path], data: Data) -> ImageStream:
         np.repeat(np.array((TRAIN, TEST)[: len(sizes)], np.int8), sizes) if with_test else None,
         value_range=lambda: scale.seen,
         remarks=lambda: remarks,
-        label_place=label_place,
+        label_location=label_location,
     )
 
 
@@ -158,19 +159,9 @@ def _labels(file: Path, images: Path, count: int) -> tuple[NDArray[Any], int]:
     return values.astype(dtype.newbyteorder("=")), shape[1] if len(shape) == 2 else 1
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
 def _header(path: Path, what: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """The shape and the type of an array of images, of three dimensions, or of labels, of one or two."""
-    with _readable(path), open_unpacked(path) as stream:
+    with readable(path, *_DAMAGED), open_unpacked(path) as stream:
         start = stream.read(4)
         dimensions = start[3] if len(start) == 4 else 0
         sizes = stream.read(4 * dimensions)
@@ -196,7 +187,7 @@ def _rows(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[
     what = "images" if len(shape) == 3 else "labels"
     row_bytes = math.prod(shape[1:]) * dtype.itemsize
     block_rows = max(1, _BLOCK_BYTES // row_bytes)
-    with _readable(path), open_unpacked(path) as stream:
+    with readable(path, *_DAMAGED), open_unpacked(path) as stream:
         stream.read(4 + 4 * len(shape))
         for start in range(0, shape[0], block_rows):
             rows = min(block_rows, shape[0] - start)

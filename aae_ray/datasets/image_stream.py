@@ -41,10 +41,10 @@ class ImageStream:
     `labels` has a value for each image as the source has it (whole numbers, text, dates, ...; null where there is
     none), and is None where the source has no labels. `parts` says for each image to which part it belongs
     (TO_BE_DRAWN where the source does not say), and is None where the source gives no parts. `value_range` is asked
-    once all blocks were read: the smallest and largest pixel value before any scaling. `label_place` says for messages
-    where the label of an image stands, and where all of them do (of None). `label_names` are the names of the labels
-    0, 1, ..., where those are numbers that the source has names for. `remarks`, asked at the end too, are phrases on
-    what was left out, and what was done to images.
+    once all blocks were read: the smallest and largest pixel value before any scaling. `label_location` says for
+    messages where the label of an image stands, and where all of them do (of None). `label_names` are the names of the
+    labels 0, 1, ..., where those are numbers that the source has names for. `remarks`, asked at the end too, are
+    phrases on what was left out, and what was done to images.
     """
 
     count: int
@@ -53,7 +53,9 @@ class ImageStream:
     origin: Origin
     parts: Parts | None = None
     value_range: Callable[[], ValueRange | None] = lambda: None
-    label_place: Callable[[int | None], str] = lambda image: "the set of labels" if image is None else f"label {image}"
+    label_location: Callable[[int | None], str] = lambda image: (
+        "the set of labels" if image is None else f"label {image}"
+    )
     label_names: tuple[str, ...] | None = None
     remarks: Callable[[], tuple[str, ...]] = lambda: ()
     columns: tuple[str, ...] | None = None  # of rows of numbers; None of images

@@ -39,8 +39,8 @@ def known_labels(dataset: Dataset, settings: RunSettings) -> NDArray[np.int64]:
         # The first of every class, then the second of every class, ..., or the first of every class and then of each as
         # large a part as of the others; ties between classes in random order.
         turn = random.permutation(dataset.classes)[labels_T[by_class]]
-        place = rank if settings.data.labels_drawn == "evenly" else rank / sizes[labels_T[by_class]]
-        chosen = labelled[by_class[np.lexsort((turn, place))[:count]]]
+        position = rank if settings.data.labels_drawn == "evenly" else rank / sizes[labels_T[by_class]]
+        chosen = labelled[by_class[np.lexsort((turn, position))[:count]]]
     known_N[chosen] = np.asarray(dataset.labels_N)[chosen]
     return known_N
 

@@ -5,13 +5,14 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from aae_ray import settings
 from aae_ray.datasets.columns import BATCH_ROWS, MOST_COLUMNS, Shard, names_of_class_label, read_shards
+from aae_ray.datasets.damage import readable
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream
 from aae_ray.datasets.parts import parts_of_files
 from aae_ray.errors import UserError
@@ -34,7 +35,7 @@ class _ParquetShard(Shard):
         # Without a buffer size the whole column of a row group, often of a whole file, is read at once.
         options = {"buffer_size": 1 << 20, "pre_buffer": False}
         row = 0
-        with _readable(self.file, columns), pq.ParquetFile(self.file, **options) as parquet:
+        with _parquet(self.file, columns), pq.ParquetFile(self.file, **options) as parquet:
             for batch in parquet.iter_batches(size, columns=list(columns)):
                 if batch.num_rows:
                     yield row, batch
@@ -43,7 +44,7 @@ class _ParquetShard(Shard):
     def values(self, column: str) -> Any:
         import pyarrow.parquet as pq
 
-        with _readable(self.file, [column]), pq.ParquetFile(self.file) as parquet:
+        with _parquet(self.file, [column]), pq.ParquetFile(self.file) as parquet:
             return parquet.read([column]).column(0)
 
 
@@ -66,24 +67,22 @@ def read_parquet(root: Path, files: Sequence[Path], data: settings.Data) -> Imag
 # ---------------------------------------------------------------------------------------------------------- files
 
 
-@contextmanager
-def _readable(file: Path, columns: Sequence[str] = ()) -> Iterator[None]:
+def _parquet(file: Path, columns: Sequence[str] = ()) -> AbstractContextManager[None]:
+    """What is read in it are these columns of a Parquet file. Raises UserError."""
     import pyarrow as pa
 
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        of_columns = f" (column {' or '.join(columns)})" if 0 < len(columns) < MOST_COLUMNS else ""
+    def advice(error: Exception) -> str:
         # Arrow writes nulls among lists of a fixed size, and fails to read them.
-        hint = "; a row may be null" if "lists to be of size" in str(error) else ""
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise UserError(f"{file} cannot be read as Parquet{of_columns}: {reason}{hint}") from None
+        return "; a row may be null" if "lists to be of size" in str(error) else ""
+
+    of_columns = f" (column {' or '.join(columns)})" if 0 < len(columns) < MOST_COLUMNS else ""
+    return readable(file, (pa.ArrowException, OSError), f"cannot be read as Parquet{of_columns}", advice)
 
 
 def _shard(root: Path, file: Path, part: int) -> Shard:
     import pyarrow.parquet as pq
 
-    with _readable(file):
+    with _parquet(file):
         _check_ends(file)
         with pq.ParquetFile(file) as parquet:
             schema, rows = parquet.schema_arrow, parquet.metadata.num_rows

@@ -42,28 +42,28 @@ def _part_of_file(relative: Path) -> int:
         if (part := part_of_word(folder.rpartition("=")[2])) is not None:
             return part
     # Between the dots of a name stand parts (`mnist.train.parquet`) and other things (`train.v2.snappy.parquet`).
-    named = [found for piece in relative.name.split(".") if (found := _NAMED.fullmatch(piece))]
+    named = [match for piece in relative.name.split(".") if (match := _NAMED.fullmatch(piece))]
     return WORDS[named[-1].group(1).lower()] if named else TO_BE_DRAWN
 
 
-def with_test(stream: ImageStream, test: ImageStream, place: str) -> ImageStream:
-    """A set and, behind it, a second source as its test part; `place` is that of the second, for messages.
+def with_test(stream: ImageStream, test: ImageStream, location: str) -> ImageStream:
+    """A set and, behind it, a second source as its test part; `location` is that of the second, for messages.
 
     Of a second source that has parts itself the test part is taken alone: its other images may be those of the first.
     Raises UserError when the first has a test part already, or the two do not belong together.
     """
     if stream.parts is not None and (stream.parts == TEST).any():
-        raise UserError(f"data.test_path: data.path has a test part of its own, beside {place}; give one of them")
+        raise UserError(f"data.test_path: data.path has a test part of its own, beside {location}; give one of them")
     if (stream.labels is None) != (test.labels is None):
-        with_labels, without = ("data.path", place) if test.labels is None else (place, "data.path")
+        with_labels, without = ("data.path", location) if test.labels is None else (location, "data.path")
         raise UserError(f"data.test_path: {with_labels} has labels and {without} has none")
     if stream.label_names != test.label_names:
-        raise UserError(f"data.test_path: the classes of {place} have other names than those of data.path")
+        raise UserError(f"data.test_path: the classes of {location} have other names than those of data.path")
     if test.columns != stream.columns:
-        raise UserError(f"data.test_path: {place} does not hold what data.path holds, which is {_held(stream)}")
+        raise UserError(f"data.test_path: {location} does not hold what data.path holds, which is {_held(stream)}")
     taken = np.arange(test.count) if test.parts is None else np.flatnonzero(test.parts == TEST)
     if not len(taken):
-        raise UserError(f"data.test_path: {place} has parts, and none for the test")
+        raise UserError(f"data.test_path: {location} has parts, and none for the test")
 
     def blocks() -> Iterator[NDArray[Any]]:
         shape: tuple[int, ...] = ()
@@ -73,7 +73,7 @@ def with_test(stream: ImageStream, test: ImageStream, place: str) -> ImageStream
         for images_BCHW in _of_rows(test.blocks, taken):
             if images_BCHW.shape[1:] != shape:
                 raise UserError(
-                    f"data.test_path: {place} has images of {size_text(images_BCHW.shape[1:])} (channels x height x "
+                    f"data.test_path: {location} has images of {size_text(images_BCHW.shape[1:])} (channels x height x "
                     f"width) and data.path of {size_text(shape)}; all images must have the same shape"
                 )
             yield images_BCHW
@@ -82,10 +82,10 @@ def with_test(stream: ImageStream, test: ImageStream, place: str) -> ImageStream
         ends = [ends for ends in (stream.value_range(), test.value_range()) if ends is not None]
         return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else None
 
-    def label_place(image: int | None) -> str:
+    def label_location(image: int | None) -> str:
         if image is None or image < stream.count:
-            return stream.label_place(image)
-        return test.label_place(int(taken[image - stream.count]))
+            return stream.label_location(image)
+        return test.label_location(int(taken[image - stream.count]))
 
     def remarks() -> tuple[str, ...]:
         left = test.count - len(taken)
@@ -94,7 +94,7 @@ def with_test(stream: ImageStream, test: ImageStream, place: str) -> ImageStream
 
     labels = None
     if stream.labels is not None and test.labels is not None:
-        labels = concatenated([stream.labels, test.labels.take(taken)], place)
+        labels = concatenated([stream.labels, test.labels.take(taken)], location)
     own = np.full(stream.count, TRAIN, np.int8) if stream.parts is None else stream.parts
     given_by = " and ".join(filter(None, (stream.origin.parts, "data.test_path")))
     origin = replace(stream.origin, files=stream.origin.files + test.origin.files, parts=given_by)
@@ -105,7 +105,7 @@ def with_test(stream: ImageStream, test: ImageStream, place: str) -> ImageStream
         origin,
         np.concatenate([own, np.full(len(taken), TEST, np.int8)]),
         value_range,
-        label_place,
+        label_location,
         stream.label_names,
         remarks,
         stream.columns,

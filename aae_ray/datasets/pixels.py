@@ -266,14 +266,14 @@ def stack(images: Iterable[tuple[str, NDArray[np.uint8]]]) -> Iterator[NDArray[n
     block: list[NDArray[np.uint8]] = []
     shapes: Counter[tuple[int, ...]] = Counter()
     images = iter(images)
-    for place, image_HWC in images:
+    for location, image_HWC in images:
         shapes[image_HWC.shape] += 1
         if len(shapes) > 1:
             first = next(iter(shapes))
             with suppress(UserError):  # there is enough to tell already
                 for _, image in images:
                     shapes[image.shape] += 1
-            raise UserError(f"{place} {_differing_shapes(image_HWC.shape, first, shapes)}")
+            raise UserError(f"{location} {_differing_shapes(image_HWC.shape, first, shapes)}")
         block.append(image_HWC)
         if (len(block) + 1) * image_HWC.size > BLOCK_BYTES:
             yield np.stack(block).transpose(0, 3, 1, 2)
@@ -305,11 +305,11 @@ def _shape_text(shape_HWC: tuple[int, ...]) -> str:
 
 
 @contextmanager
-def told_by_place(place: str) -> Iterator[None]:
+def located_faults(location: str) -> Iterator[None]:
     """Faults of pixels, and files that cannot be read, as UserError that begins with the place."""
     try:
         yield
     except PixelFault as fault:
-        raise UserError(f"{place} {fault}") from None
+        raise UserError(f"{location} {fault}") from None
     except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{location} cannot be read: {error.strerror or error}") from None

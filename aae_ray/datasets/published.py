@@ -16,7 +16,7 @@ from aae_ray.datasets.download import Progress, download
 from aae_ray.datasets.formats import Stored
 from aae_ray.datasets.idx import IDX_FILES, read_idx
 from aae_ray.datasets.image_stream import ImageStream
-from aae_ray.datasets.pixels import Scale, arrange_block, told_by_place
+from aae_ray.datasets.pixels import Scale, arrange_block, located_faults
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
 
@@ -50,9 +50,9 @@ class Published:
 
         IDX files may be plain or .gz, also spelled `train-images.idx3-ubyte`. Raises UserError where some are missing.
         """
-        places = [folder, *([folder / self.unpacked] if self.unpacked else [])]
-        found = [{name: file for name in form if (file := _find(name, places)) is not None} for form in self.forms]
-        form, files = max(zip(self.forms, found, strict=True), key=lambda pair: len(pair[1]) / len(pair[0]))
+        locations = [folder, *([folder / self.unpacked] if self.unpacked else [])]
+        by_form = [{name: file for name in form if (file := _find(name, locations)) is not None} for form in self.forms]
+        form, files = max(zip(self.forms, by_form, strict=True), key=lambda pair: len(pair[1]) / len(pair[0]))
         if not files:
             return None
         if missing := [name for name in form if name not in files]:
@@ -72,8 +72,8 @@ def _by_form(forms: Sequence[Sequence[str]], files: Files) -> dict[str, Path]:
     return {name if name in known else name.removesuffix(".gz"): file for name, file in files.items()}
 
 
-def _find(name: str, places: Sequence[Path]) -> Path | None:
-    files = (place / spelling for place in places for spelling in _spellings(name))
+def _find(name: str, locations: Sequence[Path]) -> Path | None:
+    files = (location / spelling for location in locations for spelling in _spellings(name))
     return next((file for file in files if file.is_file()), None)
 
 
@@ -117,7 +117,7 @@ def _read_pixels(read: Callable[[Files], ImageStream], files: Files, data: Data)
     stream, scale = read(files), Scale(data)
 
     def blocks() -> Iterator[NDArray[np.uint8]]:
-        with told_by_place(str(_folder(files))):
+        with located_faults(str(_folder(files))):
             if scale.needs_observing:
                 for images_BCHW in read(files).blocks:
                     scale.observe(images_BCHW)

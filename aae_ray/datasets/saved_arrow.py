@@ -6,12 +6,13 @@ Arrow alone reads them: the names of classes and the splits stand in JSON files 
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aae_ray.datasets.columns import BATCH_ROWS, Shard, names_of_class_label, read_shards
+from aae_ray.datasets.damage import readable
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream
 from aae_ray.datasets.parts import part_of_word
 from aae_ray.errors import UserError
@@ -107,7 +108,7 @@ class _ArrowShard(Shard):
         import pyarrow as pa
 
         first = 0
-        with _readable(self.file), pa.memory_map(str(self.file)) as content, pa.ipc.open_stream(content) as stream:
+        with _arrow(self.file), pa.memory_map(str(self.file)) as content, pa.ipc.open_stream(content) as stream:
             for batch in stream:
                 for start in range(0, batch.num_rows, size):
                     yield first + start, batch.select(list(columns)).slice(start, size)
@@ -116,28 +117,25 @@ class _ArrowShard(Shard):
     def values(self, column: str) -> Any:
         import pyarrow as pa
 
-        with _readable(self.file), pa.memory_map(str(self.file)) as content, pa.ipc.open_stream(content) as stream:
+        with _arrow(self.file), pa.memory_map(str(self.file)) as content, pa.ipc.open_stream(content) as stream:
             return pa.chunked_array([batch.column(column) for batch in stream], stream.schema.field(column).type)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
+def _arrow(file: Path) -> AbstractContextManager[None]:
+    """What is read in it is an Arrow stream. Raises UserError."""
     import pyarrow as pa
 
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise UserError(f"{file} cannot be read as an Arrow stream: {reason}; save the set again") from None
+    damage = (pa.ArrowException, OSError)
+    return readable(file, damage, "cannot be read as an Arrow stream", lambda error: "; save the set again")
 
 
 def _shard(file: Path, part: int, split: SavedSplit) -> Shard:
     import pyarrow as pa
 
-    with _readable(file), pa.memory_map(str(file)) as content, pa.ipc.open_stream(content) as stream:
+    with _arrow(file), pa.memory_map(str(file)) as content, pa.ipc.open_stream(content) as stream:
         schema: pa.Schema = stream.schema
         rows = sum(batch.num_rows for batch in stream)
     twice = tuple(dict.fromkeys(name for name in schema.names if schema.names.count(name) > 1))

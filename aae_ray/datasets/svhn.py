@@ -4,13 +4,13 @@
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_ray.datasets.damage import readable
 from aae_ray.datasets.image_stream import TEST, TRAIN, ImageStream, Origin, size_text
 from aae_ray.errors import UserError
 
@@ -18,6 +18,8 @@ FILES = ("train_32x32.mat", "test_32x32.mat")
 
 _SHAPE_HWC = (32, 32, 3)
 _BLOCK_ROWS = 4096
+# Damaged content raises ValueError, TypeError, zlib.error, MemoryError, ...
+_DAMAGED = ((Exception,), "cannot be read as a MATLAB file")
 
 
 def read_svhn(files: Mapping[str, Path]) -> ImageStream:
@@ -44,20 +46,11 @@ def read_svhn(files: Mapping[str, Path]) -> ImageStream:
     return ImageStream(sum(counts), blocks(), pa.array(labels_N), origin, parts_N)
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # damaged content raises ValueError, TypeError, zlib.error, MemoryError, ...
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{path} cannot be read as a MATLAB file: {reason}") from None
-
-
 def _checked_count(path: Path) -> int:
     """How many images the file declares, each with a label."""
     from scipy.io import whosmat
 
-    with _readable(path):
+    with readable(path, *_DAMAGED):
         variables = {name: (shape, kind) for name, shape, kind in whosmat(path)}
     for name in ("X", "y"):
         if name not in variables:
@@ -92,5 +85,5 @@ def _digits(path: Path) -> NDArray[np.int64]:
 def _variable(path: Path, name: str) -> NDArray[Any]:
     from scipy.io import loadmat
 
-    with _readable(path):
+    with readable(path, *_DAMAGED):
         return np.asarray(loadmat(path, variable_names=[name])[name])

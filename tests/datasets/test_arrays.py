@@ -240,7 +240,7 @@ def test_the_range_of_the_whole_set_is_told(tmp_path: Path) -> None:
 def test_a_label_of_the_test_part_is_told_by_its_own_array(tmp_path: Path) -> None:
     arrays = {"x_train": GREY[:15], "y_train": LABELS[:15], "x_test": GREY[15:], "y_test": LABELS[15:]}
     np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
-    place = read(tmp_path / "a.npz").label_place
+    place = read(tmp_path / "a.npz").label_location
     assert place(14).endswith("array y_train: label 14")
     assert place(17).endswith("array y_test: label 2")
     assert "y_train" in place(None) and "y_test" in place(None)

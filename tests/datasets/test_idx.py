@@ -198,7 +198,7 @@ def test_images_that_do_not_use_their_range_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_label_of_the_test_part_is_told_by_its_own_file(tmp_path: Path) -> None:
-    place = read_idx(find_idx(write(tmp_path, good_files())), Data()).label_place
+    place = read_idx(find_idx(write(tmp_path, good_files())), Data()).label_location
     assert place(6) == f"{tmp_path / TRAIN_LABELS}: label 6"
     assert place(8) == f"{tmp_path / TEST_LABELS}: label 1"
     assert place(None) == f"{tmp_path / TRAIN_LABELS}, {tmp_path / TEST_LABELS}"

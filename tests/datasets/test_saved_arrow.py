@@ -51,7 +51,7 @@ def test_a_set_without_splits(tmp_path: Path) -> None:
     assert stream.parts is None
     assert (stream.origin.files, stream.origin.used, stream.origin.unused) == (2, ("image", "label"), ("id",))
     assert stream.value_range() == (0, 255)
-    assert stream.label_place(149).endswith("data-00001-of-00002.arrow: row 74 of column label")
+    assert stream.label_location(149).endswith("data-00001-of-00002.arrow: row 74 of column label")
 
 
 def test_splits_are_parts(tmp_path: Path) -> None:

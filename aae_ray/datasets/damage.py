@@ -1,0 +1,31 @@
+"""Files that cannot be read, as a sentence."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from aae_ray.errors import UserError
+
+
+@contextmanager
+def readable(
+    file: object,
+    damage: tuple[type[Exception], ...],
+    text: str,
+    advice: Callable[[Exception], str] = lambda error: "",
+) -> Iterator[None]:
+    """What is read in here is of this file. Raises UserError: the file, `text` and the reason for an error of `damage`,
+    which say that its content is not what it should be, with the advice that goes with it; and for other errors of the
+    system that it cannot be read."""
+    try:
+        yield
+    except damage as error:
+        raise UserError(f"{file} {text}: {_reason(error)}{advice(error)}") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+
+
+def _reason(error: Exception) -> str:
+    """The system's words for its own errors, without number and path; else the first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return next(iter(str(error).splitlines()), type(error).__name__)
