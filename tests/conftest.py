@@ -25,7 +25,7 @@ STARTS_RAY = (
     "tests/cluster/test_tracking_server.py",
     "tests/execution/test_gang.py",
     "tests/execution/test_machines.py::test_a_ray_itself",
-    "tests/execution/test_metrics.py",
+    "tests/execution/test_study_metrics.py",
     "tests/execution/test_ray_cluster.py::test_a_local_ray",
     "tests/study/test_api.py",
     "tests/test_examples.py",
