@@ -11,7 +11,7 @@ from aae_ray.search.outcomes import FailureClass, Reason
 from tests.search.histories import History
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "aae_ray.json"
-PREFIX = "ray_"  # of all that Ray exports; tests/execution/test_metrics.py reads it from Ray itself
+PREFIX = "ray_"  # of all that Ray exports; tests/execution/test_study_metrics.py reads it from Ray itself
 
 
 def told(history: History, **given: int) -> dict[str, float]:
