@@ -19,7 +19,7 @@ MLFLOW = Path(__file__).parents[1] / "mlflow"
 ANSWER_SECONDS = 2.0
 POSTGRES_SECONDS = 60.0
 MLFLOW_SECONDS = (
-    400.0  # its imports, thrice, and the migrations of a new database, on a machine that does other things as well
+    400.0  # its imports, twice, and the migrations of a new database, on a machine that does other things as well
 )
 MOTO_SECONDS = 120.0
 STOP_SECONDS = 30.0

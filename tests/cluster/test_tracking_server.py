@@ -36,7 +36,7 @@ missing = missing_for_mlflow()
 pytestmark = [
     pytest.mark.skipif(missing is not None, reason=str(missing)),
     pytest.mark.slow,  # a server with its own Postgres takes a minute on a busy machine
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(3000),
 ]
 SECONDS_FOR_A_COMMAND = 180
 STUDY_SECONDS = 700
@@ -281,7 +281,7 @@ def test_a_server_that_lacks_a_setting_says_which(server: MlflowServer, changed:
     assert done.returncode == 2 and words in done.stderr
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3000)
 def test_a_study_loses_nothing_while_its_server_is_restarted(
     server: MlflowServer, token: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:
