@@ -116,9 +116,10 @@ def compare(name: str, overrides: Sequence[str], seeds: Sequence[int], command: 
             "complete": states.count(State.COMPLETE),
             "settings": shaping(again.settings),
         }
-        first = outcome.ledger.trials[0].name
-        pictures.append(Image.open(outcome.folder / "figures" / first / "codes.png").convert("RGB"))
-    if comparison.picture:
+        if comparison.picture:
+            drawn = outcome.folder / "figures" / outcome.ledger.trials[0].name
+            pictures.append(Image.open(max(drawn.glob("epoch_*/codes.png"))).convert("RGB"))
+    if pictures:
         width, height = pictures[0].size
         sheet = Image.new("RGB", (2 * width, (len(pictures) + 1) // 2 * height), "white")
         for index, picture in enumerate(pictures):
