@@ -177,7 +177,8 @@ def main() -> None:
     folder = DOCS / "paper"
     folder.mkdir(parents=True, exist_ok=True)
     places = ("data.path", "data.cache", "study.", "tracking.")
-    own = [change for change in arguments.overrides if not change.startswith(places)]
+    budgets = "study.budget."  # decide what a comparison finds
+    own = [change for change in arguments.overrides if change.startswith(budgets) or not change.startswith(places)]
     own += [] if arguments.seeds == SEEDS else ["--seeds", *map(str, arguments.seeds)]
     command = " ".join(["python benchmarks/paper.py", arguments.table, *own])
     if arguments.table in COMPARISONS:
