@@ -1,7 +1,8 @@
 """python benchmarks/paper.py TABLE: reproduce a table of the paper by confirm runs of the platform, into docs/paper.md.
 
 A confirm run is a study whose only searched key is the seed: the same configuration, once for each seed, recorded in
-MLflow like any study. What comes of it is kept in docs/paper/TABLE.json; docs/paper.md is written from all of these.
+MLflow like any study. The sides of a comparison are tuned first, each by a study with as many trials. What comes of it
+is kept in docs/paper/TABLE.json; docs/paper.md is written from all of these.
 """
 
 import argparse
@@ -25,15 +26,17 @@ from aae_ray.errors import MISTAKE, UserError
 from aae_ray.reporting.console import console_for
 from aae_ray.reporting.report import StudyReport
 from aae_ray.search.ledger import TrialRecord
+from aae_ray.search.outcomes import State
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, flatten, replace
 from aae_ray.study.study import start_study
-from benchmarks.paper_page import COMPARED, COMPARISON, TABLES, TRAINED_ON, Table, page
+from benchmarks.paper_page import COMPARED, COMPARISONS, TABLES, Comparison, Table, page
 from benchmarks.timing import machine
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SEEDS = [0, 1, 2]
+UNREGISTERED = ("tracking.register_model=false",)
 
 
 def plan_for(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> Plan:
@@ -54,7 +57,7 @@ def plan_for(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> Pl
             "study.sampler.type=random",
             "study.finalists=all",
             "health.stop=false",  # a confirm run answers what was asked, whatever it looks like on the way
-            "tracking.register_model=false",
+            *UNREGISTERED,
             *overrides,
         ],
     )
@@ -65,43 +68,69 @@ def plan_for(table: Table, seeds: Sequence[int], overrides: Sequence[str]) -> Pl
     return Plan(plan.settings, {"seed": CategoricalDistribution(list(seeds))}, tuple({"seed": seed} for seed in seeds))
 
 
-def compare(overrides: Sequence[str], seeds: Sequence[int], command: str) -> dict[str, Any]:
-    """The AAE beside the VAE on one protocol: a study of four trials a seed, and one picture of all their codes."""
-    path = str(ROOT / "search_spaces" / "aae_vs_vae_2d.yaml")
-    budgeted = any(change.startswith("study.budget") for change in overrides)
-    four = read_plan(path, overrides if budgeted else ["study.budget.trials=1", *overrides])  # as many as points, below
-    space = {**four.space, "seed": CategoricalDistribution(list(seeds))}
-    start = tuple({**point, "seed": seed} for seed in seeds for point in four.start)
-    budget = {} if budgeted else {"trials": len(start)}
-    run = replace(four.settings, {f"study.budget.{key}": value for key, value in budget.items()})
-    began = time.monotonic()
-    outcome = start_study(Plan(run, space, start), console_for())
-    hours = (time.monotonic() - began) / 3600
-    _require_all(outcome)
+def tuned(comparison: Comparison, side: str, overrides: Sequence[str]) -> Plan:
+    """The study that finds the settings of one side of a comparison, with as many trials as that of each other side."""
+    given = [*comparison.overrides, *comparison.sides[side], "study.name=paper-tuned", *UNREGISTERED, *overrides]
+    return read_plan(str(ROOT / "search_spaces" / f"{comparison.file}.yaml"), given)
+
+
+def confirmed(found: Plan, params: Mapping[str, Any], seeds: Sequence[int]) -> Plan:
+    """What a study found, trained again with seeds that it did not choose by."""
+    changes = {
+        **params,
+        "study.name": "paper-confirmed",
+        "study.budget.trials": len(seeds),
+        "study.sampler.type": "random",
+        "study.pruner.type": "none",
+        "study.constraints": (),  # a confirm run has nobody to choose from
+        "study.finalists": "all",
+        "health.stop": False,
+    }
+    own = {"study.sampler.seed": found.settings.study.sampler.seed, **changes}
+    run = replace(found.settings, own)
+    return Plan(run, {"seed": CategoricalDistribution(list(seeds))}, tuple({"seed": seed} for seed in seeds))
+
+
+def compare(name: str, overrides: Sequence[str], seeds: Sequence[int], command: str) -> dict[str, Any]:
+    """Each side of a comparison tuned by a study of its own, then its best settings on all seeds, by one protocol."""
+    comparison, began = COMPARISONS[name], time.monotonic()
     rows: dict[str, dict[str, list[float]]] = {}
-    pictures: dict[str, Image.Image] = {}  # of the first seed that came to its end
-    trials = [(record, replace(run, record.params)) for record in outcome.ledger.trials]
-    for record, each in sorted(trials, key=lambda trial: (trial[1].model.prior, trial[1].task, trial[1].seed)):
-        told = f"{'AAE' if each.task == 'unsupervised' else 'VAE'}, {each.model.prior} prior"
-        found = _tested(record) | {name: record.metrics[name] for name in TRAINED_ON if name in record.metrics}
-        for name in (*TRAINED_ON, *COMPARED):
-            if name in found:
-                rows.setdefault(told, {}).setdefault(name, []).append(found[name])
-        if told not in pictures:
-            pictures[told] = Image.open(outcome.folder / "figures" / record.name / "codes.png").convert("RGB")
-    width, height = next(iter(pictures.values())).size
-    sheet = Image.new("RGB", (2 * width, (len(pictures) + 1) // 2 * height), "white")
-    for index, picture in enumerate(pictures.values()):
-        sheet.paste(picture, (index % 2 * width, index // 2 * height))
-    sheet.save(DOCS / f"{COMPARISON}.png", optimize=True)
+    found: dict[str, dict[str, Any]] = {}
+    pictures: list[Image.Image] = []  # of each side's first seed
+    for side in comparison.sides:
+        plan = tuned(comparison, side, overrides)
+        search = start_study(plan, console_for())
+        if search.interrupted or search.best is None:
+            raise UserError(
+                f"nothing is written: the study of {side} found nothing; what there is of it is kept in {search.folder}"
+            )
+        again = confirmed(plan, search.best.params, seeds)
+        outcome = start_study(again, console_for())
+        _require_all(outcome)
+        tests = [_tested(record) for record in outcome.ledger.trials]
+        rows[side] = {key: [test[key] for test in tests if key in test] for key in COMPARED}
+        states = [record.state for record in search.ledger.trials]
+        found[side] = {
+            "params": dict(search.best.params),
+            "trials": len(states),
+            "complete": states.count(State.COMPLETE),
+            "settings": shaping(again.settings),
+        }
+        if comparison.picture:
+            drawn = outcome.folder / "figures" / outcome.ledger.trials[0].name
+            pictures.append(Image.open(max(drawn.glob("epoch_*/codes.png"))).convert("RGB"))
+    if pictures:
+        width, height = pictures[0].size
+        sheet = Image.new("RGB", (2 * width, (len(pictures) + 1) // 2 * height), "white")
+        for index, picture in enumerate(pictures):
+            sheet.paste(picture, (index % 2 * width, index // 2 * height))
+        sheet.save(DOCS / f"{name}.png", optimize=True)
     return {
         "command": command,
         "rows": rows,
-        "data": run.data.name,
-        "epochs": run.train.epochs,
+        "tuned": found,
         "seeds": list(seeds),
-        "settings": {key: value for key, value in shaping(run).items() if key not in four.space},
-        "hours": hours,
+        "hours": (time.monotonic() - began) / 3600,
         "date": date.today().isoformat(),
         "machine": machine(),
     }
@@ -137,7 +166,7 @@ def shaping(run: Settings) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/paper.py", description=__doc__)
     parser.add_argument(
-        "table", choices=[*TABLES, COMPARISON, "page"], help="`page` writes docs/paper.md again and runs nothing"
+        "table", choices=[*TABLES, *COMPARISONS, "page"], help="`page` writes docs/paper.md again and runs nothing"
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, e.g. data.path=FOLDER")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="SEED")
@@ -148,11 +177,14 @@ def main() -> None:
     folder = DOCS / "paper"
     folder.mkdir(parents=True, exist_ok=True)
     places = ("data.path", "data.cache", "study.", "tracking.")
-    own = [change for change in arguments.overrides if not change.startswith(places)]
+    budgets = "study.budget."  # decide what a comparison finds
+    own = [change for change in arguments.overrides if change.startswith(budgets) or not change.startswith(places)]
     own += [] if arguments.seeds == SEEDS else ["--seeds", *map(str, arguments.seeds)]
     command = " ".join(["python benchmarks/paper.py", arguments.table, *own])
-    if arguments.table == COMPARISON:
-        _keep(folder / f"{COMPARISON}.json", compare(arguments.overrides, arguments.seeds, command))
+    if arguments.table in COMPARISONS:
+        _keep(
+            folder / f"{arguments.table}.json", compare(arguments.table, arguments.overrides, arguments.seeds, command)
+        )
     elif arguments.table != "page":
         table, began = TABLES[arguments.table], time.monotonic()
         plan = plan_for(table, arguments.seeds, arguments.overrides)
@@ -160,8 +192,7 @@ def main() -> None:
         found = result(table, plan, outcome, time.monotonic() - began, command)
         _keep(folder / f"{arguments.table}.json", found)
     kept = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
-    results = {name: kept[name] for name in TABLES if name in kept}
-    (DOCS / "paper.md").write_text(page(results, kept.get(COMPARISON)), encoding="utf-8")
+    (DOCS / "paper.md").write_text(page(kept), encoding="utf-8")
 
 
 def _require_all(outcome: StudyReport) -> None:

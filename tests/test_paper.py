@@ -101,6 +101,39 @@ def test_every_table_has_a_study_that_can_run(name: str) -> None:
     assert plan.settings.study.budget.trials == 2 and not plan.settings.health.stop
 
 
+@pytest.mark.parametrize("name", paper_page.COMPARISONS)
+def test_the_sides_of_a_comparison_search_on_equal_terms(name: str) -> None:
+    """As many trials for each side, the same data, epochs and networks; what one side has alone is searched there."""
+    comparison = paper_page.COMPARISONS[name]
+    plans = [paper.tuned(comparison, side, []) for side in comparison.sides]
+    assert len({plan.settings.study.budget.trials for plan in plans}) == 1
+    settled = {change.partition("=")[0] for sides in comparison.sides.values() for change in sides}
+    shared = [
+        {key: value for key, value in paper.shaping(plan.settings).items() if key not in settled} for plan in plans
+    ]
+    assert shared.count(shared[0]) == len(plans) > 1
+    assert all(plan.space and plan.start and not settled & plan.space.keys() for plan in plans)
+    again = paper.confirmed(plans[0], plans[0].start[0], [5, 6])
+    assert again.start == ({"seed": 5}, {"seed": 6}) and not again.settings.study.constraints
+
+
+def test_a_comparison_has_a_row_for_each_metric_and_no_blank() -> None:
+    values = {key: [1.0, 3.0] for key in paper_page.COMPARED}
+    sides = list(paper_page.COMPARISONS["adversarial_loss"].sides)
+    found = {
+        "command": "python benchmarks/paper.py adversarial_loss",
+        "rows": {sides[0]: values, sides[1]: {**values, "test/kl_aggregate_nats": []}},
+        "tuned": {side: {"trials": 24, "settings": {"train.epochs": 7}} for side in sides},
+        "seeds": [0, 1],
+        "hours": 0.5,
+        "date": "2026-01-01",
+        "machine": {"cores": 2, "processor": "a processor", "torch": "2.13.0"},
+    }
+    text = paper_page.page({"adversarial_loss": found})
+    assert "| `test/reconstruction_mse` | 2 ± 1.4 | 2 ± 1.4 |" in text
+    assert "| `test/kl_aggregate_nats` | 2 ± 1.4 | has none |" in text
+
+
 def test_the_page_tells_means_and_what_was_not_run() -> None:
     found = {
         "metric": paper_page.ERROR,
@@ -134,9 +167,13 @@ def test_a_seed_without_a_score_is_told_and_breaks_no_page() -> None:
 
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / "paper").glob("*.json")), ids=lambda file: file.stem)
 def test_the_command_beside_a_result_runs_the_settings_it_was_measured_with(file: Path) -> None:
-    if file.stem == paper_page.COMPARISON:
-        return  # its settings are those of the study's file
     found = json.loads(file.read_text())
+    if file.stem in paper_page.COMPARISONS:
+        for side, kept in found["tuned"].items():
+            plan = paper.tuned(paper_page.COMPARISONS[file.stem], side, [])
+            settings = paper.shaping(paper.confirmed(plan, kept["params"], found["seeds"]).settings)
+            assert settings == kept["settings"], side
+        return
     _, script, table, *arguments = found["command"].split()
     assert (script, table) == ("benchmarks/paper.py", file.stem)
     overrides = [argument for argument in arguments if "=" in argument]
@@ -146,8 +183,7 @@ def test_the_command_beside_a_result_runs_the_settings_it_was_measured_with(file
 
 def test_the_page_in_the_repository_is_what_its_results_say() -> None:
     kept = {file.stem: json.loads(file.read_text()) for file in (ROOT / "docs" / "paper").glob("*.json")}
-    results = {name: kept[name] for name in paper_page.TABLES if name in kept}
-    assert (ROOT / "docs" / "paper.md").read_text() == paper_page.page(results, kept.get(paper_page.COMPARISON))
+    assert (ROOT / "docs" / "paper.md").read_text() == paper_page.page(kept)
 
 
 def test_the_study_beside_the_clusters_ends_with_the_settings_of_their_row() -> None:
