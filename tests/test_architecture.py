@@ -68,7 +68,7 @@ OWNERS = {
     "IPython": ("aae_ray.reporting.notebook",),
     "rich": PRINTING,
     "jinja2": ("aae_ray.reporting.html_report",),
-    "pandas": ("aae_ray.study.api", "aae_ray.tracking.autoencoder_pyfunc"),
+    "pandas": ("aae_ray.study.api", "aae_ray.tracking.autoencoder_pyfunc"),  # which gives rows as data frames
     "plotly": ("aae_ray.reporting.plots", "aae_ray.study.api"),
     "pyarrow": (
         "aae_ray.datasets.",
