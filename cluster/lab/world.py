@@ -71,10 +71,13 @@ class World:
     @property
     def state(self) -> dict[str, Any]:
         """Raises LabError where no lab is up."""
-        if self._first() is None:
-            raise LabError(f"no lab is up in {self.folder}; python -m cluster.lab up aws makes one")
+        self._require_up()
         state: dict[str, Any] = json.loads((self.folder / STATE).read_text())
         return state
+
+    def _require_up(self) -> None:
+        if self._first() is None:
+            raise LabError(f"no lab is up in {self.folder}; python -m cluster.lab up aws makes one")
 
     def command(self, *command: str, environment: dict[str, str] | None = None) -> list[str]:
         """The command line that runs a command on the lab's laptop."""
@@ -103,6 +106,7 @@ class World:
 
     def ask(self, what: str, name: str = "") -> dict[str, Any]:
         """Have the supervisor do something, such as `unplug` a machine. Raises LabError with why if it cannot."""
+        self._require_up()
         request = self.folder / REQUESTS / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.json"
         request.with_suffix(".new").write_text(json.dumps({"what": what, "name": name}))
         request.with_suffix(".new").rename(request)

@@ -164,7 +164,7 @@ def test_a_search_that_tune_ends_by_itself_has_not_ended_as_planned(
     """By SIGUSR1, which Tune takes for itself."""
     _, conductor = make()
     monkeypatch.setattr(tune_adapter, "start_mailbox_hub", lambda gangs: None)
-    monkeypatch.setattr(tune_adapter, "trainable", lambda *arguments: None)
+    monkeypatch.setattr(tune_adapter, "trainable", lambda *arguments, **given: None)
 
     class Tuner:
         def fit(self) -> None:

@@ -249,7 +249,7 @@ def test_the_commands_write_what_they_say(
         ("generate", ["m", "--style", "3", "--label", "3"], "--style N makes N images of every label; leave out"),
         ("generate", ["m", "--grid", "--count", "60"], "--count 60: a grid has as many rows as columns; give 49 or 64"),
         ("generate", ["m", "--format", "npy", "--out", "a.png"], "--format npy and --out a.png contradict each other"),
-        ("generate", ["m", "--out", "a.gif"], "--out a.gif: give a name that ends in .png, .npy or .parquet"),
+        ("generate", ["m", "--out", "a.gif"], "--out a.gif: give a name that ends in .png, .npy, .parquet or .csv"),
         ("generate", ["m", "--out", "missing/a.png"], "--out missing/a.png: there is no folder"),
         ("generate", ["m", "data.size=3x3"], "data.size=3x3: settings of data.* are for the pictures of --interpolate"),
         ("generate", ["m"], "there is no MLflow database"),

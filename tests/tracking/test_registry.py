@@ -441,7 +441,15 @@ def decoders(database: str, tmp_path: Path) -> Registry:
 
 def test_the_first_of_its_name_is_the_champion(decoders: Registry) -> None:
     made = decoders.add("s1/a/3", [[0.2, 0.2]])
-    assert made == {"name": NAME, "version": 1, "champion": True, "reason": "the first of its name"}
+    assert made == {
+        "name": NAME,
+        "version": 1,
+        "champion": True,
+        "reason": "the first of its name",
+        "against": None,
+        "policy": "better",
+        "rule": "nearest_to_ideal",
+    }
     version = decoders.client.get_model_version(NAME, "1")
     assert version.tags["aae.trial"] == "s1/a/3" and json.loads(version.tags["objective_values"]) == [0.2, 0.2]
     assert version.description == "# a card" and version.run_id
