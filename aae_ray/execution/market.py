@@ -1,5 +1,6 @@
 """Machines on spot and on demand: which a cluster has, and how those on demand are asked for."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from aae_ray.search.events import MachinesChanged
 from aae_ray.search.market import ON_DEMAND, Machines, OnDemandFallback
 from aae_ray.settings import StudySettings
 
+logger = logging.getLogger(__name__)
 LABEL = "market"  # of node types in a cluster's file
 LOOK_SECONDS = 10.0
 ANSWER_SECONDS = 5  # of the GCS
@@ -62,16 +64,19 @@ class Market:
         if now - self.looked < LOOK_SECONDS:
             return
         self.looked = now
-        with suppress(Exception):  # Ray is going down, or busy: others tell that
+        try:
             machines = self.see()
             waited = self.fallback.waited(now)
             asked = self.fallback.look(now, machines)
             if asked is not None:
                 self.request(asked)
-            present = {market: count for market, count in machines.present.items() if count}
-            if (present, self.fallback.asked) != self.told:
-                self.told = (present, self.fallback.asked)
-                self.record(MachinesChanged(present=present, asked_on_demand=self.fallback.asked, waited=waited))
+        except Exception:  # Ray is going down, or busy, which others tell: its errors here are of no common type
+            logger.warning("the machines of the cluster could not be looked at", exc_info=True)
+            return
+        present = {market: count for market, count in machines.present.items() if count}
+        if (present, self.fallback.asked) != self.told:
+            self.told = (present, self.fallback.asked)
+            self.record(MachinesChanged(present=present, asked_on_demand=self.fallback.asked, waited=waited))
 
 
 @contextmanager

@@ -52,7 +52,6 @@ SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_st
 HEAD = "node:__internal_head__"  # a resource that the head has
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` tells the processes of a job
 LOOPBACK = "127.0.0.1"
-NOT_STARTED = "timed out during startup"  # in Ray's error
 MOST_NODES = 1000  # of a kind, where an autoscaler has no limit
 VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # in Ray's error of a mismatch: the cluster's, then this process's
 
@@ -95,14 +94,6 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
             f"the Ray cluster at {_where(address)} is of another version: Ray {ray_there} with Python {python_there} "
             f"there, Ray {ray_here} with Python {python_here} here; run this command with the versions of the cluster, "
             "or stop the cluster"
-        ) from None
-    except Exception as error:  # of no type of its own
-        if NOT_STARTED not in str(error):
-            raise
-        reason = str(error).partition(". ")[0].rstrip(".")
-        raise UserError(
-            f"Ray did not start on this machine ({reason}): it may be too busy, or allow too few processes or too "
-            f"little memory; what Ray's parts said is under {_temporary_folder()}/ray/session_latest/logs"
         ) from None
     try:
         token = Path("~/.ray/auth_token").expanduser()

@@ -151,8 +151,10 @@ class Executor:
         now = time.monotonic()
         if self.room_of is not None and now - self.room_asked >= ROOM_SECONDS:
             self.room_asked = now
-            with suppress(Exception):  # Ray does not answer, which others look after
+            try:
                 self.room = self.room_of()
+            except Exception:  # Ray does not answer, which others look after
+                logger.warning("the room on the cluster could not be looked at", exc_info=True)
         if self.room is None:
             return
         self.conductor.gangs = self.room.wanted

@@ -116,7 +116,7 @@ def _content(
         "measured": _measured(best),
         "remarks": best.test.remarks if best and best.test else (),
         "champion": champion_rows(ledger),
-        "noun": ledger.started.data.noun if ledger.started else "images",
+        "noun": ledger.noun,
         "pictures": _pictures(best, folder, ledger) if best else [],
         "fronts": _fronts(ledger, best),
         "front": _front(ledger, best),
@@ -274,8 +274,8 @@ def newest(trial: TrialRecord, name: str) -> str | None:
 
 
 def _pictures(trial: TrialRecord, folder: Path, ledger: Ledger) -> list[Picture]:
-    rows = ledger.started is not None and ledger.started.data.noun == "rows"
-    found = [(newest(trial, name), caption) for name, caption in (PICTURES_OF_ROWS if rows else PICTURES).items()]
+    captions = PICTURES_OF_ROWS if ledger.noun == "rows" else PICTURES
+    found = [(newest(trial, name), caption) for name, caption in captions.items()]
     pictures = [_picture(folder / path, caption, BEST_PIXELS) for path, caption in found if path]
     return [picture for picture in pictures if picture]
 

@@ -129,8 +129,9 @@ def print_report(console: Console, report: StudyReport) -> None:
 def _test_lines(ledger: Ledger, test: Mapping[str, float], remarks: tuple[str, ...]) -> list[Any]:
     names = [name.replace("val/", "test/") for name in ledger.objectives]
     names += [name for name in LABELLED if name in test and name not in names]
-    noun = "images" if ledger.started is None else ledger.started.data.noun
-    lines = [text.bullet(f"test {noun}", ", ".join(text.with_floor(name, test) for name in names if name in test))]
+    lines = [
+        text.bullet(f"test {ledger.noun}", ", ".join(text.with_floor(name, test) for name in names if name in test))
+    ]
     samples = [text.with_floor(name, test) for name in SAMPLES if name in test]
     lines += [text.bullet("samples", ", ".join(samples))] if samples else []
     return lines + [text.bullet("", remark) for remark in remarks]
@@ -238,7 +239,7 @@ def next_commands(report: StudyReport) -> list[tuple[str, str]]:
     if made := report.registration:
         version = "" if made["champion"] else f" --version {made['version']}"
         name = shlex.quote(made["name"])
-        noun = "images" if report.ledger.started is None else report.ledger.started.data.noun
+        noun = report.ledger.noun
         commands.append((noun, f"{generate_command(name, noun)}{version}{option}"))
     if report.best and (report.folder / "best_config.yaml").exists():
         path = text.shell_path(report.folder / "best_config.yaml")
@@ -258,8 +259,7 @@ def page_commands(folder: Path, ledger: Ledger, uri: str) -> dict[str, str]:
     if ledger.chosen is not None and ledger.chosen.registration is not None:
         name = shlex.quote(ledger.chosen.registration["name"])
         option = f" --tracking-uri {shlex.quote(uri)}"
-        noun = "images" if ledger.started is None else ledger.started.data.noun
-        commands[f"{noun} from the champion of its name"] = f"{generate_command(name, noun)}{option}"
+        commands[f"{ledger.noun} from the champion of its name"] = f"{generate_command(name, ledger.noun)}{option}"
     if ledger.chosen is not None:
         commands["train the best trial again"] = f"python -m aae_ray.train {path}/best_config.yaml"
     commands["go on, with more trials"] = f"python -m aae_ray.tune --extend {path} study.budget.trials={more}"

@@ -201,8 +201,7 @@ class Screen:
             return
         names = [name.replace("val/", "test/") for name in ledger.objectives]
         values = "  ".join(f"{name}={event.metrics[name]:.4f}" for name in names if name in event.metrics)
-        noun = "images" if ledger.started is None else ledger.started.data.noun
-        self._log_trial(trial, f"on the test {noun}  {values}")
+        self._log_trial(trial, f"on the test {ledger.noun}  {values}")
 
     def _count(self) -> str:
         assert self.ledger is not None

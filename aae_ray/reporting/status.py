@@ -138,7 +138,7 @@ class StudyStatus:
     trials: tuple[TrialStatus, ...]  # that are under way, then the last ones that paused or ended, newest first
     forecast: Forecast
     failures: tuple[FailureStatus, ...]
-    price: float | None  # study.price_per_worker_hour
+    cost: float | None  # of the time of workers so far; None where their price is not known
     notes: tuple[str, ...]
     confirming: tuple[str, ...]  # finalists that are trained again on new seeds
     chosen: str | None  # the best trial, when the study has chosen it
@@ -176,6 +176,7 @@ class StudyStatus:
         members = ledger.front_points.members()
         listed = [ledger.trials[number] for number in (members if front is None else members[:front])]
         best = [trial for index in range(len(ledger.objectives)) if (trial := ledger.best_of(index)) is not None]
+        ahead = forecast(ledger, now if running else ledger.last_time)
         return cls(
             study_id=started.study_id,
             name=plan.settings.study.name,
@@ -196,9 +197,9 @@ class StudyStatus:
             front=tuple(TrialStatus.of(trial, ledger) for trial in listed),
             best=tuple(TrialStatus.of(trial, ledger) for trial in best),
             trials=tuple(TrialStatus.of(trial, ledger) for trial in _latest(ledger)),
-            forecast=forecast(ledger, now if running else ledger.last_time),
+            forecast=ahead,
             failures=_failures(ledger),
-            price=plan.settings.study.price_per_worker_hour,
+            cost=ledger.cost(ahead.worker_time.held),
             notes=tuple(ledger.notes[-ROWS:]),
             confirming=tuple(ledger.trials[number].name for number in _confirming(ledger)),
             chosen=ledger.trials[ledger.chosen.number].name if ledger.chosen else None,
@@ -219,11 +220,6 @@ class StudyStatus:
     def lost_seconds(self) -> float:
         """Seconds of workers that failed attempts had spent since their last saved state."""
         return sum(failure.lost_seconds for failure in self.failures)
-
-    @property
-    def cost(self) -> float | None:
-        """What the time of workers has come to; None where their price is not known."""
-        return None if self.price is None else self.forecast.worker_time.held / 3600 * self.price
 
     @property
     def address(self) -> str:

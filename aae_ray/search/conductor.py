@@ -169,10 +169,8 @@ class Conductor:
     def reported(self, report: Report) -> Continue | Pause | Stop:
         """Take a report; whether the trial goes on."""
         trial = self.ledger.trials[report.number]
-        if trial.state is State.PAUSED:
-            return Pause()
-        if not trial.open:
-            return Stop(trial.reason or Reason.PRUNED)
+        if decided := self._decided(trial):
+            return decided
         self.record(
             events.Reported(
                 number=report.number,
@@ -190,17 +188,20 @@ class Conductor:
 
     def progressed(self, progress: Progress) -> Continue | Pause | Stop:
         """Take how far a long epoch is; whether the trial goes on."""
-        trial = self.ledger.trials[progress.number]
-        if trial.state is State.PAUSED:
-            return Pause()
-        if not trial.open:
-            return Stop(trial.reason or Reason.PRUNED)
+        if decided := self._decided(self.ledger.trials[progress.number]):
+            return decided
         self.record(
             events.Progressed(
                 number=progress.number, epoch=progress.epoch, done=progress.done, batches=progress.batches
             )
         )
         return Continue()
+
+    def _decided(self, trial: TrialRecord) -> Pause | Stop | None:
+        """What holds already of a trial that goes on saying something."""
+        if trial.state is State.PAUSED:
+            return Pause()
+        return None if trial.open else Stop(trial.reason or Reason.PRUNED)
 
     def failed(self, failure: Failure) -> Retry | GiveUp:
         """Take the failure of an attempt; whether the trial is tried again from its last checkpoint."""

@@ -341,6 +341,11 @@ class Ledger:
         """Seconds of workers that failed attempts had spent since their last saved state."""
         return sum(failures.lost_seconds for failures in list(self.failures.values()))
 
+    @property
+    def noun(self) -> str:
+        """What the examples of the study's data are called."""
+        return "images" if self.started is None else self.started.data.noun
+
     def cost(self, worker_seconds: float) -> float | None:
         """What so many seconds of workers cost; None where study.price_per_worker_hour is not given."""
         price = self.current_plan.settings.study.price_per_worker_hour
