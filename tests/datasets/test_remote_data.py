@@ -68,13 +68,13 @@ def test_parquet_at_a_uri_is_read_as_it_would_be_here(bucket: str, tmp_path: Pat
 def preparations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders in which a set was prepared from its source."""
     made: list[str] = []
-    prepare = dataset._prepare
+    prepare = dataset.prepare
 
     def counted(stream: Any, folder: Path, *rest: Any) -> None:
         made.append(str(folder.parent))
         prepare(stream, folder, *rest)
 
-    monkeypatch.setattr(dataset, "_prepare", counted)
+    monkeypatch.setattr(dataset, "prepare", counted)
     return made
 
 
