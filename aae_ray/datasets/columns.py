@@ -6,8 +6,7 @@ A set is a sequence of tables with the same columns. `B` images or rows of a bat
 
 import math
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,50 +18,18 @@ from aae_ray import settings
 from aae_ray.datasets.arrow_images import WHAT, Batch, Kind, is_identifier, is_list, is_number, kind_of, read_images
 from aae_ray.datasets.classes import NO_LABELS, concatenated, is_label, is_text, label_family
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream, Origin, Parts
+from aae_ray.datasets.number_columns import INDEX, check_slips, number_columns, numbers_of
 from aae_ray.datasets.parts import WORDS, part_of_word, where_they_differ
 from aae_ray.datasets.pictures import Pictures
-from aae_ray.datasets.rows import Seen, doubles, is_numeric, slip
-from aae_ray.errors import UserError, did_you_mean
+from aae_ray.datasets.rows import is_numeric
+from aae_ray.datasets.shards import Shard, check_column, check_same, some
+from aae_ray.errors import UserError
 
 LABEL_COLUMN, SPLIT_COLUMN = "label", "split"  # are read without being named
 NONE = "none"  # in place of a column's name: none is read
 LEAST_PIXELS = 4  # in columns of their own
 _PIXEL_NAMES = ("pixel", "pixels", "px", "pix")  # before their numbers; numbers alone are pixels, too
-MOST_COLUMNS = 8  # named in a message
-BATCH_ROWS = 64  # colour images of 256 x 256 as lists of doubles take 100 MB
-NUMBER_ROWS = 4096  # of rows of numbers
 LEAST_DOUBTFUL = 64  # columns such as x0 to x63 that may be an image; fewer are numbers
-_INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")  # columns in which pandas counts the rows
-_LIKE_LABELS = ("class", "target", "species", "outcome", "y")
-
-
-@dataclass(frozen=True)
-class Shard(ABC):
-    """A table in a file: its columns, how many rows it has, and what its folders say (`label=cat`) in place of one."""
-
-    file: Path
-    fields: Mapping[str, Any]
-    twice: tuple[str, ...]  # names that several columns have
-    rows: int
-    hive: Mapping[str, str | None]
-    class_names: Mapping[str, tuple[str, ...]]  # of the numbers in a column, where the file has names for them
-    part: int  # by the name of its file, folder or split
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (*self.fields, *(key for key in self.hive if key not in self.fields))
-
-    @abstractmethod
-    def batches(self, columns: Sequence[str], size: int = BATCH_ROWS) -> Iterator[tuple[int, Any]]:
-        """Record batches of these columns, of so many rows at most, each with the number of its first row."""
-
-    @abstractmethod
-    def values(self, column: str) -> Any:
-        """All values of a column of the file."""
-
-    def row_text(self, row: int) -> str:
-        """A row, for messages."""
-        return f"row {row}"
 
 
 @dataclass(frozen=True)
@@ -104,14 +71,14 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
     label_column = _label_column(filled, data.label_column)
     split_column = _split_column(filled, data.split_column)
     taken = {label_column, split_column} - {None}
-    numbers = _number_columns(filled, data, taken) if _holds_numbers(filled, data, taken) else None
+    numbers = number_columns(filled, data, taken) if _holds_numbers(filled, data, taken) else None
     images = None if numbers else _image_columns(first, data.image_column, taken)
     for shard in filled:
         if images:
             _check_images(shard, images, first, data.image_column)
         for column in (label_column, split_column):
             if column:
-                _check_same(shard, column, first, _label_family)
+                check_same(shard, column, first, _label_family)
 
     starts = np.cumsum([0, *(shard.rows for shard in filled)])
     pictures = Pictures(data)
@@ -120,7 +87,7 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
         if images:
             return read_images(lambda: _image_batches(filled, images), pictures, str(root))
         assert numbers is not None
-        return (values_BD for _, _, values_BD in _numbers(filled, numbers.columns))
+        return (values_BD for _, _, values_BD in numbers_of(filled, numbers.columns))
 
     def location(column: str | None) -> Callable[[int | None], str]:
         def row_of(image: int | None) -> str:
@@ -163,7 +130,7 @@ def _image_columns(first: Shard, named: str | None, taken: set[str | None]) -> _
         group = next((group for group in pixels if group.name == named), None)
         if group and named not in first.fields:
             return group
-        _check_column(first, "data.image_column", named)
+        check_column(first, "data.image_column", named)
         if named not in able:
             held = first.fields[named].type if named in first.fields else "the name of a folder"
             raise UserError(f"{first.file}: column {named} holds {held}{_hint(first, named)}; images are {WHAT}")
@@ -174,8 +141,8 @@ def _image_columns(first: Shard, named: str | None, taken: set[str | None]) -> _
         known = [f"{name} ({field.type}){_hint(first, name)}" for name, field in first.fields.items()]
         numeric = [name for name, field in first.fields.items() if name not in taken and is_numeric(field.type)]
         raise UserError(
-            f"{first.file} has no column of images ({WHAT}); its columns are {_some(known)}"
-            + (f"; data.kind=rows reads the numbers in {_some(numeric)} as rows" if numeric else "")
+            f"{first.file} has no column of images ({WHAT}); its columns are {some(known)}"
+            + (f"; data.kind=rows reads the numbers in {some(numeric)} as rows" if numeric else "")
         )
     if len(candidates) > 1:
         names = ", ".join(group.name for group in candidates)
@@ -268,34 +235,26 @@ def _column(first: Shard, key: str, named: str | None, usual: str) -> str | None
             raise UserError(f"{key}: {NONE} stands for no column, and {first.file} has one of that name; rename it")
         return None
     if named:
-        _check_column(first, key, named)
+        check_column(first, key, named)
     return named or (usual if usual in first.columns else None)
-
-
-def _check_column(shard: Shard, key: str, named: str) -> None:
-    if named not in shard.columns:
-        raise UserError(
-            f"{key}: {shard.file} has no column {named}, but {_some(shard.columns)}."
-            f"{did_you_mean(named, shard.columns)}"
-        )
 
 
 def _check_images(shard: Shard, images: _ImageColumns, first: Shard, named: str | None) -> None:
     """Raises UserError where a file has other columns of images than the first."""
     for column in images.columns:
-        _check_same(shard, column, first, _image_family)
+        check_same(shard, column, first, _image_family)
     if images.per_pixel:
         counted = next(group for group in _counted_columns(shard).values() if images.columns[0] in group.values())
         if more := [column for column in counted.values() if column not in images.columns]:
             raise UserError(
-                f"{shard.file} has more columns of pixels than {first.file}: {_some(more)}; all images must have the "
+                f"{shard.file} has more columns of pixels than {first.file}: {some(more)}; all images must have the "
                 f"same size"
             )
     elif not named and shard.columns != first.columns:
         new = [name for name, field in shard.fields.items() if name not in first.columns and kind_of(field) is not None]
         if more := [name for name in new if not is_identifier(shard.fields[name])]:
             raise UserError(
-                f"{shard.file} has a column of images that {first.file} has not, {_some(more)}, beside {images.name}; "
+                f"{shard.file} has a column of images that {first.file} has not, {some(more)}, beside {images.name}; "
                 f"choose one with data.image_column"
             )
 
@@ -314,14 +273,6 @@ def _label_family(field: Any) -> str | None:
 # -------------------------------------------------------------------------------------------------- rows of numbers
 
 
-@dataclass(frozen=True)
-class _NumberColumns:
-    """What is read as rows of numbers, and remarks on what was left out or looks like something else."""
-
-    columns: tuple[str, ...]
-    remarks: tuple[str, ...]
-
-
 def _holds_numbers(shards: Sequence[Shard], data: settings.Data, taken: set[str | None]) -> bool:
     """Whether tables are read as rows of numbers: as the settings say, else where they have no images, and nothing but
     numbers besides. Raises UserError where numbers may be pixels, or a slip among them makes them text."""
@@ -334,8 +285,8 @@ def _holds_numbers(shards: Sequence[Shard], data: settings.Data, taken: set[str 
     if any(group.is_plain for group in groups):
         return False
     for shard in shards:
-        _check_slips(shard, [name for name in shard.fields if name not in taken])
-    others = [field for name, field in first.fields.items() if name not in taken and not _INDEX.fullmatch(name)]
+        check_slips(shard, [name for name in shard.fields if name not in taken])
+    others = [field for name, field in first.fields.items() if name not in taken and not INDEX.fullmatch(name)]
     if not others or not all(is_numeric(field.type) for field in others):
         return False
     if doubtful := next((group for group in groups if len(group.columns) >= LEAST_DOUBTFUL), None):
@@ -348,118 +299,17 @@ def _holds_numbers(shards: Sequence[Shard], data: settings.Data, taken: set[str 
     return True
 
 
-def _number_columns(shards: Sequence[Shard], data: settings.Data, taken: set[str | None]) -> _NumberColumns:
-    """The columns of numbers, each value of which is looked at. Raises UserError by file, row and column."""
-    first = shards[0]
-    if data.columns is not None:
-        columns = data.columns
-        for name in columns:
-            _check_column(first, "data.columns", name)
-            if name in taken:
-                raise UserError(f"data.columns: column {name} of {first.file} is read as labels or parts already")
-    else:
-        for shard in shards:
-            _check_slips(shard, [name for name in shard.fields if name not in taken])
-        columns = tuple(name for name, field in first.fields.items() if name not in taken and is_numeric(field.type))
-        if not columns:
-            known = [f"{name} ({field.type})" for name, field in first.fields.items()]
-            raise UserError(f"{first.file} has no column of numbers; its columns are {_some(known)}")
-    for shard in shards:
-        for name in columns:
-            if name in shard.fields and not is_numeric(shard.fields[name].type):
-                _check_slips(shard, [name])
-                raise _no_number(shard, name)
-            _check_same(shard, name, first, lambda _: "a number")
-    seen = {name: Seen() for name in columns}
-    for row, _, values_BD in _numbers(shards, columns):
-        for name, values_B in zip(columns, values_BD.T, strict=True):
-            seen[name].observe(values_B, row)
-    if all(each.constant for each in seen.values()):
-        raise UserError(f"{first.file}: all rows are alike in {_some(columns)}, and there is nothing to learn")
-    if data.columns is not None:
-        return _NumberColumns(columns, ())
-    return _without_constants(seen, first)
-
-
-def _without_constants(seen: Mapping[str, Seen], first: Shard) -> _NumberColumns:
-    """The columns without those that say nothing, with remarks."""
-    remarks = []
-    index = [name for name, each in seen.items() if _INDEX.fullmatch(name) and each.counts_from]
-    constant = [name for name, each in seen.items() if each.constant and name not in index]
-    if index:
-        remarks.append(f"column {_some([name or 'without a name' for name in index])} counts the rows and is left out")
-    if constant:
-        told = _some([f"{name} ({seen[name].low:g})" for name in constant])
-        remarks.append(f"left out, as all rows have the same value: {told}")
-    columns = tuple(name for name in seen if name not in {*index, *constant})
-    if "" in columns:
-        raise UserError(f"{first.file} has a column without a name; give it one, or name the others with data.columns")
-    if counting := [name for name in columns if seen[name].counts_from]:
-        remarks.append(f"counts the rows, and is read as a number like others: {_some(counting)}")
-    if like := [name for name in columns if name.lower() in _LIKE_LABELS]:
-        remarks.append(f"data.label_column={like[0]} would take that column as labels; it is read as a number")
-    return _NumberColumns(columns, tuple(remarks))
-
-
-def _check_slips(shard: Shard, names: Sequence[str]) -> None:
-    """Raises UserError where a column holds numbers but for some text."""
-    for name in names:
-        if name in shard.fields and is_text(shard.fields[name].type):
-            values = shard.values(name).to_pylist()
-            if (found := slip(values)) is not None:
-                row, text = found
-                raise UserError(f"{shard.file}: {shard.row_text(row)} of column {name} {text}")
-
-
-def _no_number(shard: Shard, name: str) -> UserError:
-    held = shard.fields[name].type if name in shard.fields else "the name of a folder"
-    empty = "; every value of it is empty" if str(held) == "null" else ""
-    return UserError(f"{shard.file}: column {name} holds {held}{empty}; rows are of numbers")
-
-
-def _numbers(shards: Sequence[Shard], columns: Sequence[str]) -> Iterator[tuple[int, Shard, NDArray[np.float64]]]:
-    """Blocks of rows (B, D), each with the number of its first row in its file. Raises UserError by row and column."""
-    for shard in shards:
-        for row, batch in shard.batches(columns, NUMBER_ROWS):
-
-            def fault(offset: int, name: str, text: str, shard: Shard = shard, row: int = row) -> UserError:
-                return UserError(f"{shard.file}: {shard.row_text(row + offset)} of column {name} {text}")
-
-            yield row, shard, doubles(batch, columns, fault)
-
-
-def _check_same(shard: Shard, column: str, first: Shard, family: Callable[[Any], str | None]) -> None:
-    """Raises UserError where a file has not that column, has it twice, or holds other things in it than the first."""
-    if column in shard.twice:
-        raise UserError(f"{shard.file} has several columns of the name {column}; give each a name of its own")
-    if column not in shard.columns:
-        held = first.fields[column].type if column in first.fields else "the name of a folder"
-        raise UserError(f"{shard.file}: column {column} is missing; in {first.file} it holds {held}")
-    if column not in shard.fields or column not in first.fields:
-        return
-    mine, other = (family(each.fields[column]) for each in (shard, first))
-    if mine != other and "nothing" not in (mine, other):
-        kinds = [each.fields[column].type for each in (shard, first)]
-        raise UserError(f"{shard.file}: column {column} holds {kinds[0]}; in {first.file} it holds {kinds[1]}")
-
-
 def _label_names(shards: Sequence[Shard], column: str) -> tuple[str, ...] | None:
     """The names of the numbers in a column, which must be the same in all files."""
     names = [shard.class_names.get(column) for shard in shards]
     for shard, own in zip(shards, names, strict=True):
         if own != names[0]:
-            mine, first = (f"the names {_some(each)}" if each else "no names" for each in (own, names[0]))
+            mine, first = (f"the names {some(each)}" if each else "no names" for each in (own, names[0]))
             raise UserError(
                 f"{shard.file}: the classes of column {column} have {mine}, and in {shards[0].file} {first}; write all "
                 f"files with the same names in the same order"
             )
     return names[0]
-
-
-def _some(names: Sequence[str]) -> str:
-    """Names of columns, of which there may be hundreds."""
-    more = f", ... ({len(names)} in all)" if len(names) > MOST_COLUMNS else ""
-    return ", ".join(names[:MOST_COLUMNS]) + more if names else "none"
 
 
 # ---------------------------------------------------------------------------------------------- images and parts

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from aae_ray.autoencoder.kinds import ExampleKind, RowKind
 from aae_ray.datasets.classes import UNKNOWN
-from aae_ray.datasets.columns import MOST_COLUMNS
 from aae_ray.datasets.dataset import Dataset, class_names
 from aae_ray.datasets.image_stream import PART_NAMES, TRAIN, ValueRange, size_text
+from aae_ray.datasets.shards import MOST_COLUMNS
 
 MOST_CLASSES = 10  # that are listed
 MOST_LETTERS = 24  # of a name in a list

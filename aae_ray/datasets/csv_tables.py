@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from aae_ray import settings
-from aae_ray.datasets.columns import BATCH_ROWS, Shard, read_shards
+from aae_ray.datasets.columns import read_shards
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream
 from aae_ray.datasets.packed import open_unpacked
 from aae_ray.datasets.parts import parts_of_files
 from aae_ray.datasets.rows import is_a_number
+from aae_ray.datasets.shards import BATCH_ROWS, Shard
 from aae_ray.errors import UserError
 
 ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")

@@ -11,10 +11,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from aae_ray import settings
-from aae_ray.datasets.columns import BATCH_ROWS, MOST_COLUMNS, Shard, names_of_class_label, read_shards
+from aae_ray.datasets.columns import names_of_class_label, read_shards
 from aae_ray.datasets.damage import readable
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream
 from aae_ray.datasets.parts import parts_of_files
+from aae_ray.datasets.shards import BATCH_ROWS, MOST_COLUMNS, Shard
 from aae_ray.errors import UserError
 
 _MAGIC = b"PAR1"  # at both ends of a file

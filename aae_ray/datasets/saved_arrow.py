@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aae_ray.datasets.columns import BATCH_ROWS, Shard, names_of_class_label, read_shards
+from aae_ray.datasets.columns import names_of_class_label, read_shards
 from aae_ray.datasets.damage import readable
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream
 from aae_ray.datasets.parts import part_of_word
+from aae_ray.datasets.shards import BATCH_ROWS, Shard
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aae_ray.datasets import dataset, remote
+from aae_ray.datasets import prepared, remote
 from aae_ray.datasets.dataset import load
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
@@ -68,13 +68,13 @@ def test_parquet_at_a_uri_is_read_as_it_would_be_here(bucket: str, tmp_path: Pat
 def preparations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders in which a set was prepared from its source."""
     made: list[str] = []
-    prepare = dataset.prepare
+    prepare = prepared.prepare
 
     def counted(stream: Any, folder: Path, *rest: Any) -> None:
         made.append(str(folder.parent))
         prepare(stream, folder, *rest)
 
-    monkeypatch.setattr(dataset, "prepare", counted)
+    monkeypatch.setattr("aae_ray.datasets.dataset.prepare", counted)
     return made
 
 
