@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from aae_ray.datasets.dataset import load
-from aae_ray.execution.ray_cluster import ENVIRONMENT, gangs_that_fit
+from aae_ray.execution.capacity import gangs_that_fit
+from aae_ray.execution.ray_cluster import ENVIRONMENT
 from aae_ray.settings import Settings, replace
 from benchmarks import arms
 from benchmarks.arms import CLOCK, Ends, Point

@@ -33,6 +33,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 
+from aae_ray.execution.capacity import waiting_for_machines
 from aae_ray.execution.failures import Failed, GangError, describe, log_tail
 from aae_ray.execution.orders import (
     CALL_SECONDS,
@@ -49,7 +50,6 @@ from aae_ray.execution.orders import (
     unpack,
 )
 from aae_ray.execution.process_group import GroupConfig
-from aae_ray.execution.ray_cluster import waiting_for_machines
 from aae_ray.execution.worker import IDLE_SECONDS, NICE_LEVEL, Agreement, Worker, work
 from aae_ray.search.outcomes import FailureClass
 from aae_ray.search.store import GANGS, store_at

@@ -13,7 +13,7 @@ import yaml
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
 
-from aae_ray.execution.ray_cluster import BOOTSTRAP, workers_on
+from aae_ray.execution.capacity import BOOTSTRAP, workers_on
 from aae_ray.search.events import MachinesChanged
 from aae_ray.search.market import ON_DEMAND, Machines, OnDemandFallback
 from aae_ray.settings import StudySettings

@@ -14,8 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aae_ray.datasets.dataset import load
 from aae_ray.errors import UserError
+from aae_ray.execution.capacity import workers_on
 from aae_ray.execution.failures import describe
-from aae_ray.execution.ray_cluster import workers_on
 from aae_ray.search.outcomes import FailureClass
 from aae_ray.search.owner import OWNER
 from aae_ray.search.store import is_remote, store_at

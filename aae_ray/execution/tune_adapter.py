@@ -20,9 +20,9 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
+from aae_ray.execution.capacity import Room, room_for
 from aae_ray.execution.failures import failure_of
 from aae_ray.execution.mailbox import start_mailbox_hub
-from aae_ray.execution.ray_cluster import Room, room_for
 from aae_ray.execution.trial import BARRIER_SECONDS, trainable
 from aae_ray.search.conductor import Conductor, Continue, NoSuggestion, Pause, Retry, Stop
 from aae_ray.search.contract import Failure, Progress, Report, from_result

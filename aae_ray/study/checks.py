@@ -25,7 +25,7 @@ from aae_ray.evaluation.diagnostics import diagnose
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import JUDGED, measured
 from aae_ray.evaluation.judge import Judge
-from aae_ray.execution.ray_cluster import check_resources
+from aae_ray.execution.capacity import check_resources
 from aae_ray.search.choice import RULES
 from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of

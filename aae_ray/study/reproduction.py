@@ -14,7 +14,7 @@ from aae_ray.datasets.dataset import load
 from aae_ray.errors import SettingsError, UserError
 from aae_ray.evaluation.constants import split_digest
 from aae_ray.evaluation.metrics import METRICS
-from aae_ray.execution.ray_cluster import check_resources
+from aae_ray.execution.capacity import check_resources
 from aae_ray.reading import Entry, build
 from aae_ray.reporting.report import StudyReport
 from aae_ray.search.promotion import EVIDENCE

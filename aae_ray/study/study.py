@@ -21,10 +21,11 @@ from aae_ray.errors import STOPPED, UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import JUDGED
 from aae_ray.evaluation.judge import Judge, judge_if_any
+from aae_ray.execution.capacity import gangs_that_fit
 from aae_ray.execution.market import market
 from aae_ray.execution.metrics import StudyMetrics
 from aae_ray.execution.nodes import check_nodes
-from aae_ray.execution.ray_cluster import RayWatch, gangs_that_fit, own_processes, ray_cluster, whereabouts
+from aae_ray.execution.ray_cluster import RayWatch, own_processes, ray_cluster, whereabouts
 from aae_ray.execution.tune_adapter import search
 from aae_ray.execution.worker import precision_advice
 from aae_ray.reporting import plots, text

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from aae_ray.execution.capacity import possible_nodes, workers_on
 from aae_ray.execution.cluster_schema import schema_problem
-from aae_ray.execution.ray_cluster import possible_nodes, workers_on
 from aae_ray.provisioning.checks import lock_problems
 from aae_ray.provisioning.cluster_file import ClusterFile
 from aae_ray.provisioning.lock import read_lock

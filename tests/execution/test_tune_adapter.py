@@ -11,7 +11,7 @@ import pytest
 from ray.exceptions import OutOfMemoryError, UnserializableException
 
 from aae_ray.execution import tune_adapter
-from aae_ray.execution.ray_cluster import Room
+from aae_ray.execution.capacity import Room
 from aae_ray.execution.tune_adapter import Executor, SearchOver
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.contract import Progress, Report

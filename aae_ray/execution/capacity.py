@@ -1,0 +1,151 @@
+"""What fits on the nodes that are there, and on those that an autoscaler may bring."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray._private.utils import get_num_cpus, read_ray_address
+
+from aae_ray.errors import Kind, Problem, SettingsError, UserError, closest
+from aae_ray.settings import Settings
+
+BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # the cluster's file, where `ray up` puts it on the head
+FOUND_BY_RAY = {"memory", "object_store_memory", "TPU", "HPU", "NPU", "neuron_cores"}  # on the machine, when it starts
+MOST_NODES = 1000  # of a kind, where an autoscaler has no limit
+Resources = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Gangs for which a cluster has room at a time."""
+
+    present: int  # on the nodes that are there
+    wanted: int  # on those that may be there as well, and that the study has a use for
+
+
+def gangs_that_fit(settings: Settings) -> int:
+    """How many gangs run at a time. Raises UserError when not even one fits into the cluster."""
+    return _gangs_on(present_nodes(), nodes_to_come(), settings)
+
+
+def room_for(settings: Settings) -> Room:
+    """The room that there is now. A cluster that has lost its last machine may get it back: one gang is wanted
+    always."""
+    study, nodes = settings.study, present_nodes()
+    present, most = (
+        workers_on(held, study.resources_per_worker) // study.workers_per_trial for held in (nodes, nodes_to_come())
+    )
+    return Room(present, max(_wanted(max(present, most), settings), 1))
+
+
+def waiting_for_machines() -> bool:
+    """Whether there is a group of workers, of anybody's, for which the cluster has no room yet."""
+    try:
+        return any(group["state"] == "PENDING" for group in ray.util.placement_group_table().values())
+    except Exception:  # Ray is going down, which others tell
+        return False
+
+
+def check_resources(settings: Settings) -> None:
+    """Raises SettingsError for resources that this machine does not have, where Ray is to be started on it. What a
+    cluster has is known when it is joined."""
+    if os.environ.get("RAY_ADDRESS") or read_ray_address():
+        return
+    from torch import cuda
+
+    held, gpus, problems = settings.study.resources_per_worker, cuda.device_count(), []
+    if settings.train.device == "cuda" and (not gpus or not held.get("GPU")):
+        reason = "ask for study.resources_per_worker.GPU=1" if gpus else "this machine has none that PyTorch sees"
+        text = f"train.device is cuda, for which each worker needs a GPU; {reason}"
+        problems.append(Problem(("train.device",), Kind.VALUE, "settings", text))
+    node = {"CPU": float(get_num_cpus()), "GPU": float(gpus)}
+    for name in held.keys() - node.keys() - FOUND_BY_RAY:
+        meant = closest(name, node)
+        text = f"study.resources_per_worker: this machine has no {name}" + (f". Did you mean {meant}?" if meant else "")
+        problems.append(Problem(("study.resources_per_worker",), Kind.VALUE, "settings", text))
+    if not held.keys() - node.keys():
+        try:
+            _gangs_on([node], [], settings)
+        except UserError as error:
+            keys = ("study.workers_per_trial", "study.resources_per_worker")
+            problems.append(Problem(keys, Kind.VALUE, "settings", str(error)))
+    if problems:
+        raise SettingsError(problems)
+
+
+def _gangs_on(nodes: Sequence[Resources], possible: Sequence[Resources], settings: Settings) -> int:
+    study = settings.study
+    needed, workers = study.resources_per_worker, study.workers_per_trial
+    fits = max(workers_on(held, needed) for held in (nodes, possible)) // workers
+    if fits < 1:
+        best = max((nodes, possible), key=lambda held: sum(sum(node.values()) for node in _of(held, needed)))
+        wanted = ", ".join(f"{name} {amount:g}" for name, amount in needed.items())
+        total = ", ".join(f"{name} {workers * amount:g}" for name, amount in needed.items())
+        held = "; ".join(", ".join(f"{name} {node[name]:g}" for name in needed) for node in _of(best, needed))
+        places = "the node has" if len(best) == 1 else f"the {len(best)} nodes have"
+        raise UserError(
+            f"study.workers_per_trial={workers} with study.resources_per_worker="
+            f"{ {name: float(f'{amount:g}') for name, amount in needed.items()} } "
+            f"needs {wanted} on a node for each worker, {total} at once, and {places} {held or 'nothing'}; "
+            "ask for fewer workers or less for each"
+        )
+    return _wanted(fits, settings)
+
+
+def _wanted(fits: int, settings: Settings) -> int:
+    """Of the gangs that fit, those that the study has a use for, in the search or after it."""
+    study = settings.study
+    at_once = max(study.budget.trials, study.confirm.finalists * study.confirm.seeds)
+    return min(fits, at_once, study.concurrent_trials or fits)
+
+
+def workers_on(nodes: Sequence[Resources], needed: Resources) -> int:
+    """How many workers these nodes hold at a time. A worker is on one node; those of a gang may be on several."""
+    return sum(min(math.floor(node.get(name, 0) / amount + 1e-9) for name, amount in needed.items()) for node in nodes)
+
+
+def _of(nodes: Sequence[Resources], needed: Resources) -> list[dict[str, float]]:
+    return [{name: node.get(name, 0) for name in needed} for node in nodes]
+
+
+def present_nodes() -> list[Resources]:
+    """What each node of the cluster holds."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def nodes_to_come() -> list[Resources]:
+    """The nodes that an autoscaler may bring the cluster to: by the file that `ray up` leaves on the head, else by what
+    the autoscaler has told Ray, as that of Kubernetes does."""
+    bootstrap = Path(BOOTSTRAP).expanduser()
+    return possible_nodes(bootstrap) if bootstrap.exists() else reported_nodes(ray._private.state.state)
+
+
+def reported_nodes(state: Any) -> list[Resources]:
+    """The kinds of nodes that an autoscaler has told the GCS of, each as often as there may be one."""
+    config = state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    return [
+        dict(group.resources)
+        for group in groups
+        for _ in range(MOST_NODES if group.max_count < 0 else min(group.max_count, MOST_NODES))
+    ]
+
+
+def possible_nodes(bootstrap: Path) -> list[Resources]:
+    """The nodes that the cluster may grow to where an autoscaler has its file: as many of a kind as the kind allows,
+    and no more than the cluster does; the head once."""
+    config: dict[str, Any] = (yaml.safe_load(bootstrap.read_text()) or {}) if bootstrap.exists() else {}
+    head: list[Resources] = []
+    workers: list[Resources] = []
+    for name, node in (config.get("available_node_types") or {}).items():
+        held = {resource: float(amount) for resource, amount in (node.get("resources") or {}).items()}
+        if name == config.get("head_node_type"):
+            head = [held]
+        else:
+            workers += [held] * node.get("max_workers", 0)
+    return head + workers[: config.get("max_workers", 0)]
