@@ -56,6 +56,7 @@ from aae_ray.search.store import GANGS, store_at
 from aae_ray.settings import Settings
 
 START_TRY_SECONDS = 30.0  # Train asks anew for the resources of a gang
+LOOK_SECONDS = 2.0  # between two looks at whether they are there
 STOP_SECONDS = 10.0
 
 
@@ -225,6 +226,29 @@ class LocalGang:
             self.replies.put((number, reply))
 
 
+class Patience:
+    """How long a gang is waited for. Its study.start_timeout begins when the machines are there; they have
+    study.capacity_timeout to come. One look that sees nobody waiting for a machine means little: Train withdraws its
+    request for a moment before it asks anew."""
+
+    def __init__(self, settings: Settings) -> None:
+        study = settings.study
+        self.start, self.capacity = study.start_timeout, max(study.start_timeout, study.capacity_timeout)
+        self.began = self.since = time.monotonic()
+
+    @property
+    def waited(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self.began
+
+    def still(self, for_machines: bool) -> bool:
+        """Whether to wait on, where machines are waited for now, or not."""
+        now = time.monotonic()
+        if for_machines:
+            self.since = now
+        return now - self.since < self.start and now - self.began < self.capacity
+
+
 class WorkerGang:
     """Several Ray Train workers. `hub` has its mailbox, under a name that no other gang has.
 
@@ -250,18 +274,17 @@ class WorkerGang:
         return self.pending is not None
 
     def wait_until_ready(self) -> None:
-        study, timeout = self.settings.study, self.settings.study.start_timeout
+        study, patience = self.settings.study, Patience(self.settings)
         needed = f"{study.workers_per_trial} workers of {dict(study.resources_per_worker)}"
-        ready, began = self.hub.reply_to.remote(self.name, READY), time.monotonic()
+        ready = self.hub.reply_to.remote(self.name, READY)
         reply: Reply | None = None
         while reply is None:
             try:
-                reply = unpack(ready, timeout)
+                reply = unpack(ready, min(LOOK_SECONDS, study.start_timeout))
             except GetTimeoutError:
-                waited = time.monotonic() - began
-                if waited < study.capacity_timeout and waiting_for_machines():
-                    continue  # they boot and install, which may take longer than a gang on machines that are there
-                text = f"{needed} did not start within {waited:.0f} s; {free_resources()}"
+                if patience.still(waiting_for_machines()):
+                    continue
+                text = f"{needed} did not start within {patience.waited:.0f} s; {free_resources()}"
                 raise GangError(Failed(FailureClass.CANNOT_START, text)) from None
             except RayError as error:
                 raise GangError(describe(error)) from None
