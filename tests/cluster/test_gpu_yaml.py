@@ -5,15 +5,19 @@ commands, with stand-ins for uv and curl. Nothing here shows that the real AWS a
 """
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -293,6 +297,55 @@ def end_with(command: str, folder: Path, ray: str = "exit 0") -> subprocess.Comp
         text=True,
         timeout=60,
     )
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """What AWS tells a machine of itself: here that it will be taken away, when it has been asked three times."""
+
+    asked: ClassVar[list[str | None]] = []
+
+    def do_PUT(self) -> None:
+        self.answer(200 if self.path == "/latest/api/token" else 404, "a token")
+
+    def do_GET(self) -> None:
+        assert self.path == "/latest/meta-data/spot/instance-action"
+        self.asked.append(self.headers["X-aws-ec2-metadata-token"])
+        self.answer(404 if len(self.asked) < 3 else 200, '{"action": "terminate"}')
+
+    def answer(self, code: int, text: str) -> None:
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+def test_the_notice_that_a_spot_machine_will_be_taken_away_reaches_ray(tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl, with which the script asks AWS")
+    ray = tmp_path / "ray"
+    ray.write_text('#!/bin/sh\nfor each; do echo "$each"; done\n')
+    ray.chmod(0o755)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = subprocess.run(
+            ["/bin/sh", REPOSITORY / "cluster/watch_spot.sh", f"http://127.0.0.1:{server.server_port}", "0.1"],
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        server.shutdown()
+    assert Metadata.asked == ["a token"] * 3 and done.returncode == 0, done.stderr
+    command, *options = done.stdout.splitlines()
+    assert command == "drain-node" and '{"action": "terminate"}' in options
+    from ray.scripts.scripts import drain_node
+
+    known = {name: option for option in drain_node.params for name in option.opts}
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert given.keys() <= known.keys() and given["--reason"] in known["--reason"].type.choices
+    assert 0 < int(given["--deadline-remaining-seconds"]) < 120
 
 
 def test_down_ends_every_machine(life: Life) -> None:
