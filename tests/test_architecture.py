@@ -194,6 +194,8 @@ def test_every_foreign_library_has_its_owners(library: str) -> None:
 @pytest.mark.parametrize(
     ("module", "never"),
     [
+        ("aae_ray.search.events", ("torch", "ray", "mlflow")),
+        ("aae_ray.reporting.status_view", ("torch", "ray", "mlflow")),
         ("aae_ray.settings", ("torch", "ray", "mlflow", "optuna")),
         ("aae_ray.autoencoder.model", ("ray", "mlflow", "optuna", "matplotlib", "sklearn")),
         ("aae_ray.training.loop", ("ray", "mlflow", "optuna", "matplotlib", "sklearn", "pyarrow")),

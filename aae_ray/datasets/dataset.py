@@ -104,6 +104,16 @@ class Dataset:
         return rows[:0] if self.labels_N is None else rows[np.asarray(self.labels_N)[rows] != UNKNOWN]
 
 
+def split_digest(dataset: Dataset) -> str:
+    """What tells a split from others of the same images: a digest of the indices of its parts, wherever they come from,
+    a column, names of files or a draw."""
+    digest = hashlib.sha256()
+    for rows in (dataset.train, dataset.val, dataset.test):
+        digest.update(f"{len(rows)} ".encode())
+        digest.update(rows.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
 def class_names(dataset: Dataset) -> tuple[str, ...]:
     """The names of the classes in their order: as the source has them, else their numbers; none without labels."""
     return dataset.class_names or tuple(map(str, range(dataset.classes or 0)))

@@ -1,12 +1,11 @@
 """What is measured of data and priors alone: taken once by a process, for all the models that it measures."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 from aae_ray.autoencoder.priors import Prior
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.dataset import Dataset, split_digest
 
 T = TypeVar("T")
 
@@ -32,16 +31,6 @@ class Constants:
         self._values.move_to_end(key)
         value: T = self._values[key]
         return value
-
-
-def split_digest(dataset: Dataset) -> str:
-    """What tells a split from others of the same images: a digest of the indices of its parts, wherever they come from,
-    a column, names of files or a draw."""
-    digest = hashlib.sha256()
-    for rows in (dataset.train, dataset.val, dataset.test):
-        digest.update(f"{len(rows)} ".encode())
-        digest.update(rows.astype("<i8").tobytes())
-    return digest.hexdigest()[:16]
 
 
 def data_key(dataset: Dataset) -> Hashable:

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from aae_ray.datasets.contents import contents_of
-from aae_ray.datasets.dataset import Dataset
-from aae_ray.evaluation.constants import split_digest
+from aae_ray.datasets.dataset import Dataset, split_digest
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
 
 SCHEMA = 4  # raised when an older program could misread a journal

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from aae_ray.autoencoder.published import Decoder, Encoder, Published
-from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.datasets.dataset import Dataset, load, split_digest
 from aae_ray.datasets.images import given_examples
 from aae_ray.errors import UserError
-from aae_ray.evaluation.constants import Constants, split_digest
+from aae_ray.evaluation.constants import Constants
 from aae_ray.reporting import plots
 from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.console import console_for

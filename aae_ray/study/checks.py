@@ -17,10 +17,9 @@ from typing import Any
 
 from aae_ray.autoencoder.model import weight_bytes
 from aae_ray.autoencoder.phases import TASKS, Task
-from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.datasets.dataset import Dataset, load, split_digest
 from aae_ray.datasets.labels import check
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
-from aae_ray.evaluation.constants import split_digest
 from aae_ray.evaluation.diagnostics import diagnose
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import JUDGED, measured

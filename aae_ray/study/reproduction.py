@@ -10,9 +10,8 @@ from dataclasses import replace as changed
 from rich.console import Console
 from rich.table import Table
 
-from aae_ray.datasets.dataset import load
+from aae_ray.datasets.dataset import load, split_digest
 from aae_ray.errors import SettingsError, UserError
-from aae_ray.evaluation.constants import split_digest
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.execution.capacity import check_resources
 from aae_ray.reading import Entry, build

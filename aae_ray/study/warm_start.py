@@ -5,9 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.dataset import Dataset, split_digest
 from aae_ray.errors import UserError
-from aae_ray.evaluation.constants import split_digest
 from aae_ray.search import events
 from aae_ray.search.journal import first_event
 from aae_ray.search.outcomes import State

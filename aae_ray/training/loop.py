@@ -19,11 +19,11 @@ from aae_ray.autoencoder.kinds import ExampleKind
 from aae_ray.autoencoder.model import build_model, weight_bytes
 from aae_ray.autoencoder.networks import BatchNorm
 from aae_ray.autoencoder.phases import Phase, phases_of
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.dataset import Dataset, split_digest
 from aae_ray.datasets.images import Images
 from aae_ray.datasets.labels import check, known_shares
 from aae_ray.errors import UserError
-from aae_ray.evaluation.constants import Constants, split_digest
+from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import HeldOutMetrics
 from aae_ray.evaluation.judge import Judge
 from aae_ray.settings import RunSettings, epoch_at, flatten, setting

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from aae_ray.autoencoder.published import draw_codes
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.dataset import Dataset, split_digest
 from aae_ray.errors import UserError
-from aae_ray.evaluation.constants import split_digest
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.search.contract import Report, Suggestion
 from aae_ray.search.space import Plan

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.dataset import Dataset, split_digest
 from aae_ray.errors import UserError
-from aae_ray.evaluation.constants import split_digest
 from aae_ray.reporting.report import StudyReport
 from aae_ray.search import events
 from aae_ray.search.ledger import Ledger

@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.datasets.dataset import Dataset, load, split_digest
 from aae_ray.errors import UserError
-from aae_ray.evaluation.constants import split_digest
 from aae_ray.search import events
 from aae_ray.search.contract import Report
 from aae_ray.settings import Settings, replace

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.dataset import Dataset, split_digest
 from aae_ray.errors import UserError
-from aae_ray.evaluation.constants import split_digest
 from aae_ray.search.journal import JOURNAL
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, replace
