@@ -27,6 +27,14 @@ from tests.cluster.laptop import (
     readme_commands,
 )
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A cluster's whole life takes minutes."""
+    for item in items:
+        if "life" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 NEEDED_MOTO = Version("5.2.5")  # older ones break multipart uploads
 
 

@@ -122,7 +122,7 @@ def assert_equal(a: Any, b: Any, path: str = "state") -> None:
         assert a == b, path
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_warm_gang_gives_what_a_fresh_one_gives(
     ray_session: None, own_niceness: None, small_run: Settings, tmp_path: Path, workers: int
 ) -> None:
@@ -209,6 +209,7 @@ def work_of_one_rank_fails(config: dict[str, Any]) -> None:
     worker.work(config)
 
 
+@pytest.mark.slow
 def test_a_failure_of_one_rank_leaves_the_ranks_in_step(
     ray_session: None, small_run: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,6 +223,7 @@ def test_a_killed_process_costs_no_trial(
     assert optuna_states(tmp_path) == ["COMPLETE", "COMPLETE"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
 def test_ctrl_c_before_any_trial_has_ended_stops_in_order(tmp_path: Path, environment: dict[str, str]) -> None:
     study = start(tmp_path, environment, *LONG, "study.budget.trials=9", "train.epochs=100000")
@@ -249,6 +250,7 @@ def test_ctrl_c_keeps_what_finished_before(tmp_path: Path, environment: dict[str
     assert set(optuna_states(tmp_path)) == {"COMPLETE", "PRUNED"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
 def test_ctrl_c_after_the_last_trial_still_ends_with_a_report(tmp_path: Path, environment: dict[str, str]) -> None:
     study = start(tmp_path, environment, *LONG, "study.budget.trials=1", "train.epochs=4")
@@ -259,6 +261,7 @@ def test_ctrl_c_after_the_last_trial_still_ends_with_a_report(tmp_path: Path, en
     assert (parent.info.status, child.info.status) == ("KILLED", "FINISHED")
 
 
+@pytest.mark.slow
 def test_train_with_two_workers_makes_the_same_records(tmp_path: Path, environment: dict[str, str]) -> None:
     told = ("train.epochs=4", "model.hidden=32-16", "--workers", "2", "--verbose")
     done = run(tmp_path, environment, "train", *told)
