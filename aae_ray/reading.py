@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 from aae_ray import spellings
 from aae_ray.errors import Kind, Problem, SettingsError, unknown_key
 from aae_ray.secrets import redact
-from aae_ray.settings import BrokenRules, Settings, dotted_fields
+from aae_ray.settings import Settings, dotted_fields
+from aae_ray.settings.rules import BrokenRules
 from aae_ray.yaml_text import Entry as Entry
 from aae_ray.yaml_text import Refused, cut, read_entries, read_value
 

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from aae_ray.errors import Kind, Problem, SettingsError
 from aae_ray.reading import Entry, build, find_problems, nest, read_overrides, read_yaml
 from aae_ray.search.space import read_plan
-from aae_ray.settings import RULES, Rule, Settings, dotted_fields, flatten, replace, setting
+from aae_ray.settings import Settings, dotted_fields, flatten, replace, setting
+from aae_ray.settings.rules import RULES, Rule
 
 
 def complaints(*overrides: str) -> list[str]:
@@ -313,7 +314,7 @@ def test_the_wording_of_a_rule_decides_nothing(monkeypatch: pytest.MonkeyPatch) 
 
     before = decisions()
     text = "train.batch_size is not a setting, model.prior: is a section, got data.name"
-    monkeypatch.setattr("aae_ray.settings.RULES", tuple(dataclasses.replace(rule, text=text) for rule in RULES))
+    monkeypatch.setattr("aae_ray.settings.rules.RULES", tuple(dataclasses.replace(rule, text=text) for rule in RULES))
     assert decisions() == before and [kind for _, kind, _ in before].count(Kind.RULE) == 4
 
 

@@ -25,7 +25,8 @@ from aae_ray.datasets.parts import part_of_word
 from aae_ray.datasets.pictures import format_of
 from aae_ray.datasets.pixels import BLOCK_BYTES, PixelFault, Scale, arrange_block
 from aae_ray.errors import UserError, did_you_mean
-from aae_ray.settings import MAX_SIDE, Data
+from aae_ray.settings import Data
+from aae_ray.settings.values import MAX_SIDE
 
 if TYPE_CHECKING:
     import pyarrow as pa

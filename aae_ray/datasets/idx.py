@@ -20,7 +20,8 @@ from aae_ray.datasets.image_stream import TEST, TRAIN, ImageStream, Origin, size
 from aae_ray.datasets.packed import open_unpacked
 from aae_ray.datasets.pixels import PixelFault, Scale, arrange_block
 from aae_ray.errors import UserError
-from aae_ray.settings import MAX_SIDE, Data
+from aae_ray.settings import Data
+from aae_ray.settings.values import MAX_SIDE
 
 _BLOCK_BYTES = 1 << 24
 _DAMAGED = ((EOFError, zlib.error, gzip.BadGzipFile), "is damaged")

@@ -17,6 +17,7 @@ from optuna.distributions import CategoricalDistribution
 from aae_ray import settings
 from aae_ray.search.distributions import Space, inside
 from aae_ray.search.objectives import Point, Ranks
+from aae_ray.settings.sections import CHANGES_UNDER_WAY
 
 
 class Next(NamedTuple):
@@ -56,7 +57,7 @@ def mutable(space: Space) -> list[str]:
     return [
         name
         for name, distribution in space.items()
-        if name in settings.CHANGES_UNDER_WAY and not isinstance(distribution, CategoricalDistribution)
+        if name in CHANGES_UNDER_WAY and not isinstance(distribution, CategoricalDistribution)
     ]
 
 

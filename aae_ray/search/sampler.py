@@ -38,6 +38,7 @@ from aae_ray.search.outcomes import State
 from aae_ray.search.points import LARGEST_GRID, fits, points, space_size
 from aae_ray.search.ranking import UNDER_WAY, Standing, ranked, result, result_of
 from aae_ray.search.space import Plan
+from aae_ray.settings.rules import largest_population
 
 COPY = "optuna_journal.log"  # for Optuna's own tools, in the study's folder
 FIXED = "fixed_params"  # how Optuna remembers a start point
@@ -212,7 +213,7 @@ def good_trials(gamma: float, ended: int) -> int:
 
 def population_size(study: settings.StudySettings) -> int:
     """The population of nsga2."""
-    largest = settings.largest_population(study.budget.trials)
+    largest = largest_population(study.budget.trials)
     return study.sampler.population_size or min(largest, USUAL_POPULATION)
 
 

@@ -59,7 +59,8 @@ from aae_ray.search.points import LARGEST_GRID, space_size
 from aae_ray.search.population import mutable
 from aae_ray.search.pruner import PRUNERS, rungs
 from aae_ray.secrets import without_userinfo
-from aae_ray.settings import RULES, WITHOUT_CONDITIONS, Sampler, Settings, dotted_fields, setting
+from aae_ray.settings import Sampler, Settings, dotted_fields, setting
+from aae_ray.settings.rules import RULES, WITHOUT_CONDITIONS
 from aae_ray.spellings import folded
 
 _INSTALLED = Path(__file__).parents[1] / "search_spaces"

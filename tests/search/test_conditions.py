@@ -18,7 +18,7 @@ from aae_ray.search.distributions import Space
 from aae_ray.search.points import fits, points, space_size
 from aae_ray.search.sampler import SAMPLERS, Sampler, optuna_study
 from aae_ray.search.space import Plan, plan_from, read_plan, record_plan
-from aae_ray.settings import WITHOUT_CONDITIONS
+from aae_ray.settings.rules import WITHOUT_CONDITIONS
 from aae_ray.study.checks import changed_settings
 from tests.search.histories import History
 from tests.search.test_conductor import begin, plan_of, resume, run

@@ -36,7 +36,8 @@ from aae_ray.search.sampler import (
 )
 from aae_ray.search.sampler import History as OptunaHistory
 from aae_ray.search.space import Plan
-from aae_ray.settings import SAMPLER_SETTINGS, dotted_fields
+from aae_ray.settings import dotted_fields
+from aae_ray.settings.rules import SAMPLER_SETTINGS
 from tests.search.histories import JSD, MSE, History
 from tests.search.test_conductor import SPACE, begin, interval, plan_of, resume, run
 

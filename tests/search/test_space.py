@@ -12,7 +12,8 @@ from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search.distributions import Space, options
 from aae_ray.search.points import space_size
 from aae_ray.search.space import SHIPPED, Plan, read_plan, study_file
-from aae_ray.settings import RULES, dotted_fields, replace, setting
+from aae_ray.settings import dotted_fields, replace, setting
+from aae_ray.settings.rules import RULES
 
 SEARCH_SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 
@@ -516,7 +517,7 @@ def test_the_wording_of_rules_decides_nothing(file: Path, monkeypatch: pytest.Mo
 
     before = decisions()
     text = "train.batch_size is not a setting, model.prior: is a section, got task"
-    monkeypatch.setattr("aae_ray.settings.RULES", tuple(dataclasses.replace(rule, text=text) for rule in RULES))
+    monkeypatch.setattr("aae_ray.settings.rules.RULES", tuple(dataclasses.replace(rule, text=text) for rule in RULES))
     assert decisions() == before and [kind for _, kind, _ in before].count(Kind.RULE) == 5
 
 
