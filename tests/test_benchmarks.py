@@ -133,6 +133,7 @@ def test_the_parts_of_a_trial_add_up_to_its_cycle() -> None:
     assert overhead.overhead(block) == 12
 
 
+@pytest.mark.slow
 def test_step_writes_its_keys(tmp_path: Path) -> None:
     flags = {"--images": "200", "--rounds": "2", "--seconds": "0.01", "--calibration-seconds": "0.2"}
     printed, found = run("step", "--networks", "8", "12-8", *chain(*flags.items()), folder=tmp_path)
@@ -179,6 +180,7 @@ def test_overhead_writes_its_keys(tmp_path: Path) -> None:
     assert found["ratio_documented"]["median"] > 1
 
 
+@pytest.mark.slow
 def test_scale_writes_its_keys(tmp_path: Path) -> None:
     printed, found = run("scale", "--trials", "20", "40", "--real-trials", "0", folder=tmp_path)
     assert "growth" in printed and found["sampler"] == "random"
@@ -204,3 +206,12 @@ def test_start_writes_its_keys(tmp_path: Path) -> None:
         assert 0 < seconds["first_epoch"]["median"] < seconds["end"]["median"], arm
     ours, bare = (found["seconds"][arm]["first_epoch"]["median"] for arm in ("ours", "bare"))
     assert found["ratio_bare"]["median"] == pytest.approx(ours / bare)
+
+
+@pytest.mark.slow
+def test_nodes_writes_its_keys(tmp_path: Path) -> None:
+    printed, found = run("nodes", "--nodes", "2", "--trials-per-node", "3", folder=tmp_path)
+    assert "gcs_server_cpu_seconds_per_trial" in printed
+    few, many = found["rows"]
+    assert few["trials"] == 2 and many["trials"] == 6 and many["gangs_at_once"] == 2
+    assert many["reports"] >= 6 and many["driver_cpu_seconds"] > 0 and many["gcs_server_memory_mb"] > 0

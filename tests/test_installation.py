@@ -36,6 +36,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_studies_that_ship_are_found_in_an_installed_package(
     installed: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -306,6 +306,7 @@ def run_main(*arguments: str) -> None:
         search.main()
 
 
+@pytest.mark.slow
 def test_a_replay_is_a_function_of_its_seed(surrogate: Surrogate) -> None:
     for name in (*RIVALS, "ours", "random+asha"):
         pair = search.pair_of(name)
@@ -370,6 +371,7 @@ def test_a_curve_that_health_ended_ends_the_trial(table: Table) -> None:
     assert not simulation.steps
 
 
+@pytest.mark.slow
 def test_no_pair_is_ended_by_trials_that_diverge(table: Table) -> None:
     ill = tuple(with_fields(cut(curve, 4), stop_reason=Reason.DIVERGED) for curve in table.curves[1:])
     simulation = Simulation(Surrogate(with_fields(table, curves=(*ill, table.curves[0]))), RIVALS["random"], 0, 0, 90)
@@ -377,6 +379,7 @@ def test_no_pair_is_ended_by_trials_that_diverge(table: Table) -> None:
     assert simulation.spent >= 90 and simulation.conductor.ledger.end is None
 
 
+@pytest.mark.slow
 def test_luck_is_seen_by_the_search_and_not_counted(table: Table) -> None:
     worse = ({**curve.metrics, MSE: 1.2 * curve.metrics[MSE]} for curve in table.curves)
     second = [with_fields(curve, seed=1, metrics=seen) for curve, seen in zip(table.curves, worse, strict=True)]
@@ -403,6 +406,7 @@ def test_a_pair_that_does_not_exist_is_told(surrogate: Surrogate, name: str, wro
         replay(surrogate, search.pair_of(name), 0, EPOCHS, EPOCHS)
 
 
+@pytest.mark.slow
 def test_replays_write_their_keys(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, written = tmp_path / "table.parquet", tmp_path / "replay.json"
     run_main("table", str(folder), "--file", str(file))

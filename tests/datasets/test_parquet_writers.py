@@ -257,6 +257,7 @@ LISTS = st.sampled_from([pa.list_, pa.large_list, pa.list_view, lambda kind: kin
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(kind=pa.bool_(), shape=(2, 1, 4), make_list=pa.list_, low=0, high=9, seed=3)  # opaque everywhere
+@example(kind=pa.bool_(), shape=(4, 1, 2), make_list=pa.list_, low=0, high=4, seed=1)  # the same, channels first
 @given(
     kind=KINDS, shape=SHAPES, make_list=LISTS, low=st.integers(-2, 0), high=st.integers(1, 300), seed=st.integers(0, 9)
 )
@@ -281,12 +282,9 @@ def test_what_is_read_is_what_was_written_or_it_is_refused(
     stored = np.array(array.to_pylist(), float)
     bytes_N = stored if pa.types.is_integer(kind) else 255 * stored
     assert bytes_N.min() >= 0 and bytes_N.max() <= 255.0001
-    channels_last = len(shape) == 3 and shape[0] not in (1, 3)
+    channels_last = len(shape) == 3 and shape[0] not in (1, 3) and shape[-1] in (1, 3, 4)
     expected = np.moveaxis(bytes_N, -1, 1) if channels_last else bytes_N
-    if channels_last and shape[-1] in (
-        2,
-        4,
-    ):  # the last one says how opaque a pixel is, and what shows through is refused
+    if len(shape) == 3 and expected.shape[1] == 4:  # the last one says how opaque a pixel is; what shows is refused
         assert np.rint(expected[:, -1]).min() == 255
         expected = expected[:, :-1]
     assert np.array_equal(images_NCHW, np.rint(expected).reshape(images_NCHW.shape))

@@ -155,6 +155,7 @@ def test_it_is_told_in_words() -> None:
     assert machine_hours({}) == ""
 
 
+@pytest.mark.slow
 def test_a_ray_itself_tells_its_machines_and_takes_the_request(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A node with the label, one worker that has it and one that waits; and what the autoscaler of today, which
     `ray up` starts, then reads. What it would launch for that is in tests/cluster/test_gpu_yaml.py."""

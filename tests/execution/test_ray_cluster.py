@@ -159,6 +159,7 @@ print(os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_local_ray_listens_on_the_loopback_interface_alone() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from aae_ray.search.gauges import GAUGES
 
 TELL = """
@@ -36,6 +38,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_ray_exports_every_gauge_with_its_labels() -> None:
     environment = {**os.environ, "RAY_metrics_report_interval_ms": "1000"}
     environment.pop("RAY_ADDRESS", None)

@@ -215,6 +215,7 @@ def test_memory_is_known_here() -> None:
     assert 10_000_000 < checks.memory_available() < 1e14
 
 
+@pytest.mark.slow
 def test_commands_work_under_a_strict_umask_and_in_ascii(tmp_path: Path, environment: dict[str, str]) -> None:
     plain = {key: value for key, value in environment.items() if value} | {"LANG": "C", "PYTHONIOENCODING": "ascii"}
     for asked in (command("tune", "--dry-run", f"data.cache={tmp_path}/cache"), command("status")):

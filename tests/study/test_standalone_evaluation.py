@@ -80,6 +80,7 @@ def test_a_checkpoint_is_named_after_its_study_and_trial(tmp_path: Path, monkeyp
     assert checkpoint_name(tmp_path) == tmp_path.name
 
 
+@pytest.mark.slow
 def test_other_data_are_refused_unless_asked_for(saved: Path, tmp_path: Path, digits: Dataset, cache: Path) -> None:
     assert digits.labels_N is not None
     own = write_idx(tmp_path / "own", 255 - digits.images_NCHW[:, 0], np.asarray(digits.labels_N))

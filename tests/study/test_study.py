@@ -273,6 +273,7 @@ def test_train_with_two_workers_makes_the_same_records(tmp_path: Path, environme
     assert child.data.params["model.hidden"] == "32-16" and parent.data.params["study.workers_per_trial"] == "2"
 
 
+@pytest.mark.slow
 def test_more_workers_than_the_machine_holds_are_refused_before_the_study_starts(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -442,6 +442,7 @@ def test_a_damaged_note_costs_nothing(content: str, database: str, tmp_path: Pat
     check_study(database)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_full_is_told_and_waited_for(database: str, tmp_path: Path) -> None:
     from sqlalchemy import event
     from sqlalchemy.engine import Engine

@@ -398,10 +398,10 @@ def averaged(training: Training) -> dict[str, torch.Tensor]:
     return flat(training.average.state_dict()["networks"]) if training.average else {}
 
 
-def _worker(rank: int, workers: int, folder: str, runs: list[Settings]) -> None:
+def _worker(rank: int, workers: int, folder: str, runs: dict[int, Settings]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
-    for index, settings in enumerate(runs):
+    for index, settings in runs.items():
         training = Training(
             settings,
             load(settings.data),
@@ -423,20 +423,32 @@ def _worker(rank: int, workers: int, folder: str, runs: list[Settings]) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared_out(small_run: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Settings], Path]:
-    """Every variant trained by one pair of workers, one after the other."""
+def shared_out(
+    request: pytest.FixtureRequest, small_run: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[int, Settings], Path]:
+    """Every variant that a test asks for, trained by one pair of workers, one after the other."""
+    functions = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    asked: set[Any] = {each.callspec.params["index"] for each in functions if "shared_out" in each.fixturenames}
     # 1,079 images in batches of 99: slices of unequal size, and a short last batch.
     sizes = {"train.epochs": 2, "train.batch_size": 99}
     rule = {"optim.algorithm": "sgd", "optim.reconstruction_momentum": 0.5}
-    runs = [replace(small_run, values | sizes | rule) for values in VARIANTS]
+    runs = {index: replace(small_run, VARIANTS[index] | sizes | rule) for index in sorted(asked)}
     folder = tmp_path_factory.mktemp("workers")
     spawn(_worker, args=(2, str(folder), runs), nprocs=2)
     return runs, folder
 
 
-@pytest.mark.parametrize("index", range(len(VARIANTS)), ids=IDS)
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(
+            index, id=name, marks=() if name.endswith(("universal", "stable", "vae-gaussian")) else pytest.mark.slow
+        )
+        for index, name in enumerate(IDS)
+    ],
+)
 def test_two_workers_equal_one_and_agree_exactly(
-    index: int, shared_out: tuple[list[Settings], Path], digits: Dataset
+    index: int, shared_out: tuple[dict[int, Settings], Path], digits: Dataset
 ) -> None:
     runs, folder = shared_out
     first, second = (torch.load(folder / f"{index}-{rank}.pt") for rank in range(2))

@@ -49,13 +49,20 @@ GOALS: list[tuple[str, dict[str, Any], str, float]] = [
     ("reduction", NOISY | {"model.clusters": 16, "model.latent_dim": 2}, "val/classification_error", 0.6),
     ("semi_supervised_reduction", NOISY | {"data.labels": 50, "model.latent_dim": 2}, "val/classification_error", 0.4),
 ]
+LONG = ("label_informed", "reduction", "semi_supervised_reduction")  # their losses are those of others, put together
 
 
 def test_every_task_has_a_goal() -> None:
     assert {task for task, *_ in GOALS} == set(TASKS)
 
 
-@pytest.mark.parametrize(("task", "values", "metric", "goal"), GOALS, ids=[f"{g[0]}-{i}" for i, g in enumerate(GOALS)])
+@pytest.mark.parametrize(
+    ("task", "values", "metric", "goal"),
+    [
+        pytest.param(*goal, id=f"{goal[0]}-{index}", marks=pytest.mark.slow if goal[0] in LONG else ())
+        for index, goal in enumerate(GOALS)
+    ],
+)
 def test_a_task_beats_the_trivial_answer(
     task: str, values: dict[str, Any], metric: str, goal: float, small_run: Settings, digits: Dataset
 ) -> None:
@@ -75,6 +82,7 @@ def test_a_task_beats_the_trivial_answer(
     assert set(sheets) == {*FIGURES, *([STYLE_SHEET] if training.model.classes else [])}
 
 
+@pytest.mark.slow
 def test_label_information_needs_its_labels(small_run: Settings, digits: Dataset) -> None:
     """The very run that keeps three codes of five in their label's part, with one label of each class and no more."""
     values = SHARED | INFORMED | {"task": "label_informed", "model.prior": "mixture", "data.labels": 10}

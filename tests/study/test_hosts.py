@@ -1,0 +1,127 @@
+"""Hosts as they are: a study begins and ends on each of them, or a sentence says what to do.
+
+A host is made of namespaces of Linux, which take root: a name that means nothing, no IPv6, little shared memory.
+"""
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.study.commands import command
+from tests.study.test_study import optuna_states
+
+pytestmark = [pytest.mark.slow]
+
+DEAD = "http://127.0.0.1:9"  # where nobody listens
+TINY = ("study.budget.trials=2", "train.epochs=2", "health.stop=false")
+GANG = (*TINY, "study.workers_per_trial=2", "study.concurrent_trials=1")
+
+
+def host(folder: Path, set_up: str, *unshared: str) -> list[str]:
+    """What runs a command on a host of its own, which these shell commands set up. Skips where none can be made."""
+    unshare = ["unshare", "--fork", *(f"--{each}" for each in unshared)]
+    if subprocess.run([*unshare, "sh", "-c", set_up], cwd=folder, capture_output=True).returncode:
+        pytest.skip(f"needs namespaces of Linux ({', '.join(unshared)}), which this user cannot have")
+    return [*unshare, "sh", "-c", f'{set_up} && exec "$@"', "sh"]
+
+
+def ended_well(folder: Path, done: "subprocess.CompletedProcess[str]") -> None:
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "aae-digits-decoder version 1, champion" in done.stdout and not done.stderr, done.stderr
+    assert optuna_states(folder) == ["COMPLETE", "COMPLETE"]
+
+
+def study_on(
+    before: list[str], folder: Path, environment: dict[str, str], settings: tuple[str, ...] = TINY, **more: str
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*before, *command("tune", *settings)],
+        cwd=folder,
+        env={**environment, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db", **more},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+HOSTS = {
+    "a name of no address": ("hostname no-such-host-anywhere", ("uts",)),
+    "the name of a loopback address": (  # Debian's habit
+        "hostname laptop && printf '127.0.0.1 localhost\\n127.0.1.1 laptop\\n' > hosts "
+        "&& mount --bind hosts /etc/hosts",
+        ("uts", "mount"),
+    ),
+    "no network and no IPv6": ("sysctl -q -w net.ipv6.conf.all.disable_ipv6=1; ip link set lo up", ("net",)),
+}
+
+
+@pytest.mark.parametrize("settings", [TINY, GANG], ids=["gangs of one", "a gang of two"])
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_study_runs_whatever_the_host_is_called(
+    name: str, settings: tuple[str, ...], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    set_up, unshared = HOSTS[name]
+    ended_well(tmp_path, study_on(host(tmp_path, set_up, *unshared), tmp_path, environment, settings))
+
+
+def test_a_proxy_that_does_not_answer_is_not_asked_for_what_is_here(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "grpc_proxy"), DEAD)
+    ended_well(tmp_path, study_on([], tmp_path, environment | proxies))
+
+
+@pytest.fixture
+def pids_limit() -> Iterator[str]:
+    """The shell command that puts its shell under a limit of 400 processes and threads, as a container has one."""
+    groups = Path("/sys/fs/cgroup/pids")
+    group = groups / f"aae-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "pids.max").write_text("400")
+    except OSError:
+        pytest.skip("needs the right to make a control group for processes")
+    yield f"echo $$ > {shlex.quote(str(group))}/cgroup.procs"
+    deadline = time.monotonic() + 60
+    while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    group.rmdir()
+
+
+def test_a_container_that_may_have_few_processes(tmp_path: Path, environment: dict[str, str], pids_limit: str) -> None:
+    """It runs, or ends within the deadline of a start with a sentence; never for ever, never with a traceback."""
+    began = time.monotonic()
+    done = study_on(["sh", "-c", f'{pids_limit} && exec "$@"', "sh"], tmp_path, environment)
+    assert time.monotonic() - began < 240 and "Traceback" not in done.stdout + done.stderr, done.stderr
+    if done.returncode == 0:
+        ended_well(tmp_path, done)
+    else:
+        assert done.returncode in (1, 2) and "Ray" in done.stderr, (done.returncode, done.stdout, done.stderr)
+
+
+def test_the_temporary_folder_of_another_user_s_ray(tmp_path: Path, environment: dict[str, str]) -> None:
+    """What somebody else left in /tmp/ray is not ours to write to: here by a user who is not root."""
+    set_up = "mount -t tmpfs none /tmp/ray && chmod 755 /tmp/ray"
+    before = host(tmp_path, f"mkdir -p /tmp/ray && {set_up}", "mount")
+    folder = tmp_path / "home"
+    folder.mkdir()
+    os.chmod(tmp_path, 0o755)
+    os.chown(folder, 65534, 65534)
+    readable = [parent for parent in folder.parents if not parent.stat().st_mode & 0o001]
+    if readable or subprocess.run(["setpriv", "--reuid=65534", "--clear-groups", *command("status")], cwd=folder,
+                                  env=environment, capture_output=True).returncode:  # fmt: skip
+        pytest.skip("another user cannot read the packages, or this folder")
+    done = study_on(
+        [*before, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"],
+        folder, environment, HOME=str(folder),
+    )  # fmt: skip
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    if done.returncode:
+        assert done.returncode == 2 and "/tmp/ray" in done.stderr, done.stderr
+    else:
+        ended_well(folder, done)
