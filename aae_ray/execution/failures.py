@@ -26,7 +26,8 @@ LOG_BYTES = 20_000
 TYPES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], FailureClass], ...] = (
     ((torch.OutOfMemoryError, MemoryError, ray_errors.OutOfMemoryError), FailureClass.OUT_OF_MEMORY),
     (UserError, FailureClass.BAD_DATA),
-    ((PreemptionError, ray_errors.NodeDiedError), FailureClass.PREEMPTED),
+    # Of an actor's end its node tells at once, and Ray waits a second for that: an unavailable one's node is gone.
+    ((PreemptionError, ray_errors.NodeDiedError, ray_errors.ActorUnavailableError), FailureClass.PREEMPTED),
     (
         (
             train_errors.WorkerGroupStartupTimeoutError,

@@ -49,6 +49,7 @@ def died(text: str = "The actor died unexpectedly before finishing this task.", 
         (errors.WorkerCrashedError(), FailureClass.LOST_WORKER),
         (errors.NodeDiedError("Node died"), FailureClass.PREEMPTED),  # no notice was given
         (died("The actor died because its node has died. Node Id: 0ab"), FailureClass.PREEMPTED),
+        (errors.ActorUnavailableError("RpcError: Socket closed", b"0" * 16), FailureClass.PREEMPTED),
         (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4711"), FailureClass.LOST_WORKER),
         (died(preempted=True), FailureClass.PREEMPTED),
         (errors.NodeDiedError("the node was preempted"), FailureClass.PREEMPTED),

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc"),
 ]
 
-EPOCHS = 400
+EPOCHS = 800
 
 
 @pytest.fixture
@@ -89,7 +89,8 @@ def test_a_study_grows_with_its_cluster_and_outlives_a_node_that_is_lost_without
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     wait_for(lambda: nodes_of(cluster) == 2)
     joined = environment | {"RAY_ADDRESS": cluster.address}
-    study = start(tmp_path, joined, *SMALL, "study.budget.trials=2", f"train.epochs={EPOCHS}")
+    as_many_as_fit = ("study.budget.trials=2", "study.concurrent_trials=null", f"train.epochs={EPOCHS}")
+    study = start(tmp_path, joined, *SMALL, *as_many_as_fit)
     log = tmp_path / "out.txt"
     wait_for(lambda: trains(tmp_path))
     (first,) = processes(tmp_path, "Trainable")
