@@ -22,7 +22,7 @@ SHORT = (
 )
 
 JOURNAL = """
-
+import json
 from pyarrow.fs import FileSelector, FileSystem
 system, root = FileSystem.from_uri({uri!r})
 found = system.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
@@ -31,7 +31,7 @@ text = b"".join(system.open_input_stream(name).read() for name in names)
 print(json.dumps([json.loads(line) for line in text.decode().splitlines()]))
 """
 RUNS = """
-
+import json
 from mlflow import MlflowClient
 client = MlflowClient()
 experiment = client.get_experiment_by_name("aae/digits")
