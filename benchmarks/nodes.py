@@ -10,9 +10,7 @@ machines.
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,12 +22,10 @@ if not __package__:  # run as a file: the package is found from the root, by Ray
     os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
 
 from ray.cluster_utils import Cluster
-from rich.console import Console
 
 from aae_ray.search import events
 from aae_ray.search.journal import read_events
-from aae_ray.search.space import read_plan
-from aae_ray.study.study import start_study
+from benchmarks.scale import driven, study_of
 
 OBJECT_STORE_BYTES = 80_000_000  # of a node
 TRIALS_PER_NODE = 6
@@ -42,7 +38,6 @@ STUDY = (
     "study.constraints=[]",
     "study.finalists=best",
     "health.stop=false",
-    "study.budget.wall_clock=2h",
 )
 
 
@@ -74,17 +69,11 @@ def cluster_of(nodes: int) -> Iterator[Cluster]:
 def measure(nodes: int, trials: int) -> dict[str, float]:
     """A study of so many trials on so many nodes."""
     began = time.perf_counter()
-    with cluster_of(nodes) as cluster, tempfile.TemporaryDirectory() as folder:
+    with cluster_of(nodes) as cluster:
         up = time.perf_counter() - began
         head = {name: cluster.head_node.all_processes[name][0].process.pid for name in ("gcs_server", "raylet")}
         before = {name: cpu_seconds(pid) for name, pid in head.items()}
-        done = subprocess.run(
-            [sys.executable, __file__, "--driver", str(trials)],
-            cwd=folder, env={**os.environ, "RAY_ADDRESS": cluster.address}, capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode:
-            raise SystemExit(f"the study ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-        driver = json.loads(done.stdout.splitlines()[-1])
+        driver = driven(__file__, trials, RAY_ADDRESS=cluster.address)
         result = {"nodes": nodes, "trials": trials, "seconds_to_bring_up": up, **driver}
         for name, pid in head.items():
             result[f"{name}_cpu_seconds"] = cpu_seconds(pid) - before[name]
@@ -94,18 +83,13 @@ def measure(nodes: int, trials: int) -> dict[str, float]:
 
 def drive(trials: int) -> None:
     """Run a study in this process, on the cluster at RAY_ADDRESS, and print what it took."""
-    plan = read_plan(
-        str(Path(__file__).parents[1] / "search_spaces" / "digits.yaml"), [*STUDY, f"study.budget.trials={trials}"]
-    )
-    with open(os.devnull, "w") as nowhere:
-        report = start_study(plan, Console(file=nowhere, force_terminal=True, width=120))
-    assert report.ledger.ended == trials, report.ledger.reasons
+    ledger = study_of(trials, STUDY)
     (journal,) = Path("runs").glob("*/journal.jsonl")
     told = [event for event in read_events(journal.parent) if isinstance(event, events.Reported)]
     print(json.dumps({
         "driver_cpu_seconds": time.process_time(),
         "driver_memory_mb": memory_mb(os.getpid()),
-        "gangs_at_once": report.ledger.most_running,
+        "gangs_at_once": ledger.most_running,
         "reports": len(told),
         "search_seconds": told[-1].time - told[0].time,
     }))  # fmt: skip

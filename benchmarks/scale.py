@@ -138,27 +138,33 @@ def _execute(conductor: Conductor, plan: Plan) -> None:
             running.append((suggestion, level + 1))
 
 
-def real(trials: int) -> dict[str, float]:
-    """CPU seconds of the driver for a study of so many trials, with real Ray and MLflow, in a process of its own."""
+def driven(program: str, trials: int, **environment: str) -> dict[str, float]:
+    """What a program prints that runs a study of so many trials in a process, and a folder, of its own."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, __file__, "--driver", str(trials)], cwd=folder, capture_output=True, text=True, check=False
-        )
+            [sys.executable, program, "--driver", str(trials)],
+            cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
         if done.returncode:
             raise SystemExit(f"the study ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def study_of(trials: int, settings: Sequence[str]) -> Ledger:
+    """Run a study of the digits in this process, with all that a user's has but a terminal that is seen."""
+    plan = read_plan(str(Path(__file__).parents[1] / "search_spaces" / "digits.yaml"), [
+        *settings, f"study.budget.trials={trials}", "study.budget.wall_clock=2h",
+    ])  # fmt: skip
+    with open(os.devnull, "w") as nowhere:
+        ledger = start_study(plan, Console(file=nowhere, force_terminal=True, width=120)).ledger
+    assert ledger.ended == trials, ledger.reasons
+    return ledger
+
+
 def drive(trials: int) -> None:
     """Run a study in this process and print what it took."""
     began = time.perf_counter()
-    plan = read_plan(str(Path(__file__).parents[1] / "search_spaces" / "digits.yaml"), [
-        *REAL, f"study.budget.trials={trials}", "study.budget.wall_clock=2h",
-    ])  # fmt: skip
-    with open(os.devnull, "w") as nowhere:
-        report = start_study(plan, Console(file=nowhere, force_terminal=True, width=120))
-    hours = report.ledger.worker_time
-    assert report.ledger.ended == trials, report.ledger.reasons
+    hours = study_of(trials, REAL).worker_time
     print(json.dumps({
         "trials": trials, "cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter() - began,
         "training_seconds_per_trial": hours.training / trials,
@@ -187,7 +193,7 @@ def main() -> None:
         result["memory_mb"] = last["memory_mb"]
         print(f"growth {result['growth']:.3f} from {before['trials']} to {last['trials']} trials")
     if arguments.real_trials:
-        short, long = real(REAL_BASE), real(arguments.real_trials)
+        short, long = driven(__file__, REAL_BASE), driven(__file__, arguments.real_trials)
         each = (long["cpu_seconds"] - short["cpu_seconds"]) / (long["trials"] - short["trials"])
         result |= {"real": [short, long], "real_driver_cpu_seconds_per_trial": each}
         print(f"real Ray and MLflow: {each:.3f} CPU seconds of the driver for each of {arguments.real_trials} trials")

@@ -56,7 +56,7 @@ from aae_ray.search.store import GANGS, store_at
 from aae_ray.settings import Settings
 
 START_TRY_SECONDS = 30.0  # Train asks anew for the resources of a gang
-LOOK_SECONDS = 2.0  # between two looks at whether they are there
+LOOKS = 20  # at whether anybody waits for a machine, in a study.start_timeout: each is a question to the GCS
 STOP_SECONDS = 10.0
 
 
@@ -72,8 +72,8 @@ class Gang(Protocol):
         """Whether the reply to the last order has yet to be asked for."""
 
     def wait_until_ready(self) -> None:
-        """Wait for the workers. Raises GangError when they do not start within study.start_timeout; of several workers
-        for which machines are yet to come, within study.capacity_timeout."""
+        """Wait for the workers. Raises GangError when they do not start within study.start_timeout. Of several workers
+        that begins when there are machines for them, which have study.capacity_timeout to come."""
 
     def post(self, order: Order) -> None:
         """Give an order without waiting for it."""
@@ -280,7 +280,7 @@ class WorkerGang:
         reply: Reply | None = None
         while reply is None:
             try:
-                reply = unpack(ready, min(LOOK_SECONDS, study.start_timeout))
+                reply = unpack(ready, study.start_timeout / LOOKS)
             except GetTimeoutError:
                 if patience.still(waiting_for_machines()):
                     continue

@@ -4,9 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pydantic import (
-    BaseModel,
-)
+from pydantic import BaseModel
 
 from aae_ray.errors import Kind, Problem
 from aae_ray.settings.sections import Pruner, Sampler, Section, setting

@@ -6,11 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    Field,
-    model_validator,
-)
+from pydantic import BaseModel, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from aae_ray.errors import SettingsError, unknown_key

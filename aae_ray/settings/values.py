@@ -6,12 +6,7 @@ import os
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PlainValidator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 MAX_SIDE = 4096  # pixels of an image's side: more is damaged, or would ask for all memory
 

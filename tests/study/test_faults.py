@@ -30,7 +30,6 @@ from tests.study.test_resume import SMALL, check_whole, ledger_of, resume
 from tests.study.test_study import client_of, processes, start, trial_runs, wait_for
 from tests.tracking.test_outages import free_port, mlflow_server
 
-END_SECONDS = 60  # for a study to end in order, on a machine with much else to do
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
 
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # with which the live screen moves and colours
@@ -126,7 +125,7 @@ def test_a_terminal_that_is_closed_ends_the_study_in_order(
         wait_for(lambda: trains(tmp_path), 60)
         assert "\x1b[?25l" in screen.shown.decode(errors="replace")  # the live screen, which hides the cursor
         screen.close()
-        assert screen.study.wait(timeout=END_SECONDS) == 130
+        assert screen.study.wait(timeout=15) == 130
     check_stopped_by_the_user(tmp_path)
     log = log_of(tmp_path)
     assert RESUME.search(log) and "\x1b" not in log
@@ -139,7 +138,7 @@ def test_ctrl_c_on_a_terminal_ends_the_study_in_order(
     with terminal(tmp_path, environment, *SMALL, "train.epochs=100000") as screen:
         wait_for(lambda: trains(tmp_path), 60)
         screen.type(b"\x03")
-        assert screen.study.wait(timeout=END_SECONDS) == 130, screen.text
+        assert screen.study.wait(timeout=15) == 130, screen.text
         wait_for(lambda: RESUME.search(screen.text) is not None, 5)
     assert "Traceback" not in screen.text and screen.shown.decode(errors="replace").count("\x1b[?25h")
     check_stopped_by_the_user(tmp_path)
