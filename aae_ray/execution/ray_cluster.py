@@ -44,6 +44,7 @@ PROBE_SECONDS, MISSES = 2.0, 3  # between questions to the GCS of a cluster; una
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 8.0
 SOCKET_NAME_BYTES = 107  # that Linux allows for the name of a socket; macOS allows 103
 SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # Ray's longest, below TMPDIR
+THREADS = 500  # of Ray's processes and a study's own; two cores had 483 at a time, and a study hung with 400
 HEAD = "node:__internal_head__"  # a resource that the head has
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` tells the processes of a job
 LOOPBACK = "127.0.0.1"
@@ -74,6 +75,7 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
         start = _start
     else:
         check_temporary_folder()
+        check_process_limit()
         start = _start_here
     try:
         start(options)
@@ -223,6 +225,29 @@ def check_temporary_folder() -> None:
             f"TMPDIR is too long for Ray, which puts sockets there: {len(os.fsencode(folder))} bytes, and at most "
             f"{room} are possible: {folder}; set TMPDIR to a shorter folder, such as /tmp"
         )
+
+
+def check_process_limit(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> None:
+    """Raises UserError when a control group, as of a container, leaves no room for the threads of Ray's processes: Ray
+    would wait for ever for a worker that it cannot start."""
+    try:
+        lines = [line.split(":", 2) for line in groups.read_text().splitlines()]
+    except OSError:  # not Linux
+        return
+    for _, controllers, name in lines:
+        if controllers not in ("", "pids"):  # that of version 2 has no name
+            continue
+        group = root / controllers / name.lstrip("/")
+        for place in (group, *group.parents):
+            try:
+                limit, current = (int((place / f"pids.{each}").read_text()) for each in ("max", "current"))
+            except (OSError, ValueError):  # no limit, or not this kind of folder
+                continue
+            if limit - current < THREADS:
+                raise UserError(
+                    f"this container may have {limit} processes and threads, and has {current}; Ray and a study need "
+                    f"{THREADS} more: raise its limit, such as docker run --pids-limit={current + 4 * THREADS}"
+                )
 
 
 def _temporary_folder() -> str:

@@ -1,4 +1,4 @@
-"""Ray's start: what is refused before it, what it listens on; and how many gangs fit into what the cluster holds.
+"""Ray's start: what is refused before it, and what it listens on.
 
 A cluster of another version is not started here, as one environment holds one Ray: its own check raises the error.
 """
@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
@@ -21,7 +23,7 @@ from ray._private.utils import check_version_info
 
 from aae_ray.errors import UserError
 from aae_ray.execution import ray_cluster as cluster
-from aae_ray.execution.ray_cluster import RayWatch, check_address, check_temporary_folder
+from aae_ray.execution.ray_cluster import RayWatch, check_address, check_process_limit, check_temporary_folder
 
 
 @pytest.fixture
@@ -157,6 +159,29 @@ with ray_cluster(verbose=False):
     assert list(pids) == ["raylet", "gcs_server"]
 print(os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"))
 """
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("8:pids:/docker/abc", "pids/docker/abc"),
+        ("8:pids:/docker/abc", "pids/docker"),  # a limit holds for all below it
+        ("0::/", ""),
+        ("0::/kubepods/pod/a", "kubepods/pod/a"),
+    ],
+)
+@pytest.mark.parametrize(("limit", "refused"), [("max", False), ("4096", False), ("519", True), ("520", False)])
+def test_a_limit_of_processes_that_ray_needs_is_told(
+    line: str, place: str, limit: str, refused: bool, tmp_path: Path
+) -> None:
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    (tmp_path / place / "pids.max").write_text(f"{limit}\n")
+    (tmp_path / place / "pids.current").write_text("20\n")
+    groups = tmp_path / "cgroup"
+    groups.write_text(f"9:name=systemd:/\n{line}\n4:memory:/x\n")
+    with pytest.raises(UserError, match="519 processes and threads, and has 20") if refused else nullcontext():
+        check_process_limit(groups, tmp_path)
+    check_process_limit(tmp_path / "none", tmp_path)
 
 
 @pytest.mark.slow

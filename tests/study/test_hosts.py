@@ -96,14 +96,11 @@ def pids_limit() -> Iterator[str]:
 
 
 def test_a_container_that_may_have_few_processes(tmp_path: Path, environment: dict[str, str], pids_limit: str) -> None:
-    """It runs, or ends within the deadline of a start with a sentence; never for ever, never with a traceback."""
+    """Ray would wait for ever for a worker that it cannot start."""
     began = time.monotonic()
     done = study_on(["sh", "-c", f'{pids_limit} && exec "$@"', "sh"], tmp_path, environment)
-    assert time.monotonic() - began < 240 and "Traceback" not in done.stdout + done.stderr, done.stderr
-    if done.returncode == 0:
-        ended_well(tmp_path, done)
-    else:
-        assert done.returncode in (1, 2) and "Ray" in done.stderr, (done.returncode, done.stdout, done.stderr)
+    assert done.returncode == 2 and "this container may have 400 processes and threads" in done.stderr, done.stderr
+    assert time.monotonic() - began < 60 and "Traceback" not in done.stderr and not any((tmp_path / "runs").iterdir())
 
 
 def test_the_temporary_folder_of_another_user_s_ray(environment: dict[str, str]) -> None:
