@@ -341,7 +341,7 @@ class WorkerGang:
         return GangTrainer(
             work,
             train_loop_config={"name": self.name, "hub": self.hub, "step_timeout": study.step_timeout},
-            torch_config=GroupConfig(math.ceil(study.step_timeout)),
+            torch_config=GroupConfig(self.settings.device, math.ceil(study.step_timeout)),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=study.workers_per_trial,
                 resources_per_worker=dict(study.resources_per_worker),

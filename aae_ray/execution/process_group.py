@@ -1,31 +1,49 @@
 """The process group of a gang's workers, without a socket that listens on every interface."""
 
+import platform
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
+import torch
 from ray.train.torch import TorchConfig
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import _rendezvous_handlers
+
+from aae_ray.errors import UserError
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(listen_on_own_address)
+        if backend_config.backend == "nccl":
+            worker_group.execute(require_gpu)  # before NCCL is asked, which names neither the node nor a way out
         super().on_start(worker_group, backend_config)
 
 
 class GroupConfig(TorchConfig):  # type: ignore[misc]
     """Ray Train's own, whose workers meet at the address of the first one's node and nowhere else."""
 
-    def __init__(self, timeout_s: int) -> None:
-        super().__init__(init_method="tcp", timeout_s=timeout_s)
+    def __init__(self, device: Literal["cpu", "cuda"], timeout_s: int) -> None:
+        # Ray's own choice is NCCL for whoever holds a GPU, also where train.device=cpu keeps it from training there.
+        super().__init__(backend={"cpu": "gloo", "cuda": "nccl"}[device], init_method="tcp", timeout_s=timeout_s)
 
     @property
     def backend_cls(self) -> type[_Backend]:
         return _Backend
+
+
+def require_gpu() -> None:
+    """Raises UserError in a process that holds a GPU of Ray's and has none that PyTorch sees: on the CPU it would train
+    at a GPU's price."""
+    if not torch.cuda.is_available():
+        build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+        raise UserError(
+            f"{platform.node()} has a GPU for Ray and none for PyTorch, whose version {torch.__version__} {build}; "
+            "install a build that fits the node's driver, or set train.device=cpu"
+        )
 
 
 def listen_on_own_address() -> None:

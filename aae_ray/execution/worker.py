@@ -36,6 +36,7 @@ from aae_ray.execution.orders import (
     pack,
     unpack,
 )
+from aae_ray.execution.process_group import require_gpu
 from aae_ray.settings import Data, Settings
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Training
@@ -174,6 +175,8 @@ class Worker:
             raise UserError(
                 "train.device is cuda and the worker has no GPU; ask for one with study.resources_per_worker.GPU=1"
             )
+        if settings.device == "cuda":
+            require_gpu()
         dataset = self.datasets[settings.data]
         if trial.digest is not None and dataset.digest != trial.digest:  # a node that has joined since the start
             raise UserError(

@@ -303,7 +303,7 @@ class Train(Section):
         False, description="products in bfloat16 while training, weights and losses as train.dtype says"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: the GPU that the worker was given, else the CPU"
+        "auto", description="auto: the GPU of a worker that asks for one, else the CPU; cpu: also where it holds a GPU"
     )
 
 

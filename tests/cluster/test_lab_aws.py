@@ -35,6 +35,7 @@ NODES_SECONDS = 1200.0
 PROGRESS_SECONDS = 1500.0
 NOTICE_SECONDS = 20
 TRIALS, EPOCHS = 3, 243
+ON_GPU_NODES = ("study.resources_per_worker.GPU=1", "train.device=cpu")  # whose GPU is a number
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_a_study_outlives_its_instances(world: World) -> None:
 
     study = HeadStudy(
         world, "s3://aae/studies", "study.name=lab", "study.workers_per_trial=2",
-        "study.resources_per_worker.GPU=1", f"study.budget.trials={TRIALS}", f"train.epochs={EPOCHS}",
+        *ON_GPU_NODES, f"study.budget.trials={TRIALS}", f"train.epochs={EPOCHS}",
     )  # fmt: skip
     try:
         until("two workers", lambda: len(workers(world)) == 2, NODES_SECONDS, world)
@@ -117,7 +118,7 @@ def test_idle_instances_go_and_the_head_stays(world: World) -> None:
 def test_a_study_goes_on_at_a_new_head_as_if_nothing_had_been(world: World) -> None:
     """The head is taken away in mid-trial; the same command with --resume on a new cluster ends the study."""
     same = (
-        "study.workers_per_trial=2", "study.resources_per_worker.GPU=1", "study.budget.trials=2", "train.epochs=81",
+        "study.workers_per_trial=2", *ON_GPU_NODES, "study.budget.trials=2", "train.epochs=81",
         "tracking.experiment=head",
     )  # fmt: skip
     calm = HeadStudy(world, "s3://aae/calm", "study.name=calm", *same)

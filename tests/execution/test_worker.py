@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from aae_ray.evaluation.judge import Judge
+from aae_ray.execution.failures import Failed
 from aae_ray.execution.orders import Begin, Progress, Train, Trained
 from aae_ray.execution.worker import Agreement, Worker
+from aae_ray.search.outcomes import FailureClass
 from aae_ray.settings import Settings, replace
 from aae_ray.training.progress import EpochProgress
 
@@ -46,3 +48,13 @@ def test_constants_outlive_a_trial(small_run: Settings) -> None:
     trained(worker, replace(small_run, {"seed": 1}))
     assert worker.training is not None and worker.training.evaluation.constants is worker.constants
     assert set(worker.constants._values) == kept
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_pytorch_does_not_see_is_not_replaced_by_the_cpu_unless_that_was_asked(small_run: Settings) -> None:
+    worker = Worker(0, 1, torch.device("cpu"), Agreement(1, 60.0))
+    gpu = replace(small_run, {"study.resources_per_worker": {"CPU": 1, "GPU": 1}})
+    failed = worker.carry_out(Train(1, FOREVER, Begin(gpu)))
+    assert isinstance(failed, Failed) and failed.kind is FailureClass.BAD_DATA
+    assert "has a GPU for Ray and none for PyTorch" in failed.message
+    assert trained(worker, replace(gpu, {"train.device": "cpu"})).interval.epoch == 1
