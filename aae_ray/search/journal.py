@@ -5,6 +5,7 @@ A line is on the disk before anything follows from it. A crash may cut off the l
 
 import errno
 import json
+import logging
 import os
 import socket
 import threading
@@ -19,9 +20,11 @@ from pydantic import ValidationError
 
 from aae_ray.errors import UserError
 from aae_ray.search.events import ADAPTER, SCHEMA, Evaluated, Event, StudyResumed, StudyStarted
-from aae_ray.search.owner import HEARTBEAT_SECONDS, OWNER, STALE_SECONDS, Owner, read_owner
+from aae_ray.search.owner import HEARTBEAT_SECONDS, OWNER, STALE_SECONDS, Owner, Tell, live_owner, read_owner
 
 JOURNAL, LOCK = "journal.jsonl", "study.lock"
+
+logger = logging.getLogger(__name__)
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
@@ -202,8 +205,8 @@ class StudyLock:
         self.lost_to: Owner | None = None  # who has taken it over in turn, while this process was stopped
         self.beaten_at = 0.0  # by the clock on the wall: that of this process stands still while the machine sleeps
 
-    def acquire(self) -> None:
-        """Raises UserError when a live process owns the study."""
+    def acquire(self, tell: Tell = logger.warning) -> None:
+        """Raises UserError when a live process owns the study; may wait for a sign of life, and tells of that."""
         owner = read_owner(self.folder)
         try:
             self.lock.acquire()
@@ -211,9 +214,13 @@ class StudyLock:
             raise UserError(self._refusal(owner)) from None
         except OSError as error:
             raise UserError(f"{self.folder / LOCK} cannot be written: {error.strerror}") from None
-        if owner is not None and owner.host != socket.gethostname() and owner.alive:
+        try:
+            elsewhere = owner is not None and owner.host != socket.gethostname()  # one of this host would hold the lock
+            if elsewhere and (alive := live_owner(lambda: read_owner(self.folder), tell)):
+                raise UserError(self._refusal(alive))
+        except BaseException:
             self.lock.release()
-            raise UserError(self._refusal(owner))
+            raise
         self.taken_over = owner
         try:
             (self.folder / OWNER).write_text(self.owner.to_json())

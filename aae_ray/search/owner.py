@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 OWNER = "owner.json"  # in a study's folder; its age is the owner's heartbeat
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # without a heartbeat for so long, the owner on another host counts as dead
+LOOK_SECONDS = 1.0  # between two looks for a heartbeat
+
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,26 @@ class Owner:
         if self.host == socket.gethostname():
             return is_running(self.pid, self.ticks)
         return time.time() - self.heartbeat < STALE_SECONDS
+
+
+def live_owner(read: Callable[[], Owner | None], tell: Tell) -> Owner | None:
+    """The owner if it lives, once that is certain; None where the study is free.
+
+    A machine that was just lost leaves a new heartbeat behind, and only time tells it from one that lives: this waits
+    for the next heartbeat of an owner on another host, and for STALE_SECONDS at most, by this machine's own clock.
+    """
+    first = owner = read()
+    if owner is None or not owner.alive or owner.host == socket.gethostname():
+        return owner if owner is not None and owner.alive else None
+    tell(
+        f"process {owner.pid} on {owner.host} had the study {max(time.time() - owner.heartbeat, 0):.0f} s ago; waiting "
+        f"for its next sign of life, {STALE_SECONDS:.0f} s at most"
+    )
+    end = time.monotonic() + STALE_SECONDS
+    while owner is not None and owner == first and owner.alive and time.monotonic() < end:
+        time.sleep(LOOK_SECONDS)
+        owner = read()
+    return owner if owner is not None and owner != first and owner.alive else None
 
 
 def is_running(pid: int, ticks: int | None = None) -> bool:

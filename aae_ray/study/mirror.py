@@ -9,7 +9,7 @@ from collections.abc import Callable
 from aae_ray.datasets.remote import within
 from aae_ray.errors import UserError
 from aae_ray.search.journal import JOURNAL, LOCK, Journal
-from aae_ray.search.owner import HEARTBEAT_SECONDS, OWNER, STALE_SECONDS, Owner
+from aae_ray.search.owner import HEARTBEAT_SECONDS, OWNER, STALE_SECONDS, Owner, Tell, live_owner
 from aae_ray.search.sampler import COPY
 from aae_ray.search.store import (
     GANGS,
@@ -55,12 +55,15 @@ class Mirror:
         self.over = threading.Event()
         self.threads: list[threading.Thread] = []
 
-    def claim(self) -> None:
-        """Make this process the owner. Raises UserError when another one is, or when nothing can be written there."""
+    def claim(self, tell: Tell = logger.warning) -> None:
+        """Make this process the owner; may wait for a sign of life of another one, and tells of that.
+
+        Raises UserError when another one is, or when nothing can be written there.
+        """
         where = redact(self.store.uri())
         try:
-            owner = within(lambda: remote_owner(self.store))  # the first question, which may never be answered
-            if owner is not None and owner.alive and not owner.same_process_as(self.owner):
+            owner = live_owner(lambda: within(lambda: remote_owner(self.store)), tell)  # which may never be answered
+            if owner is not None and not owner.same_process_as(self.owner):
                 raise UserError(
                     f"{where} is in use by process {owner.pid} on {owner.host}; wait for it to end, or stop it first"
                 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from aae_ray.errors import UserError
 from aae_ray.search.journal import JOURNAL, Journal, JournalError, StudyLock, first_event
 from aae_ray.search.ledger import Ledger
+from aae_ray.search.owner import Tell
 from aae_ray.search.space import Plan
 from aae_ray.search.store import Store, below, find_study, is_remote, local_root, read_ledger
 from aae_ray.study import checks
@@ -37,13 +38,13 @@ def mirror_of(folder: Path, root: str) -> Mirror | None:
 
 
 @contextmanager
-def owned(folder: Path, mirror: Mirror | None) -> Iterator[StudyLock]:
+def owned(folder: Path, mirror: Mirror | None, tell: Tell) -> Iterator[StudyLock]:
     """A study's folder, here and elsewhere, belongs to this process. Raises UserError when it is another one's."""
     lock = StudyLock(folder)
-    lock.acquire()
+    lock.acquire(tell)
     try:
         if mirror is not None:
-            mirror.claim()
+            mirror.claim(tell)
         yield lock
     finally:
         if mirror is not None and mirror.claimed:
@@ -82,15 +83,15 @@ class Opened:
 
 
 @contextmanager
-def opened(name: str, root: Path, *, to_go_on: bool = False) -> Iterator[Opened]:
+def opened(name: str, root: Path, tell: Tell, *, to_go_on: bool = False) -> Iterator[Opened]:
     """A study that is there, with all that there is of it elsewhere. Raises UserError when it cannot be had, or when it
-    is to go on and its disk is full."""
+    is to go on and its disk is full. Whether its last owner lives may take a minute to know, which `tell` is told."""
     folder = find_study(name, root).absolute()
     if to_go_on and (problem := checks.disk_problem(folder)):
         raise UserError(f"{name} cannot go on yet: {problem}")
     settings = first_event(folder).get("plan", {}).get("settings", {})
     mirror = mirror_of(folder, str(settings.get("study.folder", "")))
-    with owned(folder, mirror) as lock:
+    with owned(folder, mirror, tell) as lock:
         if mirror is not None:
             mirror.pull()
         with closing(Journal.open(folder, ensure=lock.ensure)) as journal:

@@ -7,7 +7,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,16 +84,14 @@ def start_study(
     plan, uri, dataset = checks.checked(plan)
     for index, line in enumerate(contents_of(dataset).short()):
         console.print(text.bullet("" if index else "data", line), soft_wrap=True)
-    prior = prior_trials(
-        warm_start, plan, dataset, lambda note: console.print(text.bullet("note", note), soft_wrap=True)
-    )
+    prior = prior_trials(warm_start, plan, dataset, notes_to(console))
     if warm_start:
         console.print(text.bullet("warm start", how_many_fit(prior, plan)))
     folder = new_folder(plan)
     mirror = mirror_of(folder, plan.settings.study.folder)
     with (
         removed_where_nothing_began(folder),
-        owned(folder, mirror) as lock,
+        owned(folder, mirror, notes_to(console)) as lock,
         closing(Journal.create(folder, ensure=lock.ensure)) as journal,
     ):
         started = events.StudyStarted(
@@ -126,7 +124,7 @@ def resume_study(
 
     With `extend`, new trials may have another space and longer budgets. Raises UserError when it cannot go on so.
     """
-    with opened(name, root, to_go_on=True) as here:
+    with opened(name, root, notes_to(console), to_go_on=True) as here:
         ledger = here.ledger()
         old = ledger.current_plan
         plan = changed_plan(old, overrides)
@@ -159,8 +157,7 @@ def resume_study(
                 f"--extend {name} changes nothing; give a larger study.budget.trials, a space, or more epochs"
             )
         if (owner := here.lock.taken_over) is not None:
-            note = f"taking over from process {owner.pid} on {owner.host}, which is no longer running"
-            console.print(text.bullet("note", note))
+            notes_to(console)(f"taking over from process {owner.pid} on {owner.host}, which is no longer running")
         record = record_plan(plan)
         begin = events.StudyResumed(
             plan=record if record != record_plan(old) else None, host=socket.gethostname(), pid=os.getpid()
@@ -169,9 +166,14 @@ def resume_study(
         return session.run(here.journal, ledger, plan)
 
 
+def notes_to(console: Console) -> Callable[[str], None]:
+    """What is worth knowing before a study runs, as lines of their own."""
+    return lambda note: console.print(text.bullet("note", note), soft_wrap=True)
+
+
 def close_study(name: str, console: Console, *, uri: str | None = None, root: Path = Path("runs")) -> None:
     """Close a study whose process has exited unexpectedly: its runs and trials end with it. Raises UserError."""
-    with opened(name, root) as here:
+    with opened(name, root, notes_to(console)) as here:
         if here.ledger().end is None:
             here.journal.append(events.StudyStopped(end=StudyEnd.INTERRUPTED, message="closed by --close"))
             with suppress(OSError):  # the journal has it all
@@ -184,7 +186,7 @@ def close_study(name: str, console: Console, *, uri: str | None = None, root: Pa
 
 def sync(name: str, console: Console, *, uri: str | None = None, root: Path = Path("runs")) -> bool:
     """Send to MLflow what it has not taken yet; whether all of it is there. Raises UserError."""
-    with opened(name, root) as here:
+    with opened(name, root, notes_to(console)) as here:
         here.copy()
         result = send_pending(here.journal, uri)
         if (here.folder / REPORT).exists() and result.registered_now:

@@ -148,9 +148,9 @@ def test_a_study_goes_on_at_a_new_head_as_if_nothing_had_been(world: World) -> N
 
 
 def history(study: HeadStudy, number: int) -> dict[int, dict[str, float]]:
-    """Metrics of a trial by epoch, but for those that are times. What was trained twice counts as it was last."""
+    """Metrics of a trial by epoch, but for its speed. What was trained twice counts as it was last."""
     return {
-        int(epoch["epoch"]): {name: value for name, value in epoch.items() if "seconds" not in name}
+        int(epoch["epoch"]): {name: value for name, value in epoch.items() if not name.startswith("perf/")}
         for event in study.events()
         if event["event"] == "reported" and event["number"] == number
         for epoch in event["history"]

@@ -19,6 +19,7 @@ from aae_ray.search.owner import OWNER, Owner, read_owner, start_ticks
 from aae_ray.search.space import Plan, plan_from, record_plan
 from aae_ray.secrets import redact, without_userinfo
 from aae_ray.settings import Settings, replace
+from tests.search.heart import beating
 from tests.search.histories import History
 from tests.search.test_conductor import begin, plan_of, run
 
@@ -175,11 +176,27 @@ def test_a_second_process_is_refused_with_host_and_pid_and_takes_over_when_the_f
 
 def test_an_owner_on_another_host_counts_as_alive_as_long_as_its_heart_beats(study: Path) -> None:
     (study / OWNER).write_text('{"host": "elsewhere", "pid": 1}')
-    with pytest.raises(UserError, match="in use by process 1 on elsewhere"):
-        StudyLock(study).acquire()
+    told: list[str] = []
+    with beating(study / OWNER), pytest.raises(UserError, match="in use by process 1 on elsewhere"):
+        StudyLock(study).acquire(told.append)
+    assert (
+        len(told) == 1 and "process 1 on elsewhere had the study 0 s ago; waiting for its next sign of life" in told[0]
+    )
     os.utime(study / OWNER, (time.time() - 3600,) * 2)
     lock = StudyLock(study)
     lock.acquire()
+    lock.release()
+
+
+def test_a_host_that_was_just_lost_is_waited_for_by_this_hosts_clock(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aae_ray.search.owner.STALE_SECONDS", 1.5)
+    (study / OWNER).write_text('{"host": "elsewhere", "pid": 1}')
+    os.utime(study / OWNER, (time.time() + 3600,) * 2)  # the storage's clock is not ours
+    lock, began = StudyLock(study), time.monotonic()
+    lock.acquire()
+    assert lock.taken_over is not None and time.monotonic() - began >= 1.5
     lock.release()
 
 

@@ -17,6 +17,7 @@ from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.store import Store, pull_journal
 from aae_ray.study.mirror import Mirror
 from aae_ray.study.study import close_study, resume_study, sync
+from tests.search.heart import beating
 from tests.search.histories import History
 from tests.tracking.little_study import DATA, runs_of
 
@@ -111,10 +112,11 @@ def test_a_study_elsewhere_that_another_machine_owns_is_left_alone(
     owner = tmp_path / "there" / NAME / "owner.json"
     owner.write_text('{"host": "another", "pid": 7}')
     for command in (sync, close_study):
-        with pytest.raises(UserError, match="in use by process 7 on another"):
+        with beating(owner), pytest.raises(UserError, match="in use by process 7 on another"):
             command(elsewhere, console, uri=database)
-    with pytest.raises(UserError, match="in use by process 7 on another"):
+    with beating(owner), pytest.raises(UserError, match="in use by process 7 on another"):
         resume_study(elsewhere, [], console)
+    assert said(console).count("waiting for its next sign of life, 60 s at most") == 3
     owner.unlink()
     assert {path: path.read_bytes() for path in (tmp_path / "there").rglob("*") if path.is_file()} == before
     lock = StudyLock(tmp_path / "runs" / NAME)

@@ -14,6 +14,7 @@ from aae_ray.search import events
 from aae_ray.search.journal import Journal
 from aae_ray.search.store import Store, pull_journal
 from aae_ray.study.mirror import Mirror
+from tests.search.heart import beating
 from tests.search.histories import History
 from tests.search.test_store import send
 
@@ -216,7 +217,7 @@ def test_the_files_of_trials_are_not_even_looked_at(
 def test_the_owner_keeps_others_away_while_its_heart_beats(mirror: Mirror, tmp_path: Path) -> None:
     owner = {"host": "another", "pid": 7}
     mirror.store.write_bytes("owner.json", json.dumps(owner).encode())
-    with pytest.raises(UserError, match="in use by process 7 on another"):
+    with beating(tmp_path / "there/owner.json"), pytest.raises(UserError, match="in use by process 7 on another"):
         mirror.claim()
     os.utime(tmp_path / "there" / "owner.json", (time.time() - 61,) * 2)
     mirror.claim()
