@@ -26,8 +26,7 @@ def main(arguments: list[str]) -> int:
     """Print the commands; the exit code."""
     known = commands()
     if arguments and arguments[0] not in ("-h", "--help"):
-        hint = did_you_mean(arguments[0], known)
-        name = arguments[0] if arguments[0] in known else "COMMAND"
+        name, hint = ("COMMAND", did_you_mean(arguments[0], known)) if arguments[0] not in known else (arguments[0], "")
         print(f"a command is written with a dot: python -m aae_ray.{name}.{hint}", file=sys.stderr)
         return MISTAKE
     print("python -m aae_ray.COMMAND --help says how each of these is used.\n")

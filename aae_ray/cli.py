@@ -21,6 +21,7 @@ from aae_ray.errors import INTERRUPTED, MISTAKE, STOPPED, UserError, closest
 click_errors: Any = importlib.import_module(typer.BadParameter.__module__)  # typer has a click of its own, or the other
 
 CLOSED_PIPE = 141  # as a shell tells the end by SIGPIPE
+NAME_BYTES = 255  # the longest name of a file
 # Options that several commands have.
 ModelName = Annotated[
     str, typer.Option(help="registered model, or folder of a study, of an exported model or of a checkpoint")
@@ -188,6 +189,8 @@ def check_out(out: Path, ending: str) -> None:
     that is too long, at which a Path raises OSError."""
     if out.suffix.lower() != ending or not os.path.isdir(out.absolute().parent) or os.path.isdir(out):
         raise UserError(f"--out {out}: give a name that ends in {ending}, in a folder that exists")
+    if len(os.fsencode(out.name)) > NAME_BYTES:
+        raise UserError(f"--out {out}: give a name of at most {NAME_BYTES} bytes")
 
 
 def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

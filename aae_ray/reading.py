@@ -128,7 +128,7 @@ def key_problems(entries: Mapping[str, Entry]) -> list[Problem]:
         entry = good.get(field) or next(entry for key, entry in good.items() if key.startswith(f"{field}."))
         text = f"{field}: {_expectation(known[field], detail)}, got {shown(entry.value)}"
         if detail["type"] in NUMERIC:
-            text += _number_advice(field, entry.value)
+            text += _number_advice(field, entry.value, whole=detail["type"].startswith("int"))
         problems.append(Problem((field,), Kind.VALUE, entry.where, text))
     return list(dict.fromkeys(problems))
 
@@ -154,11 +154,11 @@ def _section_advice(key: str, value: Any, known: Mapping[str, FieldInfo]) -> str
     return f"; give {first}: {value}" if isinstance(value, int) and not isinstance(value, bool) else ""
 
 
-def _number_advice(field: str, value: Any) -> str:
+def _number_advice(field: str, value: Any, *, whole: bool) -> str:
     """How the number in a text is written, or the range."""
     if not isinstance(value, str):
         return ""
-    if number := re.fullmatch(r"\s*([-+]?\d+),(\d+)\s*", value):
+    if not whole and (number := re.fullmatch(r"\s*([-+]?\d+),(\d+)\s*", value)):
         return f"; decimals have a point, as {number[1]}.{number[2]}"
     if number := re.fullmatch(r"\s*([-+]?\d+(?:\.\d+)?)\s*[A-Za-z]+\s*", value):
         return f"; give the number alone, {number[1]}"
@@ -239,6 +239,7 @@ EXPECTED = {  # by pydantic's types of errors
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     "finite_number": "a finite number",
     "string_type": "text",
+    "string_unicode": "text in UTF-8",
     "tuple_type": "a list",
     "too_short": "{min_length} or more",
     "too_long": "at most {max_length}",

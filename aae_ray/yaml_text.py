@@ -64,7 +64,10 @@ class Loader(yaml.SafeLoader):
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         text, line = node.value, node.start_mark.line
         if SEXAGESIMAL.fullmatch(text):
-            value = self.construct_yaml_float(node) if "." in text else self.construct_yaml_int(node)
+            value = 0.0
+            for part in text.lstrip("+-").replace("_", "").split(":"):
+                value = 60 * value + float(part)
+            value = -value if text.startswith("-") else value
             read = f"YAML reads {text} as {value:g}, a number to base 60"
             raise Refused(line, f"{read}; write {value:g}, or a duration such as 1m30s, or text in quotes")
         if LEADING_ZERO.fullmatch(text):
@@ -129,7 +132,12 @@ def decoded(content: bytes) -> str:
 
 def compose(text: str) -> yaml.Node | None:
     """The only document of a text; None for an empty one. Raises Refused."""
-    loader = Loader(text)
+    try:
+        loader = Loader(text)
+    except yaml.reader.ReaderError as error:  # of a file this was seen before
+        shown = ascii(chr(error.character)) if isinstance(error.character, int) else ascii(error.character)
+        line = text[: error.position].count("\n")
+        raise Refused(line, f"has the character {shown} in it, which YAML does not allow") from None
     try:
         root = loader.get_single_node()
     except yaml.MarkedYAMLError as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aae_ray.errors import SettingsError, closest
@@ -125,11 +125,17 @@ WRONG = st.one_of(
     st.text(max_size=20),
     st.lists(st.integers(-1, 3), max_size=3),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.lists(st.lists(st.integers(), max_size=2) | st.dictionaries(st.text(max_size=3), st.integers()), max_size=2),
+    st.sampled_from(["a == 3", "a = 3", "a => 3", "<=", "3,4", "\udcff", "\x1b[A"]),
 )
 
 
 @settings(max_examples=60, deadline=None)
 @given(key=st.sampled_from(sorted(dotted_fields())), value=WRONG)
+@example("data.columns", [[1]])
+@example("data.columns", [{"a": 1}])
+@example("study.constraints", ["val/reconstruction_mse == 3"])
+@example("train.epochs", "\udcff")
 def test_whatever_a_value_is_it_is_told_in_our_words(key: str, value: Any) -> None:
     entries = read_overrides([f"{key}=0"])
     entries = {key: type(entries[key])(value, "here")}

@@ -12,7 +12,8 @@ from aae_ray.reading import build, read_overrides, read_yaml
 FOREIGN = re.compile(
     r"pydantic|Input should|valid (integer|number|string)|YAMLError|Node\(|tag:yaml|could not determine|"
     r"<(block|stream|scalar|document)|found (character|undefined|unconstructable|unexpected|unknown)|"
-    r"mapping values are|unacceptable|No such option|Invalid value|requires an argument|Got unexpected|codec|Traceback"
+    r"mapping values are|unacceptable|No such option|Invalid value|requires an argument|Got unexpected|codec|Traceback|"
+    r"unpack|unhashable"
 )
 
 
@@ -116,6 +117,8 @@ def test_a_name_is_what_is_written(tmp_path: Path, written: str) -> None:
         ("health.stop=off", "off"),
         ("seed=1e3", 1000.0),
         (" seed =3", 3),
+        ("train.epochs=\x1b[A3", "\x1b[A3"),  # an arrow key, in a terminal that does not know it
+        ("train.epochs=\udcff", "\udcff"),  # a byte that is no UTF-8
     ],
 )
 def test_values_of_the_command_line(argument: str, value: object) -> None:
@@ -133,3 +136,5 @@ def test_a_number_of_the_command_line_that_is_another_is_refused() -> None:
         read_overrides(["train.epochs=010", "model.hidden=[1:30]", "seed=3"])
     assert [problem.keys for problem in caught.value.problems] == [("train.epochs",), ("model.hidden",)]
     assert {problem.kind for problem in caught.value.problems} == {Kind.SYNTAX}
+    with pytest.raises(SettingsError, match="YAML reads 00:10:00 as 600, a number to base 60; write 600"):
+        read_overrides(["study.budget.wall_clock=00:10:00"])

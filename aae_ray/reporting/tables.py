@@ -94,7 +94,7 @@ def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True)
-    table.add_column("what it is", overflow="ellipsis", no_wrap=True)
+    table.add_column("what it is")  # the only one that may be broken: what cannot be is cut off, numbers first
     for name, value in metrics.items():
         metric = METRICS[name]
         table.add_row(name, f"{value:.4g}", metric.unit, metric.meaning)

@@ -123,7 +123,7 @@ def _columns(value: Any) -> Any:
         except ValueError:
             raise ValueError('expected names of columns such as a,b, or a list such as ["a", "b, c"]') from None
     names = _names(value)
-    if isinstance(names, list | tuple) and len(set(names)) < len(names):
+    if isinstance(names, list | tuple) and any(name in names[:index] for index, name in enumerate(names)):
         raise ValueError("expected each column once")
     return names
 
@@ -172,9 +172,8 @@ def _channels(value: int) -> int:
 
 def _constraint(value: str) -> str:
     """`val/jsd_nats<=0.1` as `val/jsd_nats <= 0.1`: a metric, its side and a finite bound, each a word."""
-    metric, side, bound = (
-        (part.strip() for part in re.split("(<=|>=)", value, maxsplit=1)) if "=" in value else [""] * 3
-    )
+    parts = [part.strip() for part in re.split("(<=|>=)", value, maxsplit=1)]
+    metric, side, bound = parts if len(parts) == 3 else ("", "", "")
     try:
         finite = math.isfinite(float(bound))
     except ValueError:

@@ -59,18 +59,19 @@ class Study:
         self._read: tuple[int, list[events.Event], Ledger] | None = None
 
     @classmethod
-    def from_file(cls, file: str = "digits", changes: Mapping[str, Any] = NO_CHANGES) -> "Study":
-        """A new study of a file, or of a name that ships, with changes by dotted keys: {"train.epochs": 9}.
+    def from_file(cls, file: str = "digits", changes: Mapping[str, Any] = NO_CHANGES, **more: Any) -> "Study":
+        """A new study of a file, or of a name that ships, with changes by dotted keys: {"train.epochs": 9}, as a
+        mapping or as `**{"train.epochs": 9}`.
 
         What is searched has the prefix `space.`: {"space.model.latent_dim": {"type": "int", "low": 2, "high": 8}}; a
         value for a searched key fixes it. Raises UserError with every mistake in both.
         """
-        return cls(study_plan(file, changes))
+        return cls(study_plan(file, {**changes, **more}))
 
     @classmethod
-    def single(cls, file: str | None = None, changes: Mapping[str, Any] = NO_CHANGES) -> "Study":
+    def single(cls, file: str | None = None, changes: Mapping[str, Any] = NO_CHANGES, **more: Any) -> "Study":
         """One configuration, trained once: as `python -m aae_ray.train`."""
-        return cls(training_plan(file, changes))
+        return cls(training_plan(file, {**changes, **more}))
 
     @classmethod
     def open(cls, name: str, folder: str | Path = "runs") -> "Study":

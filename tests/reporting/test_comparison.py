@@ -123,6 +123,8 @@ def test_the_command_finds_studies_by_name_and_writes_the_figure(
     assert "Settings that differ" in out and "both.png" in out
     with Image.open(tmp_path / "both.png") as picture:
         assert picture.width > 1000
-    monkeypatch.setattr("sys.argv", ["compare", "first", "second", "--out", "none/both.png"])
-    with pytest.raises(SystemExit, match="2"):
-        run_command(command, "compare")
+    for refused in ("none/both.png", f"{'x' * 300}.png"):
+        monkeypatch.setattr("sys.argv", ["compare", "first", "second", "--out", refused])
+        with pytest.raises(SystemExit, match="2"):
+            run_command(command, "compare")
+        assert not capsys.readouterr().out

@@ -17,6 +17,7 @@ from rich.console import Console
 from aae_ray.autoencoder.kinds import ImageKind
 from aae_ray.evaluation.diagnostics import Illness
 from aae_ray.evaluation.final_evaluation import FinalEvaluation
+from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting import plots, tables
 from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.cards import best_config, model_card, resolved, summary
@@ -71,6 +72,15 @@ def printed(renderable: Any, width: int) -> str:
     stream = io.StringIO()
     Console(file=stream, width=width).print(renderable)
     return stream.getvalue()
+
+
+def test_a_table_of_metrics_has_every_name_number_and_unit_however_narrow() -> None:
+    metrics = dict.fromkeys(METRICS, 0.0157412)
+    for width in (80, 120, 200):
+        lines = printed(tables.metrics_table("on the test images", metrics), width).splitlines()
+        for name, value in metrics.items():
+            (line,) = (line for line in lines if line.startswith(f"{name} "))
+            assert f" {value:.4g} " in line and METRICS[name].unit in line
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers

@@ -174,6 +174,8 @@ def test_changes_are_read_as_those_of_a_command() -> None:
     plan = Study.from_file("digits", space | {"study.budget.wall_clock": "2m"}).plan
     assert str(plan.space["model.latent_dim"]).startswith("IntDistribution(high=5") and "model.hidden" not in plan.space
     assert plan.settings.model.hidden == (32, 16) and plan.settings.study.budget.wall_clock == 120
+    dotted: dict[str, Any] = {"train.epochs": 3}
+    assert Study.from_file("digits", **dotted).plan.settings.train.epochs == 3
     single = Study.single(changes={"train.epochs": 3})
     assert not single.plan.space and single.settings.study.budget.trials == 1
 

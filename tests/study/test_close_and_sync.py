@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from rich.console import Console
 
 from aae_ray.errors import UserError
+from aae_ray.reporting.html_report import REPORT
 from aae_ray.search import events, journal
 from aae_ray.search.journal import JOURNAL, Journal, StudyLock, read_events
 from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
+from aae_ray.search.space import Plan
 from aae_ray.search.store import Store, pull_journal
+from aae_ray.settings import Settings, replace
 from aae_ray.study.mirror import Mirror
 from aae_ray.study.study import close_study, resume_study, sync
 from tests.search.heart import beating
@@ -44,10 +49,14 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     monkeypatch.setattr("aae_ray.tracking.writer.register", register)
     monkeypatch.chdir(tmp_path)
-    history = History(study_id=NAME, study__folder=f"file://{tmp_path}/there")
+    searched: dict[str, BaseDistribution] = {
+        "model.latent_dim": IntDistribution(2, 16), "model.prior": CategoricalDistribution(("gaussian", "mixture")),
+    }  # fmt: skip
+    settings = replace(Settings(), {"study.folder": f"file://{tmp_path}/there"})
+    history = History(Plan(settings, searched), study_id=NAME)
     history.finish(0.5, 0.5)
     history.add(events.FileWritten(number=0, path="figures/t0000/a.png", folder="figures"))
-    history.add(events.Chosen(number=0, registration={"folder": "decoder"}))
+    history.add(events.Chosen(number=0, registration={"folder": "decoder", "name": "decoder"}))
     gone = history.write(tmp_path / "gone" / NAME)
     for name in ("figures/t0000/a.png", "decoder/MLmodel"):
         (gone / name).parent.mkdir(parents=True)
@@ -85,6 +94,31 @@ def test_a_study_elsewhere_is_sent_with_its_files_and_keeps_what_came_of_it(
     assert sync(NAME, console, uri=database) and "1 record sent" in said(console)  # what came of it is one itself
     promoted = [event for event in read_events(tmp_path / "runs" / NAME) if isinstance(event, events.Promoted)]
     assert len(promoted) == 1 and not list((tmp_path / "runs" / NAME).glob("*.diverged-*"))
+
+
+def test_a_report_that_was_written_before_the_registration_is_written_and_sent_anew(
+    elsewhere: str, database: str, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = tmp_path / "runs" / NAME / REPORT
+    (tmp_path / "there" / NAME / REPORT).write_text("not decided yet")
+    assert sync(elsewhere, console, uri=database)
+    assert "version 1" in report.read_text() and "not decided yet" not in report.read_text()
+    client = MlflowClient(database)
+    (parent,) = (run for name, run in runs_of(database).items() if name == f"study-{NAME}")
+    sent = Path(client.download_artifacts(parent.info.run_id, REPORT, str(tmp_path)))
+    assert sent.read_text() == report.read_text()
+
+
+def test_a_report_that_cannot_be_written_anew_costs_no_record(
+    elsewhere: str, database: str, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    (tmp_path / "there" / NAME / REPORT).write_text("not decided yet")
+    monkeypatch.setattr("aae_ray.study.study.write_report", fails)
+    assert sync(elsewhere, console, uri=database)
+    assert "could not be written anew: the disk is full" in said(console) and "decoder version 1" in said(console)
 
 
 def test_a_study_elsewhere_is_closed_there_and_its_journal_is_read_once(
