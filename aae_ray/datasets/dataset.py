@@ -32,7 +32,7 @@ from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.datasets.rows import standardisation
 from aae_ray.errors import UserError, did_you_mean
 
-PREPARED_FORMAT = 5  # raised when prepared data or their reading changes, so that older ones are made anew
+PREPARED_FORMAT = 6  # raised when prepared data or their reading changes, so that older ones are made anew
 PIXEL_SETTINGS = (
     "scale",
     "background",
@@ -127,13 +127,15 @@ def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
     """
     source = _find_source(data, progress)
     folder = _prepared_folder(data, source)
-    if not folder.is_dir():
-        try:
+    try:
+        if not folder.is_dir():
             with _locked(folder.with_name(f"{folder.name}.lock")):
                 if not folder.is_dir():  # another process may have prepared it while this one waited
                     _make(source, folder, data, progress)
-        except OSError as error:
-            raise UserError(f"data.cache: {folder} cannot be written: {error.strerror or error}") from None
+    except OSError as error:
+        raise UserError(
+            f"data.cache: {folder} cannot be read or written: {error.strerror or error}; give data.cache another place"
+        ) from None
     return _open(folder, data)
 
 
