@@ -113,8 +113,13 @@ def classes_of(
         first = int(np.flatnonzero(known_N & (index_N == values.index("")))[0])
         raise UserError(f"{location(first)} is empty text; make it null where an image has no label")
     order = sorted(range(len(values)), key=keys.__getitem__)
-    if keys[order[0]] == UNKNOWN and len(order) > 1:
+    if keys[order[0]] == UNKNOWN:
         known_N &= index_N != order.pop(0)
+    if not order:
+        raise UserError(
+            f"{location(None)} holds no label: all of {len(labels)} rows are {UNKNOWN} or empty, which say that an "
+            f"image has none; {NO_LABELS}"
+        )
     if len(order) > MAX_CLASSES or len(order) == known_N.sum() > _FEW:
         differ = "a different label in every row" if len(order) == known_N.sum() else f"{len(order)} different labels"
         raise UserError(
