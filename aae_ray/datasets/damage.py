@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from aae_ray.errors import UserError
 
+AGAIN = "copy or download it again, or take it out of the folder"
+
 
 @contextmanager
 def readable(
