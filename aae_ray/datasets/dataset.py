@@ -22,6 +22,7 @@ from aae_ray.autoencoder.kinds import ExampleKind, ImageKind, RowKind, Shape
 from aae_ray.datasets import remote
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.columns import NONE
+from aae_ray.datasets.damage import unreadable
 from aae_ray.datasets.download import Progress, no_progress
 from aae_ray.datasets.formats import Format, Stored, find_stored
 from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, ValueRange
@@ -246,7 +247,7 @@ def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
         form, stored = _find_stored(data.name, path, key)
         identity: dict[str, Any] = {"files": [_file_identity(file) for file in stored.files]} | _pixel_settings(data)
     except OSError as error:
-        raise UserError(f"{key}: {error.filename or path} cannot be read: {error.strerror}") from None
+        raise unreadable(f"{key}: {error.filename or path}", error) from None
     if form.columns:
         identity |= _column_settings(data)
     elif columns := _columns(data.model_copy(update={"label_column": None}) if data.label_column == NONE else data):

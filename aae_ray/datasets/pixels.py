@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 
+from aae_ray.datasets.damage import unreadable
 from aae_ray.datasets.image_stream import ValueRange, size_text
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
@@ -312,4 +313,4 @@ def located_faults(location: str) -> Iterator[None]:
     except PixelFault as fault:
         raise UserError(f"{location} {fault}") from None
     except OSError as error:
-        raise UserError(f"{location} cannot be read: {error.strerror or error}") from None
+        raise unreadable(location, error) from None

@@ -87,7 +87,7 @@ def _json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no JSON text"
-        raise UserError(f"{file} cannot be read: {reason}") from None
+        raise UserError(f"{file} cannot be read: {reason}; copy or download the whole folder again") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -140,7 +140,8 @@ def _arrow(file: Path) -> AbstractContextManager[None]:
     import pyarrow as pa
 
     damage = (pa.ArrowException, OSError)
-    return readable(file, damage, "cannot be read as an Arrow stream", lambda error: "; save the set again")
+    advice = "; copy or download the folder again, or save the set again"
+    return readable(file, damage, "cannot be read as an Arrow stream", lambda error: advice)
 
 
 def _shard(file: Path, part: int, split: SavedSplit) -> Shard:

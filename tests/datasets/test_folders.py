@@ -168,7 +168,7 @@ def test_sizes_that_differ_are_told_by_file(tmp_path: Path) -> None:
 def test_a_picture_that_may_not_be_read(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": 200, "b.png": 100})
     os.symlink(tmp_path / "nowhere.png", tmp_path / "c.png")
-    with pytest.raises(UserError, match=r"c\.png cannot be read: No such file or directory"):
+    with pytest.raises(UserError, match=r"c\.png cannot be read: No such file or directory; put the file there again"):
         levels(read(tmp_path))
 
 

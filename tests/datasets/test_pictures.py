@@ -369,8 +369,8 @@ BOMB = (
 LARGE = picture(RANDOM.integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
 FAULTS: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "is empty"),
-    "cut PNG": (LARGE[:3000], "is a PNG image that is cut short, after 3000 bytes"),
+    "empty": (b"", "is empty; write or fetch it again, or leave it out"),
+    "cut PNG": (LARGE[:3000], "is a PNG image that is cut short, after 3000 bytes; write or fetch it"),
     "head of a PNG": (LARGE[:20], "is a PNG image that is cut short, after 20 bytes"),
     "cut JPEG": (picture(SMOOTH, "JPEG")[:-300], "is a JPEG image that is cut short"),
     "cut GIF": (picture(SMOOTH, "GIF")[:200], "is a GIF image that is cut short"),
@@ -387,7 +387,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "NumPy": (b"\x93NUMPY\x01\0", "is a NumPy array"),
     "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "is a pointer of Git LFS"),
     "base64": (base64.b64encode(LARGE), "is base64 text; decode it"),
-    "text": (b"0.1 0.2 0.3 0.4 0.5", "it begins with '0.1 0.2 0.3"),
+    "text": (b"0.1 0.2 0.3 0.4 0.5", "0.4 0.5'; convert it to PNG, or leave it out"),
     "raw bytes": (bytes(range(200, 232)), "it begins with the bytes c8 c9 ca"),
 }
 
