@@ -68,6 +68,16 @@ def find_arrays(path: Path) -> list[Path]:
     return [file for file in files if file.suffix.lower() in (".npy", ".npz") and not file.name.startswith(".")]
 
 
+def is_archive_of_arrays(path: Path) -> bool:
+    """Whether a file of any name is an archive that NumPy wrote."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
 def read_arrays(files: Sequence[Path], data: Data) -> ImageStream:
     """The images of NumPy's files: (N, H, W), the same with channels in front or behind, or (N, D), flat and square.
 
@@ -116,6 +126,7 @@ def read_arrays(files: Sequence[Path], data: Data) -> ImageStream:
         None if TO_BE_DRAWN in images else np.repeat(np.array(list(images), np.int8), counts),
         value_range=lambda: scale.seen,
         label_location=label_location,
+        other_labels=f"name the array of classes with data.label_column, or {NO_LABELS}",
     )
 
 

@@ -404,6 +404,12 @@ def _split(
     drawn_val, drawn_test, train = np.split(order, [val_count, val_count + test_count])
     parts = (train, val if len(val) else drawn_val, test if len(test) else drawn_test)
     empty = [name for name, part in zip(PART_NAMES, parts, strict=True) if len(part) == 0]
+    if not len(rest):
+        given = " and ".join(name for name, part in zip(PART_NAMES[1:], (val, test), strict=True) if len(part))
+        raise UserError(
+            f"data.name: {data.name} has no training {noun}: its source gives all {len(labels_N)} to {given}; let it "
+            f"give some to training, or let the parts be drawn, of a table with data.split_column={NONE}"
+        )
     if empty:
         raise UserError(
             f"data.name: {data.name} has too few {noun}, {len(labels_N)}: with data.validation_fraction "

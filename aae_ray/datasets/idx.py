@@ -145,6 +145,7 @@ def read_idx(files: Mapping[str, Path], data: Data) -> ImageStream:
         value_range=lambda: scale.seen,
         remarks=lambda: remarks,
         label_location=label_location,
+        other_labels=f"give the file of classes, or {NO_LABELS}",
     )
 
 

@@ -7,7 +7,7 @@ decides. `B` images of a block, `C` channels, `H` height, `W` width.
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,9 +136,9 @@ class Scale:
             if self.given is None and high < kind.doubtful_below:
                 as_it_is = f"{kind.black:g}:{kind.white:g}"
                 raise PixelFault(
-                    f"has pixel values of {_number(low)} to {_number(high)}, and would be dark: {kind.name} are read "
-                    f"as {kind.black:g} (black) to {kind.white:g} (white). Give the values that are black and white, "
-                    f"such as data.scale=0:{_number(high or 1)}, or data.scale={as_it_is} to take them as they are"
+                    f"has pixel values of {number_text(low)} to {number_text(high)}, and would be dark: {kind.name} are "
+                    f"read as {kind.black:g} (black) to {kind.white:g} (white). Give the values that are black and white, "
+                    f"such as data.scale=0:{number_text(high or 1)}, or data.scale={as_it_is} to take them as they are"
                 )
 
     def _ends(self, kind: ValueKind) -> tuple[float, float]:
@@ -146,15 +146,15 @@ class Scale:
             return self.ends or (kind.black, kind.white)
         black, white = self.seen or (0, 0)
         if black == white:
-            raise PixelFault(f"has no range of values for data.scale=observed: every pixel is {_number(black)}")
+            raise PixelFault(f"has no range of values for data.scale=observed: every pixel is {number_text(black)}")
         return black, white
 
     def _outside(self, kind: ValueKind, count: int) -> str:
         low, high = self.seen or (0, 0)
         if self.given:
             return (
-                f"has {_values(count)} outside of data.scale={self.given}; those seen are {_number(low)} to "
-                f"{_number(high)}, and the scale must take in all of them"
+                f"has {_values(count)} outside of data.scale={self.given}; those seen are {number_text(low)} to "
+                f"{number_text(high)}, and the scale must take in all of them"
             )
         usual = [
             f"{black}:{white}"
@@ -162,11 +162,11 @@ class Scale:
             if black <= low and high <= white and (black >= 0 or low < 0)
         ]
         if kind is not FRACTIONS and low >= 0:
-            usual.insert(0, f"0:{_number(high)}")
+            usual.insert(0, f"0:{number_text(high)}")
         such_as = f", such as data.scale={' or '.join(dict.fromkeys(usual))}" if usual else ""
         return (
             f"has {_values(count)} outside of {kind.black:g} to {kind.white:g}, as which {kind.name} are read; those "
-            f"seen are {_number(low)} to {_number(high)}. Give the values that are black and white, "
+            f"seen are {number_text(low)} to {number_text(high)}. Give the values that are black and white, "
             f"data.scale=LOW:HIGH{such_as}, or data.scale=observed for the lowest and the highest of the set"
         )
 
@@ -189,7 +189,8 @@ def _values(count: int) -> str:
     return "a pixel value" if count == 1 else f"{count} pixel values"
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """A value of a pixel for people, whole where it is whole."""
     return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
 
 
@@ -271,10 +272,13 @@ def stack(images: Iterable[tuple[str, NDArray[np.uint8]]]) -> Iterator[NDArray[n
         shapes[image_HWC.shape] += 1
         if len(shapes) > 1:
             first = next(iter(shapes))
-            with suppress(UserError):  # there is enough to tell already
+            least = ""
+            try:
                 for _, image in images:
                     shapes[image.shape] += 1
-            raise UserError(f"{location} {_differing_shapes(image_HWC.shape, first, shapes)}")
+            except UserError:  # at a fault of another image, behind which none is counted
+                least = "at least "
+            raise UserError(f"{location} {_differing_shapes(image_HWC.shape, first, shapes, least)}")
         block.append(image_HWC)
         if (len(block) + 1) * image_HWC.size > BLOCK_BYTES:
             yield np.stack(block).transpose(0, 3, 1, 2)
@@ -286,7 +290,9 @@ def stack(images: Iterable[tuple[str, NDArray[np.uint8]]]) -> Iterator[NDArray[n
 _SHAPES_SHOWN = 4
 
 
-def _differing_shapes(shape: tuple[int, ...], first: tuple[int, ...], shapes: Counter[tuple[int, ...]]) -> str:
+def _differing_shapes(
+    shape: tuple[int, ...], first: tuple[int, ...], shapes: Counter[tuple[int, ...]], least: str
+) -> str:
     mends = []
     if len({sides[:2] for sides in shapes}) > 1:
         height, width, _ = shapes.most_common(1)[0][0]
@@ -297,7 +303,7 @@ def _differing_shapes(shape: tuple[int, ...], first: tuple[int, ...], shapes: Co
     more = f" and {len(shapes) - _SHAPES_SHOWN} more shapes" if len(shapes) > _SHAPES_SHOWN else ""
     return (
         f"is {_shape_text(shape)} (height x width), and the images before it are {_shape_text(first)}; there are "
-        f"{seen}{more}. All images must have the same shape: {'; '.join(mends)}"
+        f"{least}{seen}{more}. All images must have the same shape: {'; '.join(mends)}"
     )
 
 

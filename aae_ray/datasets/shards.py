@@ -61,8 +61,8 @@ def check_same(shard: Shard, column: str, first: Shard, family: Callable[[Any], 
     if column not in shard.columns:
         held = first.fields[column].type if column in first.fields else "the name of a folder"
         raise UserError(
-            f"{shard.file}: column {column} is missing; in {first.file} it holds {held}. Write it into all files, or take "
-            f"this one out of the folder"
+            f"{shard.file}: column {column} is missing; in {first.file} it holds {held}. Write it into all files, or "
+            f"take this one out of the folder"
         )
     if column not in shard.fields or column not in first.fields:
         return
@@ -70,6 +70,6 @@ def check_same(shard: Shard, column: str, first: Shard, family: Callable[[Any], 
     if mine != other and "nothing" not in (mine, other):
         kinds = [each.fields[column].type for each in (shard, first)]
         raise UserError(
-            f"{shard.file}: column {column} holds {kinds[0]}; in {first.file} it holds {kinds[1]}. Write it alike in all "
-            f"files, or take this one out of the folder"
+            f"{shard.file}: column {column} holds {kinds[0]}; in {first.file} it holds {kinds[1]}. Write it alike in "
+            f"all files, or take this one out of the folder"
         )
