@@ -8,7 +8,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Pictures:
 
     def remarks(self) -> tuple[str, ...]:
         """What was done to pictures beside decoding them, with their number."""
-        return tuple(f"{text}: {count}" for text, count in self.notes.items())
+        return tuple(f"{text}: {count}" for text, count in self.notes.items()) + self.scale.remarks()
 
     def _samples(self, content: bytes | Path, notes: Counter[str]) -> tuple[NDArray[Any], ValueKind]:
         """What a picture shows, (H, W, C) of 1, 3 or, with opacity, 4 channels, and of what kind its values are.
@@ -89,13 +89,16 @@ class Pictures:
             notes["pictures turned upright by their orientation tag"] += 1
         if opened.picture.mode == "F" or opened.picture.mode.startswith("I"):
             return self._deep_samples(opened, notes)
-        if opened.bits > 8 and self.data.scale:
+        if opened.bits <= 8:
+            return self._shown(opened.picture, notes), _EIGHT_BITS
+        kind = replace(picture_samples(opened.bits), mend=_SPREAD.format(white=2**opened.bits - 1))
+        if self.data.scale and self.data.scale_ends != (kind.black, kind.white):
             raise PixelFault(
-                f"is in colour with {opened.bits} bits per channel, of which 8 are read; data.scale does not suit it"
+                f"is in colour with {opened.bits} bits per channel, of which the highest 8 are read, too few for "
+                f"data.scale={self.data.scale}. {kind.mend}"
             )
-        if opened.bits > 8:
-            notes[f"pictures in colour with {opened.bits} bits per channel, of which a viewer shows 8"] += 1
-        return self._shown(opened.picture, notes), _EIGHT_BITS
+        notes[f"pictures in colour with {opened.bits} bits per channel, of which a viewer shows 8"] += 1
+        return self._shown(opened.picture, notes) * (kind.white / 255), kind
 
     def _deep_samples(self, opened: "_Opened", notes: Counter[str]) -> tuple[NDArray[Any], ValueKind]:
         """Grey samples (H, W, 1) of more than 8 bits, or fractions."""
@@ -159,6 +162,11 @@ class Pictures:
         return transform.apply(picture.convert(mode))
 
 
+_SPREAD = (
+    "Store the images as a .npy array, of which all bits are read, or spread them over the range, with ImageMagick's "
+    "`-evaluate multiply 16 -depth 8` where 12 bits of 16 are used and `multiply 4` where 14 are; data.scale=0:{white} "
+    "reads them as they are"
+)
 _CONVERT = "convert it to 8 bits, with ImageMagick's `-depth 8` for instance"
 
 

@@ -56,6 +56,7 @@ class ValueKind:
     black: float
     white: float
     doubtful_below: float
+    mend: str = ""  # what to do where values are dark and data.scale cannot help
 
 
 BOOLEANS = ValueKind("true and false", 0, 1, 0)
@@ -134,12 +135,26 @@ class Scale:
         """When all values were seen: raises PixelFault where they never came near to white."""
         for kind, (low, high) in self.ranges.items():
             if self.given is None and high < kind.doubtful_below:
-                as_it_is = f"{kind.black:g}:{kind.white:g}"
+                if kind.mend:
+                    raise PixelFault(
+                        f"has pixel values of about {number_text(low)} to {number_text(high)}, and would be dark: "
+                        f"{kind.name} are read as 0 (black) to {kind.white:g} (white). {kind.mend}"
+                    )
+                as_it_is, seen = f"{kind.black:g}:{kind.white:g}", f"{number_text(low)} to {number_text(high)}"
                 raise PixelFault(
-                    f"has pixel values of {number_text(low)} to {number_text(high)}, and would be dark: {kind.name} are "
-                    f"read as {kind.black:g} (black) to {kind.white:g} (white). Give the values that are black and white, "
-                    f"such as data.scale=0:{number_text(high or 1)}, or data.scale={as_it_is} to take them as they are"
+                    f"has pixel values of {seen}, and would be dark: {kind.name} are read as {kind.black:g} (black) to "
+                    f"{kind.white:g} (white). Give the values that are black and white, such as "
+                    f"data.scale=0:{number_text(high or 1)}, or data.scale={as_it_is} to take them as they are"
                 )
+
+    def remarks(self) -> tuple[str, ...]:
+        """When all values were seen: on those that use less than a quarter of the range as which they are read."""
+        return tuple(
+            f"pixel values are {number_text(low)} to {number_text(high)} of {kind.black:g} to {kind.white:g}, and "
+            f"images are dark: data.scale=0:{number_text(high)} would make the highest white"
+            for kind, (low, high) in self.ranges.items()
+            if self.given is None and high < kind.white / 4
+        )
 
     def _ends(self, kind: ValueKind) -> tuple[float, float]:
         if not self.needs_observing:

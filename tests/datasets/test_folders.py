@@ -77,7 +77,7 @@ def test_a_part_may_be_unlabelled(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     files: dict[str, int | bytes] = {
-        "ant/1.png": 10,
+        "ant/1.png": 100,
         "ant/Thumbs.db": b"x",
         "ant/._1.png": b"x",
         ".DS_Store": b"x",
@@ -90,7 +90,7 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     }
     (tmp_path / "cat").mkdir()
     stream = read(write(tmp_path, files))
-    assert levels(stream) == [10, 20, 30]
+    assert levels(stream) == [100, 20, 30]
     assert stream.remarks() == (
         "files that are no pictures, left out: 3 (.heic 1, .txt 1, .csv 1)",
         "hidden files and folders, left out: 4",
