@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from aae_ray.datasets.arrow_images import CHANNELS, WITH_OPACITY
 from aae_ray.datasets.classes import NO_LABELS, concatenated
 from aae_ray.datasets.columns import NONE
-from aae_ray.datasets.damage import readable
+from aae_ray.datasets.damage import AGAIN, readable
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, TRAIN, ImageStream, Origin, size_text
 from aae_ray.datasets.parts import part_of_word
 from aae_ray.datasets.pictures import format_of
@@ -66,6 +66,16 @@ def find_arrays(path: Path) -> list[Path]:
     """The .npy and .npz files at a path or in a folder, by name."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return [file for file in files if file.suffix.lower() in (".npy", ".npz") and not file.name.startswith(".")]
+
+
+def is_archive_of_arrays(path: Path) -> bool:
+    """Whether a file of any name is an archive that NumPy wrote."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
 
 
 def read_arrays(files: Sequence[Path], data: Data) -> ImageStream:
@@ -116,6 +126,7 @@ def read_arrays(files: Sequence[Path], data: Data) -> ImageStream:
         None if TO_BE_DRAWN in images else np.repeat(np.array(list(images), np.int8), counts),
         value_range=lambda: scale.seen,
         label_location=label_location,
+        other_labels=f"name the array of classes with data.label_column, or {NO_LABELS}",
     )
 
 
@@ -215,7 +226,7 @@ def _image_shape(header: ArrayHeader) -> tuple[int, int, int]:
     if header.dtype.kind not in "buif":
         raise UserError(f"{header} holds values of type {header.dtype}; images are numbers or booleans")
     if shape[:1] == (0,):
-        raise UserError(f"{header} holds no images")
+        raise UserError(f"{header} holds no images; store some, or name another array with data.image_column")
     if layout is None:
         raise UserError(
             f"{header} is {size_text(shape) or 'one number'}; images are N x H x W, N x H x W x C or N x C x H x W, "
@@ -328,21 +339,22 @@ def _headers(file: Path) -> list[ArrayHeader]:
         with file.open("rb") as content:
             start = content.read(_START)
         if not start:
-            raise UserError(f"{file} is empty")
+            raise UserError(f"{file} is empty; {AGAIN}")
         if start.startswith(b"\x93NUMPY"):
             with file.open("rb") as stream:
                 return [_header(stream, file, None)]
         if not zipfile.is_zipfile(file):
             kind = format_of(start)
             actual = "is an archive that is cut short" if start.startswith(b"PK") else "is none of NumPy's files"
-            raise UserError(f"{file} {actual}{f', but {kind}' if kind and not start.startswith(b'PK') else ''}")
+            but = f", but {kind}" if kind and not start.startswith(b"PK") else f"; {AGAIN}"
+            raise UserError(f"{file} {actual}{but}")
         headers = []
         with zipfile.ZipFile(file) as archive:
             for member in sorted(name for name in archive.namelist() if name.lower().endswith(".npy")):
                 with archive.open(member) as stream:
                     headers.append(_header(stream, file, member))
         if not headers:
-            raise UserError(f"{file} is an archive without arrays")
+            raise UserError(f"{file} is an archive without arrays; store them with np.savez")
         return headers
 
 
@@ -380,7 +392,8 @@ def _rows(header: ArrayHeader) -> Iterator[NDArray[Any]]:
                 content = stream.read(rows * row_bytes)
                 if len(content) < rows * row_bytes:
                     whole_rows = start + len(content) // row_bytes
-                    raise UserError(f"{header} is cut short, after {whole_rows} of its {header.shape[0]} rows")
+                    whole_text = f"after {whole_rows} of its {header.shape[0]} rows"
+                    raise UserError(f"{header} is cut short, {whole_text}; {AGAIN}")
                 yield np.frombuffer(content, header.dtype).reshape(rows, *header.shape[1:])
 
 

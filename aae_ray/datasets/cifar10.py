@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_ray.datasets.damage import AGAIN, unreadable
 from aae_ray.datasets.image_stream import TEST, TRAIN, ImageStream, Origin
 from aae_ray.datasets.packed import open_unpacked
 from aae_ray.errors import UserError
@@ -55,7 +56,7 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise unreadable(path, error) from None
 
 
 def _batches_in(archive: Path) -> dict[str, bytes]:
@@ -71,7 +72,7 @@ def _batches_in(archive: Path) -> dict[str, bytes]:
                 pass
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{archive} cannot be read as an archive of CIFAR-10: {reason}") from None
+        raise UserError(f"{archive} cannot be read as an archive of CIFAR-10: {reason}; {AGAIN}") from None
     if missing := [name for name in BATCHES if name not in batches]:
         raise UserError(
             f"{archive} has no {missing[0]} in it; the binary version of CIFAR-10 is {ARCHIVE}, not one of the others"
@@ -82,11 +83,12 @@ def _batches_in(archive: Path) -> dict[str, bytes]:
 def _records(content: bytes, path: Path) -> NDArray[np.uint8]:
     """Labels and pixels of a batch, (N, 3073)."""
     if not content:
-        raise UserError(f"{path} is empty")
+        raise UserError(f"{path} is empty; {AGAIN}")
     whole, rest = divmod(len(content), _RECORD_BYTES)
     if rest:
         raise UserError(
-            f"{path} ends within image {whole}: it has {len(content)} bytes, and each image takes {_RECORD_BYTES}"
+            f"{path} ends within image {whole}: it has {len(content)} bytes, and each image takes {_RECORD_BYTES}; "
+            f"{AGAIN}"
         )
     records = np.frombuffer(content, np.uint8).reshape(whole, _RECORD_BYTES)
     wrong = records[:, 0] >= len(CLASSES)

@@ -22,6 +22,7 @@ _FEW = 9  # images whose labels may all differ: of more, they are identifiers
 _WHOLE = re.compile("-?(0|[1-9][0-9]*)")
 
 NO_LABELS = "data.label_column=none reads the images without labels"
+OTHER_LABELS = f"name the column of classes with data.label_column, or {NO_LABELS}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +88,18 @@ def concatenated(labels: "Sequence[pa.Array]", location: str) -> "pa.Array":
 
 
 def classes_of(
-    labels: "pa.Array", location: Callable[[int | None], str], label_names: Sequence[str] | None = None
+    labels: "pa.Array",
+    location: Callable[[int | None], str],
+    label_names: Sequence[str] | None = None,
+    others: str = OTHER_LABELS,
 ) -> Classes:
     """The classes of labels: whole numbers (also as decimals or floats), text, dates and times, true and false.
 
     Classes are numbered in sorted order, text that is whole numbers throughout by their values. Images whose label is
     null or NaN have none, and those of -1, also as text, where all others are whole numbers from 0 up. `location` says
     where the label of an image stands, and where all of them do (None); `label_names` are the names of the labels 0, 1,
-    ..., where the source has names for its numbers. Raises UserError at labels that are no classes.
+    ..., where the source has names for its numbers; `others` is what to do where labels are no classes. Raises
+    UserError at these.
     """
     import pyarrow as pa
 
@@ -113,14 +118,16 @@ def classes_of(
         first = int(np.flatnonzero(known_N & (index_N == values.index("")))[0])
         raise UserError(f"{location(first)} is empty text; make it null where an image has no label")
     order = sorted(range(len(values)), key=keys.__getitem__)
-    if keys[order[0]] == UNKNOWN and len(order) > 1:
+    if keys[order[0]] == UNKNOWN:
         known_N &= index_N != order.pop(0)
+    if not order:
+        raise UserError(
+            f"{location(None)} holds no label: all of {len(labels)} rows are {UNKNOWN} or empty, which say that an "
+            f"image has none; {NO_LABELS}"
+        )
     if len(order) > MAX_CLASSES or len(order) == known_N.sum() > _FEW:
         differ = "a different label in every row" if len(order) == known_N.sum() else f"{len(order)} different labels"
-        raise UserError(
-            f"{location(None)} has {differ}, like an identifier and unlike a class; name the column of classes with "
-            f"data.label_column, or {NO_LABELS}"
-        )
+        raise UserError(f"{location(None)} has {differ}, like an identifier and unlike a class; {others}")
     rank = np.full(len(values), UNKNOWN, np.int64)
     rank[order] = np.arange(len(order))
     names = (values[index] for index in order)

@@ -9,6 +9,7 @@ from aae_ray.autoencoder.kinds import ExampleKind, RowKind
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset, class_names
 from aae_ray.datasets.image_stream import PART_NAMES, TRAIN, ValueRange, size_text
+from aae_ray.datasets.pixels import number_text
 from aae_ray.datasets.shards import MOST_COLUMNS
 
 MOST_CLASSES = 10  # that are listed
@@ -99,8 +100,12 @@ class Contents:
         if self.unlabelled:
             text += f"; without a label {self.unlabelled:,}"
         if len(counts) == 1:
-            text += "; there is only one class. Did you mean another column?"
+            text += f"; there is only one class{self._another_column()}"
         return text
+
+    def _another_column(self) -> str:
+        """What may have been meant, where the source has columns or arrays beside those that were read."""
+        return ". Did you mean another column?" if self.unused else ""
 
     def _counts(self) -> str:
         return ", ".join(f"{name} {count:,}" for name, count in self.parts.items())
@@ -116,7 +121,7 @@ class Contents:
         if not self.duplicates:
             return ""
         if self.duplicates == self.examples - 1:
-            return f"all {self.kind.noun} are equal, and there is nothing to learn. Did you mean another column?"
+            return f"all {self.kind.noun} are equal, and there is nothing to learn{self._another_column()}"
         text = f"copies of an earlier {self.kind.one} {self.duplicates:,}"
         return text + (
             f"; validation and test {self.kind.noun} that also occur in another part {self.shared:,}"
@@ -170,7 +175,7 @@ def _copies(dataset: Dataset, parts: tuple[NDArray[np.int64], ...]) -> tuple[int
 
 
 def _values(ends: ValueRange) -> str:
-    low, high = (f"{value:.4g}" for value in ends)
+    low, high = map(number_text, ends)
     return f"{low} to {high} before scaling"
 
 

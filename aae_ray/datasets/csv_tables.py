@@ -5,16 +5,21 @@ What stands between the columns is found in the first line: a comma, a semicolon
 
 import csv
 import gzip
+import io
+import re
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from aae_ray import settings
-from aae_ray.datasets.columns import read_shards
+from aae_ray.datasets.columns import LABEL_COLUMN, NONE, read_shards
+from aae_ray.datasets.damage import AGAIN, readable
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream
 from aae_ray.datasets.packed import open_unpacked
 from aae_ray.datasets.parts import parts_of_files
+from aae_ray.datasets.pictures import format_of
 from aae_ray.datasets.rows import is_a_number
 from aae_ray.datasets.shards import BATCH_ROWS, Shard
 from aae_ray.errors import UserError
@@ -22,7 +27,10 @@ from aae_ray.errors import UserError
 ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabulators", "|": "bars"}
 _LONGEST = 1 << 20  # bytes of the first line
+_DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error)
 _BINARY = b"\x00"  # in no text
+_OTHER_TEXT = ("<", "version https://git-lfs")  # how text begins that is no table
+_NUMBER = re.compile(r"(0|-?[1-9]\d*)(\.\d+)?")  # with one spelling for each whole number, and so no 007
 
 
 def is_csv(relative: Path) -> bool:
@@ -57,55 +65,121 @@ class _CsvShard(Shard):
 def read_csv(root: Path, files: Sequence[Path], data: settings.Data) -> ImageStream:
     """The rows, or the images, of CSV files below a folder, in the order given; or of one file, which is `root` itself.
 
-    An empty field, and one that says NA, NaN or null, is a missing value. Parts are those of a column `split`, else
-    those that files and folders are named by. Raises UserError by file, column and row.
+    An empty field, and one that says NA, NaN or null, is a missing value. Labels are text as it stands there, of which
+    an empty field alone is missing, unless all of them are numbers. Parts are those of a column `split`, else those
+    that files and folders are named by. Raises UserError by file, column and row.
     """
     parts = parts_of_files(root, files) or [TO_BE_DRAWN] * len(files)
     shards = [_shard(file, part) for file, part in zip(files, parts, strict=True)]
+    shards = _with_labels_as_written(shards, data.label_column or LABEL_COLUMN)
     between = dict.fromkeys(_DELIMITERS[shard.delimiter] for shard in shards if shard.delimiter != ",")
     form = f"CSV with {' and '.join(between)}" if between else "CSV"
     return read_shards(root, shards, data, form, "names of files and folders")
 
 
 def _shard(file: Path, part: int) -> _CsvShard:
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
 
     names, delimiter = _head(file)
     twice = tuple(dict.fromkeys(name for name in names if names.count(name) > 1))
     if twice:
         raise UserError(f"{file} has several columns of the name {twice[0]}; give each a name of its own")
-    try:
-        with open_unpacked(file) as content:
-            table = arrow_csv.read_csv(
-                pa.PythonFile(content, mode="r"),
-                parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=arrow_csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False),
-            )
-    except (pa.ArrowException, OSError, EOFError, gzip.BadGzipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise UserError(
-            f"{file} cannot be read as CSV with {_DELIMITERS[delimiter]} between its columns: {reason}"
-        ) from None
+    table = _table(file, delimiter, strings_can_be_null=True, quoted_strings_can_be_null=False)
     fields = {field.name: field for field in table.schema}
     return _CsvShard(file, fields, (), table.num_rows, {}, {}, part, table, delimiter)
 
 
+def _with_labels_as_written(shards: list[_CsvShard], column: str) -> list[_CsvShard]:
+    """Files whose labels are text, unless they are numbers in all of them: 01067 is a name, and NA may be one."""
+    import pyarrow as pa
+
+    with_labels = [shard for shard in shards if column in shard.fields and column != NONE]
+    texts = {
+        shard.file: _table(
+            shard.file, shard.delimiter, include_columns=[column], column_types={column: pa.string()},
+            strings_can_be_null=True, null_values=[""],
+        ).column(0)
+        for shard in with_labels
+    }  # fmt: skip
+    if all(_are_numbers(shard.table.column(column), texts[shard.file]) for shard in with_labels):
+        return shards
+    return [_with_column(shard, column, texts[shard.file]) if shard.file in texts else shard for shard in shards]
+
+
+def _are_numbers(values: Any, texts: Any) -> bool:
+    """Whether Arrow took values for numbers, or for nothing, and each number has the one spelling that it can have."""
+    import pyarrow as pa
+
+    kind = values.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        return False
+    known = texts.filter(values.is_valid()).unique().to_pylist()
+    return all(text is not None and _NUMBER.fullmatch(text.strip()) for text in known) and not (
+        pa.types.is_null(kind) and texts.null_count < len(texts)
+    )
+
+
+def _with_column(shard: _CsvShard, column: str, values: Any) -> _CsvShard:
+    table = shard.table.set_column(shard.table.schema.get_field_index(column), column, values)
+    return replace(shard, table=table, fields={field.name: field for field in table.schema})
+
+
+def _table(file: Path, delimiter: str, **options: Any) -> Any:
+    """What Arrow reads in a file. Raises UserError, by the line where a row is cut or has too many fields."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    def advice(error: Exception) -> str:
+        return f"; {AGAIN}" if isinstance(error, _DAMAGE) else "; save it again as CSV in UTF-8"
+
+    text = f"cannot be read as CSV with {_DELIMITERS[delimiter]} between its columns"
+    with readable(file, (pa.ArrowException, *_DAMAGE), text, advice), open_unpacked(file) as content:
+        try:
+            return arrow_csv.read_csv(
+                pa.PythonFile(content, mode="r"),
+                parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                convert_options=arrow_csv.ConvertOptions(**options),
+            )
+        except pa.ArrowInvalid:
+            if (ragged := _ragged_row(file, delimiter)) is not None:
+                raise UserError(f"{file}: {ragged}") from None
+            raise
+
+
+def _ragged_row(file: Path, delimiter: str) -> str | None:
+    """The first row that has not as many fields as there are names, and what to do; None where all have."""
+    with open_unpacked(file) as content, io.TextIOWrapper(content, "utf-8-sig", "replace", newline="") as text:
+        rows, names, line = csv.reader(text, delimiter=delimiter), 0, 1
+        try:
+            for fields in rows:
+                names = names or len(fields)
+                if fields and len(fields) != names:
+                    return (
+                        f"line {line} has {len(fields)} field{'s' * (len(fields) != 1)}, and the line of names "
+                        f"{names}; complete it or take it out, and put a field into quotes that holds "
+                        f"{_DELIMITERS[delimiter]} of its own"
+                    )
+                line = rows.line_num + 1
+        except csv.Error as error:
+            return f"line {line} cannot be read: {error}; put it right, or take it out"
+    return None
+
+
 def _head(file: Path) -> tuple[list[str], str]:
     """The names of the columns, and what stands between them."""
-    try:
-        with open_unpacked(file) as content:
-            raw = content.read(_LONGEST)
-    except (OSError, EOFError) as error:
-        raise UserError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    with readable(file, _DAMAGE, "is damaged or cut short", lambda error: f"; {AGAIN}"), open_unpacked(file) as content:
+        raw = content.read(_LONGEST)
     if not raw.strip():
-        raise UserError(f"{file} is empty; write or fetch it again, or take it out of the folder")
-    if _BINARY in raw:
-        raise UserError(f"{file} is no text, and so no CSV file")
+        raise UserError(f"{file} is empty; {AGAIN}")
     try:
         text = raw.decode("utf-8-sig", "strict" if len(raw) < _LONGEST else "ignore")
     except UnicodeDecodeError as error:
+        if (kind := format_of(raw)) is not None:
+            raise UserError(f"{file} is no CSV file, but {kind}") from None
         raise UserError(f"{file} is not in UTF-8 (byte {error.start}); save it in that encoding") from None
+    if _BINARY in raw or text.lstrip().startswith(_OTHER_TEXT):
+        # Of other text the first letters say nothing: a table may begin with a column BMI.
+        kind = format_of(raw.removeprefix(b"\xef\xbb\xbf")) or "a file of no known format; save it again as CSV"
+        raise UserError(f"{file} is no CSV file, but {kind}")
     line = next(line for line in text.splitlines() if line.strip())
     delimiter = max(_DELIMITERS, key=line.count)
     names = next(csv.reader([line], delimiter=delimiter))

@@ -22,6 +22,7 @@ from aae_ray.autoencoder.kinds import ExampleKind, ImageKind, RowKind, Shape
 from aae_ray.datasets import remote
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.columns import NONE
+from aae_ray.datasets.damage import unreadable
 from aae_ray.datasets.download import Progress, no_progress
 from aae_ray.datasets.formats import Format, Stored, find_stored
 from aae_ray.datasets.image_stream import PART_NAMES, TEST, TO_BE_DRAWN, VALIDATION, ImageStream, Origin, ValueRange
@@ -32,7 +33,7 @@ from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.datasets.rows import standardisation
 from aae_ray.errors import UserError, did_you_mean
 
-PREPARED_FORMAT = 5  # raised when prepared data or their reading changes, so that older ones are made anew
+PREPARED_FORMAT = 6  # raised when prepared data or their reading changes, so that older ones are made anew
 PIXEL_SETTINGS = (
     "scale",
     "background",
@@ -127,13 +128,15 @@ def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
     """
     source = _find_source(data, progress)
     folder = _prepared_folder(data, source)
-    if not folder.is_dir():
-        try:
+    try:
+        if not folder.is_dir():
             with _locked(folder.with_name(f"{folder.name}.lock")):
                 if not folder.is_dir():  # another process may have prepared it while this one waited
                     _make(source, folder, data, progress)
-        except OSError as error:
-            raise UserError(f"data.cache: {folder} cannot be written: {error.strerror or error}") from None
+    except OSError as error:
+        raise UserError(
+            f"data.cache: {folder} cannot be read or written: {error.strerror or error}; give data.cache another place"
+        ) from None
     return _open(folder, data)
 
 
@@ -244,7 +247,7 @@ def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
         form, stored = _find_stored(data.name, path, key)
         identity: dict[str, Any] = {"files": [_file_identity(file) for file in stored.files]} | _pixel_settings(data)
     except OSError as error:
-        raise UserError(f"{key}: {error.filename or path} cannot be read: {error.strerror}") from None
+        raise unreadable(f"{key}: {error.filename or path}", error) from None
     if form.columns:
         identity |= _column_settings(data)
     elif columns := _columns(data.model_copy(update={"label_column": None}) if data.label_column == NONE else data):
@@ -401,6 +404,12 @@ def _split(
     drawn_val, drawn_test, train = np.split(order, [val_count, val_count + test_count])
     parts = (train, val if len(val) else drawn_val, test if len(test) else drawn_test)
     empty = [name for name, part in zip(PART_NAMES, parts, strict=True) if len(part) == 0]
+    if not len(rest):
+        given = " and ".join(name for name, part in zip(PART_NAMES[1:], (val, test), strict=True) if len(part))
+        raise UserError(
+            f"data.name: {data.name} has no training {noun}: its source gives all {len(labels_N)} to {given}; let it "
+            f"give some to training, or let the parts be drawn, of a table with data.split_column={NONE}"
+        )
     if empty:
         raise UserError(
             f"data.name: {data.name} has too few {noun}, {len(labels_N)}: with data.validation_fraction "

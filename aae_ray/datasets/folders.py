@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_ray.datasets.classes import NO_LABELS
 from aae_ray.datasets.image_stream import ImageStream, Origin, Parts
 from aae_ray.datasets.parts import part_of_word
 from aae_ray.datasets.pictures import ENDINGS, Pictures
@@ -101,6 +102,7 @@ def read_pictures(folder: PictureFolder, data: Data) -> ImageStream:
             if image is None
             else f"{folder.files[image]}: its folder's name"
         ),
+        other_labels=f"put all pictures of a class into one folder, or {NO_LABELS}",
     )
 
 

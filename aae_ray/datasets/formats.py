@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from aae_ray.datasets.arrays import find_arrays, read_arrays
+from aae_ray.datasets.arrays import find_arrays, is_archive_of_arrays, read_arrays
 from aae_ray.datasets.csv_tables import is_csv, read_csv
 from aae_ray.datasets.folders import find_pictures, read_pictures
 from aae_ray.datasets.idx import find_idx, read_idx
@@ -101,12 +101,26 @@ def find_stored(path: Path, key: str) -> tuple[Format, Stored]:
     matches = [(form, stored) for form in FORMATS if (stored := form.find(path)) is not None]
     if not matches and (tables := CSV.find(path)) is not None:
         matches = [(CSV, tables)]
+    if not matches and path.is_file():
+        matches = _by_content(path)
     if len(matches) > 1:
         names = " and ".join(f"{form.name} ({stored.files[0].name})" for form, stored in matches)
         raise UserError(f"{key}: {path} holds files of several formats, {names}; keep one of them in the folder")
     if not matches:
         raise UserError(f"{key}: {path} {_what_it_is(path)}; images are read from {FORMATS_TEXT}")
     return matches[0]
+
+
+def _by_content(path: Path) -> list[tuple[Format, Stored]]:
+    """The format of a file whose name does not tell it, by its first bytes."""
+    forms = {form.name: form for form in FORMATS}
+    with path.open("rb") as content:
+        start = content.read(6)
+    if start.startswith(b"PAR1"):
+        return [(forms["Parquet"], Stored((path,), lambda data: read_parquet(path, [path], data)))]
+    if start == b"\x93NUMPY" or (start.startswith(b"PK") and is_archive_of_arrays(path)):
+        return [(forms["NumPy"], Stored((path,), lambda data: read_arrays([path], data)))]
+    return []
 
 
 def _what_it_is(path: Path) -> str:

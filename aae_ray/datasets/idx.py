@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aae_ray.datasets.damage import readable
+from aae_ray.datasets.classes import NO_LABELS
+from aae_ray.datasets.damage import AGAIN, readable
 from aae_ray.datasets.image_stream import TEST, TRAIN, ImageStream, Origin, size_text
 from aae_ray.datasets.packed import open_unpacked
 from aae_ray.datasets.pixels import PixelFault, Scale, arrange_block
@@ -144,6 +145,7 @@ def read_idx(files: Mapping[str, Path], data: Data) -> ImageStream:
         value_range=lambda: scale.seen,
         remarks=lambda: remarks,
         label_location=label_location,
+        other_labels=f"give the file of classes, or {NO_LABELS}",
     )
 
 
@@ -151,7 +153,10 @@ def _labels(file: Path, images: Path, count: int) -> tuple[NDArray[Any], int]:
     """The labels of a file, and of how many columns they are the first."""
     shape, dtype = _header(file, "labels")
     if shape[0] != count:
-        raise UserError(f"{images} holds {count} images and {file} {shape[0]} labels, not one each")
+        raise UserError(
+            f"{images} holds {count} images and {file} {shape[0]} labels, not one each; take the labels that belong to "
+            f"the images, or leave them out: {NO_LABELS}"
+        )
     if len(shape) == 2 and shape[1] != _QMNIST_COLUMNS:
         raise UserError(
             f"{file} holds {shape[1]} values for each image; labels are one, or the {_QMNIST_COLUMNS} of QMNIST"
@@ -167,18 +172,18 @@ def _header(path: Path, what: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         dimensions = start[3] if len(start) == 4 else 0
         sizes = stream.read(4 * dimensions)
     if not start:
-        raise UserError(f"{path} is empty")
+        raise UserError(f"{path} is empty; {AGAIN}")
     right = (3,) if what == "images" else (1, 2)
     if start[:2] != b"\0\0" or dimensions not in right or start[2] not in _TYPES:
         raise UserError(
             f"{path} is not an IDX file of {what}: it begins with {start.hex(' ')}, not 00 00, a type of numbers (08: "
-            f"bytes) and {' or '.join(f'{number:02}' for number in right)} dimensions"
+            f"bytes) and {' or '.join(f'{number:02}' for number in right)} dimensions; {AGAIN}"
         )
     if len(sizes) < 4 * dimensions:
-        raise UserError(f"{path} ends within its header")
+        raise UserError(f"{path} ends within its header; {AGAIN}")
     shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
     if shape[0] == 0:
-        raise UserError(f"{path} holds no {what}")
+        raise UserError(f"{path} holds no {what}; write or fetch one that has some")
     if not all(1 <= side <= MAX_SIDE for side in shape[1:]):
         raise UserError(f"{path} declares {what} of {size_text(shape[1:])}; a side can be 1 to {MAX_SIDE}")
     return shape, np.dtype(_TYPES[start[2]])
@@ -195,7 +200,10 @@ def _rows(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[
             content = stream.read(rows * row_bytes)
             if len(content) < rows * row_bytes:
                 whole = start + len(content) // row_bytes
-                raise UserError(f"{path} ends after {whole} of the {shape[0]} {what} that its header declares")
+                raise UserError(f"{path} ends after {whole} of the {shape[0]} {what} that its header declares; {AGAIN}")
             yield np.frombuffer(content, dtype).reshape(rows, *shape[1:])
         if stream.read(1):
-            raise UserError(f"{path} has trailing data after the {shape[0]} {what} that its header declares")
+            raise UserError(
+                f"{path} has trailing data after the {shape[0]} {what} that its header declares: it was written over "
+                f"a longer one, or appended to; {AGAIN}"
+            )

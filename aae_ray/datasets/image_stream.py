@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aae_ray.datasets.classes import OTHER_LABELS
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -43,8 +45,8 @@ class ImageStream:
     (TO_BE_DRAWN where the source does not say), and is None where the source gives no parts. `value_range` is asked
     once all blocks were read: the smallest and largest pixel value before any scaling. `label_location` says for
     messages where the label of an image stands, and where all of them do (of None). `label_names` are the names of the
-    labels 0, 1, ..., where those are numbers that the source has names for. `remarks`, asked at the end too, are
-    phrases on what was left out, and what was done to images.
+    labels 0, 1, ..., where those are numbers that the source has names for, and `other_labels` what to do where labels
+    are no classes. `remarks`, asked at the end too, are phrases on what was left out, and what was done to images.
     """
 
     count: int
@@ -59,6 +61,7 @@ class ImageStream:
     label_names: tuple[str, ...] | None = None
     remarks: Callable[[], tuple[str, ...]] = lambda: ()
     columns: tuple[str, ...] | None = None  # of rows of numbers; None of images
+    other_labels: str = OTHER_LABELS
 
 
 def size_text(shape: Sequence[int]) -> str:

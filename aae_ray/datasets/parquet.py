@@ -12,13 +12,14 @@ from urllib.parse import unquote
 
 from aae_ray import settings
 from aae_ray.datasets.columns import names_of_class_label, read_shards
-from aae_ray.datasets.damage import readable
+from aae_ray.datasets.damage import AGAIN, readable
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream
 from aae_ray.datasets.parts import parts_of_files
 from aae_ray.datasets.shards import BATCH_ROWS, MOST_COLUMNS, Shard
 from aae_ray.errors import UserError
 
 _MAGIC = b"PAR1"  # at both ends of a file
+_LEAST = 12  # bytes of a file: the magic twice, and the length of what stands before the second
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _OTHER_FORMATS = {
     b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"\x1f\x8b": "packed with gzip",
@@ -74,7 +75,7 @@ def _parquet(file: Path, columns: Sequence[str] = ()) -> AbstractContextManager[
 
     def advice(error: Exception) -> str:
         # Arrow writes nulls among lists of a fixed size, and fails to read them.
-        return "; a row may be null" if "lists to be of size" in str(error) else ""
+        return "; a row may be null" if "lists to be of size" in str(error) else f"; {AGAIN}"
 
     of_columns = f" (column {' or '.join(columns)})" if 0 < len(columns) < MOST_COLUMNS else ""
     return readable(file, (pa.ArrowException, OSError), f"cannot be read as Parquet{of_columns}", advice)
@@ -106,15 +107,16 @@ def _check_ends(file: Path) -> None:
     with file.open("rb") as stream:
         head = stream.read(32)
         if not head:
-            raise UserError(f"{file} is empty; write or fetch it again, or take it out of the folder")
+            raise UserError(f"{file} is empty; {AGAIN}")
         size = file.stat().st_size
         stream.seek(max(0, size - len(_MAGIC)))
         tail = stream.read()
     if not head.startswith(_MAGIC):
         what = next((name for magic, name in _OTHER_FORMATS.items() if head.startswith(magic)), None)
-        raise UserError(f"{file} is not a Parquet file: it {f'is {what}' if what else f'begins with {head[:4]!r}'}")
-    if tail != _MAGIC:
-        raise UserError(f"{file} is cut: its end is missing after {size:,} bytes; write or fetch it again")
+        found = f"is {what}" if what else f"begins with {head[:4]!r}"
+        raise UserError(f"{file} is not a Parquet file: it {found}; {AGAIN}")
+    if tail != _MAGIC or size < _LEAST:
+        raise UserError(f"{file} is cut: its end is missing after {size:,} bytes; {AGAIN}")
 
 
 def _hive(relative: Path) -> dict[str, str | None]:

@@ -109,6 +109,7 @@ def with_test(stream: ImageStream, test: ImageStream, location: str) -> ImageStr
         stream.label_names,
         remarks,
         stream.columns,
+        stream.other_labels,
     )
 
 

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from aae_ray.datasets.damage import ANEW
 from aae_ray.datasets.pixels import FRACTIONS, WHOLE_NUMBERS, PixelFault, Scale, ValueKind, arrange, picture_samples
 from aae_ray.settings import Data
 
@@ -74,7 +75,7 @@ class Pictures:
 
     def remarks(self) -> tuple[str, ...]:
         """What was done to pictures beside decoding them, with their number."""
-        return tuple(f"{text}: {count}" for text, count in self.notes.items())
+        return tuple(f"{text}: {count}" for text, count in self.notes.items()) + self.scale.remarks()
 
     def _samples(self, content: bytes | Path, notes: Counter[str]) -> tuple[NDArray[Any], ValueKind]:
         """What a picture shows, (H, W, C) of 1, 3 or, with opacity, 4 channels, and of what kind its values are.
@@ -88,13 +89,16 @@ class Pictures:
             notes["pictures turned upright by their orientation tag"] += 1
         if opened.picture.mode == "F" or opened.picture.mode.startswith("I"):
             return self._deep_samples(opened, notes)
-        if opened.bits > 8 and self.data.scale:
+        if opened.bits <= 8:
+            return self._shown(opened.picture, notes), _EIGHT_BITS
+        kind = replace(picture_samples(opened.bits), mend=_SPREAD.format(white=2**opened.bits - 1))
+        if self.data.scale and self.data.scale_ends != (kind.black, kind.white):
             raise PixelFault(
-                f"is in colour with {opened.bits} bits per channel, of which 8 are read; data.scale does not suit it"
+                f"is in colour with {opened.bits} bits per channel, of which the highest 8 are read, too few for "
+                f"data.scale={self.data.scale}. {kind.mend}"
             )
-        if opened.bits > 8:
-            notes[f"pictures in colour with {opened.bits} bits per channel, of which a viewer shows 8"] += 1
-        return self._shown(opened.picture, notes), _EIGHT_BITS
+        notes[f"pictures in colour with {opened.bits} bits per channel, of which a viewer shows 8"] += 1
+        return self._shown(opened.picture, notes) * (kind.white / 255), kind
 
     def _deep_samples(self, opened: "_Opened", notes: Counter[str]) -> tuple[NDArray[Any], ValueKind]:
         """Grey samples (H, W, 1) of more than 8 bits, or fractions."""
@@ -158,6 +162,11 @@ class Pictures:
         return transform.apply(picture.convert(mode))
 
 
+_SPREAD = (
+    "Store the images as a .npy array, of which all bits are read, or spread them over the range, with ImageMagick's "
+    "`-evaluate multiply 16 -depth 8` where 12 bits of 16 are used and `multiply 4` where 14 are; data.scale=0:{white} "
+    "reads them as they are"
+)
 _CONVERT = "convert it to 8 bits, with ImageMagick's `-depth 8` for instance"
 
 
@@ -178,7 +187,7 @@ class _Opened:
 
 def _open(content: bytes) -> _Opened:
     if not content:
-        raise PixelFault("is empty")
+        raise PixelFault(f"is empty; {ANEW}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata, which change no pixel
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -221,15 +230,15 @@ _BEGINNINGS = {
     rb"P[1-6]\s": "Netpbm",
     rb"....ftyp(?:heic|heix|heim|heis|hevc|mif1|msf1)": "HEIC; convert it to PNG or JPEG",
     rb"....ftypavi[fs]": "AVIF; convert it to PNG or JPEG",
-    rb"....ftyp": "a video",
+    rb"....ftyp": "a video; store the pictures in it as PNG",
     rb"\0\0\0\x0c(?:jP  |JXL )|\xff\x0a|\xff\x4f\xff\x51": "JPEG 2000 or JPEG XL; convert it to PNG or JPEG",
     rb"8BPS": "a Photoshop document; export it as PNG",
     rb"\x00\x00\x01\x00": "an icon; convert it to PNG",
     rb"%PDF|%!PS": "PDF or PostScript; export its pages as PNG",
     rb"(?s:.{128})DICM": "DICOM; export it as PNG or TIFF, or as a .npy array",
-    rb"\x93NUMPY": "a NumPy array; give the .npy file itself as data.path",
+    rb"\x93NUMPY": "a NumPy array; call it .npy and give it as data.path",
     rb"\x89HDF": "HDF5; store the images as .npy, .npz or Parquet",
-    rb"PAR1": "Parquet; give the file itself as data.path",
+    rb"PAR1": "Parquet; call it .parquet and give it as data.path",
     rb"PK\x03\x04|\x1f\x8b|7z\xbc|Rar!|BZh|\xfd7zXZ": "an archive; unpack it",
     rb"version https://git-lfs": "a pointer of Git LFS and not the file itself; fetch it with `git lfs pull`",
     rb"(?:data:image/|iVBORw0KGgo|/9j/|R0lGOD|UklGR)": "base64 text; decode it to the bytes that it stands for",
@@ -249,7 +258,7 @@ def _undecodable(content: bytes, error: Exception) -> str:
     formats = ", ".join(FORMATS.values())
     if name is not None and name in FORMATS.values():
         if _is_cut(name, content):
-            return f"is a {name} image that is cut short, after {len(content)} bytes"
+            return f"is a {name} image that is cut short, after {len(content)} bytes; {ANEW}"
         why = "" if isinstance(error, UnidentifiedImageError) else f" ({str(error).strip().rstrip('.')})"
         mend = "; write it anew, or convert it to PNG, with ImageMagick or GIMP for instance"
         return f"is a {name} image that is damaged, or of a kind that Pillow does not read{why}{mend}"
@@ -257,7 +266,9 @@ def _undecodable(content: bytes, error: Exception) -> str:
         return f"is {name}; pictures are {formats}"
     with_text = re.match(rb"[\t\n\r\x20-\x7e]{8,}", content[:40])
     begins = repr(with_text[0].decode()) if with_text else f"the bytes {content[:8].hex(' ')}"
-    return f"is not a picture in a known format ({formats}): it begins with {begins}"
+    return (
+        f"is not a picture in a known format ({formats}): it begins with {begins}; convert it to PNG, or leave it out"
+    )
 
 
 def _is_cut(name: str, content: bytes) -> bool:

@@ -7,7 +7,7 @@ decides. `B` images of a block, `C` channels, `H` height, `W` width.
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps
 
+from aae_ray.datasets.damage import unreadable
 from aae_ray.datasets.image_stream import ValueRange, size_text
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
@@ -55,6 +56,7 @@ class ValueKind:
     black: float
     white: float
     doubtful_below: float
+    mend: str = ""  # what to do where values are dark and data.scale cannot help
 
 
 BOOLEANS = ValueKind("true and false", 0, 1, 0)
@@ -133,27 +135,41 @@ class Scale:
         """When all values were seen: raises PixelFault where they never came near to white."""
         for kind, (low, high) in self.ranges.items():
             if self.given is None and high < kind.doubtful_below:
-                as_it_is = f"{kind.black:g}:{kind.white:g}"
+                if kind.mend:
+                    raise PixelFault(
+                        f"has pixel values of about {number_text(low)} to {number_text(high)}, and would be dark: "
+                        f"{kind.name} are read as 0 (black) to {kind.white:g} (white). {kind.mend}"
+                    )
+                as_it_is, seen = f"{kind.black:g}:{kind.white:g}", f"{number_text(low)} to {number_text(high)}"
                 raise PixelFault(
-                    f"has pixel values of {_number(low)} to {_number(high)}, and would be dark: {kind.name} are read "
-                    f"as {kind.black:g} (black) to {kind.white:g} (white). Give the values that are black and white, "
-                    f"such as data.scale=0:{_number(high or 1)}, or data.scale={as_it_is} to take them as they are"
+                    f"has pixel values of {seen}, and would be dark: {kind.name} are read as {kind.black:g} (black) to "
+                    f"{kind.white:g} (white). Give the values that are black and white, such as "
+                    f"data.scale=0:{number_text(high or 1)}, or data.scale={as_it_is} to take them as they are"
                 )
+
+    def remarks(self) -> tuple[str, ...]:
+        """When all values were seen: on those that use less than a quarter of the range as which they are read."""
+        return tuple(
+            f"pixel values are {number_text(low)} to {number_text(high)} of {kind.black:g} to {kind.white:g}, and "
+            f"images are dark: data.scale=0:{number_text(high)} would make the highest white"
+            for kind, (low, high) in self.ranges.items()
+            if self.given is None and high < kind.white / 4
+        )
 
     def _ends(self, kind: ValueKind) -> tuple[float, float]:
         if not self.needs_observing:
             return self.ends or (kind.black, kind.white)
         black, white = self.seen or (0, 0)
         if black == white:
-            raise PixelFault(f"has no range of values for data.scale=observed: every pixel is {_number(black)}")
+            raise PixelFault(f"has no range of values for data.scale=observed: every pixel is {number_text(black)}")
         return black, white
 
     def _outside(self, kind: ValueKind, count: int) -> str:
         low, high = self.seen or (0, 0)
         if self.given:
             return (
-                f"has {_values(count)} outside of data.scale={self.given}; those seen are {_number(low)} to "
-                f"{_number(high)}, and the scale must take in all of them"
+                f"has {_values(count)} outside of data.scale={self.given}; those seen are {number_text(low)} to "
+                f"{number_text(high)}, and the scale must take in all of them"
             )
         usual = [
             f"{black}:{white}"
@@ -161,11 +177,11 @@ class Scale:
             if black <= low and high <= white and (black >= 0 or low < 0)
         ]
         if kind is not FRACTIONS and low >= 0:
-            usual.insert(0, f"0:{_number(high)}")
+            usual.insert(0, f"0:{number_text(high)}")
         such_as = f", such as data.scale={' or '.join(dict.fromkeys(usual))}" if usual else ""
         return (
             f"has {_values(count)} outside of {kind.black:g} to {kind.white:g}, as which {kind.name} are read; those "
-            f"seen are {_number(low)} to {_number(high)}. Give the values that are black and white, "
+            f"seen are {number_text(low)} to {number_text(high)}. Give the values that are black and white, "
             f"data.scale=LOW:HIGH{such_as}, or data.scale=observed for the lowest and the highest of the set"
         )
 
@@ -188,7 +204,8 @@ def _values(count: int) -> str:
     return "a pixel value" if count == 1 else f"{count} pixel values"
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """A value of a pixel for people, whole where it is whole."""
     return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
 
 
@@ -270,10 +287,13 @@ def stack(images: Iterable[tuple[str, NDArray[np.uint8]]]) -> Iterator[NDArray[n
         shapes[image_HWC.shape] += 1
         if len(shapes) > 1:
             first = next(iter(shapes))
-            with suppress(UserError):  # there is enough to tell already
+            least = ""
+            try:
                 for _, image in images:
                     shapes[image.shape] += 1
-            raise UserError(f"{location} {_differing_shapes(image_HWC.shape, first, shapes)}")
+            except UserError:  # at a fault of another image, behind which none is counted
+                least = "at least "
+            raise UserError(f"{location} {_differing_shapes(image_HWC.shape, first, shapes, least)}")
         block.append(image_HWC)
         if (len(block) + 1) * image_HWC.size > BLOCK_BYTES:
             yield np.stack(block).transpose(0, 3, 1, 2)
@@ -285,7 +305,9 @@ def stack(images: Iterable[tuple[str, NDArray[np.uint8]]]) -> Iterator[NDArray[n
 _SHAPES_SHOWN = 4
 
 
-def _differing_shapes(shape: tuple[int, ...], first: tuple[int, ...], shapes: Counter[tuple[int, ...]]) -> str:
+def _differing_shapes(
+    shape: tuple[int, ...], first: tuple[int, ...], shapes: Counter[tuple[int, ...]], least: str
+) -> str:
     mends = []
     if len({sides[:2] for sides in shapes}) > 1:
         height, width, _ = shapes.most_common(1)[0][0]
@@ -296,7 +318,7 @@ def _differing_shapes(shape: tuple[int, ...], first: tuple[int, ...], shapes: Co
     more = f" and {len(shapes) - _SHAPES_SHOWN} more shapes" if len(shapes) > _SHAPES_SHOWN else ""
     return (
         f"is {_shape_text(shape)} (height x width), and the images before it are {_shape_text(first)}; there are "
-        f"{seen}{more}. All images must have the same shape: {'; '.join(mends)}"
+        f"{least}{seen}{more}. All images must have the same shape: {'; '.join(mends)}"
     )
 
 
@@ -312,4 +334,4 @@ def located_faults(location: str) -> Iterator[None]:
     except PixelFault as fault:
         raise UserError(f"{location} {fault}") from None
     except OSError as error:
-        raise UserError(f"{location} cannot be read: {error.strerror or error}") from None
+        raise unreadable(location, error) from None

@@ -44,7 +44,9 @@ def prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) ->
 
 
 def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
-    classes = None if stream.labels is None else classes_of(stream.labels, stream.label_location, stream.label_names)
+    classes = None
+    if stream.labels is not None:
+        classes = classes_of(stream.labels, stream.label_location, stream.label_names, stream.other_labels)
     digest = hashlib.sha256()
     digests: list[bytes] = []  # of single images, which take some 50 bytes each
     shape: tuple[int, ...] = ()

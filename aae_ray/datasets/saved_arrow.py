@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SavedSplit:
-    """One folder of Arrow files, in the order of its state.json, and the names of the classes in its columns."""
+    """One folder of Arrow files, in the order of its state.json, and the names of the classes in its columns.
+
+    A split without rows has no files.
+    """
 
     name: str | None  # as the folder above calls it; None of a set that has no splits
     files: tuple[Path, ...]
@@ -54,9 +57,14 @@ def find_saved(path: Path) -> SavedSet | None:
         names = _json(path / "dataset_dict.json").get("splits")
         if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
             raise UserError(f"{path / 'dataset_dict.json'} names no splits; save the set again")
-        return SavedSet(path, tuple(_split(path / name, name) for name in names))
+        splits = tuple(split for name in names if (split := _split(path / name, name)).files)
+        if not splits:
+            raise UserError(f"{path} holds no rows: its splits {', '.join(names)} are empty; save a set that has some")
+        return SavedSet(path, splits)
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        return SavedSet(path, (_split(path, None),))
+        if not (split := _split(path, None)).files:
+            raise UserError(f"{path} holds no rows: its state.json names no file of data; save a set that has some")
+        return SavedSet(path, (split,))
     return None
 
 
@@ -67,8 +75,10 @@ def _split(folder: Path, name: str | None) -> SavedSplit:
     except (KeyError, TypeError):
         raise UserError(f"{folder / 'state.json'} names no files of data; save the set again") from None
     missing = [file for file in files if not os.path.isfile(file)]  # which is False of an impossible name, too
-    if missing or not files:
-        raise UserError(f"{missing[0] if missing else folder} is missing, though {folder / 'state.json'} names it")
+    if missing:
+        raise UserError(
+            f"{missing[0]} is missing, though {folder / 'state.json'} names it; copy or download the whole folder again"
+        )
     return SavedSplit(name, files, names_of_class_label(info.get("features")))
 
 
@@ -77,7 +87,7 @@ def _json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no JSON text"
-        raise UserError(f"{file} cannot be read: {reason}") from None
+        raise UserError(f"{file} cannot be read: {reason}; copy or download the whole folder again") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -130,7 +140,8 @@ def _arrow(file: Path) -> AbstractContextManager[None]:
     import pyarrow as pa
 
     damage = (pa.ArrowException, OSError)
-    return readable(file, damage, "cannot be read as an Arrow stream", lambda error: "; save the set again")
+    advice = "; copy or download the folder again, or save the set again"
+    return readable(file, damage, "cannot be read as an Arrow stream", lambda error: advice)
 
 
 def _shard(file: Path, part: int, split: SavedSplit) -> Shard:

@@ -60,10 +60,16 @@ def check_same(shard: Shard, column: str, first: Shard, family: Callable[[Any], 
         raise UserError(f"{shard.file} has several columns of the name {column}; give each a name of its own")
     if column not in shard.columns:
         held = first.fields[column].type if column in first.fields else "the name of a folder"
-        raise UserError(f"{shard.file}: column {column} is missing; in {first.file} it holds {held}")
+        raise UserError(
+            f"{shard.file}: column {column} is missing; in {first.file} it holds {held}. Write it into all files, or "
+            f"take this one out of the folder"
+        )
     if column not in shard.fields or column not in first.fields:
         return
     mine, other = (family(each.fields[column]) for each in (shard, first))
     if mine != other and "nothing" not in (mine, other):
         kinds = [each.fields[column].type for each in (shard, first)]
-        raise UserError(f"{shard.file}: column {column} holds {kinds[0]}; in {first.file} it holds {kinds[1]}")
+        raise UserError(
+            f"{shard.file}: column {column} holds {kinds[0]}; in {first.file} it holds {kinds[1]}. Write it alike in "
+            f"all files, or take this one out of the folder"
+        )

@@ -176,13 +176,18 @@ def as_objects(images: list[np.ndarray]) -> np.ndarray:
 
 
 FAULTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    "empty": ("a.npy", lambda: b"", "a.npy is empty"),
-    "cut": ("a.npy", lambda: saved(GREY)[:-100], "a.npy is cut short, after 17 of its 20 rows"),
+    "empty": ("a.npy", lambda: b"", "a.npy is empty; copy or download it again"),
+    "cut": ("a.npy", lambda: saved(GREY)[:-100], "a.npy is cut short, after 17 of its 20 rows; copy or"),
     "cut in its header": ("a.npy", lambda: saved(GREY)[:40], "a.npy is damaged or cut short"),
     "cut archive": ("a.npz", lambda: archive(images=GREY)[:-60], "a.npz is an archive that is cut short"),
-    "damaged archive": ("a.npz", lambda: archive(images=GREY).replace(GREY[3].tobytes(), b"x" * 42), "Bad CRC-32"),
+    "damaged archive": (
+        "a.npz",
+        lambda: archive(images=GREY).replace(GREY[3].tobytes(), b"x" * 42),
+        "Bad CRC-32 for file",
+    ),
+    "array of no bytes": ("a.npz", lambda: zipped("images.npy", b""), "cut short: EOF: reading magic string, expected"),
     "Parquet": ("a.npy", lambda: b"PAR1" + b"\0" * 40, "a.npy is none of NumPy's files, but Parquet"),
-    "text": ("a.npy", lambda: b"1 2 3", "a.npy is none of NumPy's files"),
+    "text": ("a.npy", lambda: b"1 2 3", "a.npy is none of NumPy's files; copy or"),
     "other archive": ("a.npz", lambda: zipped("readme.txt", b"hello"), "a.npz is an archive without arrays"),
     "objects": (
         "a.npy",

@@ -50,7 +50,6 @@ KINDS: dict[str, tuple[pa.Array, list[int], tuple[str, ...]]] = {
     "NaN": (pa.array([float("nan"), 3.0, None]), [UNKNOWN, 0, UNKNOWN], ("3",)),
     "-1": (pa.array([-1, 0, 1, -1]), [UNKNOWN, 0, 1, UNKNOWN], ("0", "1")),
     "-1 as a float": (pa.array([-1.0, 0.0, 1.0]), [UNKNOWN, 0, 1], ("0", "1")),
-    "-1 alone": (pa.array([-1, -1]), [0, 0], ("-1",)),
     "one label": (pa.array([0, 0]), [0, 0], ("0",)),
 }
 
@@ -71,6 +70,9 @@ FAULTS: dict[str, tuple[pa.Array, str]] = {
     "empty text": (pa.array(["a", None, ""]), "row 2 of column y is empty text; make it null where an image has no"),
     "nothing": (pa.array([None, None], pa.int32()), "column y holds no label in any of 2 rows; data.label_column=none"),
     "nothing at all": (pa.nulls(3), "column y holds no label in any of 3 rows"),
+    "-1 alone": (pa.array([-1, None, -1]), "column y holds no label: all of 3 rows are -1 or empty, which say that"),
+    "-1 alone as text": (pa.array(["-1"] * 20), "column y holds no label: all of 20 rows are -1"),
+    "-1 alone as a float": (pa.array([-1.0, float("nan")]), "column y holds no label: all of 2 rows are -1"),
     "an identifier": (pa.array([f"id{n}" for n in range(30)]), "column y has a different label in every row, like an"),
     "too many": (pa.array([*range(10_001)] * 2), "column y has 10001 different labels, like an identifier"),
 }

@@ -331,10 +331,20 @@ def test_damaged_cache(folder: Path, cache: str, fault: str) -> None:
 @pytest.mark.parametrize("inside", ["file", "file/deeper"])
 def test_cache_that_cannot_be_written(tmp_path: Path, folder: Path, inside: str) -> None:
     (tmp_path / "file").write_text("not a folder")
-    message = f"^data.cache: {tmp_path / inside}/own-.* cannot be written: "
+    message = f"^data.cache: {tmp_path / inside}/own-.* cannot be read or written: "
     with pytest.raises(UserError, match=message) as error:
         load(name="own", path=str(folder), cache=str(tmp_path / inside))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("case", ["long", "closed"])
+def test_a_cache_that_cannot_be_looked_into_is_told(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / ("x" * 300 if case == "long" else "closed")
+    if case == "closed":  # which a test that runs as root can only feign
+        refused = PermissionError(13, "Permission denied")
+        monkeypatch.setattr(Path, "is_dir", lambda path: (_ for _ in ()).throw(refused))
+    with pytest.raises(UserError, match=r"^data\.cache: .* cannot be read or written: .*; give data\.cache another"):
+        load(cache=str(cache))
 
 
 # ---------------------------------------------------------------------------------------------------- sources

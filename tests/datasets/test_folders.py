@@ -77,7 +77,7 @@ def test_a_part_may_be_unlabelled(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     files: dict[str, int | bytes] = {
-        "ant/1.png": 10,
+        "ant/1.png": 100,
         "ant/Thumbs.db": b"x",
         "ant/._1.png": b"x",
         ".DS_Store": b"x",
@@ -90,7 +90,7 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     }
     (tmp_path / "cat").mkdir()
     stream = read(write(tmp_path, files))
-    assert levels(stream) == [10, 20, 30]
+    assert levels(stream) == [100, 20, 30]
     assert stream.remarks() == (
         "files that are no pictures, left out: 3 (.heic 1, .txt 1, .csv 1)",
         "hidden files and folders, left out: 4",
@@ -168,7 +168,7 @@ def test_sizes_that_differ_are_told_by_file(tmp_path: Path) -> None:
 def test_a_picture_that_may_not_be_read(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": 200, "b.png": 100})
     os.symlink(tmp_path / "nowhere.png", tmp_path / "c.png")
-    with pytest.raises(UserError, match=r"c\.png cannot be read: No such file or directory"):
+    with pytest.raises(UserError, match=r"c\.png cannot be read: No such file or directory; put the file there again"):
         levels(read(tmp_path))
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from aae_ray.datasets.contents import contents_of
 from aae_ray.datasets.dataset import load
 from aae_ray.errors import UserError
 from aae_ray.settings import Data
@@ -101,3 +102,44 @@ def test_emnist_in_a_folder_of_several_sets(tmp_path: Path) -> None:
     path = tmp_path / "emnist-letters-train-images-idx3-ubyte"
     letters = load(Data(name="own", path=str(path), cache=str(tmp_path / "cache"), transpose=True))
     assert np.array_equal(letters.images_NCHW[:, 0], IMAGES.swapaxes(1, 2))
+
+
+@pytest.mark.parametrize("write", [parquet, archive, arrays])
+def test_a_file_of_another_name_is_read_by_its_content(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    (tmp_path / "set").mkdir()
+    path = write(tmp_path / "set")
+    path = (path / "images.npy" if path.is_dir() else path).rename(tmp_path / "own.dat")
+    assert np.array_equal(load(Data(name="own", path=str(path), cache=str(tmp_path))).images_NCHW[:, 0], IMAGES)
+
+
+def test_one_class_in_folders_is_not_told_of_columns(tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    for index in range(20):
+        (path / "cat").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[0]).save(path / "cat" / f"{index}.png")
+    told = contents_of(load(Data(name="own", path=str(path), cache=str(tmp_path)))).rows()
+    assert told["classes"].endswith("there is only one class")
+    assert told["repeated"].endswith("there is nothing to learn")
+    deep = IMAGES.astype(np.uint16) * 257
+    np.save(tmp_path / "deep.npy", deep)
+    own = load(Data(name="own", path=str(tmp_path / "deep.npy"), cache=str(tmp_path), scale="0:65535"))
+    assert contents_of(own).rows()["values"] == f"{deep.min()} to {deep.max()} before scaling"
+
+
+def test_a_folder_for_each_picture_is_not_told_of_columns(tmp_path: Path) -> None:
+    for index, image in enumerate(IMAGES[:12]):
+        (tmp_path / "set" / f"c{index}").mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / "set" / f"c{index}" / "a.png")
+    with pytest.raises(
+        UserError, match=r"a different label in every row, .*; put all pictures of a class into one fol"
+    ):
+        load(Data(name="own", path=str(tmp_path / "set"), cache=str(tmp_path)))
+
+
+def test_a_set_that_is_all_test_is_told_so(tmp_path: Path) -> None:
+    columns = {"image": IMAGES.tolist(), "split": ["test"] * 60}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(
+        UserError, match=r"own has no training images: its source gives all 60 to test; let it give some"
+    ):
+        load(Data(name="own", path=str(tmp_path / "a.parquet"), cache=str(tmp_path)))

@@ -275,11 +275,12 @@ def test_wrongly_named_column(tmp_path: Path, image_column: str | None, label_co
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is empty; write"),
+        (b"", "is empty; copy or download it again"),
         (b"no Parquet" * 9, "is not a Parquet file: it begins with b'no P"),
         (None, "is cut: its end is"),
+        (b"PAR1", "is cut: its end is missing after 4 bytes; copy or download it again"),
     ],
-    ids=["empty", "other file", "truncated"],
+    ids=["empty", "other file", "truncated", "its first bytes"],
 )
 def test_damaged_parquet(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "a.parquet"
@@ -299,6 +300,7 @@ def test_parquet_damaged_inside(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read(file)
     assert str(file) in str(error.value)
+    assert str(error.value).endswith("; copy or download it again, or take it out of the folder")
 
 
 @pytest.mark.parametrize(
@@ -306,7 +308,7 @@ def test_parquet_damaged_inside(tmp_path: Path) -> None:
     [
         (table([[0.5]]), "b.parquet: column image holds list<element: double>; in"),
         (table([[1]], label=["cat"]), "b.parquet: column label holds string; in"),
-        (pa.table({"picture": [[1]]}), "b.parquet: column image is missing; in"),
+        (pa.table({"picture": [[1]]}), "it holds list<element: int64>. Write it into all files"),
         (table([[1, 2, 3, 4]], label=[1]), "b.parquet: row 0 of column image is 2 x 2 in grey"),
     ],
     ids=["type", "label type", "missing", "shape"],

@@ -320,8 +320,36 @@ def test_colour_of_16_bits_is_shown_with_8_and_has_no_scale() -> None:
         told = Pictures(Data())
         assert np.abs(told.decode(content) - deep / 257).max() <= 1
         assert told.remarks() == ("pictures in colour with 16 bits per channel, of which a viewer shows 8: 1",)
-        with pytest.raises(PixelFault, match="in colour with 16 bits per channel"):
+        with pytest.raises(PixelFault, match=r"in colour with 16 bits .* too few for data\.scale=0:4095\. Store the"):
             read(content, scale="0:4095")
+
+
+@pytest.mark.parametrize("bits", [12, 14])
+def test_colour_of_fewer_bits_in_16_is_refused_with_advice_that_helps(bits: int) -> None:
+    deep = RANDOM.integers(0, 2**bits, (7, 9, 3), dtype=np.uint16)
+    for content in (by_opencv(deep, ".png"), by_opencv(deep, ".ppm"), by_opencv(deep, ".tiff")):
+        dark = Pictures(Data())
+        as_they_are = dark.decode(content)
+        with pytest.raises(
+            PixelFault, match=r"values of about 0 to \d+, and would be dark: samples of 16 .*multiply 4"
+        ):
+            dark.scale.finish()
+        taken = Pictures(Data(scale="0:65535"))
+        assert np.array_equal(taken.decode(content), as_they_are)
+        taken.scale.finish()
+    spread = Pictures(Data())  # as the advice has it
+    assert np.abs(spread.decode(by_opencv(deep * 2 ** (16 - bits), ".png")) / 255 - deep / 2**bits).max() < 1 / 100
+    spread.scale.finish()
+
+
+@pytest.mark.parametrize(("high", "told"), [(16, True), (63, True), (64, False), (255, False)])
+def test_pictures_of_8_bits_that_use_little_of_them_are_told(high: int, told: bool) -> None:
+    pictures = Pictures(Data())
+    pictures.decode(picture(np.array([[0, high]], np.uint8)))
+    pictures.scale.finish()
+    text = f"pixel values are 0 to {high} of 0 to 255, and images are dark: data.scale=0:{high} would make the highest"
+    assert [remark.startswith(text) for remark in pictures.remarks()] == [True] * told
+    assert Pictures(Data(scale="0:16")).remarks() == ()
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -369,8 +397,8 @@ BOMB = (
 LARGE = picture(RANDOM.integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
 FAULTS: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "is empty"),
-    "cut PNG": (LARGE[:3000], "is a PNG image that is cut short, after 3000 bytes"),
+    "empty": (b"", "is empty; write or fetch it again, or leave it out"),
+    "cut PNG": (LARGE[:3000], "is a PNG image that is cut short, after 3000 bytes; write or fetch it"),
     "head of a PNG": (LARGE[:20], "is a PNG image that is cut short, after 20 bytes"),
     "cut JPEG": (picture(SMOOTH, "JPEG")[:-300], "is a JPEG image that is cut short"),
     "cut GIF": (picture(SMOOTH, "GIF")[:200], "is a GIF image that is cut short"),
@@ -387,7 +415,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "NumPy": (b"\x93NUMPY\x01\0", "is a NumPy array"),
     "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "is a pointer of Git LFS"),
     "base64": (base64.b64encode(LARGE), "is base64 text; decode it"),
-    "text": (b"0.1 0.2 0.3 0.4 0.5", "it begins with '0.1 0.2 0.3"),
+    "text": (b"0.1 0.2 0.3 0.4 0.5", "0.4 0.5'; convert it to PNG, or leave it out"),
     "raw bytes": (bytes(range(200, 232)), "it begins with the bytes c8 c9 ca"),
 }
 

@@ -1,5 +1,6 @@
 """Values of any type as bytes and images of any shape as the settings want them: as they were meant, or refused."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -224,3 +225,12 @@ def test_shapes_that_differ_are_told_with_their_numbers() -> None:
         "in grey, 1 of 4 x 9 in colour, 1 of 3 x 9 in grey. All images must have the same shape: data.size=6x9 resizes "
         "them (see data.crop and data.resample); data.channels=1 makes all of them grey, and data.channels=3 colour"
     )
+
+
+def test_shapes_behind_a_faulty_image_are_not_said_to_be_counted() -> None:
+    def images() -> Iterator[tuple[str, np.ndarray]]:
+        yield from [("image 0", GREY), ("image 1", COLOUR)]
+        raise UserError("image 2 is empty")
+
+    with pytest.raises(UserError, match=r"^image 1 .*; there are at least 1 of 6 x 9 in grey, 1 of 6 x 9 in colour\."):
+        list(stack(images()))

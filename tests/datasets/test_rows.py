@@ -123,7 +123,7 @@ def test_dates_in_seconds_keep_their_differences(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty; write or fetch it again"),
+        ("", "is empty; copy or download it again"),
         ("a,b\n", "has no rows"),
         (lines("1", rows=1), "there is nothing to learn"),
         ("a,b\n1,2\n1,2\n1,2\n", "all rows are alike in a, b"),
@@ -134,7 +134,10 @@ def test_dates_in_seconds_keep_their_differences(tmp_path: Path) -> None:
         (lines("7").replace("\n3.5,7", "\n3.5,"), "row 7 (line 9) of column x0 is empty; every value must be"),
         (lines("7").replace("\n3.5,7", "\n3.5,NaN"), "row 7 (line 9) of column x0 is empty"),
         (lines("7").replace("\n3.5,7", "\n3.5,inf"), "row 7 (line 9) of column x0 is inf"),
-        (lines("7", "8").replace("\n3.5,7", "\n3.5"), "Expected 3 columns, got 2"),
+        (
+            lines("7", "8").replace("\n3.5,7", "\n3.5"),
+            ": line 9 has 2 fields, and the line of names 3;",
+        ),
         ("a;b\n1,5;2\n2,5;3\n", "row 0 (line 2) of column a is '1,5'; write numbers with a decimal point"),
         (lines("9007199254740993"), "is 9007199254740993; whole numbers beyond 2^53"),
         (lines("name"), "data.kind=rows reads the numbers in a as rows"),
@@ -236,3 +239,58 @@ def test_parts_come_from_names_a_column_and_a_second_path(tmp_path: Path) -> Non
     np.testing.assert_array_equal(dataset.examples_NX[dataset.test], FRAME[30:][["a", "b"]])
     with pytest.raises(UserError, match=r"data\.columns: .* has no column a"):
         read(first, test_path=str(write(tmp_path / "v.csv", FRAME[30:].rename(columns={"a": "c"}))))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "unlabelled"),
+    [
+        (["01067", "10115"], ("01067", "10115"), 0),
+        (["01", "1", "2"], ("01", "1", "2"), 0),
+        (["US", "NA", "", "null"], ("NA", "US", "null"), 10),
+        (["True", "False"], ("False", "True"), 0),
+        (["NA", '""'], ("NA",), 20),
+        (["2.0", "10.0", ""], ("2", "10"), 13),
+        (["2", "10", "-1", "NA"], ("2", "10"), 20),
+        (["007", "-1", "12"], ("-1", "007", "12"), 0),
+    ],
+)
+def test_labels_of_csv_are_named_as_they_are_written(
+    tmp_path: Path, labels: list[str], classes: tuple[str, ...], unlabelled: int
+) -> None:
+    rows = [f"{row / 2},{labels[row % len(labels)]}" for row in range(40)]
+    dataset = read(csv(tmp_path, "\n".join(["a,label", *rows])))
+    assert (dataset.class_names, dataset.unlabelled) == (classes, unlabelled)
+
+
+def test_labels_are_text_in_all_files_where_they_are_in_one(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for name, first in (("train", "01067"), ("test", "10115")):
+        rows = [f"{row / 2},{first if row % 2 else 20095}" for row in range(40)]
+        (tmp_path / "set" / f"{name}.csv").write_text("\n".join(["a,zip", *rows]))
+    assert read(tmp_path / "set", label_column="zip").class_names == ("01067", "10115", "20095")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>404</html>", "is no CSV file, but a web page, perhaps the error page of a download"),
+        (b"PAR1" + b"\x15\x04\x00\xff" * 20, "is no CSV file, but Parquet"),
+        (b"PK\x03\x04" + bytes(40), "is no CSV file, but an archive; unpack it"),
+        (b"a,b\0,c\n1,2,3\n", "is no CSV file, but a file of no known format; save it again as CSV"),
+        (gzip.compress(lines("1").encode())[:-20], "cut short: Compressed file ended before the end-of-stream marker"),
+        (b"a,b\n1,2\n3,4,5\n", ": line 3 has 3 fields, and the line of names 2; complete it or take it out"),
+        (b"a,b\n1,2\n\n3", ": line 4 has 1 field, and the line of names 2"),
+        (b'a,b\n1,"x\ny"\n3\n', ": line 4 has 1 field, and the line of names 2"),
+    ],
+)
+def test_csv_that_is_something_else_or_ragged_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "own.csv.gz").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "own.csv.gz")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_table_may_begin_with_letters_that_pictures_begin_with(tmp_path: Path) -> None:
+    path = csv(tmp_path, "BMI,age\n" + "".join(f"{row / 2},{row % 7}\n" for row in range(40)))
+    assert isinstance(read(path).kind, RowKind)

@@ -162,3 +162,14 @@ def test_other_splits_and_columns_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"column id holds string; images are pictures as bytes"):
         read(tmp_path / "sets" / "train", image_column="id")
     assert find_saved(tmp_path) is None
+
+
+def test_a_split_without_rows_is_passed_over(tmp_path: Path) -> None:
+    whole, empty = as_dataset(slice(None)), as_dataset(slice(0))
+    datasets.DatasetDict({"train": whole, "test": empty}).save_to_disk(tmp_path / "set")
+    assert read(tmp_path / "set").count == len(whole)
+    datasets.DatasetDict({"train": empty}).save_to_disk(tmp_path / "splits")
+    empty.save_to_disk(tmp_path / "plain")
+    for name, reason in (("splits", "its splits train are empty"), ("plain", "")):
+        with pytest.raises(UserError, match=rf"{name} holds no (rows|images and no numbers): {reason}"):
+            read(tmp_path / name)
