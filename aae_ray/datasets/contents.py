@@ -1,5 +1,9 @@
 """What a set is, told so that whoever brought it sees whether it was read as they meant it."""
 
+import itertools
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +18,7 @@ from aae_ray.datasets.shards import MOST_COLUMNS
 
 MOST_CLASSES = 10  # that are listed
 MOST_LETTERS = 24  # of a name in a list
+RECORDED_LETTERS = 4500  # of all classes, where they are recorded: a tag of MLflow has room for 5000
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,15 @@ class Contents:
     def examples(self) -> int:
         return sum(self.parts.values())
 
-    def rows(self) -> dict[str, str]:
-        """All of it as lines, by what each is about."""
+    def rows(self, *, recorded: bool = False) -> dict[str, str]:
+        """All of it as lines, by what each is about; `recorded` with every class, not only as many as a screen."""
         size = size_text(self.kind.shape)
         numbers = isinstance(self.kind, RowKind)
         rows = {
             self.kind.noun: f"{self.examples:,} of {size} {'numbers' if numbers else '(channels x height x width)'}",
             "source": self._read_from(),
             "values": self._values(),
-            "classes": self._classes(),
+            "classes": self._classes(recorded=recorded),
             "parts": f"{self._counts()}; {self._parts_from()}",
         }
         if repeated := self._repeated():
@@ -92,11 +97,19 @@ class Contents:
                 text += " (data.label_column takes one of them as labels)"
         return text
 
-    def _classes(self) -> str:
+    def _classes(self, *, recorded: bool = False) -> str:
         if self.classes is None:
             return "no labels"
-        counts = [f"{_short(name)} {count:,}" for name, count in self.classes.items()]
-        text = f"{len(counts)} class{'es' * (len(counts) != 1)}: {_some(counts, MOST_CLASSES)}"
+        names = list(map(" ".join, map(str.split, self.classes))) if recorded else list(map(_short, self.classes))
+        counts = [
+            f"{name} {count:,}"
+            for name, count in zip(_distinct(names, self.classes), self.classes.values(), strict=True)
+        ]
+        most = MOST_CLASSES
+        if recorded:
+            ends = itertools.accumulate(len(count) + len(", ") for count in counts)
+            most = sum(end <= RECORDED_LETTERS for end in ends)
+        text = f"{len(counts)} class{'es' * (len(counts) != 1)}: {_some(counts, most, cut=False)}"
         if self.unlabelled:
             text += f"; without a label {self.unlabelled:,}"
         if len(counts) == 1:
@@ -182,6 +195,13 @@ def _values(ends: ValueRange) -> str:
 def _short(name: str) -> str:
     name = " ".join(name.split())
     return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
+
+
+def _distinct(shown: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Names as they are shown; those that would look like another one with each of their letters told apart."""
+    looks = [unicodedata.normalize("NFKC", name) for name in shown]
+    often = Counter(looks)
+    return [ascii(name) if often[look] > 1 else short for short, look, name in zip(shown, looks, names, strict=True)]
 
 
 def _some(names: "list[str] | tuple[str, ...]", most: int, *, cut: bool = True) -> str:

@@ -32,8 +32,9 @@ _TEST_PART = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 IDX_FILES = (*_TRAINING_PART, *_TEST_PART)
 
 _NAME = re.compile(
-    r"(?P<set>|.+[-_.])(?P<part>train|t10k|test)[-_.](?P<kind>images|labels)[-_.]idx[1-4][-_][a-z0-9]+(\.gz)?", re.I
+    r"(?P<set>|.+?[-_.])((?P<part>train|t10k|test)[-_.])?(?P<kind>images|labels)[-_.]idx[1-4][-_][a-z0-9]+(\.gz)?", re.I
 )
+_OTHER_NAME = re.compile(r".+[-_.]idx(?P<axes>[1-4])[-_][a-z0-9]+(\.gz)?", re.I)  # my_pictures.idx3-ubyte
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}  # by the third byte of a file
 _QMNIST_COLUMNS = 8  # of its labels: the first is the class, the others say who wrote the digit, and where it stood
 
@@ -42,15 +43,25 @@ def find_idx(path: Path) -> dict[str, Path]:
     """The IDX files of a folder, or of the set to which one file belongs, under their names in IDX_FILES.
 
     Names may be spelled `train-images.idx3-ubyte`, end in .gz, say `test` for `t10k`, and begin with the name of a set,
-    as in `emnist-letters-train-images-idx3-ubyte`. Raises UserError where a folder holds several sets.
+    as in `emnist-letters-train-images-idx3-ubyte`. Files that name no part are of the training part, and so are a file
+    of images and one of labels that say by their axes alone what they are: `my_pictures.idx3-ubyte`. Raises UserError
+    where a folder holds several sets.
     """
     folder = path if path.is_dir() else path.parent
-    sets: dict[str, dict[str, Path]] = {}
-    for file in sorted(folder.iterdir(), key=lambda file: (file.suffix == ".gz", file.name)):
+    files_there = sorted(folder.iterdir(), key=lambda file: (file.suffix == ".gz", file.name))
+    sets: dict[tuple[str, bool], dict[str, Path]] = {}
+    for file in files_there:
         if (match := _NAME.fullmatch(file.name)) and file.is_file():
-            part = _TRAINING_PART if match["part"].lower() == "train" else _TEST_PART
+            part = _TRAINING_PART if (match["part"] or "train").lower() == "train" else _TEST_PART
             name = part[("images", "labels").index(match["kind"].lower())]
-            sets.setdefault(match["set"].lower(), {}).setdefault(name, file)
+            sets.setdefault((match["set"].lower(), match["part"] is None), {}).setdefault(name, file)
+    if not sets:
+        named = [(file, match) for file in files_there if (match := _OTHER_NAME.fullmatch(file.name))]
+        images = [file for file, match in named if match["axes"] != "1" and file.is_file()]
+        labels = [file for file, match in named if match["axes"] == "1" and file.is_file()]
+        for file in images:
+            alone = len(images) == len(labels) == 1  # else nothing tells whose labels they are
+            sets[(file.name, True)] = dict(zip(_TRAINING_PART, (file, *labels[:alone]), strict=False))
     if path != folder:
         sets = {name: files for name, files in sets.items() if path in files.values()}
     if len(sets) > 1:
@@ -79,7 +90,8 @@ def read_idx(files: Mapping[str, Path], data: Data) -> ImageStream:
         if name not in files:
             beside = next(iter(files.values()))
             match = _NAME.fullmatch(beside.name)
-            own_name = f"{match['set'] if match else ''}{name}"
+            named = name if match is None or match["part"] else name.partition("-")[2]
+            own_name = f"{match['set'] if match else ''}{named}"
             raise UserError(f"{beside.parent / own_name} is missing (.gz or not), though {beside.name} is there")
     if data.transpose is None and (transposed := [file for file in files.values() if "emnist" in file.name.lower()]):
         raise UserError(

@@ -66,7 +66,13 @@ class Pictures:
         samples_HWC, kind = self._samples(content, self.notes)
         if samples_HWC.shape[2] == 4 and self.data.background:
             self.notes[f"pictures with transparency, laid over {self.data.background}"] += 1
-        return arrange(self.scale.to_bytes(samples_HWC[np.newaxis], kind)[0], self.data)
+        image_HWC = self.scale.to_bytes(samples_HWC[np.newaxis], kind)[0]
+        arranged_HWC = arrange(image_HWC, self.data)
+        if self.data.size_HW and self.data.size_HW != image_HWC.shape[:2][:: -1 if self.data.transpose else 1]:
+            height, width = self.data.size_HW
+            how = "cut to its proportions and resized" if self.data.crop == "center" else "resized"
+            self.notes[f"pictures of another size, {how} to {height} x {width} by {self.data.resample}"] += 1
+        return arranged_HWC
 
     def observe(self, content: bytes | Path) -> None:
         """Take note of the range of a picture's values, where the scale needs all of them first."""

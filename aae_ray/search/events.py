@@ -66,7 +66,7 @@ class DataRecord(BaseModel):
             test=len(dataset.test),
             class_names=dataset.class_names or (),
             split=split_digest(dataset),
-            contents=contents_of(dataset).rows(),
+            contents=contents_of(dataset).rows(recorded=True),
         )
 
 

@@ -184,6 +184,31 @@ def test_several_sets_in_a_folder_are_chosen_by_a_file(tmp_path: Path) -> None:
     assert read_idx(find_idx(tmp_path / "k49-train-labels-idx1-ubyte"), Data()).count == 4
 
 
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("images-idx3-ubyte", "labels-idx1-ubyte"),
+        ("letters.images.idx3-ubyte", "letters.labels.idx1-ubyte"),
+        ("my_pictures.idx3-ubyte", "my_classes.idx1-ubyte"),
+        ("my_pictures.idx3-ubyte", None),
+    ],
+)
+def test_files_that_name_no_part_are_for_training(tmp_path: Path, images: str, labels: str | None) -> None:
+    write(tmp_path, {images: idx_bytes(IMAGES)} | ({labels: idx_bytes(np.arange(6))} if labels else {}))
+    for path in (tmp_path, tmp_path / images):
+        images_NCHW, labels_N = gather(stream := read_idx(find_idx(path), Data()))
+        assert np.array_equal(images_NCHW[:, 0], IMAGES) and stream.count == 6
+        assert (None if labels_N is None else labels_N.tolist()) == (list(range(6)) if labels else None)
+
+
+def test_labels_of_no_certain_images_are_not_guessed(tmp_path: Path) -> None:
+    write(tmp_path, {"a.idx3-ubyte": idx_bytes(IMAGES), "b.idx3-ubyte": idx_bytes(IMAGES)})
+    write(tmp_path, {"c.idx1-ubyte": idx_bytes(np.arange(6))})
+    with pytest.raises(UserError, match="holds several sets of IDX files; choose one .* a.idx3-ubyte or b.idx3-ubyte"):
+        find_idx(tmp_path)
+    assert set(find_idx(tmp_path / "a.idx3-ubyte")) == {TRAIN_IMAGES}
+
+
 def test_a_missing_file_has_the_name_of_its_set(tmp_path: Path) -> None:
     files = relatives("emnist-digits-", "train", IMAGES, np.arange(6)) | relatives(
         "emnist-digits-", "test", IMAGES, IMAGES

@@ -1,5 +1,6 @@
 """Parts of a set as its source gives them, and images that stand in more than one."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,20 @@ def test_no_set_is_written_to_a_disk_without_room(tmp_path: Path, own: Any, monk
     with pytest.raises(UserError, match="data.cache: the prepared images take .* MB, and 0.0 MB are free under"):
         own(file)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_all_classes_are_recorded_and_a_screen_has_the_first(tmp_path: Path, own: Any) -> None:
+    names = [f"{number:02} is a class with a name of more letters than a screen has room for" for number in range(15)]
+    write(tmp_path / "a.parquet", slice(None), label=[names[index % 15] for index in range(60)])
+    contents = contents_of(own(tmp_path / "a.parquet"))
+    shown, recorded = contents.rows()["classes"], contents.rows(recorded=True)["classes"]
+    assert "... and 5 more" in shown and names[0] not in shown
+    assert recorded == f"15 classes: {', '.join(f'{name} 4' for name in names)}"
+    many = replace(contents, classes={f"{number:04}{'x' * 30}": 1 for number in range(1000)})
+    assert 4000 < len(many.rows(recorded=True)["classes"]) < 5000 and "more" in many.rows(recorded=True)["classes"]
+
+
+def test_names_that_look_alike_are_told_apart(tmp_path: Path, own: Any) -> None:
+    contents = replace(contents_of(own(write(tmp_path / "a.parquet", slice(None)))), classes={})
+    told = replace(contents, classes={" cat": 1, "cat": 2, "\u00e9": 3, "e\u0301": 4, "dog": 5}).rows()["classes"]
+    assert told == "5 classes: ' cat' 1, 'cat' 2, '\\xe9' 3, 'e\\u0301' 4, dog 5"

@@ -174,6 +174,17 @@ def linear_to_srgb(levels: np.ndarray) -> np.ndarray:
     return 255 * np.where(share <= 0.0031308, 12.92 * share, 1.055 * share ** (1 / 2.4) - 0.055)
 
 
+@pytest.mark.parametrize(
+    ("crop", "told"), [("none", "resized to 6 x 6"), ("center", "cut to its proportions and resized to 6 x 6")]
+)
+def test_how_many_pictures_were_resized_and_how_is_told(crop: Any, told: str) -> None:
+    pictures = Pictures(Data(size="6x6", crop=crop))
+    for shape in ((6, 6), (12, 9), (6, 7)):
+        pictures.decode(picture(RANDOM.integers(0, 256, shape).astype(np.uint8), "PNG"))
+    (remark,) = pictures.remarks()
+    assert remark.startswith(f"pictures of another size, {told} by ") and remark.endswith(": 2")
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
 @pytest.mark.parametrize(("pixels", "space"), [(COLOUR, b"RGB "), (GREY, b"GRAY")], ids=["colour", "grey"])
 def test_colour_profiles_are_applied(pixels: np.ndarray, space: bytes, kind: str) -> None:
