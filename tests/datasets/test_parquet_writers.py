@@ -1,6 +1,8 @@
 """What pandas, polars, DuckDB, Hugging Face datasets and Ray Data write as Parquet is read pixel by pixel."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,26 @@ def test_what_a_library_writes_is_read_pixel_by_pixel(tmp_path: Path, writer: st
     assert images_NCHW.dtype == np.uint8 and np.array_equal(images_NCHW, expected_NCHW)
     names = stream_of(tmp_path / "a.parquet").label_names
     assert labels is not None and [names[label] if names else label for label in labels] == NAMES
+
+
+RAY_DATA = """
+import numpy as np, ray
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+rows = ray.data.from_items([{"image": image, "label": name} for image, name in zip(np.load("a.npy"), np.load("b.npy"))])
+rows.write_parquet("written")
+"""
+
+
+@pytest.mark.slow  # it starts Ray
+def test_what_ray_data_itself_writes_is_read_pixel_by_pixel(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", GREY)
+    np.save(tmp_path / "b.npy", np.array(NAMES))
+    done = subprocess.run([sys.executable, "-c", RAY_DATA], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    images_NCHW, labels = read(tmp_path / "written")
+    assert labels is not None
+    found = sorted((image.tobytes(), str(name)) for image, name in zip(images_NCHW, labels, strict=True))
+    assert found == sorted((image.tobytes(), name) for image, name in zip(GREY, NAMES, strict=True))
 
 
 def test_a_tensor_of_many_shapes_is_refused_and_one_of_them_read(tmp_path: Path) -> None:

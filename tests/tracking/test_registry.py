@@ -132,12 +132,12 @@ def new_run(client: Any) -> str:
 FAR_AWAY = """
 import json, os, sys
 
-class NoAae:
+class NotHere:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "aae_ray":
-            raise ImportError("aae_ray is not installed here")
+        if name.partition(".")[0] in ("aae_ray", "ray", "optuna", "rich", "typer", "pooch"):
+            raise ImportError(name + " is not installed here")
 
-sys.meta_path.insert(0, NoAae())
+sys.meta_path.insert(0, NotHere())
 try:
     import aae_ray
 except ImportError:
