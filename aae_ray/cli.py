@@ -190,7 +190,7 @@ def check_out(out: Path, ending: str) -> None:
     if out.suffix.lower() != ending or not os.path.isdir(out.absolute().parent) or os.path.isdir(out):
         raise UserError(f"--out {out}: give a name that ends in {ending}, in a folder that exists")
     if len(os.fsencode(out.name)) > NAME_BYTES:
-        raise UserError(f"--out {out}: give a name of at most {NAME_BYTES} bytes")
+        raise UserError(f"--out {out} cannot be written: File name too long; give one of at most {NAME_BYTES} bytes")
 
 
 def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -13,6 +13,9 @@ DOCUMENTS = (
     "docs/data.md",
     "docs/paper.md",
     "cluster/README.md",
+    "cluster/lab/README.md",
+    "cluster/mlflow/README.md",
+    "docs/monitoring.md",
     "benchmarks/README.md",
     "CONTRIBUTING.md",
 )
@@ -68,7 +71,7 @@ def commands(document: str) -> Iterator[str]:
 def _typed(text: str) -> Iterator[str]:
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
         command = re.split(r"\s+#|\s{4,}|\s+>\s", line)[0]
-        yield from (part.strip() for part in command.split(" && ") if part.strip())
+        yield from (part.strip() for part in re.split(r" && (?=(?:[^']*'[^']*')*[^']*$)", command) if part.strip())
 
 
 def words(command: str) -> list[str]:

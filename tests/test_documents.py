@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from aae_ray import Study
 from aae_ray.cli import Command, file_and_overrides
@@ -46,6 +47,19 @@ ELSEWHERE = {
     "aws configure": "needs AWS",
     "sh cluster/on_prem.sh": "tests/cluster/test_on_prem.py, and on namespaces tests/cluster/test_lab_on_prem.py",
     "python -m cluster.lab": "tests/cluster/test_lab_aws.py",
+    "ray stop": "tests/cluster/test_on_prem.py, as cluster/on_prem.sh types it",
+    **dict.fromkeys(
+        (
+            "createdb",
+            "pg_dump",
+            "pg_restore",
+            "python -c 'from pyarrow.fs",
+            "python -m mlflow db",
+            "python -m mlflow.server.auth db",
+            "MLFLOW_TRACKING_URI=http://127.0.0.1:5000 MLFLOW_AUTH_ADMIN_PASSWORD=",
+        ),
+        "tests/cluster/test_tracking_server.py types what stands there",
+    ),
 }
 # Blocks that hold no commands, by their first lines, and what holds them to the code.
 OTHER_BLOCKS = {
@@ -58,7 +72,7 @@ STANDS_FOR_A_STUDY = re.compile(r"FILE|my_study\.yaml|seeds\.yaml|\S*best_config
 CHANGE = re.compile(r"[a-z_]+(?:\.[\w]+)*=.*")
 ALL_BLOCKS = [each for document in DOCUMENTS for each in blocks(document)]
 ALL_COMMANDS = sorted({(document, command) for document in DOCUMENTS for command in commands(document)})
-ON_THE_HEAD = ("ray exec", "RAY_AUTH_MODE=token ray job")
+ON_THE_HEAD = ("ray exec", "RAY_AUTH_MODE=token ray job", "python -m cluster.lab exec")
 OURS = [pair for pair in ALL_COMMANDS if "-m aae_ray" in pair[1] and not pair[1].startswith(ON_THE_HEAD)]
 BENCHMARKS = [pair for pair in ALL_COMMANDS if re.match(r"python (-m benchmarks\.|benchmarks/)\S+", pair[1])]
 OTHERS = [pair for pair in ALL_COMMANDS if pair not in (*OURS, *BENCHMARKS)]
@@ -75,7 +89,8 @@ def test_every_block_is_of_a_kind_that_something_tests(found: Block) -> None:
     if found.is_shell:
         return  # its commands are those of the other tests
     if found.language == "yaml":
-        return  # test_the_study_of_the_readme_is_one
+        yaml.safe_load(found.text)
+        return  # README's: test_the_study_of_the_readme_is_one
     assert found.first_line in OTHER_BLOCKS, f"nothing tests the block of {found.document} that begins so"
     if found.language == "python":
         compile(found.text, found.document, "exec")
@@ -153,7 +168,7 @@ def test_benchmarks_take_what_the_documents_tell_to_type(
 
 
 def test_the_study_of_the_readme_is_one(tmp_path: Path) -> None:
-    found = [each for each in ALL_BLOCKS if each.language == "yaml"]
+    found = [each for each in blocks("README.md") if each.language == "yaml"]
     assert len(found) == 1
     file = tmp_path / "study.yaml"
     file.write_text(found[0].text)
