@@ -15,11 +15,17 @@ from sklearn.datasets import load_digits, load_wine
 from tests.documents import block
 from tests.study.commands import run
 
-# A few epochs of a few trials show that a command works as it stands.
-FEW = ("study.budget.trials=2", "train.epochs=2", "study.pruner.grace_period=1", "study.constraints=[]")
+# Few epochs of few trials show that a command works as it stands.
+FEW = (
+    "study.budget.trials=2",
+    "train.epochs=20",
+    "study.pruner.type=none",
+    "study.constraints=[]",
+    "health.stop=false",
+)
 PATIENCE = 500
 MY_STUDY = """
-data: {name: faces, path: faces.parquet, image_column: image}
+run: {data.name: faces, data.path: faces.parquet, data.image_column: image}
 space: {model.latent_dim: {type: int, low: 2, high: 4}}
 """
 
