@@ -58,10 +58,18 @@ def _open_standard_streams() -> None:
 def _leave(end: SystemExit) -> NoReturn:
     """End the process as Python would, without taking apart what was imported: for PyTorch, Ray and MLflow that takes
     seconds, in which the user waits for the prompt, and frees nothing that the end does not free."""
+    unraisable: list[Any] = []
+    sys.unraisablehook = unraisable.append  # where Python 3.13 hands a Ctrl-C that comes while threads are waited for
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as Python's own end does
     except KeyboardInterrupt:  # Ctrl-C once more, while a thread has work to end
         end = SystemExit(INTERRUPTED)
+    sys.unraisablehook = sys.__unraisablehook__
+    for each in unraisable:
+        if isinstance(each.exc_value, KeyboardInterrupt):
+            end = SystemExit(INTERRUPTED)
+        else:
+            sys.unraisablehook(each)
     atexit._run_exitfuncs()
     with suppress(OSError):  # what nobody can read changes no exit code
         _flush(sys.stderr)
