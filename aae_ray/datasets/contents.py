@@ -100,11 +100,9 @@ class Contents:
     def _classes(self, *, recorded: bool = False) -> str:
         if self.classes is None:
             return "no labels"
-        names = list(map(" ".join, map(str.split, self.classes))) if recorded else list(map(_short, self.classes))
-        counts = [
-            f"{name} {count:,}"
-            for name, count in zip(_distinct(names, self.classes), self.classes.values(), strict=True)
-        ]
+        names = [" ".join(name.split()) if recorded else _short(name) for name in self.classes]
+        told = _distinct(names, self.classes)
+        counts = [f"{name} {count:,}" for name, count in zip(told, self.classes.values(), strict=True)]
         most = MOST_CLASSES
         if recorded:
             ends = itertools.accumulate(len(count) + len(", ") for count in counts)

@@ -59,9 +59,9 @@ def find_idx(path: Path) -> dict[str, Path]:
         named = [(file, match) for file in files_there if (match := _OTHER_NAME.fullmatch(file.name))]
         images = [file for file, match in named if match["axes"] != "1" and file.is_file()]
         labels = [file for file, match in named if match["axes"] == "1" and file.is_file()]
+        alone = len(images) == len(labels) == 1  # else nothing tells whose labels they are
         for file in images:
-            alone = len(images) == len(labels) == 1  # else nothing tells whose labels they are
-            sets[(file.name, True)] = dict(zip(_TRAINING_PART, (file, *labels[:alone]), strict=False))
+            sets[(file.name, True)] = dict(zip(_TRAINING_PART, (file, *(labels if alone else ())), strict=False))
     if path != folder:
         sets = {name: files for name, files in sets.items() if path in files.values()}
     if len(sets) > 1:

@@ -94,7 +94,7 @@ def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True)
-    table.add_column("what it is")  # the only one that may be broken: what cannot be is cut off, numbers first
+    table.add_column("what it is")  # wraps where the others leave too little: of columns that may not, Rich cuts all
     for name, value in metrics.items():
         metric = METRICS[name]
         table.add_row(name, f"{value:.4g}", metric.unit, metric.meaning)

@@ -123,6 +123,7 @@ def _columns(value: Any) -> Any:
         except ValueError:
             raise ValueError('expected names of columns such as a,b, or a list such as ["a", "b, c"]') from None
     names = _names(value)
+    # No set: what stands in the list may be a list itself, which is refused after this.
     if isinstance(names, list | tuple) and any(name in names[:index] for index, name in enumerate(names)):
         raise ValueError("expected each column once")
     return names

@@ -70,7 +70,7 @@ class Study:
 
     @classmethod
     def single(cls, file: str | None = None, changes: Mapping[str, Any] = NO_CHANGES, **more: Any) -> "Study":
-        """One configuration, trained once: as `python -m aae_ray.train`."""
+        """One configuration, trained once: as `python -m aae_ray.train`. Changes as in `from_file`."""
         return cls(training_plan(file, {**changes, **more}))
 
     @classmethod
