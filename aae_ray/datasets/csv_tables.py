@@ -78,7 +78,6 @@ def read_csv(root: Path, files: Sequence[Path], data: settings.Data) -> ImageStr
 
 
 def _shard(file: Path, part: int) -> _CsvShard:
-
     names, delimiter = _head(file)
     twice = tuple(dict.fromkeys(name for name in names if names.count(name) > 1))
     if twice:
