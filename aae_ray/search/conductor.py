@@ -268,9 +268,11 @@ class Conductor:
         """Whether there is something to do: a trial that is open or may go on, or room for another one."""
         if self.no_more is not None:
             return False
+        if self.ledger.open or self._room_for_another:
+            return True
         if self._confirming:
-            return bool(self.ledger.open) or self._unconfirmed() is not None
-        if self.ledger.open or self._room_for_another or self._undecided() is not None or self._to_confirm():
+            return self._unconfirmed() is not None
+        if self._undecided() is not None or self._to_confirm():
             return True
         if self.ledger.pruner.rule.population:
             return bool(self.ledger.paused)

@@ -94,10 +94,18 @@ def interval(suggestion: Suggestion, epoch: int, settings: Settings) -> Report:
     )
 
 
+def asked(conductor: Conductor) -> Suggestion | NoSuggestion:
+    """What an executor gets, which asks only as long as there is more to do."""
+    more = conductor.more_to_suggest
+    suggestion = conductor.suggest()
+    assert more or not isinstance(suggestion, Suggestion), "an executor would not have asked"
+    return suggestion
+
+
 def run(conductor: Conductor, crash: Callable[[], None] = lambda: None) -> None:
     """An executor with one gang."""
     settings = conductor.ledger.current_plan.settings
-    while isinstance(suggestion := conductor.suggest(), Suggestion):
+    while isinstance(suggestion := asked(conductor), Suggestion):
         crash()
         conductor.started(suggestion.number)
         epoch = suggestion.epoch

@@ -15,7 +15,7 @@ from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, State
 from aae_ray.search.racing import Seeds, deviations, next_seed
 from aae_ray.search.space import read_plan, record_plan
-from tests.search.test_conductor import begin, outcome, plan_of, resume
+from tests.search.test_conductor import asked, begin, outcome, plan_of, resume
 
 MSE, JSD, MEAN = "val/reconstruction_mse", "val/jsd_nats", "val/mean_image_mse"
 
@@ -53,7 +53,7 @@ def worth(suggestion: Suggestion, noise: float) -> dict[str, float]:
 
 
 def run(conductor: Conductor, noise: float) -> None:
-    while isinstance(suggestion := conductor.suggest(), Suggestion):
+    while isinstance(suggestion := asked(conductor), Suggestion):
         conductor.started(suggestion.number)
         conductor.reported(
             Report(
