@@ -92,11 +92,12 @@ def classes_of(
     location: Callable[[int | None], str],
     label_names: Sequence[str] | None = None,
     others: str = OTHER_LABELS,
-) -> Classes:
+) -> Classes | None:
     """The classes of labels: whole numbers (also as decimals or floats), text, dates and times, true and false.
 
     Classes are numbered in sorted order, text that is whole numbers throughout by their values. Images whose label is
-    null or NaN have none, and those of -1, also as text, where all others are whole numbers from 0 up. `location` says
+    null or NaN have none, and those of -1, also as text, where all others are whole numbers from 0 up. Where no image
+    has one, as in test parts that are published without their answers, there are no classes: None. `location` says
     where the label of an image stands, and where all of them do (None); `label_names` are the names of the labels 0, 1,
     ..., where the source has names for its numbers; `others` is what to do where labels are no classes. Raises
     UserError at these.
@@ -109,7 +110,7 @@ def classes_of(
     if pa.types.is_floating(labels.type) or pa.types.is_decimal(labels.type):
         labels, known_N = _whole_numbers(labels, known_N, location)
     if not known_N.any():
-        raise UserError(f"{location(None)} holds no label in any of {len(labels)} rows; {NO_LABELS}")
+        return None
 
     encoded = labels.dictionary_encode()
     index_N = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -121,10 +122,7 @@ def classes_of(
     if keys[order[0]] == UNKNOWN:
         known_N &= index_N != order.pop(0)
     if not order:
-        raise UserError(
-            f"{location(None)} holds no label: all of {len(labels)} rows are {UNKNOWN} or empty, which say that an "
-            f"image has none; {NO_LABELS}"
-        )
+        return None
     if len(order) > MAX_CLASSES or len(order) == known_N.sum() > _FEW:
         differ = "a different label in every row" if len(order) == known_N.sum() else f"{len(order)} different labels"
         raise UserError(f"{location(None)} has {differ}, like an identifier and unlike a class; {others}")

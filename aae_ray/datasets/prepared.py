@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aae_ray.datasets import remote
-from aae_ray.datasets.classes import classes_of
+from aae_ray.datasets.classes import UNKNOWN, classes_of
 from aae_ray.datasets.download import Progress
 from aae_ray.datasets.image_stream import ImageStream
 from aae_ray.errors import UserError
@@ -44,9 +44,11 @@ def prepare(stream: ImageStream, folder: Path, name: str, progress: Progress) ->
 
 
 def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
-    classes = None
+    classes, remarks = None, []
     if stream.labels is not None:
         classes = classes_of(stream.labels, stream.label_location, stream.label_names, stream.other_labels)
+        if classes is None:
+            remarks = [f"{stream.label_location(None)} is empty or {UNKNOWN} in every row, so that nothing has a label"]
     digest = hashlib.sha256()
     digests: list[bytes] = []  # of single images, which take some 50 bytes each
     shape: tuple[int, ...] = ()
@@ -79,7 +81,7 @@ def _write_arrays(stream: ImageStream, folder: Path, progress: Callable[[int], N
         "columns": stream.columns,
         "classes": None if classes is None else classes.names,
         "parts": stream.parts is not None,
-        "origin": asdict(replace(stream.origin, remarks=stream.remarks())),
+        "origin": asdict(replace(stream.origin, remarks=(*remarks, *stream.remarks()))),
         "value_range": stream.value_range(),
     }
 

@@ -59,6 +59,7 @@ def test_labels_become_classes_in_sorted_order(kind: str) -> None:
     labels, expected, names = KINDS[kind]
     assert is_label(labels.type)
     classes = classes_of(labels, place)
+    assert classes is not None
     assert (classes.labels_N.tolist(), classes.names) == (expected, names)
     assert classes.labels_N.dtype == np.int64
 
@@ -68,11 +69,6 @@ FAULTS: dict[str, tuple[pa.Array, str]] = {
     "a decimal fraction": (pa.array([Decimal("0.5")]), "row 0 of column y is 0.5; labels that are"),
     "infinite": (pa.array([0.0, float("inf")]), "row 1 of column y is inf; labels that are"),
     "empty text": (pa.array(["a", None, ""]), "row 2 of column y is empty text; make it null where an image has no"),
-    "nothing": (pa.array([None, None], pa.int32()), "column y holds no label in any of 2 rows; data.label_column=none"),
-    "nothing at all": (pa.nulls(3), "column y holds no label in any of 3 rows"),
-    "-1 alone": (pa.array([-1, None, -1]), "column y holds no label: all of 3 rows are -1 or empty, which say that"),
-    "-1 alone as text": (pa.array(["-1"] * 20), "column y holds no label: all of 20 rows are -1"),
-    "-1 alone as a float": (pa.array([-1.0, float("nan")]), "column y holds no label: all of 2 rows are -1"),
     "an identifier": (pa.array([f"id{n}" for n in range(30)]), "column y has a different label in every row, like an"),
     "too many": (pa.array([*range(10_001)] * 2), "column y has 10001 different labels, like an identifier"),
 }
@@ -85,6 +81,21 @@ def test_what_is_no_label_is_told_with_its_place(fault: str) -> None:
         classes_of(labels, place)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array([None, None], pa.int32()),
+        pa.nulls(3),
+        pa.array([-1, None, -1]),
+        pa.array(["-1"] * 20),
+        pa.array([-1.0, float("nan")]),
+    ],
+    ids=["null", "of no type", "-1", "-1 as text", "-1 as a float"],
+)
+def test_images_of_which_none_has_a_label_have_no_classes(labels: pa.Array) -> None:
+    assert classes_of(labels, place) is None
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.int8()), pa.struct({"a": pa.int8()}), pa.binary(), pa.duration("s")])
@@ -108,6 +119,9 @@ def test_equal_labels_and_they_alone_are_of_one_class(values: list[Any]) -> None
     try:
         classes = classes_of(pa.array(values), place)
     except UserError:
+        return
+    if classes is None:
+        assert all(value is None or value != value or value in (-1, "-1") for value in values)
         return
     known = [(value, label) for value, label in zip(values, classes.labels_N, strict=True) if label != UNKNOWN]
     assert len(set(known)) == len({value for value, _ in known}) == len({label for _, label in known})

@@ -268,3 +268,14 @@ def test_names_that_look_alike_are_told_apart(tmp_path: Path, own: Any) -> None:
     contents = replace(contents_of(own(write(tmp_path / "a.parquet", slice(None)))), classes={})
     told = replace(contents, classes={" cat": 1, "cat": 2, "\u00e9": 3, "e\u0301": 4, "dog": 5}).rows()["classes"]
     assert told == "5 classes: ' cat' 1, 'cat' 2, '\\xe9' 3, 'e\\u0301' 4, dog 5"
+
+
+@pytest.mark.parametrize("labels", [[-1] * 60, [None, "-1"] * 30, [None] * 60], ids=["-1", "-1 as text", "null"])
+def test_a_set_that_was_published_without_its_labels_has_none_and_says_so(
+    labels: list[Any], tmp_path: Path, own: Any
+) -> None:
+    dataset = own(write(tmp_path / "a.parquet", slice(0, 60), label=labels))
+    assert dataset.labels_N is None and dataset.class_names is None
+    lines = contents_of(dataset).rows()
+    assert lines["classes"] == "no labels"
+    assert lines["remarks"].endswith("column label is empty or -1 in every row, so that nothing has a label")
