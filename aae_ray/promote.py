@@ -1,7 +1,8 @@
 """python -m aae_ray.promote: which version of a registered model is its champion, by evidence.
 
-python -m aae_ray.promote NAME                            hold the newest version against the champion
-python -m aae_ray.promote NAME --confirm 1 --seeds 5      train its study's best trial again on 5 new seeds first
+python -m aae_ray.promote NAME                            hold the newest version against the champion, by new seeds:
+                                                          those it has, or else its study's best trial is trained again
+python -m aae_ray.promote NAME --confirm 2 --seeds 5      train the two best trials again, on 5 new seeds each
 python -m aae_ray.promote NAME --rollback                 back to the champion before this one
 """
 
@@ -18,7 +19,10 @@ def promote(
     name: Annotated[str, typer.Argument(help="registered model, e.g. aae-digits-decoder")],
     version: Annotated[str | None, typer.Option(help="alias or number of the version; the newest if none")] = None,
     confirm: Annotated[
-        int | None, typer.Option(metavar="K", min=1, help="train the K best trials of its study again, on new seeds")
+        int | None,
+        typer.Option(
+            metavar="K", min=1, help="train the K best trials of its study again, on new seeds; 1 where it has none"
+        ),
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(metavar="N", min=2, help="new seeds of each; study.confirm.seeds")
@@ -33,12 +37,9 @@ def promote(
     """Move the champion of a registered model where new seeds show a version to be better, or tell why not."""
     if rollback and (version, confirm, seeds) != (None, None, None):
         raise UserError("--rollback takes neither --version nor --confirm nor --seeds")
-    if seeds is not None and confirm is None:
-        raise UserError("--seeds goes with --confirm, which says how many trials get them")
     from aae_ray.reporting.console import console_for
     from aae_ray.reporting.report import StudyReport
     from aae_ray.reporting.text import bullet
-    from aae_ray.search.promotion import Verdict
     from aae_ray.study import promotion
     from aae_ray.tracking import address as server
 
@@ -46,13 +47,9 @@ def promote(
     if rollback:
         console.print(bullet("champion", promotion.roll_back(name, uri)), soft_wrap=True)
         return
-    told: StudyReport | Verdict
-    if confirm is None:
-        told = promotion.hold(name, version, uri)
-    else:
-        told = promotion.confirm(
-            name, version, uri, console, finalists=confirm, seeds=seeds, root=folder.expanduser(), verbose=verbose
-        )
+    told = promotion.promote(
+        name, version, uri, console, finalists=confirm, seeds=seeds, root=folder.expanduser(), verbose=verbose
+    )
     if isinstance(told, StudyReport):  # which has said it all
         leave_study(told.interrupted, told.as_planned and told.promoted)
         return

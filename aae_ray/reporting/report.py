@@ -241,6 +241,8 @@ def next_commands(report: StudyReport) -> list[tuple[str, str]]:
         name = shlex.quote(made["name"])
         noun = report.ledger.noun
         commands.append((noun, f"{generate_command(name, noun)}{version}{option}"))
+        if not made["champion"]:
+            commands.append(("promote", f"python -m aae_ray.promote {name}{version}{option}"))
     if report.best and (report.folder / "best_config.yaml").exists():
         path = text.shell_path(report.folder / "best_config.yaml")
         commands.append(("train again", f"python -m aae_ray.train {path}"))

@@ -54,6 +54,7 @@ class Verdict(NamedTuple):
     reason: str
     evidence: Evidence | None = None
     against: int | None = None  # the version that was the champion, where it was held against one
+    lacks_seeds: bool = False  # refused only because nothing was trained again on new seeds
 
 
 def promote(
@@ -116,7 +117,8 @@ def _by_evidence(
 ) -> Verdict:
     seeds = json.loads(own.get(EVIDENCE, "[]"))
     if len(seeds) < 2:
-        return Verdict(False, "it has no two new seeds by which it could be held against others; confirm it")
+        reason = "it has no two new seeds by which it could be held against others"
+        return Verdict(False, reason, lacks_seeds=True)
     limits = judged_by(objectives, rule) - {*objectives, rule}  # of the data: an old champion was registered without
     alone = {name: seeds[0][name] for name in limits if name in seeds[0]} | dict(rival)
     others = json.loads(champion.get(EVIDENCE, "[]")) or [alone]

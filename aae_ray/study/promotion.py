@@ -15,11 +15,31 @@ from aae_ray.study.study import resume_study
 from aae_ray.tracking import registry
 
 
-def hold(name: str, version: str | None, uri: str) -> Verdict:
-    """Hold a version, the newest if none, against the champion by what their tags say of new seeds; make it the
-    champion if it is better. Raises UserError where server, model or version are missing."""
+def promote(
+    name: str,
+    version: str | None,
+    uri: str,
+    console: Console,
+    *,
+    finalists: int | None,
+    seeds: int | None,
+    root: Path,
+    verbose: bool = False,
+) -> StudyReport | Verdict:
+    """Hold a version, the newest if none, against the champion by new seeds; make it the champion if it is better.
+
+    A version that has such seeds is held by them. Of one that lacks them, and where `finalists` or `seeds` say how many
+    there are to be, its study goes on first: its best trials, one if nothing is said, are trained again. Raises
+    UserError where server, model or version are missing, and where a study that has to go on is not here.
+    """
     client = _client_of_decoder(name, uri)
-    return registry.hold(client, name, registry.version_of(client, name, version), EVIDENCE)
+    found = registry.version_of(client, name, version)
+    if finalists is None and seeds is None:
+        verdict = registry.hold(client, name, found, EVIDENCE)
+        if not verdict.lacks_seeds:
+            return verdict
+        console.print(bullet("note", f"version {found.version}: {verdict.reason}, and gets some now"), soft_wrap=True)
+    return _confirm(client, name, found, uri, console, finalists or 1, seeds, root, verbose=verbose)
 
 
 def _client_of_decoder(name: str, uri: str) -> Any:
@@ -35,22 +55,20 @@ def roll_back(name: str, uri: str) -> str:
     return registry.roll_back(_client_of_decoder(name, uri), name).reason
 
 
-def confirm(
+def _confirm(
+    client: Any,
     name: str,
-    version: str | None,
+    found: Any,
     uri: str,
     console: Console,
-    *,
     finalists: int,
     seeds: int | None,
     root: Path,
-    verbose: bool = False,
+    *,
+    verbose: bool,
 ) -> StudyReport | Verdict:
     """Go on with the study that a version is of: its best trials are trained again on new seeds, the best one of them
-    is registered, and held against the champion by those seeds. Where that is done already, it is held again. Raises
-    UserError where that study is not here."""
-    client = _client_of_decoder(name, uri)
-    found = registry.version_of(client, name, version)
+    is registered, and held against the champion by those seeds. Where that is done already, it is held again."""
     study_id = registry.trial_of(found).partition("/")[0]
     try:
         folder = find_study(study_id, root)

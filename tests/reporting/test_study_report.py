@@ -48,6 +48,10 @@ def test_the_images_that_are_offered_are_those_of_the_decoder_that_was_registere
     assert command.startswith(
         f"python -m aae_ray.generate 'my decoder' --count 64 --out samples.png{version} --tracking-uri"
     )
+    tries = [text for label, text in next_commands(report) if label == "promote"]
+    assert tries == (
+        [] if champion else ["python -m aae_ray.promote 'my decoder' --version 2 --tracking-uri http://host"]
+    )
 
 
 def test_no_password_of_an_address_is_printed(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_a_champion_that_nobody_confirmed_counts_with_its_one_seed() -> None:
 
 
 def test_without_new_seeds_or_on_other_data_nothing_is_promoted() -> None:
-    assert "confirm it" in held(FAR, GOOD, own_confirmed=False).reason
+    assert held(FAR, GOOD, own_confirmed=False).lacks_seeds
     other = held(FAR, GOOD, **{"data.digest": "e"})
     assert not other.champion and "other data" in other.reason
     assert not promote(tags_of(FAR), "1", tags_of(GOOD), GOOD, "nearest_to_ideal", (), "never").champion

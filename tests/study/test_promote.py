@@ -31,10 +31,10 @@ def test_new_seeds_move_the_champion_and_a_rollback_moves_it_back(tmp_path: Path
     assert "version 2, not the champion (it has no two new seeds" in told and champions() == ["1", "1"]
     (folder,) = tmp_path.glob("runs/good-*")
     assert "kept at version 1: it has no two new seeds" in (folder / "report.html").read_text()
-    refused = run(tmp_path, environment, "promote", DECODER, code=1).stdout
-    assert "confirm it" in refused and champions() == ["1", "1"]
+    (command,) = (line.split("promote ")[1] for line in told.splitlines() if "aae_ray.promote" in line)
+    assert command == f"{DECODER} --version 2"
 
-    confirm = (DECODER, "--confirm", "1", "--seeds", str(SEEDS))
+    confirm = (*command.split(), "--seeds", str(SEEDS))
     done = run(tmp_path, environment, "promote", *confirm, timeout=PATIENCE)
     assert f"{SEEDS} new seeds" in done.stdout and "Traceback" not in done.stdout + done.stderr
     assert "version 2, champion (better than version 1 by" in done.stdout and champions() == ["2", "2"]
@@ -49,6 +49,7 @@ def test_new_seeds_move_the_champion_and_a_rollback_moves_it_back(tmp_path: Path
 
     again = run(tmp_path, environment, "promote", *confirm).stdout
     assert "is confirmed already" in again and "it is the champion already" in again
+    assert "it is the champion already" in run(tmp_path, environment, "promote", DECODER).stdout
     back = run(tmp_path, environment, "promote", DECODER, "--rollback").stdout
     assert "version 1 is the champion again" in back and champions() == ["1", "1"]
     assert client.get_model_version(DECODER, "2").tags["promotion"] == "refused"

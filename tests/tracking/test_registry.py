@@ -846,7 +846,7 @@ def test_a_version_is_held_against_the_champion_by_what_its_tags_say(decoders: R
     decoders.add("s2/a/3", [[0.1, 0.1]])
     assert decoders.champion == "2"
     alone = registry.hold(decoders.client, NAME, decoders.client.get_model_version(NAME, "1"), "evidence")
-    assert not alone.champion and "confirm it" in alone.reason
+    assert not alone.champion and alone.lacks_seeds
 
 
 def test_a_version_keeps_the_constraints_by_which_it_is_held(decoders: Registry) -> None:
@@ -936,13 +936,14 @@ def test_the_command_rolls_back_and_tells_what_it_refuses(
 
     assert promoted(NAME) == (0, "champion    it is the champion already\n")
     code, text = promoted(NAME, "--version", "1")
-    assert code == 1 and text.startswith("refused     it has no two new seeds")
+    assert code == 2 and "version 1: it has no two new seeds by which it could be held against others, and" in text
+    assert "version 1 of aae-digits-decoder is of study s1, which has to be here to be confirmed" in text
     assert promoted(NAME, "--rollback") == (0, "champion    version 1 is the champion again, after version 2\n")
     for wrong, said in (
         (("none",), "there is no registered model 'none'"),
         ((NAME, "--version", "9"), "has no version '9'"),
         ((NAME, "--rollback", "--confirm", "1"), "--rollback takes neither"),
-        ((NAME, "--seeds", "3"), "--seeds goes with --confirm"),
+        ((NAME, "--seeds", "3"), "has to be here to be confirmed"),
         ((NAME, "--confirm", "1"), "has to be here to be confirmed"),
     ):
         code, text = promoted(*wrong)
