@@ -45,6 +45,7 @@ STARTS_RAY = (
     "tests/test_benchmarks.py::test_nodes_writes_its_keys",
     "tests/test_benchmarks.py::test_overhead_writes_its_keys",
     "tests/test_benchmarks.py::test_start_writes_its_keys",
+    "tests/test_installation.py::test_what_the_project_declares",
     "tests/test_search_benchmark.py::test_the_contest_writes_its_keys",
 )
 
