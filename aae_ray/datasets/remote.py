@@ -18,6 +18,9 @@ from aae_ray.errors import UserError
 ANSWER_SECONDS = 60.0  # for the first answer of a file system, which may look for credentials meanwhile
 BLOCK = 1 << 24  # bytes
 ABOUT = "about.json"  # of a prepared set: what is written last
+NO_BODY = "No response body"  # what AWS's client says of an answer to HEAD, which never says why
+AWS_ERROR = re.compile(r"AWS Error (\w+)(?: \((HTTP status \d+)\))? during (\w+) operation: (.*)", re.DOTALL)
+DETAIL = re.compile(r"Detail: \[errno \d+\] (.*)", re.DOTALL)  # how pyarrow's errors end
 Answer = TypeVar("Answer")
 
 
@@ -128,13 +131,25 @@ def _opened(uri: str, key: str) -> tuple[Any, str]:
     return system, path.rstrip("/")
 
 
+def reason_of(error: BaseException) -> str:
+    """Why a file system did not do what it was asked: of what pyarrow says, what is meant for people."""
+    text = str(error)
+    if found := AWS_ERROR.search(text):
+        code, status, operation, message = found.groups()
+        said = message.strip().removeprefix("Unable to parse ExceptionName: ").replace(" Message: ", ": ")
+        return f"{status or code if said.startswith(NO_BODY) else said} ({operation})"
+    if detail := DETAIL.search(text):
+        return detail[1]
+    return getattr(error, "strerror", None) or text or type(error).__name__
+
+
 @contextmanager
 def _told(uri: str, key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{key}: {shown(uri)}: {error.strerror or error}; see that the address is right, and which "
+            f"{key}: {shown(uri)}: {reason_of(error)}; see that the address is right, and which "
             "credentials this machine has"
         ) from None
 

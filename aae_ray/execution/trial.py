@@ -6,6 +6,7 @@ import os
 import platform
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 
+from aae_ray.datasets.remote import reason_of
 from aae_ray.errors import UserError
 from aae_ray.evaluation import figure_data
 from aae_ray.execution import orders
@@ -34,6 +36,7 @@ from aae_ray.settings import Settings, replace
 from aae_ray.training import checkpoint
 
 REPORT_SECONDS = 5.0  # a long interval reports in between, at the end of an epoch
+RETRY_SECONDS = 2.0  # until a study.folder that has refused something is asked again
 BARRIER_SECONDS = 60.0  # gangs wait for each other; not for ever, a cluster may take minutes to start its nodes
 NEXT_TO_NOTHING = {"CPU": 0, "memory": 2**20}  # Ray refuses a request for nothing at all
 
@@ -68,7 +71,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     The state behind a report is on the disk, under the study's folder, before the report is made. Where it cannot be
     written, on a full disk for instance, the report names no checkpoint and the trial goes on: its next report tries
     again, and whoever reads the reports can see that a failure now would cost more. A last state that cannot be
-    written is a failure. Tune's own checkpoints are not used.
+    written is a failure, as is a first one that cannot be read. Where the study's folder is elsewhere, both are tried
+    again as long as the study itself may wait for it, and longer. Tune's own checkpoints are not used.
     """
 
     base: Settings
@@ -79,6 +83,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     failed: Failed | None = None  # why the suggestion could not be begun
     ready = False  # whether the gang has told that it has started
     unusable = False  # this process has a worker that is stuck, or a broken device
+    unread = False  # whether the suggestion's checkpoint has still to be read
+    unsaved: Trained | None = None  # what was trained last, while its state has still to be written
+    refused_since: float | None = None  # `time.monotonic()`, when study.folder could not be read or written
 
     def setup(
         self,
@@ -102,7 +109,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.failed = None
+        self.failed, self.unsaved, self.refused_since = None, None, None
         self._begin(new_config)
         return True
 
@@ -111,8 +118,16 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
         Raises GangError for a failure after which this process is of no use: Tune hands it no other trial then.
         """
+        if self.unread or self.unsaved is not None:
+            time.sleep(RETRY_SECONDS)
+        if self.unread:
+            self._start()
+            if self.unread:
+                return self._nothing_new()
         if self.failed is not None:
             return self._failure(self.failed)
+        if self.unsaved is not None:
+            return self._report(self.unsaved)
         assert self.gang is not None
         try:
             if not self.ready:
@@ -169,13 +184,17 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         """Begin a suggestion. The gang starts to train at once: by the time that Tune asks, there may be a result."""
         self.suggestion = suggestion = Suggestion.from_config(config)
         self.epoch = suggestion.epoch
-        self.ready = True
-        if self.failed is not None:
-            return
+        self.ready, self.unread = True, False
+        if self.failed is None:
+            self._start()
+
+    def _start(self) -> None:
         try:
-            self.settings = self._settings(suggestion)
+            self.settings = self._settings(self.suggestion)
             self.rungs = rungs(self.settings.study.pruner, self.settings.train.epochs)
-            state = self._state(suggestion.checkpoint)
+            state = self._state(self.suggestion.checkpoint)
+            if self.unread:
+                return
             if self.gang is None or not self.gang.alive:
                 self._drop_gang()
                 if self.unusable:
@@ -197,10 +216,28 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             return None
         path = f"{relative}/{checkpoint.FILE}"
         try:
-            return store_at(self.folder).read_bytes(path)
+            state = store_at(self.folder).read_bytes(path)
         except OSError as error:
-            where = f"{redact(self.folder)}/{path}"
-            raise UserError(f"the checkpoint {where} cannot be read: {error.strerror or error}") from None
+            self.unread = not isinstance(error, FileNotFoundError) and self._may_wait()
+            if self.unread:
+                return None
+            text = f"the checkpoint {redact(self.folder)}/{path} cannot be read: {reason_of(error)}"
+            if isinstance(error, FileNotFoundError):
+                raise UserError(text) from None
+            raise GangError(Failed(FailureClass.CANNOT_START, text)) from None
+        self.unread, self.refused_since = False, None
+        return state
+
+    def _may_wait(self) -> bool:
+        """Whether a study.folder that has just refused something may be asked again. Only where it is elsewhere; and
+        longer than the study itself waits, which is stopped then, and its trials are not lost."""
+        if not is_remote(self.folder):
+            return False
+        self.refused_since = self.refused_since or time.monotonic()
+        return time.monotonic() - self.refused_since < 2 * self.base.study.storage_timeout
+
+    def _nothing_new(self) -> dict[str, Any]:
+        return Progress(self.suggestion.number, self.epoch, 0, 1).to_result()
 
     def _order(self, begin: Begin | None = None) -> Train:
         until = next((rung for rung in self.rungs if rung > self.epoch), self.settings.train.epochs)
@@ -210,6 +247,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         interval = trained.interval
         finished = interval.epoch >= self.settings.train.epochs and interval.stop_reason is None
         written = self._write(trained)
+        self.unsaved = None
+        if written is not None:
+            self.refused_since = None
+        if finished and written is None and self._may_wait():
+            self.unsaved = trained
+            return self._nothing_new()
         if finished and written is None:
             written = self._write(trained)
             if written is None:  # a complete trial without its weights would be chosen with those of an earlier epoch
@@ -237,7 +280,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                 if trained.figures is not None:
                     figure_data.save(trained.figures, partial)
         except OSError:
-            logger.exception("the checkpoint %s could not be written", relative)
+            logger.warning("the checkpoint %s could not be written", relative, exc_info=self.unsaved is None)
             return None
         return relative
 

@@ -47,6 +47,7 @@ class Screen:
         self.notes: list[str] = []
         self.tracking: str | None = None  # what keeps MLflow from taking the records
         self.unsent = 0
+        self.storage: str | None = None  # what keeps a study.folder that is elsewhere from taking what happens
         self.began = time.monotonic()
         self.mentioned: dict[int, float] = {}  # when a line last spoke of an open trial
         self.owner = Owner.this_process()
@@ -158,6 +159,13 @@ class Screen:
                 self._log("MLflow takes records again")
         self.tracking, self.unsent = problem, unsent
 
+    def note_storage(self, problem: str | None) -> None:
+        """Whether a study.folder that is elsewhere takes what happens. Asked often: a log has a line when that changes,
+        and none where what was refused differs."""
+        if (problem is None) != (self.storage is None):
+            self._log("study.folder takes what happens again" if problem is None else f"study.folder: {problem}")
+        self.storage = problem
+
     def leave(self) -> None:
         """The process ends at once, perhaps in the middle of a write: the terminal gets back its cursor."""
         if self.live:
@@ -227,11 +235,13 @@ class Screen:
 
     def render(self) -> Group:
         """What the terminal shows now. Asked by a thread of its own while the study goes on, so all is read once."""
-        tracking, status_line, width = self.tracking, self.status, self.console.width
+        tracking, storage, status_line, width = self.tracking, self.storage, self.status, self.console.width
         title, below = Text(self.title, style="bold"), [Text(status_line, style="cyan")] if status_line else []
         below += [Text(f"note: {note}", style="yellow") for note in self.notes[-NOTES:]]
         if tracking is not None:
             below.append(Text(f"MLflow: {tracking}; {counted(self.unsent, 'record')} pending", style="yellow"))
+        if storage is not None:
+            below.append(Text(f"study.folder: {storage}; tried again", style="yellow"))
         parts: list[RenderableType] = []
         if self.ledger is not None and self.ledger.started is not None:
             now = time.time()

@@ -122,6 +122,7 @@ class StudyEnd(StrEnum):
     USER = "user"
     FAILURES = "failures"  # too many failed trials in a row, or the same bug in the first ones
     DISK = "disk"  # no room left under the study's folder
+    STORAGE = "storage"  # a study.folder that is elsewhere took nothing for too long
     RAY = "ray"  # Ray ended under the study
     ERROR = "error"  # an error in the search itself
     INTERRUPTED = "interrupted"  # its process exited unexpectedly: found by the next resume, or by --close

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from aae_ray.datasets.remote import reason_of
 from aae_ray.errors import UserError
 from aae_ray.search.events import Event
 from aae_ray.search.journal import JOURNAL, first_event, read_events
@@ -147,7 +148,13 @@ class Store:
     @contextmanager
     def _at(self, relative: str) -> Iterator[tuple[Any, str]]:
         system, root = self._open()
-        yield system, f"{root}/{relative}".rstrip("/")
+        try:
+            yield system, f"{root}/{relative}".rstrip("/")
+        except FileNotFoundError:
+            raise
+        except OSError:
+            self._opened = None  # the next try looks for credentials anew
+            raise
 
     def _open(self) -> tuple[Any, str]:
         if self._opened is None:
@@ -328,7 +335,7 @@ def _pulled(uri: str) -> Path:
     try:
         pull_journal(store)
     except OSError as error:
-        raise UserError(f"{redact(uri)} cannot be read: {redact(str(error))}") from None
+        raise UserError(f"{redact(uri)} cannot be read: {redact(reason_of(error))}") from None
     if not (store.local / JOURNAL).is_file():
         raise UserError(f"{redact(uri)} is not the folder of a study: there is no {SEGMENTS}/ in it")
     return store.local

@@ -482,6 +482,11 @@ class StudySettings(Section):
         "that are being started, or come back",
     )
     step_timeout: Duration = Field(1800, description="after this long without an answer a gang counts as hung")
+    storage_timeout: Duration = Field(
+        300,
+        description="the study stops, to be resumed, after this long in which nothing could be written to a "
+        "study.folder that is elsewhere, as with credentials that have expired",
+    )
     keep: Literal["front", "best", "all"] = Field(
         "front",
         description="checkpoints that stay when trials have ended. front: those of the front, and of paused trials, "

@@ -4,9 +4,11 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from aae_ray.datasets.remote import within
+from aae_ray.datasets.remote import NO_BODY, reason_of, within
 from aae_ray.errors import UserError
 from aae_ray.search.journal import JOURNAL, LOCK, Journal
 from aae_ray.search.owner import HEARTBEAT_SECONDS, OWNER, STALE_SECONDS, Owner, Tell, live_owner
@@ -37,11 +39,20 @@ NOT_MIRRORED = (TRIALS, TUNE, GANGS, SEGMENTS)  # folders that trials and Ray wr
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """What could not be written elsewhere, since `time.monotonic()` was so much."""
+
+    since: float
+    text: str
+
+
 class Mirror:
-    """Sends what is new, in a thread of its own; what cannot be sent is tried again, and costs the study nothing."""
+    """Sends what is new, in a thread of its own. What cannot be sent is tried again, and `trouble` says so."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.troubles: dict[str, Trouble] = {}  # by what could not be written
         self.owner = Owner.this_process()
         self.journal: Journal | None = None
         self.taken_up = False  # what there was when the first piece was sent
@@ -71,7 +82,7 @@ class Mirror:
             self.claimed = True
             self._begin(self._keep, "heartbeat elsewhere")  # while data are prepared, and large files sent
         except OSError as error:
-            raise UserError(f"study.folder {where} cannot be written to: {redact(str(error))}") from None
+            raise UserError(f"study.folder {where} cannot be written to: {redact(self._reason(error))}") from None
 
     def pull(self) -> None:
         """Get what this machine has less of: the journal, and with it files that MLflow may still have to take.
@@ -89,7 +100,7 @@ class Mirror:
                     self.store.fetch(name)
         except OSError as error:
             where = redact(self.store.uri())
-            raise UserError(f"study.folder {where} cannot be read: {redact(str(error))}") from None
+            raise UserError(f"study.folder {where} cannot be read: {redact(self._reason(error))}") from None
 
     def start(self, journal: Journal) -> None:
         """From now on, what happens here is copied."""
@@ -100,6 +111,36 @@ class Mirror:
         thread = threading.Thread(target=work, name=name, daemon=True)
         self.threads.append(thread)
         thread.start()
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """What could not be written for the longest time; None where all that there is was written."""
+        return min(list(self.troubles.values()), key=lambda trouble: trouble.since, default=None)
+
+    @contextmanager
+    def _noted(self, what: str) -> Iterator[None]:
+        """An error is kept as a trouble until the next time, and logged once: a study goes on without its copy."""
+        where = redact(self.store.uri())
+        try:
+            yield
+        except Exception as error:
+            before = self.troubles.get(what)
+            text = redact(self._reason(error))
+            self.troubles[what] = Trouble(before.since if before else time.monotonic(), text)
+            if before is None or before.text != text:
+                logger.exception("%s could not be written to %s; that is tried again", what, where)
+        else:
+            if self.troubles.pop(what, None) is not None:
+                logger.info("%s was written to %s again", what, where)
+
+    def _reason(self, error: Exception) -> str:
+        """Why something could not be written. Where the answer to HEAD has not said it, one to a listing may."""
+        if NO_BODY in str(error):
+            try:
+                self.store.files(SEGMENTS)
+            except OSError as told:
+                return reason_of(told)
+        return reason_of(error)
 
     def close(self) -> None:
         """Send the rest, and let go of the study."""
@@ -119,22 +160,18 @@ class Mirror:
             self._attempt()
 
     def _attempt(self, *, last: bool = False) -> None:
-        try:
+        with self._noted("the study"):
             if time.time() - self.checked_at > STALE_SECONDS / 2:
                 self._check_owner()
             if self.lost_to is None and self.journal is not None:
                 self._send_journal()
                 self._send_files(last)
-        except Exception:  # a study goes on without its copy
-            logger.exception("the study could not be copied to %s; that is tried again", redact(self.store.uri()))
 
     def _keep(self) -> None:
         """Stay the owner. In a thread of its own: a file may take longer to send than a heart may stand still."""
         while not self.over.wait(HEARTBEAT_SECONDS):
-            try:
+            with self._noted("the heartbeat"):
                 self._check_owner()
-            except Exception:
-                logger.exception("the heartbeat could not be written to %s", redact(self.store.uri()))
             if self.lost_to is not None:
                 return
 

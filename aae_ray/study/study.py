@@ -51,7 +51,7 @@ from aae_ray.study import checks
 from aae_ray.study.files import TrialFiles
 from aae_ray.study.finalists import choose, finalists, measure, publish
 from aae_ray.study.log import LOG, logged
-from aae_ray.study.mirror import Mirror
+from aae_ray.study.mirror import Mirror, Trouble
 from aae_ray.study.opening import Opened, mirror_of, new_folder, opened, owned, removed_where_nothing_began
 from aae_ray.study.signals import Signals
 from aae_ray.study.warm_start import how_many_fit, prior_trials
@@ -352,8 +352,8 @@ class Session:
         self, conductor: Conductor, files: TrialFiles, signals: Signals, screen: Screen, tracker: Tracker
     ) -> None:
         """Run trials until there are no more; whatever ends it, the journal says so."""
-        gangs, workers = conductor.gangs, conductor.ledger.current_plan.settings.study.workers_per_trial
-        screen.say(f"starting {text.counted(gangs, 'gang')} of {workers}")
+        gangs, study = conductor.gangs, conductor.ledger.current_plan.settings.study
+        screen.say(f"starting {text.counted(gangs, 'gang')} of {study.workers_per_trial}")
         looked, told, shown = 0.0, 0.0, gangs
         metrics = StudyMetrics()
 
@@ -375,6 +375,11 @@ class Session:
                 if problem := checks.disk_problem(self.folder):
                     conductor.stop(StudyEnd.DISK, problem)
             screen.note_tracking(tracker.problem, tracker.unsent)
+            if self.mirror is not None:
+                trouble = self.mirror.trouble
+                screen.note_storage(None if trouble is None else trouble.text)
+                if trouble is not None and time.monotonic() - trouble.since > study.storage_timeout:
+                    conductor.stop(StudyEnd.STORAGE, self._refused(trouble, study.storage_timeout))
             if conductor.gangs != shown:
                 shown = conductor.gangs
                 screen.say(f"the cluster has, or may get, room for {text.counted(shown, 'gang')} now")
@@ -384,7 +389,6 @@ class Session:
 
         try:
             with signals.polling():
-                study = conductor.ledger.current_plan.settings.study
                 if conductor.more_to_suggest:
                     with market(study, poll, conductor.record) as also_of_machines:
                         search(conductor, self.store.uri(), also_of_machines, verbose=self.verbose)
@@ -399,6 +403,12 @@ class Session:
             line = next((part for part in reversed(str(error).splitlines()) if part.strip()), type(error).__name__)
             self._stop(conductor, StudyEnd.ERROR, f"the search ended in an error: {redact(line.strip())}")
 
+    def _refused(self, trouble: Trouble, seconds: float) -> str:
+        return (
+            f"study.folder {redact(self.store.uri())} took nothing for study.storage_timeout={seconds:g} s "
+            f"({trouble.text}); what it lacks is in {self.folder}, and a resumed study sends it"
+        )
+
     def _stop(self, conductor: Conductor, end: StudyEnd, message: str | None = None) -> None:
         try:
             conductor.stop(end, message)
@@ -406,11 +416,14 @@ class Session:
             conductor.ledger.apply(events.StudyStopped(time=time.time(), end=end, message=message))
 
     def _finish(self, conductor: Conductor, files: TrialFiles, screen: Screen) -> bool:
-        """Choose, measure, register; an error in one of these costs no other. Not after Ctrl-C, nor on a full disk: a
-        study that was stopped before its disk was full has room for its best trial. Whether it is to be reported."""
+        """Choose, measure, register; an error in one of these costs no other. Not after Ctrl-C, nor where there is no
+        room or nothing can be read: a study that was stopped before its disk was full has room for its best trial.
+        Whether it is to be reported."""
         ledger, study = conductor.ledger, conductor.ledger.current_plan.settings.study
         try:
-            no_room = ledger.end is StudyEnd.DISK and checks.disk_problem(self.folder, checks.LEAST_FREE_TO_CHOOSE)
+            no_room = ledger.end is StudyEnd.STORAGE or (
+                ledger.end is StudyEnd.DISK and checks.disk_problem(self.folder, checks.LEAST_FREE_TO_CHOOSE)
+            )
             if ledger.end is not StudyEnd.USER and not no_room:
                 if ledger.end is None:
                     conductor.end_all()

@@ -163,3 +163,33 @@ def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_uri_with_a_secret_is_not_shown() -> None:
     assert remote.shown("s3://key:secret@bucket/faces?region=x&session_token=y") == "s3://bucket/faces"
+
+
+OF_AWS = "When initiating upload for key 'a/b' in bucket 'bucket': AWS Error"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            f"{OF_AWS} UNKNOWN (HTTP status 400) during CreateMultipartUpload operation: "
+            "Unable to parse ExceptionName: ExpiredToken Message: The provided token has expired.",
+            "ExpiredToken: The provided token has expired. (CreateMultipartUpload)",
+        ),
+        (f"{OF_AWS} ACCESS_DENIED during UploadPart operation: Access Denied", "Access Denied (UploadPart)"),
+        (f"{OF_AWS} ACCESS_DENIED during HeadObject operation: No response body.", "ACCESS_DENIED (HeadObject)"),
+        (
+            f"{OF_AWS} UNKNOWN (HTTP status 503) during HeadObject operation: No response body.",
+            "HTTP status 503 (HeadObject)",
+        ),
+        ("Cannot create directory '/a/b'. Detail: [errno 20] Not a directory", "Not a directory"),
+        ("no route to host", "no route to host"),
+        ("", "OSError"),
+    ],
+)
+def test_what_a_file_system_says_is_put_for_people(said: str, reason: str) -> None:
+    assert remote.reason_of(OSError(said)) == reason
+
+
+def test_an_error_of_the_system_is_told_by_its_meaning() -> None:
+    assert remote.reason_of(OSError(28, "No space left on device")) == "No space left on device"

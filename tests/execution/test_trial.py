@@ -72,7 +72,9 @@ Make = Callable[..., Trial]
 def make(tmp_path: Path) -> Make:
     """A trial that has been set up, with the gangs that it will get one after the other."""
 
-    def build(*gangs: FakeGang, suggestion: Suggestion | None = None, **values: Any) -> Trial:
+    def build(
+        *gangs: FakeGang, suggestion: Suggestion | None = None, folder: str = str(tmp_path), **values: Any
+    ) -> Trial:
         waiting = list(gangs)
 
         class Faked(Trial):
@@ -81,9 +83,7 @@ def make(tmp_path: Path) -> Make:
 
         trial: Trial = object.__new__(Faked)
         settings = replace(Settings(), {"train.epochs": 30, **values})
-        trial.setup(
-            (suggestion or Suggestion(3, 1, {}, {"train.epochs": 27})).to_config(), settings, str(tmp_path), None
-        )
+        trial.setup((suggestion or Suggestion(3, 1, {}, {"train.epochs": 27})).to_config(), settings, folder, None)
         return trial
 
     return build
@@ -252,6 +252,75 @@ def test_a_last_state_that_cannot_be_written_fails_the_attempt(make: Make, monke
     monkeypatch.setattr("aae_ray.execution.durable.sync", full)
     failed = failure(trial)
     assert failed.kind is FailureClass.NOT_SAVED and "last epoch, 3" in failed.message
+
+
+class Elsewhere:
+    """A study's folder at a URI that can be reached or not."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.uri = folder, f"file://{folder}"
+
+    def vanish(self) -> None:
+        if self.folder.exists():
+            self.folder.rename(f"{self.folder}.away")
+        self.folder.write_text("a file, below which nothing can be")
+
+    def come_back(self) -> None:
+        self.folder.unlink()
+        Path(f"{self.folder}.away").rename(self.folder)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
+    monkeypatch.setattr("aae_ray.execution.trial.RETRY_SECONDS", 0.01)
+    (tmp_path / "there").mkdir()
+    return Elsewhere(tmp_path / "there")
+
+
+def nothing_new(trial: Trial) -> bool:
+    return isinstance(from_result(trial.step()), Progress)
+
+
+def said_at_last(trial: Trial) -> Failure:
+    said = from_result(trial.step())
+    while isinstance(said, Progress):
+        said = from_result(trial.step())
+    assert isinstance(said, Failure)
+    return said
+
+
+def test_a_last_state_waits_for_a_folder_that_is_elsewhere(make: Make, elsewhere: Elsewhere) -> None:
+    gang = FakeGang()
+    trial = make(gang, suggestion=Suggestion(3, 1, {}, {"train.epochs": 3}), folder=elsewhere.uri)
+    elsewhere.vanish()
+    assert nothing_new(trial) and nothing_new(trial)
+    elsewhere.come_back()
+    last = report(trial)
+    assert last.finished and last.epoch == 3 and last.checkpoint == "trials/t0003/epoch_00003"
+    assert len(gang.orders) == 1  # it was trained once
+    assert (elsewhere.folder / last.checkpoint / "state.pt").read_bytes() == b"state 3"
+
+
+def test_a_first_state_waits_for_a_folder_that_is_elsewhere(make: Make, elsewhere: Elsewhere) -> None:
+    report(make(FakeGang(), folder=elsewhere.uri))
+    again = Suggestion(3, 2, {}, {"train.epochs": 27}, epoch=3, checkpoint="trials/t0003/epoch_00003")
+    elsewhere.vanish()
+    gang = FakeGang()
+    trial = make(gang, suggestion=again, folder=elsewhere.uri)
+    assert nothing_new(trial) and nothing_new(trial) and not gang.orders
+    elsewhere.come_back()
+    assert [row["epoch"] for row in report(trial).history] == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_trial_does_not_wait_for_ever(make: Make, elsewhere: Elsewhere) -> None:
+    short = {"study.storage_timeout": 0.02}
+    elsewhere.vanish()
+    trial = make(FakeGang(), suggestion=Suggestion(3, 1, {}, {"train.epochs": 3}), folder=elsewhere.uri, **short)
+    assert said_at_last(trial).kind is FailureClass.NOT_SAVED
+    again = Suggestion(3, 2, {}, {"train.epochs": 27}, epoch=3, checkpoint="trials/t0003/epoch_00003")
+    trial = make(FakeGang(), suggestion=again, folder=elsewhere.uri, **short)
+    failed = said_at_last(trial)
+    assert failed.kind is FailureClass.CANNOT_START and "cannot be read: Not a directory" in failed.message
 
 
 def test_a_trial_trains_with_the_settings_of_its_own_plan(make: Make) -> None:

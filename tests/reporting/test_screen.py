@@ -122,6 +122,10 @@ def test_the_screen_keeps_notes_and_says_what_keeps_mlflow() -> None:
     assert "MLflow: MLflow is unreachable: connection refused; 17 records pending" in text
     screen.note_tracking(None, 3)
     assert "records pending" not in shown(screen)
+    screen.note_storage("ExpiredToken: The provided token has expired. (UploadPart)")
+    assert "study.folder: ExpiredToken: The provided token has expired. (UploadPart); tried again" in shown(screen)
+    screen.note_storage(None)
+    assert "study.folder:" not in shown(screen)
 
 
 def test_the_screen_fits_a_low_terminal() -> None:
@@ -275,13 +279,18 @@ def test_a_log_says_once_what_is_said_often() -> None:
         screen.note("[not markup]")
         screen.say("sending the last records")
         screen.note_tracking("MLflow is unreachable", 5)
+    for operation in ("PutObject", "UploadPart"):
+        screen.note_storage(f"Access Denied ({operation})")
     for _ in range(3):
         screen.note_tracking(None, 0)
+        screen.note_storage(None)
     assert [line.partition("] ")[2] for line in out.getvalue().splitlines()] == [
         "note: [not markup]",
         "sending the last records",
         "MLflow: MLflow is unreachable; 5 records pending",
+        "study.folder: Access Denied (PutObject)",
         "MLflow takes records again",
+        "study.folder takes what happens again",
     ]
 
 

@@ -256,8 +256,13 @@ def test_what_cannot_be_sent_is_tried_again(mirror: Mirror, tmp_path: Path, capl
     (tmp_path / "there" / "journal").write_text("in the way")
     mirror._attempt()
     assert "that is tried again" in caplog.text
+    first = mirror.trouble
+    mirror._attempt()
+    assert caplog.text.count("that is tried again") == 1  # a line for a trouble, not for each time
+    assert first is not None and mirror.trouble == first and "Not a directory" in first.text
     (tmp_path / "there" / "journal").unlink()
     mirror._attempt()
+    assert not mirror.troubles
     assert b"".join(pieces(tmp_path / "there")) == mirror.journal.path.read_bytes()
 
 

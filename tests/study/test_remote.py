@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from pyarrow.fs import FileSelector, FileSystem
 
 from aae_ray.search.journal import read_events
 from aae_ray.search.ledger import Ledger
+from aae_ray.search.outcomes import StudyEnd
 from tests.cluster.conftest import endpoint as endpoint
 from tests.cluster.conftest import record as record
 from tests.cluster.laptop import aws_client
 from tests.study.commands import command, run
+from tests.study.gate import DENIED, EXPIRED, Gate, gate_before
 
 FEW = (
     "study.budget.trials=3",
@@ -107,3 +111,86 @@ def test_a_study_elsewhere_survives_its_machine(
     front = {trial.name for trial in ledger.front()}
     assert {file.split("/")[1] for file in files if file.startswith("trials/")} == front
     assert not [path for path in tmp_path.iterdir() if ":" in path.name]
+
+
+@pytest.fixture
+def gate(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Before a mock of AWS with a bucket named guarded."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    region: Any = {"LocationConstraint": "us-west-2"}
+    with suppress(aws_client("s3", endpoint).exceptions.BucketAlreadyOwnedByYou):
+        aws_client("s3", endpoint).create_bucket(Bucket="guarded", CreateBucketConfiguration=region)
+    with gate_before(endpoint.removeprefix("http://")) as gate:
+        yield gate
+
+
+class Running:
+    """A study in a process of its own, with its folder behind the gate."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], gate: Gate, *own: str) -> None:
+        options = f"region=us-west-2&endpoint_override={gate.address}&scheme=http"
+        self.place = Place(f"s3://guarded/{folder.name}?{options}", workers=1)
+        self.output = folder / "out.txt"
+        clean = {key: value for key, value in environment.items() if value}
+        with self.output.open("w") as log:
+            self.process = subprocess.Popen(
+                command("tune", *FEW, f"study.folder={self.place.uri}", "study.concurrent_trials=1", *own),
+                cwd=folder, env=clean, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+
+    def wait_until(self, written: str, seconds: float = 120) -> None:
+        """Until something stands in the journal that is elsewhere."""
+        deadline = time.monotonic() + seconds
+        while not any(written in text for text in self.place.segments()):
+            assert self.process.poll() is None and time.monotonic() < deadline, self.output.read_text()
+            time.sleep(0.1)
+
+    def ended(self, seconds: float = 120) -> tuple[int, str]:
+        return self.process.wait(seconds), self.output.read_text()
+
+
+@pytest.mark.slow
+def test_credentials_that_expire_stop_a_study_which_goes_on_with_new_ones(
+    tmp_path: Path, gate: Gate, environment: dict[str, str], empty_database: Path
+) -> None:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    study = Running(tmp_path, environment, gate, "study.storage_timeout=8")
+    study.wait_until('"ended"')
+    gate.close(EXPIRED)
+    began = time.monotonic()
+    code, told = study.ended()
+    assert code == 1 and time.monotonic() - began < 60
+    assert "took nothing for study.storage_timeout=8 s (ExpiredToken: The provided token has expired." in told
+    assert "aae_ray.tune --resume" in told and "Traceback" not in told
+    (here,) = (tmp_path / "runs").iterdir()
+    assert Ledger.replay(read_events(here)).end is StudyEnd.STORAGE
+
+    refused = run(tmp_path, environment, "tune", "--resume", str(here), code=2)
+    assert "ExpiredToken: The provided token has expired." in refused.stdout + refused.stderr
+    gate.open()
+    done = run(tmp_path, environment, "tune", "--resume", str(here))
+    assert "best trial" in done.stdout
+    ledger = Ledger.replay(read_events(here))
+    assert len(ledger.complete()) == 3 and not ledger.failures
+    assert "".join(study.place.segments()) == (here / "journal.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_a_storage_that_refuses_for_a_while_costs_no_trial(
+    tmp_path: Path, gate: Gate, environment: dict[str, str], empty_database: Path
+) -> None:
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    study = Running(tmp_path, environment, gate, "study.budget.trials=5")
+    study.wait_until('"ended"')
+    gate.close(DENIED)
+    time.sleep(10)
+    assert gate.refused > 3
+    gate.open()
+    code, told = study.ended()
+    assert code == 0 and told.count("study.folder: Access Denied") == 1 and "takes what happens again" in told
+    (here,) = (tmp_path / "runs").iterdir()
+    ledger = Ledger.replay(read_events(here))
+    assert len(ledger.complete()) == 5 and not ledger.failures
