@@ -106,7 +106,7 @@ def print_report(console: Console, report: StudyReport) -> None:
     lines += [text.bullet("note", note) for note in ledger.notes]
     lines += [text.bullet("note", sentence) for sentence in tables.trial_diagnostics(ledger)]
     if hours := text.machine_hours(ledger.machines.hours):
-        lines.append(text.bullet("machines", hours))
+        lines.append(text.bullet("machines", tables.with_cost(hours, ledger.machine_cost)))
     if diagnostic := tables.front_diagnostic(ledger):
         lines.append(text.bullet("note", diagnostic.text))
     lines.append(text.bullet("registered", registration_line(report)))

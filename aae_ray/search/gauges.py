@@ -71,6 +71,15 @@ def _cost(of: Observed) -> Values:
     return {} if cost is None else {None: cost}
 
 
+def _machine_hours(of: Observed) -> Values:
+    return {market: hours for market, hours in list(of.ledger.machines.hours.items()) if hours}
+
+
+def _machine_cost(of: Observed) -> Values:
+    cost = of.ledger.machine_cost
+    return {} if cost is None else {None: cost}
+
+
 GAUGES = (
     Gauge(
         "aae_trials",
@@ -102,6 +111,13 @@ GAUGES = (
         "failure",
     ),
     Gauge("aae_cost", "Cost of all worker hours, where study.price_per_worker_hour is given", _cost),
+    Gauge(
+        "aae_machine_hours",
+        "Hours of a cluster's machines up to their last change, where its file has them on spot and on demand",
+        _machine_hours,
+        "market",
+    ),
+    Gauge("aae_machine_cost", "Cost of these, where study.cluster gives their prices", _machine_cost),
     Gauge(
         "aae_failed_attempts",
         "Attempts that failed, by the class of the failure",

@@ -14,7 +14,7 @@ from aae_ray.search import events
 from aae_ray.search.choice import compared, in_order, means, reference_point, references
 from aae_ray.search.constraints import constrained, constraints_of, violation
 from aae_ray.search.contract import Suggestion, trial_name
-from aae_ray.search.market import MachineHours
+from aae_ray.search.market import ON_DEMAND, SPOT, MachineHours
 from aae_ray.search.objectives import Front
 from aae_ray.search.outcomes import INCONCLUSIVE, FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.pruner import Pruner, Rung
@@ -350,6 +350,15 @@ class Ledger:
         """What so many seconds of workers cost; None where study.price_per_worker_hour is not given."""
         price = self.current_plan.settings.study.price_per_worker_hour
         return None if price is None else worker_seconds / 3600 * price
+
+    @property
+    def machine_cost(self) -> float | None:
+        """What the hours of machines cost; None where study.cluster lacks the price of a market that was used."""
+        cluster = self.current_plan.settings.study.cluster
+        prices = {SPOT: cluster.price_per_spot_hour, ON_DEMAND: cluster.price_per_on_demand_hour}
+        used = [(amount, prices.get(market)) for market, amount in self.machines.hours.items() if amount]
+        costs = [amount * price for amount, price in used if price is not None]
+        return sum(costs) if used and len(costs) == len(used) else None
 
     def fresh(self, event: events.Reported) -> list[dict[str, float]]:
         """The epochs of a report that the trial has not reported before. Ask before the event is applied."""

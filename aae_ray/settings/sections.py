@@ -424,6 +424,13 @@ class Cluster(Section):
         description="where work has waited this long and no machine on spot has come, machines on demand are asked "
         "for, in a cluster whose file has both; spot is waited for for ever when not given",
     )
+    price_per_spot_hour: Float | None = Field(
+        None,
+        gt=0,
+        description="what a machine on spot costs an hour, in the currency of study.price_per_worker_hour: hours of "
+        "machines are told with their cost, where the cluster's file has both kinds",
+    )
+    price_per_on_demand_hour: Float | None = Field(None, gt=0, description="... and a machine on demand")
 
 
 class StudySettings(Section):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from aae_ray.search.events import MachinesChanged, StudyEnded
 from aae_ray.search.gauges import GAUGES, STUDY, Observed, samples
 from aae_ray.search.outcomes import FailureClass, Reason
 from tests.search.histories import History
@@ -44,6 +45,26 @@ def test_a_study_as_numbers() -> None:
     assert numbers["aae_failed_attempts/preempted"] == 1
     assert (numbers["aae_unsent_records"], numbers["aae_refused_records"]) == (7, 1)
     assert numbers["aae_updated_seconds"] == history.now
+
+
+def test_machines_are_told_by_market_and_with_what_they_cost() -> None:
+    history = History(study__cluster__price_per_spot_hour=0.2, study__cluster__price_per_on_demand_hour=0.6)
+    history.add(MachinesChanged(present={"spot": 2}, asked_on_demand=0))
+    history.now += 1800 - 1
+    history.add(MachinesChanged(present={"spot": 1, "on-demand": 1}, asked_on_demand=1))
+    history.now += 3600 - 1
+    history.add(StudyEnded())
+    assert history.ledger.machine_cost == pytest.approx(2 * 0.2 + 0.6)
+    numbers = told(history)
+    hours = [numbers[f"aae_machine_hours/{market}"] for market in ("spot", "on-demand")]
+    assert hours == pytest.approx([2.0, 1.0]) and numbers["aae_machine_cost"] == pytest.approx(1.0)
+
+
+def test_no_cost_of_machines_is_told_where_a_price_is_missing() -> None:
+    history = History(study__cluster__price_per_spot_hour=0.2)
+    history.add(MachinesChanged(present={"spot": 2, "on-demand": 1}, asked_on_demand=1))
+    history.add(StudyEnded())
+    assert history.ledger.machine_cost is None and "aae_machine_cost" not in told(history)
 
 
 def test_a_study_that_has_only_begun_has_numbers_too() -> None:
