@@ -1,8 +1,10 @@
 """What fits on the nodes that are there, and on those that an autoscaler may bring."""
 
+import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from aae_ray.settings import Settings
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # the cluster's file, where `ray up` puts it on the head
 FOUND_BY_RAY = {"memory", "object_store_memory", "TPU", "HPU", "NPU", "neuron_cores"}  # on the machine, when it starts
 MOST_NODES = 1000  # of a kind, where an autoscaler has no limit
+LOOK_SECONDS = 2.0  # between two looks for machines that are still to join
 Resources = Mapping[str, float]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,28 @@ class Room:
     wanted: int  # on those that may be there as well, and that the study has a use for
 
 
-def gangs_that_fit(settings: Settings) -> int:
-    """How many gangs run at a time. Raises UserError when not even one fits into the cluster."""
-    return _gangs_on(present_nodes(), nodes_to_come(), settings)
+def gangs_that_fit(settings: Settings, tell: Callable[[str], None] = logger.info) -> int:
+    """How many gangs run at a time. Raises UserError when not even one fits into the cluster.
+
+    Of machines that are still to join nobody knows what they hold, where the cluster's file does not say it: as long
+    as there is no place for a gang, they are waited for, study.start_timeout at most.
+    """
+    limit, told = settings.study.start_timeout, 0
+    end = time.monotonic() + limit
+    while True:
+        present, named = present_nodes(), machines_of_unknown_resources(Path(BOOTSTRAP).expanduser())
+        try:
+            return _gangs_on(present, nodes_to_come(), settings)
+        except UserError as error:
+            if len(present) >= named:
+                raise
+            if time.monotonic() >= end:
+                text = f"{len(present)} of the {named} machines in the cluster's file have joined it"
+                raise UserError(f"{text} within study.start_timeout={limit:g} s, and {error}") from None
+        if len(present) != told:
+            told = len(present)
+            tell(f"{told} of {named} machines have joined the cluster; waiting for the others, {limit:g} s at most")
+        time.sleep(LOOK_SECONDS)
 
 
 def room_for(settings: Settings) -> Room:
@@ -134,6 +158,14 @@ def reported_nodes(state: Any) -> list[Resources]:
         for group in groups
         for _ in range(MOST_NODES if group.max_count < 0 else min(group.max_count, MOST_NODES))
     ]
+
+
+def machines_of_unknown_resources(bootstrap: Path) -> int:
+    """How many machines a cluster's file names that are always there, the head among them, where it does not say what
+    they hold: those of one's own. 0 where it says so, or where there is no file."""
+    config: dict[str, Any] = (yaml.safe_load(bootstrap.read_text()) or {}) if bootstrap.exists() else {}
+    kinds = [kind for kind in (config.get("available_node_types") or {}).values() if not kind.get("resources")]
+    return 1 + sum(kind.get("min_workers", 0) for kind in kinds) if kinds else 0
 
 
 def possible_nodes(bootstrap: Path) -> list[Resources]:

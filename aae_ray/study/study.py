@@ -283,7 +283,7 @@ class Session:
                     with ray_cluster(verbose=self.verbose):
                         signals.take()
                         screen.place(whereabouts())
-                        gangs = gangs_that_fit(plan.settings)
+                        gangs = gangs_that_fit(plan.settings, screen.say)
                         if not own_processes():
                             screen.say("asking the other nodes for the study's folder and data")
                             check_nodes(self.store.uri(), self.dataset.digest, plan.settings)

@@ -122,6 +122,40 @@ def test_gangs_count_on_machines_that_the_autoscaler_may_start(holding: list[dic
     assert gangs_that_fit(settings_of(1, {"GPU": 1, "CPU": 4})) == 4
 
 
+OF_ONES_OWN = {
+    "max_workers": 2,
+    "head_node_type": "local.cluster.node",
+    "available_node_types": {"local.cluster.node": {"resources": {}, "min_workers": 2, "max_workers": 2}},
+}  # what Ray makes of a file with two addresses of workers
+
+
+def test_machines_of_ones_own_are_waited_for_until_a_gang_fits(
+    holding: list[dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bootstrap(tmp_path / "ray_bootstrap_config.yaml", **OF_ONES_OWN)
+    joining, told = [{"CPU": 2.0}, {"CPU": 2.0}], list[str]()
+    monkeypatch.setattr("time.sleep", lambda seconds: holding.append(joining.pop()))
+    holding.append({"CPU": 0.0})
+    assert gangs_that_fit(settings_of(2, {"CPU": 2}), told.append) == 1 and not joining
+    assert [line.partition(";")[0] for line in told] == [
+        "1 of 3 machines have joined the cluster",
+        "2 of 3 machines have joined the cluster",
+    ]
+    with pytest.raises(UserError, match="the 3 nodes have CPU 0; CPU 2; CPU 2"):  # all are there
+        gangs_that_fit(settings_of(3, {"CPU": 2}))
+
+
+def test_machines_of_ones_own_are_not_waited_for_without_need_or_for_ever(
+    holding: list[dict[str, float]], tmp_path: Path
+) -> None:
+    bootstrap(tmp_path / "ray_bootstrap_config.yaml", **OF_ONES_OWN)
+    holding += [{"CPU": 0.0}, {"CPU": 2.0}]
+    assert gangs_that_fit(settings_of(1, {"CPU": 2})) == 1
+    short = replace(settings_of(2, {"CPU": 2}), {"study.start_timeout": 0.01})
+    with pytest.raises(UserError, match=r"2 of the 3 machines .* within study.start_timeout=0.01 s, and study.workers"):
+        gangs_that_fit(short)
+
+
 def test_the_room_of_a_cluster_changes_with_it(holding: list[dict[str, float]], tmp_path: Path) -> None:
     settings = settings_of(2, {"GPU": 1, "CPU": 2})
     assert room_for(settings) == Room(0, 1)  # all machines are gone, and may come back
