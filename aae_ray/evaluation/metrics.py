@@ -321,9 +321,9 @@ METRICS: dict[str, Metric] = _with_test_twins(
                 ("classes_missing", "classes", "classes with less than a fifth of their share of real images"),
                 ("judge_accuracy", "ratio", "accuracy of the judge itself, on the test images"),
                 ("parzen_nats", "nats", "Parzen window log-likelihood of the test images under samples"),
-                ("parzen_samples", "images", "how many samples: the score rises with them; 10,000 in the paper"),
                 ("parzen_nats_se", "nats", "its standard error over test images"),
                 ("parzen_sigma", "pixel", "the window, chosen on the validation images"),
+                ("parzen_samples", "images", "how many samples: the score rises with them; 10,000 in the paper"),
                 ("parzen_anchor_nats", "nats", "the same with as many real training images in place of the samples"),
                 (
                     "column_wasserstein",

@@ -89,15 +89,15 @@ def _in_two_lines(name: str) -> str:
 
 
 def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
-    """Metrics with their units and what they mean, a line each."""
+    """Metrics with their units and what they mean, a line each, in the order in which one explains another."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True)
     table.add_column("what it is")  # wraps where the others leave too little: of columns that may not, Rich cuts all
-    for name, value in metrics.items():
-        metric = METRICS[name]
-        table.add_row(name, f"{value:.4g}", metric.unit, metric.meaning)
+    for name, metric in METRICS.items():
+        if name in metrics:
+            table.add_row(name, f"{metrics[name]:.4g}", metric.unit, metric.meaning)
     return table
 
 

@@ -83,6 +83,13 @@ def test_a_table_of_metrics_has_every_name_number_and_unit_however_narrow() -> N
             assert f" {value:.4g} " in line and METRICS[name].unit in line
 
 
+def test_what_explains_another_metric_is_told_after_it() -> None:
+    """Whatever was computed first: "the same with as many real training images" means nothing before the score."""
+    metrics = dict.fromkeys(("quality/parzen_anchor_nats", "quality/parzen_nats_se", "quality/parzen_nats"), 1.0)
+    told = printed(tables.metrics_table("", metrics), 200)
+    assert told.index("parzen_nats ") < told.index("parzen_nats_se ") < told.index("parzen_anchor_nats ")
+
+
 # ------------------------------------------------------------------------------------------------------------ numbers
 
 
