@@ -59,12 +59,20 @@ def prepare(
     progress = _Progress()
     with progress.bars:
         dataset = load(data, progress)
-    print(_describe(data, dataset))
+    told = {
+        "name": dataset.name,
+        **contents_of(dataset).rows(),
+        "digest": dataset.digest,
+        "folder": str(prepared_folder(data)),
+    }
+    width = max(map(len, told))
+    print("\n".join(f"{key:<{width}} {value}" for key, value in told.items()))
     if preview is not None:
         try:
             preview.write_bytes(sheet(dataset))
         except OSError as error:
             raise UserError(f"--preview {preview} cannot be written: {error.strerror}") from None
+        print(f"{'preview':<{width}} {preview}")
 
 
 class _Progress:
@@ -86,17 +94,6 @@ class _Progress:
         if tenth != self.tenths.get(what):
             self.tenths[what] = tenth
             print(f"{what}: {done} of {total}", file=sys.stderr)
-
-
-def _describe(data: settings.Data, dataset: Dataset) -> str:
-    rows = {
-        "name": dataset.name,
-        **contents_of(dataset).rows(),
-        "digest": dataset.digest,
-        "folder": str(prepared_folder(data)),
-    }
-    width = max(map(len, rows))
-    return "\n".join(f"{key:<{width}} {value}" for key, value in rows.items())
 
 
 def sheet(dataset: Dataset) -> bytes:

@@ -95,7 +95,8 @@ def test_a_preview_shows_images_with_their_labels(run: Callable[..., Ended], tmp
     labels = [("black", "white")[row % 2] for row in range(40)]
     pq.write_table(pa.table({"image": images.tolist(), "label": labels}), tmp_path / "own.parquet")
     words = ("own", "--path", tmp_path / "own.parquet", "--cache", tmp_path)
-    assert run(*words, "--preview", tmp_path / "own.png").code == 0
+    drawn = run(*words, "--preview", tmp_path / "own.png")
+    assert drawn.code == 0 and drawn.stdout.splitlines()[-1].split() == ["preview", str(tmp_path / "own.png")]
     with Image.open(tmp_path / "own.png") as sheet:
         pixels = np.asarray(sheet.convert("L"))
     half = pixels.shape[0] // 2  # class by class: the black ones come first
