@@ -1,8 +1,11 @@
-"""The nodes of a cluster that a study is about to use: whether each sees the study's folder, and the same data.
+"""The nodes of a cluster that a study is about to use: whether each sees the study's folder, its GPUs, the same data.
 
 A trial runs on any of them. What one of them lacks would otherwise be found out by its trials, one after the other.
 """
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +16,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aae_ray.datasets.dataset import load
+from aae_ray.datasets.remote import reason_of
 from aae_ray.errors import UserError
 from aae_ray.execution.capacity import workers_on
 from aae_ray.execution.failures import describe
@@ -27,7 +31,8 @@ MOST_TOLD = 5  # nodes
 
 
 def check_nodes(folder: str, digest: str, settings: Settings) -> int:
-    """Ask every node that may train, but this one, for the study's folder and for the data. Returns how many there are.
+    """Ask every node that may train, but this one, for the study's folder, for a GPU that PyTorch sees where the study
+    trains on GPUs, and for the data. Returns how many there are.
 
     They prepare the data meanwhile, each for itself. `folder` is the study's, as every node knows it, in which this
     process is written down as the owner. Raises UserError with the nodes that lack something, by name.
@@ -40,7 +45,7 @@ def check_nodes(folder: str, digest: str, settings: Settings) -> int:
         if node["Alive"] and node["NodeID"] != here and workers_on([node["Resources"]], needed)
     ]
     owner = store_at(folder).read_bytes(OWNER)
-    asked = {_name(node): _ask(node["NodeID"], folder, owner, settings.data, digest) for node in others}
+    asked = {_name(node): _ask(node["NodeID"], folder, owner, settings, digest) for node in others}
     found = _answers(asked, settings.study.start_timeout)
     if found:
         raise UserError(refusal(found, len(others)))
@@ -64,10 +69,10 @@ def _name(node: Mapping[str, Any]) -> str:
     return f"{name} ({address})" if name != address else name
 
 
-def _ask(node: str, folder: str, owner: bytes, data: Data, digest: str) -> ray.ObjectRef:
+def _ask(node: str, folder: str, owner: bytes, settings: Settings, digest: str) -> ray.ObjectRef:
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
-    return ray.remote(**options)(problem_here).remote(folder, owner, data, digest)
+    return ray.remote(**options)(problem_here).remote(folder, owner, settings, digest)
 
 
 def _answers(asked: Mapping[str, ray.ObjectRef], timeout: float) -> dict[str, str]:
@@ -88,9 +93,10 @@ def _answers(asked: Mapping[str, ray.ObjectRef], timeout: float) -> dict[str, st
     return found
 
 
-def problem_here(folder: str, owner: bytes, data: Data, digest: str) -> str | None:
+def problem_here(folder: str, owner: bytes, settings: Settings, digest: str) -> str | None:
     """What keeps this node from training a study, which `owner` owns and whose data have this digest."""
-    return folder_problem(folder, owner) or data_problem(data, digest)
+    gpu = gpu_problem() if settings.device == "cuda" else None
+    return folder_problem(folder, owner) or gpu or data_problem(settings.data, digest)
 
 
 def folder_problem(folder: str, owner: bytes, seconds: float = SEEN_SECONDS) -> str | None:
@@ -104,7 +110,7 @@ def folder_problem(folder: str, owner: bytes, seconds: float = SEEN_SECONDS) -> 
         except OSError as caught:
             error = caught
             if is_remote(folder) and not isinstance(caught, FileNotFoundError):
-                return f"study.folder {shown} cannot be read: {redact(str(caught))}"
+                return f"study.folder {shown} cannot be read: {redact(reason_of(caught))}"
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)
@@ -112,6 +118,23 @@ def folder_problem(folder: str, owner: bytes, seconds: float = SEEN_SECONDS) -> 
     return (
         f"it {what} study.folder {shown}; give one that all nodes see under the same path, such as NFS, or a "
         "URI such as s3://BUCKET/studies"
+    )
+
+
+def gpu_problem() -> str | None:
+    """A sentence when PyTorch sees no GPU on this node.
+
+    It is asked in a process of its own: Ray hides GPUs from one that holds none.
+    """
+    visible = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    asked = "import torch; print(torch.cuda.is_available(), torch.__version__, torch.version.cuda or 'none')"
+    done = subprocess.run([sys.executable, "-c", asked], env=visible, capture_output=True, text=True)
+    seen, version, cuda = done.stdout.split() if done.returncode == 0 else ("False", "that fails to import", "none")
+    if seen == "True":
+        return None
+    return (
+        f"it has a GPU for Ray and none for PyTorch {version} (built for CUDA: {cuda}); install a build that fits the "
+        "node's driver, or set train.device=cpu"
     )
 
 

@@ -8,9 +8,9 @@ from ray.exceptions import GetTimeoutError, NodeDiedError, RaySystemError
 
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.execution import nodes
-from aae_ray.execution.nodes import data_problem, folder_problem, refusal
+from aae_ray.execution.nodes import data_problem, folder_problem, gpu_problem, problem_here, refusal
 from aae_ray.search.owner import OWNER
-from aae_ray.settings import Data
+from aae_ray.settings import Data, Settings, replace
 
 
 def test_a_folder_that_is_the_studys_is_seen(tmp_path: Path) -> None:
@@ -64,3 +64,23 @@ def test_a_node_that_does_not_answer_or_cannot_import_us_is_told(monkeypatch: py
     assert found.keys() == {"slow", "old"}
     assert found["slow"] == "it has not answered within study.start_timeout=7 s"
     assert found["old"].startswith("it cannot run this project: ") and "No module named" in found["old"]
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_node_whose_pytorch_sees_no_gpu_is_found_before_the_start(
+    seen: bool, tmp_path: Path, cache: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray has hidden the GPUs from the process that asks, as it does where that holds none."""
+    (tmp_path / "torch.py").write_text(
+        "import os\n__version__ = '2.13.0+cu130'\nclass version: cuda = '13.0'\n"
+        f"class cuda: is_available = lambda: {seen} and 'CUDA_VISIBLE_DEVICES' not in os.environ\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    problem = gpu_problem()
+    assert problem is None if seen else "none for PyTorch 2.13.0+cu130 (built for CUDA: 13.0)" in (problem or "")
+    (tmp_path / OWNER).write_bytes(b"me")
+    on_gpus = replace(Settings(), {"study.resources_per_worker": {"GPU": 1}, "data.cache": str(cache)})
+    asked = problem_here(str(tmp_path), b"me", on_gpus, digits.digest)
+    assert asked == problem
+    assert problem_here(str(tmp_path), b"me", replace(on_gpus, {"train.device": "cpu"}), digits.digest) is None
