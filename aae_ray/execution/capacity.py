@@ -138,8 +138,9 @@ def _of(nodes: Sequence[Resources], needed: Resources) -> list[dict[str, float]]
 
 
 def present_nodes() -> list[Resources]:
-    """What each node of the cluster holds."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """What each node of the cluster holds that takes work: not one that is about to be taken away, or left out."""
+    going = ray._private.state.state.get_draining_nodes()
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
 
 
 def nodes_to_come() -> list[Resources]:

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import platform
 import re
 import traceback
 from collections.abc import Iterator
@@ -22,9 +23,23 @@ from aae_ray.search.outcomes import FailureClass
 LOG_LINES = 40
 LOG_BYTES = 20_000
 
+
+class BadNode(UserError):
+    """What this process' node lacks, and another one may have."""
+
+    node = ""  # Ray's id of it
+
+    @classmethod
+    def here(cls, text: str) -> "BadNode":
+        error = cls(f"{platform.node()} {text}")
+        error.node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+        return error
+
+
 # The first row that fits decides.
 TYPES: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], FailureClass], ...] = (
     ((torch.OutOfMemoryError, MemoryError, ray_errors.OutOfMemoryError), FailureClass.OUT_OF_MEMORY),
+    (BadNode, FailureClass.BAD_NODE),
     (UserError, FailureClass.BAD_DATA),
     # Of an actor's end its node tells at once, and Ray waits a second for that: an unavailable one's node is gone.
     ((PreemptionError, ray_errors.NodeDiedError, ray_errors.ActorUnavailableError), FailureClass.PREEMPTED),
@@ -70,6 +85,7 @@ PREEMPTED = re.compile(r"preempted|AUTOSCALER_DRAIN_PREEMPTED|node has died|node
 PRIORITY = (
     FailureClass.PREEMPTED,
     FailureClass.OUT_OF_MEMORY,
+    FailureClass.BAD_NODE,
     FailureClass.BAD_DATA,
     FailureClass.BUG,
     FailureClass.CANNOT_START,
@@ -87,6 +103,7 @@ class Failed:
     traceback: str = ""
     log_tail: str = ""
     rank: int | None = None
+    node: str = ""  # Ray's id of the one that is to blame, where it is
 
 
 class GangError(RuntimeError):
@@ -105,7 +122,8 @@ def describe(error: BaseException, rank: int | None = None, log_tail: str = "") 
     """An error as its class, the line that says what is wrong, and everything else; of one rank's, where the workers of
     a group failed."""
     kind, cause, failed_rank = _decisive(error, rank)
-    return Failed(kind, _first_line(cause), "".join(traceback.format_exception(error)).strip(), log_tail, failed_rank)
+    text = "".join(traceback.format_exception(error)).strip()
+    return Failed(kind, _first_line(cause), text, log_tail, failed_rank, getattr(cause, "node", ""))
 
 
 def _decisive(error: BaseException, rank: int | None) -> tuple[FailureClass, BaseException, int | None]:
@@ -203,4 +221,4 @@ def failure_of(number: int, error: BaseException | None) -> Failure:
         return Failure(number, FailureClass.LOST_WORKER, "its process has ended, and nothing is known of the reason")
     inner = next((cause.failed for cause in _causes(error) if isinstance(cause, GangError)), None)
     failed = inner or describe(error)
-    return Failure(number, failed.kind, failed.message, failed.traceback, failed.log_tail)
+    return Failure(number, failed.kind, failed.message, failed.traceback, failed.log_tail, failed.node)

@@ -3,6 +3,7 @@
 A trial runs on any of them. What one of them lacks would otherwise be found out by its trials, one after the other.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -28,6 +30,8 @@ from aae_ray.settings import Data, Settings
 
 SEEN_SECONDS = 10.0  # until a network file system shows on one node what was written on another
 MOST_TOLD = 5  # nodes
+
+logger = logging.getLogger(__name__)
 
 
 def check_nodes(folder: str, digest: str, settings: Settings) -> int:
@@ -50,6 +54,23 @@ def check_nodes(folder: str, digest: str, settings: Settings) -> int:
     if found:
         raise UserError(refusal(found, len(others)))
     return len(others)
+
+
+def leave_out(node: str, why: str) -> bool:
+    """Have Ray place nothing more on a node, by its id, and let it go when it is idle; an autoscaler may bring another.
+    Whether Ray does so: never on this process' own node."""
+    context = ray.get_runtime_context()
+    if node == context.get_node_id():
+        return False
+    try:
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # the other one is for nodes that are idle
+        accepted, refused = ray._raylet.GcsClient(address=context.gcs_address).drain_node(node, reason, why, 0)
+    except Exception:  # Ray is going down, which others tell: its errors here are of no common type
+        logger.warning("node %s could not be left out", node, exc_info=True)
+        return False
+    if not accepted:
+        logger.warning("node %s could not be left out: %s", node, refused)
+    return bool(accepted)
 
 
 def refusal(found: Mapping[str, str], asked: int) -> str:

@@ -1,6 +1,5 @@
 """The process group of a gang's workers, without a socket that listens on every interface."""
 
-import platform
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,7 +11,7 @@ from ray.train.torch import TorchConfig
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import _rendezvous_handlers
 
-from aae_ray.errors import UserError
+from aae_ray.execution.failures import BadNode
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
@@ -36,12 +35,12 @@ class GroupConfig(TorchConfig):  # type: ignore[misc]
 
 
 def require_gpu() -> None:
-    """Raises UserError in a process that holds a GPU of Ray's and has none that PyTorch sees: on the CPU it would train
+    """Raises BadNode in a process that holds a GPU of Ray's and has none that PyTorch sees: on the CPU it would train
     at a GPU's price."""
     if not torch.cuda.is_available():
         build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
-        raise UserError(
-            f"{platform.node()} has a GPU for Ray and none for PyTorch, whose version {torch.__version__} {build}; "
+        raise BadNode.here(
+            f"has a GPU for Ray and none for PyTorch, whose version {torch.__version__} {build}; "
             "install a build that fits the node's driver, or set train.device=cpu"
         )
 

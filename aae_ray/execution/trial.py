@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import platform
 import tempfile
 import threading
 import time
@@ -23,7 +22,7 @@ from aae_ray.errors import UserError
 from aae_ray.evaluation import figure_data
 from aae_ray.execution import orders
 from aae_ray.execution.durable import durable_folder
-from aae_ray.execution.failures import Failed, GangError, describe
+from aae_ray.execution.failures import BadNode, Failed, GangError, describe
 from aae_ray.execution.gang import Gang, LocalGang, WorkerGang
 from aae_ray.execution.mailbox import start_mailbox_hub
 from aae_ray.execution.orders import Begin, Train, Trained
@@ -103,6 +102,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         except Exception as error:
             self._drop_gang()
             self.failed = self._failed(error)
+            self.unusable = self.unusable or self.failed.kind is FailureClass.BAD_NODE
         if hub is not None:
             with contextlib.suppress(RayError):  # without it there is nobody to wait for
                 ray.get(hub.wait_for_all.remote(BARRIER_SECONDS), timeout=2 * BARRIER_SECONDS)
@@ -143,6 +143,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             if reply.kind is FailureClass.BUG and "CUDA error" in reply.message:  # no context survives one
                 self.unusable = self.unusable or isinstance(self.gang, LocalGang)
                 self._drop_gang()
+            if reply.kind is FailureClass.BAD_NODE:  # neither process nor workers are of use to another trial
+                self.unusable = True
+                self._drop_gang()
             return self._failure(reply)
         if isinstance(reply, orders.Progress):
             return Progress(self.suggestion.number, reply.epoch, reply.done, reply.batches).to_result()
@@ -175,10 +178,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             return WorkerGang(name, self.base, self.folder, self.hub)
 
     def _check_folder(self) -> None:
-        """Raises GangError on a node that does not see the study's folder: it would make one of its own."""
+        """Raises BadNode on a node that does not see the study's folder: it would make one of its own."""
         if not is_remote(self.folder) and not Path(self.folder).is_dir():
-            text = f"{platform.node()} does not see study.folder {self.folder}"
-            raise GangError(Failed(FailureClass.CANNOT_START, text))
+            raise BadNode.here(f"does not see study.folder {self.folder}")
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         """Begin a suggestion. The gang starts to train at once: by the time that Tune asks, there may be a result."""
@@ -300,7 +302,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         if self.unusable:
             raise GangError(failed)
         number = self.suggestion.number
-        return Failure(number, failed.kind, failed.message, failed.traceback, failed.log_tail).to_result()
+        return Failure(number, failed.kind, failed.message, failed.traceback, failed.log_tail, failed.node).to_result()
 
     def _failed(self, error: Exception) -> Failed:
         return error.failed if isinstance(error, GangError) else describe(error)

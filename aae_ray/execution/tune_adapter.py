@@ -23,9 +23,11 @@ from ray.tune.search import Searcher
 from aae_ray.execution.capacity import Room, room_for
 from aae_ray.execution.failures import failure_of
 from aae_ray.execution.mailbox import start_mailbox_hub
+from aae_ray.execution.nodes import leave_out
 from aae_ray.execution.trial import BARRIER_SECONDS, trainable
 from aae_ray.search.conductor import Conductor, Continue, NoSuggestion, Pause, Retry, Stop
 from aae_ray.search.contract import Failure, Progress, Report, from_result
+from aae_ray.search.events import Noted
 from aae_ray.search.journal import JournalError
 from aae_ray.search.outcomes import FailureClass, StudyEnd
 from aae_ray.search.store import GANGS, TUNE, store_at
@@ -50,14 +52,17 @@ class Executor:
         pending_timeout: float,
         answer_timeout: float = math.inf,
         room: Callable[[], Room] | None = None,
+        leave_out: Callable[[str, str], bool] = lambda node, why: False,
     ) -> None:
         """`poll` is called several times a second; it may stop the conductor. An attempt may wait for resources that
         are there for `pending_timeout` seconds, and be silent for `answer_timeout`. With `room`, the number of gangs
-        follows the cluster, and attempts for which it has no room yet wait without counting as failed."""
+        follows the cluster, and attempts for which it has no room yet wait without counting as failed. `leave_out`
+        keeps a node that is to blame for a failure from getting further attempts; whether it could."""
         self.conductor, self.poll, self.pending_timeout = conductor, poll, pending_timeout
         self.answer_timeout = answer_timeout
         self.looked = time.monotonic()
-        self.room_of = room
+        self.room_of, self.leave_out = room, leave_out
+        self.left_out: set[str] = set()  # nodes, by Ray's ids
         self.room: Room | None = None  # as it was when it was last asked for
         self.room_asked = -math.inf
         self.placeless: set[str] = set()  # attempts for which the cluster has no room yet
@@ -232,6 +237,10 @@ class Executor:
     def _failed(self, trial_id: str, failure: Failure) -> None:
         self._forget(trial_id)
         with self.journaling():
+            if failure.node and failure.node not in self.left_out:
+                self.left_out.add(failure.node)
+                if self.leave_out(failure.node, failure.message):
+                    self.conductor.record(Noted(text=f"a node gets no more trials: {failure.message}"))
             self.conductor.failed(failure)
 
 
@@ -326,7 +335,9 @@ def search(conductor: Conductor, folder: str, poll: Callable[[], None], *, verbo
         patience = starting
         if study.workers_per_trial > 1:  # the gang itself waits for machines
             patience = max(starting, study.capacity_timeout + study.start_timeout)
-        executor = Executor(conductor, poll, starting, patience + study.step_timeout, lambda: room_for(settings))
+        executor = Executor(
+            conductor, poll, starting, patience + study.step_timeout, lambda: room_for(settings), leave_out
+        )
         hub = start_mailbox_hub(conductor.gangs_needed)  # gangs wait there for each other
         try:
             with suppress(SearchOver):

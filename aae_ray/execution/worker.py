@@ -22,7 +22,7 @@ from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.figure_data import figure_data
 from aae_ray.evaluation.held_out import JUDGED
 from aae_ray.evaluation.judge import judge_if_any
-from aae_ray.execution.failures import Failed, describe, log_tail
+from aae_ray.execution.failures import BadNode, Failed, describe, log_tail
 from aae_ray.execution.orders import (
     CALL_SECONDS,
     Begin,
@@ -165,11 +165,20 @@ class Worker:
             state.pop("optimizers", None)  # nothing comes after the whole budget
         return Trained(interval, checkpoint.pack(state), figures, training_seconds, self.evaluation_seconds)
 
+    def _load(self, data: Data, digest: str | None) -> Dataset:
+        """Raises BadNode where the study has data, and this node does not get them."""
+        try:
+            return load(data)
+        except UserError as error:
+            if digest is None:
+                raise
+            raise BadNode.here(f"does not get the study's data: {error}") from None
+
     def _begin(self, trial: Begin) -> Training:
         settings = trial.settings
         self.in_step = False
         if settings.data not in self.datasets:
-            self.datasets[settings.data] = load(settings.data)
+            self.datasets[settings.data] = self._load(settings.data, trial.digest)
         device = torch.device("cpu") if settings.train.device == "cpu" else self.device
         if settings.train.device == "cuda" and device.type != "cuda":
             raise UserError(
@@ -179,9 +188,9 @@ class Worker:
             require_gpu()
         dataset = self.datasets[settings.data]
         if trial.digest is not None and dataset.digest != trial.digest:  # a node that has joined since the start
-            raise UserError(
-                f"{platform.node()} has other data: data.name {dataset.name} has digest {dataset.digest} there, "
-                f"the study's {trial.digest}"
+            raise BadNode.here(
+                f"has other data: data.name {dataset.name} has digest {dataset.digest} there, the study's "
+                f"{trial.digest}"
             )
         judged = self.rank == 0 and JUDGED in settings.study.deciding_metrics
         judge = judge_if_any(dataset, cache_folder(settings.data)) if judged else None

@@ -80,6 +80,7 @@ class Failure:
     message: str
     traceback: str = ""
     log_tail: str = ""
+    node: str = ""  # Ray's id of the one that is to blame, where it is
 
     def to_result(self) -> dict[str, Any]:
         return {"failure": asdict(self), "done": True}

@@ -32,6 +32,7 @@ class FailureClass(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     DIVERGED = health.DIVERGED
     BAD_DATA = "bad_data"
+    BAD_NODE = "bad_node"  # its node lacks what others have: the study's folder, its data, a GPU that PyTorch sees
     LOST_WORKER = "lost_worker"
     PREEMPTED = "preempted"  # its machine was taken away, with notice or without
     HUNG = "hung"
@@ -55,6 +56,7 @@ RETRIES: dict[FailureClass, Retries] = {
     ),
     FailureClass.DIVERGED: Retries(0, "lower the learning rates"),
     FailureClass.BAD_DATA: Retries(0),
+    FailureClass.BAD_NODE: Retries("max_failures", "mend that node, or take it out of the cluster"),
     FailureClass.LOST_WORKER: Retries("max_failures"),
     FailureClass.PREEMPTED: Retries("max_preemptions"),
     FailureClass.HUNG: Retries(1, "raise study.step_timeout if an epoch takes that long"),
@@ -76,6 +78,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = FailureClass.OUT_OF_MEMORY
     DIVERGED = FailureClass.DIVERGED
     BAD_DATA = FailureClass.BAD_DATA
+    BAD_NODE = FailureClass.BAD_NODE
     LOST_WORKER = FailureClass.LOST_WORKER
     PREEMPTED = FailureClass.PREEMPTED
     HUNG = FailureClass.HUNG
@@ -104,6 +107,7 @@ class Reason(StrEnum):
 # Failures that say nothing of a trial's parameters.
 OF_THE_MACHINE = (
     Reason.BAD_DATA,
+    Reason.BAD_NODE,
     Reason.LOST_WORKER,
     Reason.PREEMPTED,
     Reason.HUNG,

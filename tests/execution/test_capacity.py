@@ -31,7 +31,12 @@ def settings_of(
 def holding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, float]]:
     """What Ray says the nodes hold; there is no autoscaler."""
     nodes: list[dict[str, float]] = []
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+
+    def alive() -> list[dict[str, object]]:
+        return [{"Alive": True, "NodeID": str(number), "Resources": node} for number, node in enumerate(nodes)]
+
+    monkeypatch.setattr(ray, "nodes", alive)
+    monkeypatch.setattr("ray._private.state.state.get_draining_nodes", dict)
     monkeypatch.setattr(capacity, "BOOTSTRAP", str(tmp_path / "ray_bootstrap_config.yaml"))
     monkeypatch.setattr("ray._private.state.state.get_cluster_config", lambda: None)
     return nodes
@@ -120,6 +125,15 @@ def test_gangs_count_on_machines_that_the_autoscaler_may_start(holding: list[dic
     holding.append({"CPU": 0})
     bootstrap(tmp_path / "ray_bootstrap_config.yaml")
     assert gangs_that_fit(settings_of(1, {"GPU": 1, "CPU": 4})) == 4
+
+
+def test_a_node_that_is_about_to_go_has_no_room(
+    holding: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that its cloud takes back, or that was left out: Ray places nothing there any more."""
+    holding += [{"CPU": 2}, {"CPU": 2}]
+    monkeypatch.setattr("ray._private.state.state.get_draining_nodes", lambda: {"1": 0})
+    assert room_for(settings_of(1, {"CPU": 2})) == Room(1, 1)
 
 
 OF_ONES_OWN = {

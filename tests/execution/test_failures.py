@@ -18,7 +18,7 @@ from ray.train.v2._internal.exceptions import (
 
 from aae_ray.errors import UserError
 from aae_ray.execution import failures
-from aae_ray.execution.failures import describe, log_tail
+from aae_ray.execution.failures import BadNode, describe, log_tail
 from aae_ray.search.outcomes import FailureClass
 
 CPU_FULL = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
@@ -44,6 +44,7 @@ def died(text: str = "The actor died unexpectedly before finishing this task.", 
         (errors.OutOfMemoryError("Task was killed due to the node running low on memory."), FailureClass.OUT_OF_MEMORY),
         (died("The actor died: its worker was killed as the node runs low on memory"), FailureClass.OUT_OF_MEMORY),
         (UserError("model.channels is too deep"), FailureClass.BAD_DATA),
+        (BadNode.here("has other data"), FailureClass.BAD_NODE),
         (died(), FailureClass.LOST_WORKER),
         (died("The actor died. Some common causes include: killed by the OOM killer"), FailureClass.LOST_WORKER),
         (errors.WorkerCrashedError(), FailureClass.LOST_WORKER),

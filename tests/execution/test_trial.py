@@ -323,6 +323,19 @@ def test_a_trial_does_not_wait_for_ever(make: Make, elsewhere: Elsewhere) -> Non
     assert failed.kind is FailureClass.CANNOT_START and "cannot be read: Not a directory" in failed.message
 
 
+def test_a_process_on_a_node_that_lacks_something_takes_no_other_trial(make: Make, tmp_path: Path) -> None:
+    nowhere = make(FakeGang(), folder=str(tmp_path / "not mounted"))
+    with pytest.raises(GangError, match="does not see study.folder") as caught:
+        nowhere.step()
+    assert failure_of(3, caught.value).kind is FailureClass.BAD_NODE
+    gang = FakeGang()
+    gang.answer = Failed(FailureClass.BAD_NODE, "node7 has other data", node="0ab")
+    with pytest.raises(GangError) as caught:
+        make(gang).step()
+    failed = failure_of(3, caught.value)
+    assert (failed.kind, failed.node) == (FailureClass.BAD_NODE, "0ab") and gang.closed == 1
+
+
 def test_a_trial_trains_with_the_settings_of_its_own_plan(make: Make) -> None:
     """An extension has changed the study's: a trial that goes on keeps those that it was suggested with."""
     gang = FakeGang()

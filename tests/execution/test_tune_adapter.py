@@ -14,7 +14,7 @@ from aae_ray.execution import tune_adapter
 from aae_ray.execution.capacity import Room
 from aae_ray.execution.tune_adapter import Executor, SearchOver
 from aae_ray.search.conductor import Conductor
-from aae_ray.search.contract import Progress, Report
+from aae_ray.search.contract import Failure, Progress, Report
 from aae_ray.search.journal import JournalError
 from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from tests.search.test_conductor import begin, plan_of
@@ -239,3 +239,21 @@ def test_a_study_without_any_machine_waits_for_so_long_and_stops(
         executor.should_stop()
     assert conductor.ledger.end is StudyEnd.FAILURES and not conductor.ledger.trials[0].failures
     assert "no machine with room for a gang" in (conductor.ledger.end_message or "")
+
+
+def test_a_node_that_is_to_blame_is_left_out_once_and_that_is_noted(tmp_path: Path) -> None:
+    conductor, left_out = begin(tmp_path, plan_of(study__max_failures=9), 2), list[tuple[str, str]]()
+
+    def leave_out(node: str, why: str) -> bool:
+        left_out.append((node, why))
+        return node != "own"
+
+    executor = Executor(conductor, lambda: None, 600.0, leave_out=leave_out)
+    for name, node in (("a", "0ab"), ("b", "0ab"), ("c", "own"), ("d", "")):
+        executor.suggest(name)
+        executor.started(name)
+        failure = Failure(executor.numbers[name], FailureClass.BAD_NODE, "node7 has other data", node=node)
+        assert executor.result(name, failure.to_result())
+    assert left_out == [("0ab", "node7 has other data"), ("own", "node7 has other data")]
+    assert conductor.ledger.notes == ["a node gets no more trials: node7 has other data"]
+    assert not any(trial.reason for trial in conductor.ledger.trials)  # all are tried again

@@ -55,6 +55,6 @@ def test_a_gpu_that_pytorch_does_not_see_is_not_replaced_by_the_cpu_unless_that_
     worker = Worker(0, 1, torch.device("cpu"), Agreement(1, 60.0))
     gpu = replace(small_run, {"study.resources_per_worker": {"CPU": 1, "GPU": 1}})
     failed = worker.carry_out(Train(1, FOREVER, Begin(gpu)))
-    assert isinstance(failed, Failed) and failed.kind is FailureClass.BAD_DATA
+    assert isinstance(failed, Failed) and failed.kind is FailureClass.BAD_NODE
     assert "has a GPU for Ray and none for PyTorch" in failed.message
     assert trained(worker, replace(gpu, {"train.device": "cpu"})).interval.epoch == 1

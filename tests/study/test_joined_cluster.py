@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,21 @@ def node_of(cluster: Cluster, pid: int) -> Any:
 
 def nodes_of(cluster: Cluster) -> int:
     return sum(node["Alive"] for node in cluster.global_state.node_table())
+
+
+@contextmanager
+def blind_node(cluster: Cluster, environment: dict[str, str], folder: Path) -> Iterator[None]:
+    """One of one CPU more, from which a folder cannot be seen. Needs root."""
+    start_ray = f"exec {Path(sys.executable).with_name('ray')} start --address={cluster.address} --num-cpus=1 --block"
+    node = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", f"mount -t tmpfs none {folder} && {start_ray}"],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        node.terminate()
+        node.wait(30)
 
 
 def ray(*arguments: str) -> None:
@@ -113,24 +129,39 @@ def test_a_folder_that_a_node_does_not_see_is_refused_before_the_study_starts(
 ) -> None:
     (tmp_path / "runs").mkdir()
     joined = environment | {"RAY_ADDRESS": cluster.address}
-    start_ray = f"exec {Path(sys.executable).with_name('ray')} start --address={cluster.address} --num-cpus=1 --block"
-    hides = f"mount -t tmpfs none {tmp_path / 'runs'} && {start_ray}"
-    node = subprocess.Popen(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", hides],
-        env=joined, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
+    with blind_node(cluster, joined, tmp_path / "runs"):
         wait_for(lambda: nodes_of(cluster) == 4)
         began = time.monotonic()
         done = run(tmp_path, joined, "tune", *SMALL, code=2)
         assert time.monotonic() - began < 120
-    finally:
-        node.terminate()
-        node.wait(30)
     assert "1 of the 3 other nodes of the cluster cannot train this study" in done.stderr, done.stderr
     assert f"it does not see study.folder {tmp_path}/runs/digits-" in done.stderr and "s3://BUCKET" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert not any((tmp_path / "runs").iterdir())  # nothing has begun
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root, for a disk of its own")
+def test_a_node_that_joins_later_and_lacks_the_folder_gets_one_trial_and_no_more(
+    tmp_path: Path, environment: dict[str, str], cluster: Cluster
+) -> None:
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    wait_for(lambda: nodes_of(cluster) == 2)
+    joined = environment | {"RAY_ADDRESS": cluster.address}
+    few = ("study.budget.trials=4", "study.concurrent_trials=null", f"train.epochs={EPOCHS // 4}")
+    study = start(tmp_path, joined, *SMALL, *few)
+    log = tmp_path / "out.txt"
+    wait_for(lambda: trains(tmp_path))
+    with blind_node(cluster, joined, tmp_path / "runs"):
+        wait_for(lambda: "a node gets no more trials" in log.read_text(), seconds=200)
+        assert study.wait(timeout=300) == 0, log.read_text()
+        wait_for(lambda: nodes_of(cluster) == 2)  # it had nothing to do any more, and went
+    ledger = ledger_of(tmp_path)
+    failures = [failure.failure for trial in ledger.trials for failure in trial.failures]
+    assert failures == [FailureClass.BAD_NODE], log.read_text()
+    (note,) = ledger.notes
+    assert f"does not see study.folder {tmp_path}/runs/digits-" in note
+    cluster.shutdown()
+    check_whole(tmp_path, trials=4, epochs=EPOCHS // 4)
 
 
 @pytest.mark.parametrize("part", ["gcs_server", "raylet"])
