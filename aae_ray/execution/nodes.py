@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def check_nodes(folder: str, digest: str, settings: Settings) -> int:
         if node["Alive"] and node["NodeID"] != here and workers_on([node["Resources"]], needed)
     ]
     owner = store_at(folder).read_bytes(OWNER)
-    asked = {_name(node): _ask(node["NodeID"], folder, owner, settings, digest) for node in others}
+    asked = [(_name(node), _ask(node["NodeID"], folder, owner, settings, digest)) for node in others]
     found = _answers(asked, settings.study.start_timeout)
     if found:
         raise UserError(refusal(found, len(others)))
@@ -73,10 +73,10 @@ def leave_out(node: str, why: str) -> bool:
     return bool(accepted)
 
 
-def refusal(found: Mapping[str, str], asked: int) -> str:
+def refusal(found: Sequence[tuple[str, str]], asked: int) -> str:
     """What is wrong, with the nodes where it is: nodes with the same problem are told together."""
     nodes: dict[str, list[str]] = {}
-    for node, problem in found.items():
+    for node, problem in found:
         nodes.setdefault(problem, []).append(node)
     lines = [f"{len(found)} of the {asked} other nodes of the cluster cannot train this study:"]
     for problem, names in nodes.items():
@@ -96,10 +96,10 @@ def _ask(node: str, folder: str, owner: bytes, settings: Settings, digest: str) 
     return ray.remote(**options)(problem_here).remote(folder, owner, settings, digest)
 
 
-def _answers(asked: Mapping[str, ray.ObjectRef], timeout: float) -> dict[str, str]:
-    """The problem of each node that has one."""
-    deadline, found = time.monotonic() + timeout, {}
-    for name, answer in asked.items():
+def _answers(asked: Sequence[tuple[str, ray.ObjectRef]], timeout: float) -> list[tuple[str, str]]:
+    """The problem of each node that has one, with its name, which several nodes of one machine share."""
+    deadline, found = time.monotonic() + timeout, []
+    for name, answer in asked:
         try:
             problem = ray.get(answer, timeout=max(deadline - time.monotonic(), 0.1))
         except GetTimeoutError:
@@ -110,7 +110,7 @@ def _answers(asked: Mapping[str, ray.ObjectRef], timeout: float) -> dict[str, st
                 continue
             problem = f"it cannot run this project: {redact(failed.message)}"
         if problem is not None:
-            found[name] = problem
+            found.append((name, problem))
     return found
 
 

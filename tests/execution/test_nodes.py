@@ -39,8 +39,8 @@ def test_data_of_another_digest_are_told(digits: Dataset, cache: Path) -> None:
 
 
 def test_nodes_with_the_same_problem_are_told_together_by_name() -> None:
-    found = {f"node{number} (10.0.0.{number})": "it does not see it" for number in range(7)}
-    lines = refusal(found | {"other": "it has other data"}, 9).splitlines()
+    found = [(f"node{number} (10.0.0.{number})", "it does not see it") for number in range(7)]
+    lines = refusal([*found, ("other", "it has other data")], 9).splitlines()
     assert lines[0] == "8 of the 9 other nodes of the cluster cannot train this study:"
     assert lines[1].startswith("  node0 (10.0.0.0), node1 (10.0.0.1), ") and "and 2 more: it does not see" in lines[1]
     assert lines[2] == "  other: it has other data"
@@ -60,10 +60,17 @@ def test_a_node_that_does_not_answer_or_cannot_import_us_is_told(monkeypatch: py
             raise error
 
     monkeypatch.setattr(ray, "get", get)
-    found = nodes._answers({name: name for name in answers}, 7.0)
+    found = dict(nodes._answers([(name, name) for name in answers], 7.0))
     assert found.keys() == {"slow", "old"}
     assert found["slow"] == "it has not answered within study.start_timeout=7 s"
     assert found["old"].startswith("it cannot run this project: ") and "No module named" in found["old"]
+
+
+def test_several_nodes_of_one_machine_are_all_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have the same name; the answer of the last one had stood for all."""
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
+    asked: list[tuple[str, str | None]] = [("vm", "it does not see it"), ("vm", None)]
+    assert nodes._answers(asked, 7.0) == [("vm", "it does not see it")]
 
 
 @pytest.mark.parametrize("seen", [True, False])
