@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO, get_args, get_type_hints
 
@@ -132,6 +133,9 @@ class Command(TyperCommand):
         kind, about = get_args(annotation)[:2]
         kinds = {int: "a whole number", float: "a number"}
         wanted = next((text for type_, text in kinds.items() if type_ in (kind, *get_args(kind))), "another value")
+        for choice in (kind, *get_args(kind)):
+            if isinstance(choice, type) and issubclass(choice, Enum):
+                return f"one of {', '.join(each.value for each in choice)}"
         bounds = (("at least", about.min), ("at most", about.max))
         between = " and ".join(f"{side} {bound}" for side, bound in bounds if bound is not None)
         return f"{wanted}{f' of {between}' if between else ''}"

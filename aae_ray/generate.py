@@ -73,7 +73,7 @@ def generate(
         ),
     ] = None,
     version: Annotated[str, typer.Option(help="alias or version of the model")] = "champion",
-    seed: Annotated[int, typer.Option(min=0, help="of the draws from the prior")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="of the draws from the prior; 0 if none")] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Decode codes, drawn from the prior that the model was trained with or chosen, and write the images or rows."""
@@ -86,6 +86,10 @@ def generate(
         raise UserError("--style N makes N images of every label; leave out --label and --count")
     if overrides and interpolate is None:
         raise UserError(f"{', '.join(overrides)}: settings of data.* are for the pictures of --interpolate")
+    if seed is not None and (grid or interpolate is not None):
+        raise UserError(f"--seed {seed}: {chosen[0]} draws nothing; leave it out")
+    if interpolate is not None and count == 1:
+        raise UserError("--count 1: from one picture to the other there are at least 2, which are the ends")
     side = math.isqrt(count or DRAWN)
     if grid and side * side != (count or DRAWN):
         raise UserError(f"--count {count}: a grid has as many rows as columns; give {side**2} or {(side + 1) ** 2}")
@@ -100,14 +104,14 @@ def generate(
     generation.check_format(model, kind)
     out = out or Path(f"samples.{kind}")
     if style is not None:
-        images = generation.styles(model, style, seed)
+        images = generation.styles(model, style, seed or 0)
     elif interpolate is not None:
         ends_2CHW = read_pictures(interpolate, overrides or [], model)
         images = generation.interpolation(model, ends_2CHW, count or STEPS, label)
     elif grid:
         images = generation.prior_walk(model, side, label)
     else:
-        images = generation.samples(model, count or DRAWN, seed, label)
+        images = generation.samples(model, count or DRAWN, seed or 0, label)
     generation.write(images, out, kind)
     print(f"{out}: {len(images.x_NX)} {images.noun} of {model}, {images.text}")
 

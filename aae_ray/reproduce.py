@@ -3,6 +3,7 @@
 python -m aae_ray.reproduce aae-digits-decoder              the champion
 python -m aae_ray.reproduce aae-digits-decoder@challenger   an alias
 python -m aae_ray.reproduce aae-digits-decoder/3            a version
+python -m aae_ray.reproduce aae-faces-decoder data.path=FOLDER    its data lie elsewhere by now
 """
 
 from typing import Annotated
@@ -15,6 +16,9 @@ from aae_ray.errors import STOPPED
 
 def reproduce(
     model: Annotated[str, typer.Argument(metavar="NAME[@ALIAS|/VERSION]", help="registered model")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value ...]", help="where the data lie now, as data.path=FOLDER")
+    ] = None,
     tracking_uri: TrackingUri = None,
     verbose: Verbose = False,
 ) -> None:
@@ -25,7 +29,7 @@ def reproduce(
     from aae_ray.tracking import address as server
 
     console, uri = console_for(), server.tracking_uri(tracking_uri)
-    recorded = reproduction.read(model, uri)
+    recorded = reproduction.read(model, uri, overrides or ())
     before = reproduction.differences(recorded)
     if before:
         console.print(reproduction.difference_table(before), "")

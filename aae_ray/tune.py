@@ -73,6 +73,9 @@ def tune(
     if seeds is not None and confirm is None:
         raise UserError("--seeds goes with --confirm, which says how many trials get them")
     for key, value in {"finalists": confirm, "seeds": seeds}.items():
+        if value is not None and any(each.startswith(f"study.confirm.{key}=") for each in overrides):
+            option = "--confirm" if key == "finalists" else "--seeds"
+            raise UserError(f"{option} {value} and study.confirm.{key} say the same thing twice; leave one of them out")
         overrides += [] if value is None else [f"study.confirm.{key}={value}"]
     if given and path is not None:
         raise UserError(f"{given[0]} takes the study's own settings, and key=value changes; it does not take {path}")

@@ -76,3 +76,8 @@ def test_a_folder_of_any_name_keeps_a_study(tmp_path: Path, name: str) -> None:
 def test_a_folder_that_cannot_be_is_refused(folder: str, sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence):
         build(read_overrides([f"study.folder={folder}"]))
+
+
+def test_a_model_is_not_called_as_the_encoder_beside_it_would_be() -> None:
+    with pytest.raises(SettingsError, match="tracking.model_name: expected a name that does not end with -encoder"):
+        build(read_overrides(["tracking.model_name=faces-encoder"]))

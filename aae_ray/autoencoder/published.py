@@ -3,20 +3,25 @@
 Shapes: B batch, N examples or codes, X numbers of an example in its own shape, Z code, K classes or clusters.
 """
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from aae_ray.autoencoder.kinds import ExampleKind, Shape
+from aae_ray.autoencoder.kinds import ExampleKind, ImageKind, Shape
 from aae_ray.autoencoder.model import DECODED, Model
 from aae_ray.autoencoder.phases import TASKS, decoder_input, encode
 from aae_ray.autoencoder.priors import Prior, sample_code
-from aae_ray.errors import UserError
+from aae_ray.errors import UserError, did_you_mean
 
+A_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+ROUNDING = 1e-6  # of values that were scaled to [0, 1]
 # What an encoder answers with, in this order; the last three where a task or a posterior has them.
 CODE, SIGMA, PROBABILITIES, REPRESENTATION = "code", "sigma", "probabilities", "representation"
 
@@ -96,6 +101,37 @@ class Encoded(NamedTuple):
         return cls(answer[CODE], *(answer.get(name) for name in (SIGMA, PROBABILITIES, REPRESENTATION)))
 
 
+def some_names(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _taken(
+    values: Tensor | NDArray[Any],
+    what: str,
+    shape: Shape,
+    dtype: torch.dtype,
+    limits: tuple[float, float] | None = None,
+) -> Tensor:
+    """Values (N, *shape) on the CPU as a network takes them. Raises UserError for others."""
+    tensor = torch.as_tensor(values).cpu()
+    wanted = f"{what} are floats of shape (N, {', '.join(map(str, shape))})"
+    if limits is not None:
+        wanted += f" from {limits[0]:g} to {limits[1]:g}"
+    if tuple(tensor.shape[1:]) != shape or tensor.ndim != len(shape) + 1:
+        raise UserError(f"{wanted}, and these are of shape {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise UserError(f"{wanted}, and these are {str(tensor.dtype).removeprefix('torch.')}")
+    if not tensor.numel():
+        raise UserError(f"{wanted}, and there are none")
+    low, high = tensor.min().item(), tensor.max().item()
+    if not math.isfinite(low + high):
+        raise UserError(f"{wanted}, and these are not all finite")
+    if limits is not None and not limits[0] - ROUNDING <= low <= high <= limits[1] + ROUNDING:
+        raise UserError(f"{wanted}, and these are from {low:.4g} to {high:.4g}")
+    return tensor.to(dtype)
+
+
 @dataclass(frozen=True)
 class Published:
     """A published model that was loaded: decoder, encoder, and the priors that they were trained with."""
@@ -135,24 +171,59 @@ class Published:
             return self.class_names
         return tuple(map(str, range(self.labels)))
 
-    def sample(self, count: int, seed: int) -> Tensor:
-        """Examples (count, X), of images those in [0, 1], decoded from draws of the prior that the seed fixes."""
-        return self.draw(count, torch.Generator().manual_seed(seed))
+    def label_index(self, label: str) -> int:
+        """The label that the decoder is told, by the name of its class; by its number, from 0, where no class has a
+        number as its name. Raises UserError."""
+        names = self.label_names
+        if not names:
+            raise UserError(f"label {label}: {self} is of task {self.task}, and its decoder is told no label")
+        if label in names:
+            return names.index(label)
+        if label.isdecimal() and int(label) < len(names) and not any(map(A_NUMBER.fullmatch, names)):
+            return int(label)
+        raise UserError(
+            f"label {label}: {self} has no such label; it has {some_names(names)}.{did_you_mean(label, names)}"
+        )
+
+    def one_hot(self, label: str, count: int) -> Tensor:
+        """A label for so many examples, (count, K), as the decoder is told it. Raises UserError as `label_index`."""
+        return F.one_hot(torch.full((count,), self.label_index(label)), self.labels).float()
+
+    def sample(self, count: int, seed: int = 0, label: str | int | None = None) -> Tensor:
+        """Examples (count, X), of images those in [0, 1], decoded from draws of the prior that the seed fixes; all of
+        one label where it is given, by name or number. Raises UserError for a label that there is not."""
+        generator = torch.Generator().manual_seed(seed)
+        if label is None:
+            return self.draw(count, generator)
+        y_NK = self.one_hot(str(label), count)
+        return self.decode(join(self.prior.sample(count, generator), y_NK))
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """The same, of draws by this generator."""
         return self.decode(draw_codes(self.prior, self.label_shares_K, count, generator))
 
     @torch.no_grad()
-    def decode(self, codes_NZ: Tensor) -> Tensor:
-        """Examples (N, X) of codes as the decoder takes them, its label first."""
-        return torch.cat([self.decoder(codes_BZ) for codes_BZ in codes_NZ.split(DECODED)])
+    def decode(self, codes_NZ: Tensor | NDArray[Any]) -> Tensor:
+        """Examples (N, X) of codes as the decoder takes them, its label first: (N, Z) or (N, K + Z), floats.
+
+        Raises UserError for codes of another shape, and for such that are not finite.
+        """
+        taken_NZ = _taken(codes_NZ, "codes", (self.labels + self.prior.latent_dim,), torch.float32)
+        return torch.cat([self.decoder(codes_BZ) for codes_BZ in taken_NZ.split(DECODED)])
 
     @torch.no_grad()
-    def encode(self, x_NX: Tensor) -> Encoded:
-        """Codes of examples of the model's own shape, of images those in [0, 1]."""
-        assert self.encoder is not None
-        parts = [self.encoder(x_BX) for x_BX in x_NX.split(DECODED)]
+    def encode(self, x_NX: Tensor | NDArray[Any]) -> Encoded:
+        """Codes of examples (N, X) of the model's own shape, floats: of images those in [0, 1].
+
+        Raises UserError for examples of another shape or scale, and where the encoder was not loaded.
+        """
+        if self.encoder is None:
+            raise UserError(f"the encoder of {self} was not loaded; leave out encoder=False")
+        if self.kind is not None:
+            image = isinstance(self.kind, ImageKind)
+            dtype = getattr(torch, self.kind.published_dtype)
+            x_NX = _taken(x_NX, self.kind.noun, self.kind.shape, dtype, (0.0, 1.0) if image else None)
+        parts = [self.encoder(x_BX) for x_BX in torch.as_tensor(x_NX).split(DECODED)]
         return Encoded.of({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def squared_error(self, x_NX: Tensor, answer_NX: Tensor) -> Tensor:

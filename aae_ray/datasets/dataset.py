@@ -120,11 +120,11 @@ def class_names(dataset: Dataset) -> tuple[str, ...]:
     return dataset.class_names or tuple(map(str, range(dataset.classes or 0)))
 
 
-def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
+def load(data: settings.Data, progress: Progress = no_progress, *, to_train: bool = True) -> Dataset:
     """The set that the settings name: from the cache, and into it first where it is not there yet.
 
-    Preparing is done by one process at a time, the others wait; `progress` reports it. Raises UserError where the
-    source, the cache or the split is at fault.
+    Preparing is done by one process at a time, the others wait; `progress` reports it. What nobody trains on may be so
+    small that parts of it are empty. Raises UserError where the source, the cache or the split is at fault.
     """
     source = _find_source(data, progress)
     folder = _prepared_folder(data, source)
@@ -137,7 +137,7 @@ def load(data: settings.Data, progress: Progress = no_progress) -> Dataset:
         raise UserError(
             f"data.cache: {folder} cannot be read or written: {error.strerror or error}; give data.cache another place"
         ) from None
-    return _open(folder, data)
+    return _open(folder, data, to_train=to_train)
 
 
 def _check_no_pixels(data: settings.Data) -> None:
@@ -338,7 +338,7 @@ def _make(source: _Source, folder: Path, data: settings.Data, progress: Progress
         remote.share(data.shared, folder)
 
 
-def _open(folder: Path, data: settings.Data) -> Dataset:
+def _open(folder: Path, data: settings.Data, *, to_train: bool = True) -> Dataset:
     try:
         about = json.loads((folder / "about.json").read_bytes())
         columns = about["columns"]
@@ -362,11 +362,17 @@ def _open(folder: Path, data: settings.Data) -> Dataset:
         raise UserError(
             f"the prepared data in {folder} is damaged ({error}); delete that folder, and it will be prepared again"
         ) from None
-    one_class_N = np.zeros(len(examples_NX), np.int64)
+    one_class_N, every_N = np.zeros(len(examples_NX), np.int64), np.arange(len(examples_NX))
     noun = "images" if columns is None else "rows"
     train, val, test = _split(one_class_N if labels_N is None else labels_N, parts_N, data, noun)
+    if to_train:
+        _check_parts({"training": train, "validation": val, "test": test}, parts_N, data, noun)
     try:
-        rows = None if columns is None else standardisation(examples_NX, train, tuple(map(str, columns)))
+        rows = (
+            None
+            if columns is None
+            else standardisation(examples_NX, train if len(train) else every_N, tuple(map(str, columns)))
+        )
     except UserError as error:
         raise UserError(f"data.name: {data.name}: {error}") from None
     given = () if parts_N is None else tuple(PART_NAMES[part] for part in (VALIDATION, TEST) if (parts_N == part).any())
@@ -403,21 +409,28 @@ def _split(
     test_count = 0 if len(test) else round(data.test_fraction * len(rest))
     drawn_val, drawn_test, train = np.split(order, [val_count, val_count + test_count])
     parts = (train, val if len(val) else drawn_val, test if len(test) else drawn_test)
-    empty = [name for name, part in zip(PART_NAMES, parts, strict=True) if len(part) == 0]
-    if not len(rest):
-        given = " and ".join(name for name, part in zip(PART_NAMES[1:], (val, test), strict=True) if len(part))
+    train, val, test = (np.sort(part) for part in parts)
+    return train, val, test
+
+
+def _check_parts(
+    parts: Mapping[str, Indices], parts_N: NDArray[np.int64] | None, data: settings.Data, noun: str
+) -> None:
+    """Raises UserError where there is nothing to train on, or to measure on."""
+    count = sum(map(len, parts.values()))
+    empty = [name for name, part in parts.items() if not len(part)]
+    if parts_N is not None and not ((parts_N != VALIDATION) & (parts_N != TEST)).any():
+        given = " and ".join(name for name, part in parts.items() if len(part))
         raise UserError(
-            f"data.name: {data.name} has no training {noun}: its source gives all {len(labels_N)} to {given}; let it "
+            f"data.name: {data.name} has no training {noun}: its source gives all {count} to {given}; let it "
             f"give some to training, or let the parts be drawn, of a table with data.split_column={NONE}"
         )
     if empty:
         raise UserError(
-            f"data.name: {data.name} has too few {noun}, {len(labels_N)}: with data.validation_fraction "
+            f"data.name: {data.name} has too few {noun}, {count}: with data.validation_fraction "
             f"{data.validation_fraction:g} and data.test_fraction {data.test_fraction:g} "
             f"none is left for {empty[0]}; give more {noun}"
         )
-    train, val, test = (np.sort(part) for part in parts)
-    return train, val, test
 
 
 def _stratified_order(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

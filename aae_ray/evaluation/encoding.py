@@ -4,8 +4,7 @@ Shapes: N images, B images of a block, C channels, H height, W width, X numbers 
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -18,41 +17,19 @@ from torch import Tensor
 
 from aae_ray.autoencoder.model import DECODED
 from aae_ray.autoencoder.phases import TASKS
-from aae_ray.autoencoder.published import Encoded, Published
+from aae_ray.autoencoder.published import Encoded, Published, some_names
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset, class_names
 from aae_ray.datasets.image_stream import PART_NAMES
 from aae_ray.datasets.images import given_examples
-from aae_ray.errors import UserError, did_you_mean
+from aae_ray.errors import UserError
 from aae_ray.evaluation import drawing
 from aae_ray.evaluation.anomaly import Scores, scores
-
-A_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
 
 def as_images(pixels_NCHW: NDArray[np.uint8]) -> Tensor:
     """Bytes as a model takes them, in [0, 1]."""
     return torch.from_numpy(pixels_NCHW).float().div_(255)
-
-
-def label_index(model: Published, label: str) -> int:
-    """The label that the decoder is told, by the name of its class; by its number, from 0, where no class has a number
-    as its name. Raises UserError."""
-    names = model.label_names
-    if not names:
-        raise UserError(f"--label {label}: {model} is of task {model.task}, and its decoder is told no label")
-    if label in names:
-        return names.index(label)
-    if label.isdecimal() and int(label) < len(names) and not any(map(A_NUMBER.fullmatch, names)):
-        return int(label)
-    raise UserError(
-        f"--label {label}: {model} has no such label; it has {some_names(names)}.{did_you_mean(label, names)}"
-    )
-
-
-def some_names(names: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def own_labels(model: Published, dataset: Dataset) -> Tensor | None:
@@ -195,7 +172,7 @@ def reconstruct_pictures(model: Published, pixels_NCHW: NDArray[np.uint8], label
     `label` does. Raises UserError where it is missing, or known."""
     x_NCHW = as_images(pixels_NCHW)
     encoded = model.encode(x_NCHW)
-    labels_N = None if label is None else torch.full((len(x_NCHW),), label_index(model, label))
+    labels_N = None if label is None else torch.full((len(x_NCHW),), model.label_index(label))
     if label is not None and encoded.y_NK is not None:
         raise UserError(f"--label {label}: the encoder of {model} finds the label of each image itself")
     if label is None and model.labels and encoded.y_NK is None:

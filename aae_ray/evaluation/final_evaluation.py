@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aae_ray.autoencoder.kinds import RowKind
 from aae_ray.autoencoder.phases import TASKS
-from aae_ray.autoencoder.published import Published
+from aae_ray.autoencoder.published import Published, some_names
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.dataset import Dataset, Indices, class_names
 from aae_ray.datasets.images import examples, given_examples
@@ -28,7 +28,7 @@ from aae_ray.evaluation.confusion import Confusion
 from aae_ray.evaluation.constants import Constants, data_key, prior_key
 from aae_ray.evaluation.diagnostics import Diagnostic, diagnose
 from aae_ray.evaluation.drawing_rows import column_histograms
-from aae_ray.evaluation.encoding import own_labels, some_names
+from aae_ray.evaluation.encoding import own_labels
 from aae_ray.evaluation.held_out import PROTOCOL_SEED, TINY, HeldOutMetrics, some_of
 from aae_ray.evaluation.judge import SMALLEST, Judge
 from aae_ray.settings import RunSettings

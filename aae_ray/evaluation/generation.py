@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from aae_ray.autoencoder.priors import sample_code
 from aae_ray.autoencoder.published import Published, join
 from aae_ray.errors import UserError
 from aae_ray.evaluation import drawing
-from aae_ray.evaluation.encoding import as_images, label_index
+from aae_ray.evaluation.encoding import as_images
 
 PARALLEL = 0.9995  # cosine of two directions between which there is no telling which way round is shorter
 
@@ -47,7 +46,7 @@ def samples(model: Published, count: int, seed: int, label: str | None) -> Gener
     generator = torch.Generator().manual_seed(seed)
     if label is None:
         return _decoded(model, *sample_code(model.prior, model.label_shares_K, count, generator), text)
-    y_NK = _one_hot(model, label, count)
+    y_NK = model.one_hot(label, count)
     return _decoded(model, model.prior.sample(count, generator), y_NK, f"label {label}, {text}")
 
 
@@ -71,7 +70,7 @@ def prior_walk(model: Published, side: int, label: str | None) -> Generated:
     if model.labels and label is None:
         raise UserError(f"--grid: the decoder of {model} is told a label; give one with --label")
     z_NZ = model.prior.walk(side)
-    y_NK = None if label is None else _one_hot(model, label, len(z_NZ))
+    y_NK = None if label is None else model.one_hot(label, len(z_NZ))
     told = "" if label is None else f"label {label}, "
     return _decoded(model, z_NZ, y_NK, f"{told}{model.prior.walk_text}", side)
 
@@ -94,7 +93,7 @@ def interpolation(model: Published, ends_2CHW: NDArray[np.uint8], steps: int, la
     if encoded.y_NK is not None:
         y_NK = _straight(encoded.y_NK[0], encoded.y_NK[1], t_S1)
     elif label is not None:
-        y_NK = _one_hot(model, label, steps)
+        y_NK = model.one_hot(label, steps)
     text = f"from one to the other in {steps} steps along {way} between their codes"
     return _decoded(model, between(from_Z, to_Z, t_S1), y_NK, text, steps)
 
@@ -123,11 +122,6 @@ def _great_circle(from_Z: Tensor, to_Z: Tensor, t_S1: Tensor) -> Tensor:
 _PATHS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]] = {
     "gaussian": (_great_circle, "the great circle"),
 }
-
-
-def _one_hot(model: Published, label: str, count: int) -> Tensor:
-    """A label by name or number for so many images. Raises UserError where there is none of this name."""
-    return F.one_hot(torch.full((count,), label_index(model, label)), model.labels).float()
 
 
 def _decoded(
@@ -209,7 +203,7 @@ def _parquet(images: Generated) -> bytes:
     columns = {"image": pa.array([drawing.picture(x_CHW) for x_CHW in images.x_NX], pa.binary())}
     if images.y_NK is not None:
         certain = bool((images.y_NK.amax(1) == 1).all())
-        labels = pa.array(images.y_NK.argmax(1).numpy())
+        labels = pa.array([images.label_names[label] for label in images.y_NK.argmax(1).tolist()], pa.string())
         columns |= {"label": labels} if certain else {"label_probabilities": _lists(images.y_NK)}
     return _table(columns | {"code": _lists(images.z_NZ)})
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import ray
 import yaml
+from ray._private.accelerators import get_accelerator_manager_for_resource, get_all_accelerator_resource_names
 from ray._private.utils import get_num_cpus, read_ray_address
 
 from aae_ray.errors import Kind, Problem, SettingsError, UserError, closest
 from aae_ray.settings import Settings
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # the cluster's file, where `ray up` puts it on the head
-FOUND_BY_RAY = {"memory", "object_store_memory", "TPU", "HPU", "NPU", "neuron_cores"}  # on the machine, when it starts
+FOUND_BY_RAY = {"memory", "object_store_memory"}  # on the machine, when it starts
 MOST_NODES = 1000  # of a kind, where an autoscaler has no limit
 LOOK_SECONDS = 2.0  # between two looks for machines that are still to join
 Resources = Mapping[str, float]
@@ -75,10 +76,25 @@ def waiting_for_machines() -> bool:
         return False
 
 
+def joined_cluster() -> str | None:
+    """The address of the cluster that a study joins: RAY_ADDRESS, or where `ray start` has left one on this machine;
+    None where Ray is started for the study, as it is by RAY_ADDRESS=local."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address == "local":
+        return None
+    return address or read_ray_address() or None
+
+
+def _accelerators(name: str) -> int:
+    """How many of a kind Ray will find on this machine."""
+    manager = get_accelerator_manager_for_resource(name)
+    return 0 if manager is None else manager.get_current_node_num_accelerators()
+
+
 def check_resources(settings: Settings) -> None:
     """Raises SettingsError for resources that this machine does not have, where Ray is to be started on it. What a
     cluster has is known when it is joined."""
-    if os.environ.get("RAY_ADDRESS") or read_ray_address():
+    if joined_cluster() is not None:
         return
     from torch import cuda
 
@@ -88,6 +104,9 @@ def check_resources(settings: Settings) -> None:
         text = f"train.device is cuda, for which each worker needs a GPU; {reason}"
         problems.append(Problem(("train.device",), Kind.VALUE, "settings", text))
     node = {"CPU": float(get_num_cpus()), "GPU": float(gpus)}
+    node |= {
+        name: float(_accelerators(name)) for name in held if name in get_all_accelerator_resource_names() - {"GPU"}
+    }
     for name in held.keys() - node.keys() - FOUND_BY_RAY:
         meant = closest(name, node)
         text = f"study.resources_per_worker: this machine has no {name}" + (f". Did you mean {meant}?" if meant else "")

@@ -18,10 +18,9 @@ from typing import Any
 import ray
 from ray._private import ray_constants, services
 from ray._private.grpc_utils import init_grpc_channel
-from ray._private.utils import read_ray_address
 
 from aae_ray.errors import UserError
-from aae_ray.execution.capacity import nodes_to_come
+from aae_ray.execution.capacity import joined_cluster, nodes_to_come
 from aae_ray.search.owner import is_running
 from aae_ray.secrets import redact
 
@@ -68,10 +67,10 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
     address = os.environ.get("RAY_ADDRESS")
-    if address or read_ray_address():
+    if (joined := joined_cluster()) is not None:
         # Processes on the nodes of a cluster have the environment of their node, not of this process.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
-        check_address(address or read_ray_address())
+        check_address(joined)
         start = _start
     else:
         check_temporary_folder()
@@ -192,7 +191,7 @@ def check_address(address: str | None) -> None:
         )
     host, _, port = (address or "").rpartition(":")
     if not host or not port.isdigit():
-        return  # `auto` and `local` are Ray's to understand
+        return  # `auto` is Ray's to understand
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         if _speaks_grpc(f"{host}:{port}"):

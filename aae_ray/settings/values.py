@@ -67,6 +67,8 @@ def _model_name(value: str | None) -> str | None:
             "expected letters, digits, dots, dashes, underscores and spaces between them, at most 200 in all, and "
             "neither a dot nor a dash first"
         )
+    if value is not None and value.endswith("-encoder"):
+        raise ValueError("expected a name that does not end with -encoder, as that of the encoder beside it does")
     return value
 
 

@@ -8,6 +8,7 @@
 What the commands do, these do by the same functions, with the same files and records. Mistakes are UserErrors.
 """
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -24,6 +25,7 @@ from aae_ray.evaluation.constants import Constants
 from aae_ray.reporting import plots
 from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.console import console_for
+from aae_ray.reporting.importance import LEAST_TRIALS
 from aae_ray.reporting.report import StudyReport
 from aae_ray.reporting.tables import outcome_counts, trials_text
 from aae_ray.reporting.trial_table import trial_table
@@ -66,12 +68,12 @@ class Study:
         What is searched has the prefix `space.`: {"space.model.latent_dim": {"type": "int", "low": 2, "high": 8}}; a
         value for a searched key fixes it. Raises UserError with every mistake in both.
         """
-        return cls(study_plan(file, {**changes, **more}))
+        return cls(study_plan(file, _plain({**changes, **more})))
 
     @classmethod
     def single(cls, file: str | None = None, changes: Mapping[str, Any] = NO_CHANGES, **more: Any) -> "Study":
         """One configuration, trained once: as `python -m aae_ray.train`. Changes as in `from_file`."""
-        return cls(training_plan(file, {**changes, **more}))
+        return cls(training_plan(file, _plain({**changes, **more})))
 
     @classmethod
     def open(cls, name: str, folder: str | Path = "runs") -> "Study":
@@ -102,7 +104,7 @@ class Study:
         stops it as it does `run`. Raises UserError for mistakes of the user, and outside of the main thread."""
         _check_thread()
         report = resume_study(
-            str(self._folder), changes, console_for(), extend=True, verbose=verbose, ends_process=False
+            str(self._folder), _plain(changes), console_for(), extend=True, verbose=verbose, ends_process=False
         )
         self.report = report
         return self
@@ -184,7 +186,11 @@ class Study:
         drawn = plots.figures(optuna_study(ledger), ledger.current_plan, analysis)
         if name not in drawn:
             known = ", ".join(drawn) or "none"
-            raise UserError(f"the trials of {self._folder.name} allow no plot {name}; those that they do: {known}")
+            few = f", which are {len(ledger.trials)}" if len(ledger.trials) < LEAST_TRIALS else ""
+            raise UserError(
+                f"the trials of {self._folder.name}{few}, allow no plot {name}; those that they do: {known}"
+                + (f". Settings are compared from {LEAST_TRIALS} trials on" if few else "")
+            )
         return plots.drawn(drawn[name])
 
     def __repr__(self) -> str:
@@ -262,6 +268,11 @@ class BestTrial:
         return f"BestTrial({self.name}: {values})"
 
 
+def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes with paths as text, as a command has them."""
+    return {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in changes.items()}
+
+
 def _check_thread() -> None:
     """Raises UserError outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
@@ -286,7 +297,7 @@ def data_of(ledger: Ledger) -> Dataset:
 
 
 def load_model(
-    name: str, version: str = registry.CHAMPION, tracking_uri: str | None = None, *, encoder: bool = True
+    name: str, version: str | int = registry.CHAMPION, tracking_uri: str | None = None, *, encoder: bool = True
 ) -> Published:
     """A model by its registered name, or by the folder of a study or a checkpoint: decoder, encoder, and the prior that
     its codes come from.
@@ -294,4 +305,4 @@ def load_model(
     `version` is an alias or a number; `tracking_uri` MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given. Raises
     UserError where server, model or version are missing, or the encoder, which `encoder=False` leaves out.
     """
-    return loading.load_model(name, version=version, uri=address.tracking_uri(tracking_uri), encoder=encoder)
+    return loading.load_model(name, version=str(version), uri=address.tracking_uri(tracking_uri), encoder=encoder)

@@ -24,7 +24,8 @@ from aae_ray.evaluation.diagnostics import diagnose
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import JUDGED, measured
 from aae_ray.evaluation.judge import Judge
-from aae_ray.execution.capacity import check_resources
+from aae_ray.execution.capacity import check_resources, joined_cluster
+from aae_ray.execution.ray_cluster import check_address
 from aae_ray.search.choice import RULES
 from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of
@@ -74,6 +75,7 @@ def checked(plan: Plan, *, new: bool = True) -> tuple[Plan, str, Dataset]:
             check_answers(uri)
     with _collected(problems, "study.resources_per_worker"):
         check_resources(plan.settings)
+        check_address(joined_cluster())
     if new:
         with _collected(problems, "study.folder"):
             _check_room(plan.settings.study.folder)

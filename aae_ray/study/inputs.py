@@ -36,17 +36,20 @@ def read_data(data: str | None, overrides: Sequence[str], model: Published) -> D
     Raises UserError where it cannot be read, or its images are not of the model's shape.
     """
     changes = _data_overrides(overrides)
+    if data is None and "data.path" in changes and "data.name" not in changes:
+        data = str(changes.pop("data.path").value)
     if data is None or (data == model.settings.get("data.name") and not os.path.exists(data)):
         about = {key: value for key, value in model.settings.items() if key.startswith("data.")}
         dataset = load(recorded_settings(about, changes, str(model)).data)
     else:
-        key, given = ("data.path", True) if os.path.exists(data) or "/" in data else ("data.name", False)
+        given = os.path.exists(data) or "/" in data or bool(Path(data).suffix)
+        key = "data.path" if given else "data.name"
         if key in changes:
             raise UserError(f"{key} is given twice: {data} and {changes[key].value}")
         entries = {key: Entry(data, COMMAND_LINE)}
         if given:
             entries["data.name"] = Entry(_name_of(Path(data)), COMMAND_LINE)
-        dataset = load(build(entries | _pixels_as(model, changes)).data)
+        dataset = load(build(entries | _pixels_as(model, changes)).data, to_train=False)
     dataset = standardised_as(dataset, model.kind, str(model))
     if model.shape and dataset.shape != model.shape:
         own, taken = ("x".join(map(str, shape)) for shape in (dataset.shape, model.shape))

@@ -14,7 +14,7 @@ from aae_ray.errors import UserError
 from aae_ray.reading import Entry, build
 from aae_ray.search.journal import JOURNAL
 from aae_ray.search.ledger import TrialRecord
-from aae_ray.search.store import read_ledger
+from aae_ray.search.store import TRIALS, read_ledger
 from aae_ray.settings import Settings, dotted_fields, flatten
 from aae_ray.tracking import registry
 from aae_ray.training import checkpoint
@@ -31,6 +31,8 @@ def load_model(
     `model` is the folder of a checkpoint, of an exported model or of a study, whose best trial is meant; else the name
     of a registered model at `uri`. Raises UserError where there is no such thing, or it has no encoder.
     """
+    if not model.strip():
+        raise UserError("a model without a name: give that of a registered one, or the folder of a study")
     folder = Path(model)
     if _holds(folder, checkpoint.FILE):
         return from_checkpoint(folder)
@@ -74,7 +76,8 @@ def _best(folder: Path) -> tuple[TrialRecord, str | None]:
     chosen = (ledger := read_ledger(folder)).chosen
     if chosen is None:
         raise UserError(
-            f"{folder} has not chosen its best trial yet; name the folder of a checkpoint in {folder}/trials"
+            f"{folder} has not chosen its best trial yet: go on with it, python -m aae_ray.tune --resume {folder}"
+            + (f"; or name the folder of a checkpoint in {folder}/{TRIALS}" if os.path.isdir(folder / TRIALS) else "")
         )
     return ledger.trials[chosen.number], None if chosen.registration is None else chosen.registration["folder"]
 

@@ -46,7 +46,8 @@ def _client_of_decoder(name: str, uri: str) -> Any:
     """MLflow's client. Raises UserError for an encoder, whose champion is that of its decoder."""
     client = registry.client_of(name, uri)
     if name.endswith(f"-{registry.ENCODER}"):
-        raise UserError(f"{name} follows its decoder; give {registry.decoder_names(name)[0]}")
+        beside = registry.decoder_of(client, name)
+        raise UserError(f"{name} follows its decoder{'' if beside is None else f'; give {beside}'}")
     return client
 
 

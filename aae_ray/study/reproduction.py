@@ -3,9 +3,10 @@
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
+from types import MappingProxyType
 
 from rich.console import Console
 from rich.table import Table
@@ -14,11 +15,12 @@ from aae_ray.datasets.dataset import load, split_digest
 from aae_ray.errors import SettingsError, UserError
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.execution.capacity import check_resources
-from aae_ray.reading import Entry, build
+from aae_ray.reading import Entry, build, read_overrides
 from aae_ray.reporting.report import StudyReport
 from aae_ray.search.promotion import EVIDENCE
 from aae_ray.search.space import Plan
 from aae_ray.settings import Settings, dotted_fields, replace
+from aae_ray.study.checks import with_absolute_paths
 from aae_ray.study.plans import SINGLE
 from aae_ray.study.study import start_study
 from aae_ray.tracking import registry
@@ -37,6 +39,8 @@ DECIDING = (
 )  # on which last digits hang
 TOLD = (*DECIDING, "version.aae-ray", COMMIT)
 SPEED = "perf/"  # metrics of the machine, and not of the model
+PLACES = ("data.path", "data.test_path", "data.cache", "data.shared")
+NOWHERE: Mapping[str, Entry] = MappingProxyType({})
 SPREADS = 2.0  # standard deviations of seeds within which another machine's numbers are the same
 
 
@@ -119,10 +123,13 @@ class Reproduction:
         return f"{self.recorded} is not reproduced: its objectives differ by more than other seeds give"
 
 
-def read(reference: str, uri: str) -> Recorded:
-    """What the registry says of NAME, NAME@ALIAS or NAME/VERSION, the champion of a bare name. Raises UserError where
-    there is no such version, and where it says too little."""
+def read(reference: str, uri: str, overrides: Sequence[str] = ()) -> Recorded:
+    """What the registry says of NAME, NAME@ALIAS or NAME/VERSION, the champion of a bare name; `overrides` say where
+    its data lie now. Raises UserError where there is no such version, and where it says too little."""
     name, which = name_and_version(reference)
+    places = read_overrides(overrides)
+    if foreign := [key for key in places if key not in PLACES]:
+        raise UserError(f"{', '.join(foreign)}: a model is trained as it was; give {', '.join(PLACES)} alone")
     client = registry.client_of(name, uri)
     version = registry.version_of(client, name, which)
     registry.trial_of(version)
@@ -138,7 +145,7 @@ def read(reference: str, uri: str) -> Recorded:
     return Recorded(
         name=name,
         version=str(version.version),
-        settings=settings_of(run.data.params | shared, f"{name} version {version.version}"),
+        settings=settings_of(run.data.params | shared, f"{name} version {version.version}", places),
         data_digest=version.tags.get("data.digest", ""),
         metrics=dict(run.data.metrics),
         provenance={key: value for key, value in run.data.tags.items() if key in TOLD},
@@ -159,8 +166,9 @@ def name_and_version(reference: str) -> tuple[str, str]:
     return name, which
 
 
-def settings_of(params: Mapping[str, str], where: str) -> Settings:
-    """Settings as a run's params have them: text, of which None is a setting that was not given.
+def settings_of(params: Mapping[str, str], where: str, places: Mapping[str, Entry] = NOWHERE) -> Settings:
+    """Settings as a run's params have them: text, of which None is a setting that was not given; data in other
+    `places`.
 
     Raises SettingsError for params of a release whose settings these are not.
     """
@@ -169,13 +177,16 @@ def settings_of(params: Mapping[str, str], where: str) -> Settings:
     if RESOURCES in given:
         amounts = (part.partition("=") for part in given[RESOURCES].value.split(","))
         given[RESOURCES] = Entry({name: amount for name, _, amount in amounts}, where)
-    return build(given)
+    return build(given | dict(places))
 
 
 def reproduce(recorded: Recorded, uri: str, console: Console, *, verbose: bool = False) -> Reproduction:
     """Train it again as a study of one trial, which registers nothing. Raises UserError for other data."""
-    settings = with_resources_of_here(recorded.settings)
-    dataset = load(settings.data)
+    settings = with_resources_of_here(with_absolute_paths(recorded.settings))
+    try:
+        dataset = load(settings.data)
+    except UserError as error:
+        raise UserError(f"{error}. Where the data of {recorded} lie elsewhere by now, give data.path=...") from None
     if dataset.digest != recorded.data_digest:
         raise UserError(
             f"{recorded} was trained on data with digest {recorded.data_digest}, and data.name {dataset.name} has "

@@ -154,7 +154,7 @@ def resume_study(
             )
         if extend and not changed and ledger.end is StudyEnd.PLANNED:
             raise UserError(
-                f"--extend {name} changes nothing; give a larger study.budget.trials, a space, or more epochs"
+                f"{name} is as it was asked for already; give a larger study.budget.trials, a space, or more epochs"
             )
         if (owner := here.lock.taken_over) is not None:
             notes_to(console)(f"taking over from process {owner.pid} on {owner.host}, which is no longer running")

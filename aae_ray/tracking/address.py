@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 import ssl
+import tempfile
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -74,25 +75,44 @@ def _host(uri: str) -> str | None:
         return None
 
 
-def check_answers(uri: str) -> None:
-    """Raises UserError when nothing answers at an address within ANSWER_SECONDS, or what is there is no database."""
-    told = redact(uri)
+def check_answers(uri: str, what: str = "tracking.uri") -> None:
+    """Raises UserError when nothing answers at an address within ANSWER_SECONDS, or what is there is no database;
+    `what` it is that has the address."""
+    told = f"{what} {redact(uri)}"
     if uri.startswith("http"):
         try:
             urlopen(f"{without_userinfo(uri).rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
         except HTTPError:
             pass  # it answers
         except (OSError, HTTPException) as error:  # URLError is one
-            raise UserError(f"tracking.uri {told} does not answer: {_why(error)}") from None
+            raise UserError(f"{told} does not answer: {_why(error)}") from None
     elif uri.startswith("sqlite:"):
         path = Path(uri.partition(":///")[2].partition("?")[0])
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             if file.read(len(SQLITE)) not in (b"", SQLITE):
-                raise UserError(f"tracking.uri {told}: {path} is not an SQLite database; give another file")
-        if not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
-            raise UserError(f"tracking.uri {told}: {path} cannot be written to")
-    elif uri != DATABRICKS and not uri.startswith(f"{DATABRICKS}:"):
+                raise UserError(f"{told}: {path} is not an SQLite database; give another file")
+        if not _can_be_written(path):
+            raise UserError(f"{told}: {path} cannot be written to")
+    elif uri == DATABRICKS or uri.startswith(f"{DATABRICKS}:"):
+        try:
+            mlflow_client(uri).search_experiments(max_results=1)
+        except Exception as error:  # of MLflow, of its requests, or of the SDK: of no common type
+            reason = redact(next(iter(str(error).splitlines()), type(error).__name__))
+            raise UserError(f"{told} does not answer; log in to it first ({reason})") from None
+    else:
         _check_server(uri, told)
+
+
+def _can_be_written(path: Path) -> bool:
+    """Whether a file can be changed, or made. Permissions do not tell: root has all of them, on /proc as well."""
+    try:
+        if os.path.exists(path):
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError:
+        return False
+    return True
 
 
 def _check_server(uri: str, told: str) -> None:
@@ -104,15 +124,15 @@ def _check_server(uri: str, told: str) -> None:
         url = make_url(uri)
         url.get_dialect().import_dbapi()
     except ModuleNotFoundError as error:
-        raise UserError(f"tracking.uri {told} needs the package {error.name}, which is not installed") from None
+        raise UserError(f"{told} needs the package {error.name}, which is not installed") from None
     except (ArgumentError, NoSuchModuleError):
-        raise UserError(f"tracking.uri {told} is not the address of a database") from None
+        raise UserError(f"{told} is not the address of a database") from None
     port = url.port or PORTS.get(url.get_backend_name())
     if url.host and port:
         try:
             socket.create_connection((url.host, port), ANSWER_SECONDS).close()
         except OSError as error:
-            raise UserError(f"tracking.uri {told} does not answer: {_why(error)}") from None
+            raise UserError(f"{told} does not answer: {_why(error)}") from None
 
 
 def _why(error: BaseException) -> str:

@@ -61,7 +61,7 @@ class PublishedFunction:
         if values.shape[1:] != self.shape:
             raise ValueError(f"{expected}, and not {values.shape}")
         rows_N = np.ascontiguousarray(values, dtype=self.dtype)
-        if self.columns and not np.isfinite(rows_N).all():
+        if not self.limits and not np.isfinite(rows_N).all():
             raise ValueError(f"{expected} of finite numbers, and these are not all finite")
         if self.limits and rows_N.size:
             (least, most), (low, high) = self.limits, (float(rows_N.min()), float(rows_N.max()))

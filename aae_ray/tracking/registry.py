@@ -25,7 +25,7 @@ from aae_ray.search.constraints import parsed
 from aae_ray.search.promotion import BETTER, CHOICE_METRICS, CONSTRAINTS, NEVER, RULE, Verdict, promote
 from aae_ray.secrets import redact, without_userinfo
 from aae_ray.settings import dotted_fields
-from aae_ray.tracking.address import mlflow_client, quiet_mlflow
+from aae_ray.tracking.address import check_answers, mlflow_client, quiet_mlflow
 
 CHAMPION = "champion"
 ALIAS_TRIES = 3
@@ -56,6 +56,12 @@ def decoder_names(encoder: str) -> tuple[str, ...]:
     """The registered decoders that an encoder's name may follow: aae-digits-decoder, or a name of the user's own."""
     own = encoder.removesuffix(f"-{ENCODER}")
     return f"{own}-{DECODER}", own
+
+
+def decoder_of(client: Any, encoder: str) -> str | None:
+    """The registered decoder that an encoder's name follows; None where there is none."""
+    names = (name for name in decoder_names(encoder) if client.search_registered_models(f"name = '{name}'"))
+    return next(names, None)
 
 
 class _Interface(NamedTuple):
@@ -379,7 +385,8 @@ def client_of(name: str, uri: str) -> Any:
         client.get_registered_model(name)
     except Exception as error:
         if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            reason = redact(str(error).splitlines()[0])[:200]
+            check_answers(without_userinfo(uri), "the MLflow server")  # in our words, where nothing answers at all
+            reason = redact(next(iter(str(error).splitlines()), type(error).__name__))
             raise UserError(f"the MLflow server {without_userinfo(uri)} does not answer: {reason}") from None
         names = sorted(model.name for model in client.search_registered_models(max_results=MOST_LISTED))
         more = " and more" if len(names) == MOST_LISTED else ""
@@ -389,10 +396,12 @@ def client_of(name: str, uri: str) -> Any:
     return client
 
 
-def version_of(client: Any, name: str, alias_or_version: str | None) -> Any:
+def version_of(client: Any, name: str, alias_or_version: str | int | None) -> Any:
     """The version of a model by its number or an alias, the newest one for None. Raises UserError for none."""
     from mlflow.exceptions import MlflowException
 
+    if alias_or_version is not None:
+        alias_or_version = str(alias_or_version)
     if alias_or_version is None:
         found = client.search_model_versions(f"name = '{name}'")
         if not found:

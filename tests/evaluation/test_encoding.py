@@ -17,7 +17,7 @@ from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.images import examples
 from aae_ray.errors import UserError
 from aae_ray.evaluation.anomaly import scores
-from aae_ray.evaluation.encoding import label_index, reconstruct_pictures, write_codes
+from aae_ray.evaluation.encoding import reconstruct_pictures, write_codes
 from aae_ray.settings import Settings, replace
 from aae_ray.study.loading import from_checkpoint
 from aae_ray.training import checkpoint
@@ -125,10 +125,10 @@ def test_a_number_names_a_label_where_no_class_is_named_by_one(
     shares_K = torch.full((len(names),), 1 / len(names))
     model = dataclasses.replace(published("supervised"), class_names=names, label_shares_K=shares_K)
     if index is not None:
-        assert label_index(model, label) == index
+        assert model.label_index(label) == index
     else:
-        with pytest.raises(UserError, match=f"--label {label}: m version 2 has no such label; it has {names[0]}"):
-            label_index(model, label)
+        with pytest.raises(UserError, match=f"label {label}: m version 2 has no such label; it has {names[0]}"):
+            model.label_index(label)
 
 
 def test_a_table_that_cannot_be_written_is_a_sentence(few: Dataset, tmp_path: Path) -> None:

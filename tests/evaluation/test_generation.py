@@ -40,11 +40,11 @@ def test_a_cluster_is_told_by_its_number() -> None:
 
 
 def test_a_label_that_is_not_there_is_a_sentence() -> None:
-    with pytest.raises(UserError, match="--label tree: m version 2 has no such label; it has .*. Did you mean three"):
+    with pytest.raises(UserError, match="label tree: m version 2 has no such label; it has .*. Did you mean three"):
         generation.samples(published("supervised"), 2, 0, "tree")
-    with pytest.raises(UserError, match="--label 4: m version 2 has no such label; it has zero, one, two, three"):
+    with pytest.raises(UserError, match="label 4: m version 2 has no such label; it has zero, one, two, three"):
         generation.samples(published("supervised"), 2, 0, "4")
-    with pytest.raises(UserError, match="--label 0: m version 2 is of task unsupervised, and its decoder is told no"):
+    with pytest.raises(UserError, match="label 0: m version 2 is of task unsupervised, and its decoder is told no"):
         generation.samples(published(), 2, 0, "0")
 
 
@@ -112,7 +112,7 @@ def test_files_hold_the_images_the_codes_and_the_labels(label: str | None, tmp_p
     np.testing.assert_array_equal(np.array(table["code"], np.float32), images.z_NZ.numpy())
     for content, image_CHW in zip(table["image"], bytes_NCHW, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), image_CHW[0])
-    assert table.get("label") == (None if label is None else [1] * 40)
+    assert table.get("label") == (None if label is None else ["one"] * 40)
     # A data set again: what is generated can be trained on.
     data = Data(name="own", path=str(tmp_path / "images.parquet"), image_column="image", cache=str(cache))
     np.testing.assert_array_equal(load(data).images_NCHW, bytes_NCHW)

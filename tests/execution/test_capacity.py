@@ -7,7 +7,7 @@ import ray
 import yaml
 from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
 
-from aae_ray.errors import UserError
+from aae_ray.errors import SettingsError, UserError
 from aae_ray.execution import capacity
 from aae_ray.execution.capacity import Room, gangs_that_fit, possible_nodes, reported_nodes, room_for, workers_on
 from aae_ray.settings import Settings, replace
@@ -215,3 +215,35 @@ def test_a_gang_that_can_never_fit_is_a_sentence_not_a_wait_for_ever(
     text = str(caught.value)
     assert all(part in text for part in [*parts, "ask for fewer workers or less for each"]), text
     assert len(text.splitlines()) == 1
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cluster on this machine, which has no GPU."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(capacity, "read_ray_address", lambda: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+
+
+@pytest.mark.parametrize("address", [None, "local"])
+def test_what_this_machine_does_not_have_is_told_before_the_start(
+    alone: None, monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    """RAY_ADDRESS=local starts Ray here as well."""
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert capacity.joined_cluster() is None
+    for changes, told in (
+        ({"train.device": "cuda"}, "train.device is cuda, .* this machine has none that PyTorch sees"),
+        ({"study.resources_per_worker": {"CPU": 500}}, "needs CPU 500 on a node"),
+        ({"study.resources_per_worker": {"TPU": 1}}, "needs TPU 1 on a node"),
+        ({"study.resources_per_worker": {"GPUs": 1}}, "has no GPUs. Did you mean GPU"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            capacity.check_resources(replace(Settings(), changes))
+
+
+def test_what_a_cluster_has_is_known_when_it_is_joined(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "read_ray_address", lambda: "10.0.0.1:6379")
+    assert capacity.joined_cluster() == "10.0.0.1:6379"
+    capacity.check_resources(replace(Settings(), {"study.resources_per_worker": {"TPU": 1}}))

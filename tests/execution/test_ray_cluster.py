@@ -22,6 +22,7 @@ import ray
 from ray._private.utils import check_version_info
 
 from aae_ray.errors import UserError
+from aae_ray.execution import capacity
 from aae_ray.execution import ray_cluster as cluster
 from aae_ray.execution.ray_cluster import RayWatch, check_address, check_process_limit, check_temporary_folder
 
@@ -30,7 +31,8 @@ from aae_ray.execution.ray_cluster import RayWatch, check_address, check_process
 def joined(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """What Ray was started with, on a machine where a cluster runs."""
     options: dict[str, object] = {}
-    monkeypatch.setattr(cluster, "read_ray_address", lambda: "10.0.0.1:6379")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(capacity, "read_ray_address", lambda: "10.0.0.1:6379")
     monkeypatch.setattr(cluster, "check_address", lambda address: None)
     monkeypatch.setattr(ray, "init", lambda **given: options.update(given))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
@@ -241,7 +243,7 @@ def test_a_ray_that_does_not_come_up_here_is_a_sentence(
         raise error
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(cluster, "read_ray_address", lambda: None)
+    monkeypatch.setattr(capacity, "read_ray_address", lambda: None)
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(UserError, match=told), cluster.ray_cluster(verbose=False):
         pass

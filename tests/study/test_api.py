@@ -180,6 +180,11 @@ def test_changes_are_read_as_those_of_a_command() -> None:
     assert not single.plan.space and single.settings.study.budget.trials == 1
 
 
+def test_paths_are_changes_as_they_are(tmp_path: Path) -> None:
+    study = Study.from_file("digits", {"data.path": tmp_path, "data.name": "own"})
+    assert study.settings.data.path == str(tmp_path)
+
+
 @pytest.mark.parametrize("go", [Study.run, lambda study: study.extend({"study.budget.trials": 3})])
 def test_a_study_is_not_run_beside_the_main_thread(go: Callable[[Study], object]) -> None:
     told: list[BaseException] = []

@@ -80,7 +80,7 @@ def test_a_study_is_its_best_trial_exported_or_as_a_checkpoint(
 ) -> None:
     conductor = begin(tmp_path, plan_of())
     conductor.suggest()
-    with pytest.raises(UserError, match="has not chosen its best trial yet; name the folder of a checkpoint in"):
+    with pytest.raises(UserError, match="has not chosen its best trial yet: go on with it, python -m aae_ray.tune -"):
         load_model(str(tmp_path))
     about = {"prior": "gaussian", "prior_scale": "1", "latent_dim": "3", "classes": "10", "task": "semi_supervised"}
     for kind in ("decoder", "encoder"):
@@ -160,6 +160,66 @@ def pictures(digits: Dataset, tmp_path: Path) -> list[Path]:
     Image.new("RGB", (28, 20), "white").save(files[2])
     files[3].write_text("no picture at all")
     return files
+
+
+def test_arrays_are_taken_as_tensors_are(model: Published, digits: Dataset) -> None:
+    x_NCHW = digits.images_NCHW[:5] / 255
+    assert x_NCHW.dtype == np.float64
+    expected = model.encode(torch.from_numpy(x_NCHW).float())
+    for given in (x_NCHW, x_NCHW.astype(np.float32), torch.from_numpy(x_NCHW)):
+        assert torch.equal(model.encode(given).z_NZ, expected.z_NZ)
+    assert expected.y_NK is not None
+    codes_NZ = torch.cat([expected.y_NK, expected.z_NZ], 1)
+    assert torch.equal(model.decode(codes_NZ.double().numpy()), model.decode(codes_NZ))
+
+
+@pytest.mark.parametrize(
+    ("given", "mistake"),
+    [
+        (np.zeros((5, 1, 8, 4), np.float32), r"\(N, 1, 8, 8\) from 0 to 1, and these are of shape \(5, 1, 8, 4\)"),
+        (np.zeros((1, 8, 8), np.float32), r"and these are of shape \(1, 8, 8\)"),
+        (np.zeros((5, 1, 8, 8), np.uint8), "and these are uint8"),
+        (np.full((5, 1, 8, 8), 16.0), "and these are from 16 to 16"),
+        (np.full((5, 1, 8, 8), np.nan), "and these are not all finite"),
+        (np.zeros((0, 1, 8, 8), np.float32), "and there are none"),
+    ],
+)
+def test_what_is_no_image_of_the_models_is_a_sentence(model: Published, given: Any, mistake: str) -> None:
+    with pytest.raises(UserError, match=f"^images are floats of shape .*{mistake}"):
+        model.encode(given)
+
+
+def test_what_is_no_code_of_the_models_is_a_sentence(model: Published) -> None:
+    numbers = model.labels + model.prior.latent_dim
+    with pytest.raises(UserError, match=rf"codes are floats of shape \(N, {numbers}\), and these are of .* \(5, 2\)"):
+        model.decode(np.zeros((5, 2)))
+    with pytest.raises(UserError, match="and these are not all finite"):
+        model.decode(np.full((5, numbers), np.inf))
+
+
+def test_samples_may_be_of_one_label(model: Published) -> None:
+    assert torch.equal(model.sample(4, label=3), model.sample(4, seed=0, label="3"))
+    assert not torch.equal(model.sample(4, label=3), model.sample(4, label=4))
+    with pytest.raises(UserError, match="label 10: .* has no such label"):
+        model.sample(4, label=10)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_set_that_is_too_small_to_train_on_is_encoded(
+    model: Published, digits: Dataset, tmp_path: Path, count: int
+) -> None:
+    np.save(tmp_path / "few.npy", digits.images_NCHW[:count, 0])
+    for data, overrides in ((str(tmp_path / "few.npy"), []), (None, [f"data.path={tmp_path}/few.npy"])):
+        found = read_data(data, [*overrides, f"data.cache={tmp_path}", "data.scale=0:255"], model)
+        np.testing.assert_array_equal(found.images_NCHW, digits.images_NCHW[:count])
+
+
+def test_a_file_that_is_not_there_is_told_as_a_file(
+    model: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"data\.path: .*nothere\.npy does not exist"):
+        read_data("nothere.npy", [], model)
 
 
 def test_pictures_are_resized_only_when_asked(model: Published, digits: Dataset, pictures: list[Path]) -> None:
@@ -253,7 +313,19 @@ def test_the_commands_write_what_they_say(
         ("generate", ["m", "--out", "missing/a.png"], "--out missing/a.png: there is no folder"),
         ("generate", ["m", "data.size=3x3"], "data.size=3x3: settings of data.* are for the pictures of --interpolate"),
         ("generate", ["m"], "there is no MLflow database"),
-        ("generate", ["m", "--tracking-uri", "http://127.0.0.1:9"], "the MLflow server http://127.0.0.1:9 does not"),
+        (
+            "generate",
+            ["m", "--tracking-uri", "http://127.0.0.1:9"],
+            "the MLflow server http://127.0.0.1:9 does not answer: nothing listens there",
+        ),
+        ("generate", ["m", "--grid", "--seed", "3"], "--seed 3: --grid draws nothing; leave it out"),
+        (
+            "generate",
+            ["m", "--interpolate", "a", "b", "--count", "1"],
+            "--count 1: from one picture to the other there",
+        ),
+        ("generate", ["m", "--format", "gif"], "--format: expected one of png, npy, parquet, csv, got 'gif'"),
+        ("generate", [""], "a model without a name: give that of a registered one, or the folder of a study"),
     ],
 )
 def test_mistakes_are_sentences(

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from aae_ray.datasets.dataset import Dataset, split_digest
 from aae_ray.errors import UserError
+from aae_ray.reading import Entry
 from aae_ray.reporting.report import StudyReport
 from aae_ray.search import events
 from aae_ray.search.ledger import Ledger
@@ -133,6 +134,20 @@ def test_another_split_of_the_same_images_is_not_trained_on(
             reproduce(changed(recorded, split=split), "sqlite:///x.db", Console())
     with pytest.raises(UserError, match="version 3 was trained on another split of data.name digits"):
         reproduce(changed(recorded, split="another"), "sqlite:///x.db", Console())
+
+
+def test_data_that_lie_elsewhere_by_now_are_named(digits: Dataset, cache: Path, tmp_path: Path) -> None:
+    params = OBJECTIVES | {"data.name": "own", "data.path": "/gone/own.npy", "data.cache": str(cache)}
+    recorded = changed(found().recorded, settings=settings_of(params, "x"), data_digest=digits.digest)
+    with pytest.raises(UserError, match=r"/gone/own.npy does not exist.* lie elsewhere by now, give data.path=\.\.\."):
+        reproduce(recorded, "sqlite:///x.db", Console())
+    moved = settings_of(params, "x", {"data.path": Entry(str(tmp_path), "command line")})
+    assert moved.data.path == str(tmp_path) and moved.data.name == "own"
+
+
+def test_a_model_is_trained_as_it_was_wherever_its_data_lie(database: str) -> None:
+    with pytest.raises(UserError, match="train.epochs: a model is trained as it was; give data.path, data.test_path,"):
+        read("aae", database, ["train.epochs=3", "data.path=here"])
 
 
 @pytest.mark.parametrize("reference", ["aae@", "aae/", "@champion", "/3", "a/b/"])

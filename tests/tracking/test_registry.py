@@ -668,7 +668,7 @@ def test_a_server_that_does_not_answer_is_a_sentence() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    assert told(uri).startswith(f"the MLflow server {uri} does not answer: ")
+    assert told(uri) == f"the MLflow server {uri} does not answer: nothing listens there"
 
 
 def test_a_server_that_does_not_answer_is_told_without_its_password() -> None:
@@ -919,6 +919,20 @@ def test_a_rollback_goes_back_one_champion_at_a_time(decoders: Registry) -> None
     with pytest.raises(UserError, match="no champion before"):
         registry.roll_back(decoders.client, NAME)
     assert decoders.champion == "2"
+
+
+def test_a_version_may_be_a_number(decoders: Registry) -> None:
+    decoders.add("s1/a/3", [[0.3, 0.3]])
+    assert str(registry.version_of(decoders.client, NAME, 1).version) == "1"
+
+
+def test_the_decoder_of_an_encoder_is_one_that_there_is(decoders: Registry) -> None:
+    decoders.add("s1/a/3", [[0.3, 0.3]])
+    for name in ("mine", "mine-encoder", "lone-encoder"):
+        decoders.client.create_registered_model(name)
+    assert registry.decoder_of(decoders.client, NAME.replace("-decoder", "-encoder")) == NAME
+    assert registry.decoder_of(decoders.client, "mine-encoder") == "mine"
+    assert registry.decoder_of(decoders.client, "lone-encoder") is None
 
 
 def test_the_command_rolls_back_and_tells_what_it_refuses(
