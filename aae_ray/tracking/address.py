@@ -97,7 +97,7 @@ def check_answers(uri: str, what: str = "tracking.uri") -> None:
         try:
             mlflow_client(uri).search_experiments(max_results=1)
         except Exception as error:  # of MLflow, of its requests, or of the SDK: of no common type
-            reason = redact(next(iter(str(error).splitlines()), type(error).__name__))
+            reason = redact(str(error).partition(". ")[0].strip() or type(error).__name__)
             raise UserError(f"{told} does not answer; log in to it first ({reason})") from None
     else:
         _check_server(uri, told)
