@@ -100,6 +100,7 @@ def test_what_the_project_declares_is_enough_for_its_commands(
     assert "aae-digits-decoder version 1, champion" in told
     run_module("aae_ray.generate", "aae-digits-decoder", "--count", "4", "--out", "samples.png")
     run_module("aae_ray.encode", "digits", "--model", "aae-digits-decoder", "--out", "codes.parquet")
-    run_module("aae_ray.reconstruct", "sheet.png", "--model", "aae-digits-decoder", "--out", "pairs.png")
+    of_the_model = ("data.size=8x8", "data.channels=1", "--model", "aae-digits-decoder")
+    run_module("aae_ray.reconstruct", "sheet.png", *of_the_model, "--out", "pairs.png")
     assert "quality/fid_local" in run_module("aae_ray.evaluate", "aae-digits-decoder")
     assert all((tmp_path / name).stat().st_size for name in ("sheet.png", "samples.png", "codes.parquet", "pairs.png"))

@@ -31,7 +31,7 @@ def test_new_seeds_move_the_champion_and_a_rollback_moves_it_back(tmp_path: Path
     assert "version 2, not the champion (it has no two new seeds" in told and champions() == ["1", "1"]
     (folder,) = tmp_path.glob("runs/good-*")
     assert "kept at version 1: it has no two new seeds" in (folder / "report.html").read_text()
-    (command,) = (line.split("promote ")[1] for line in told.splitlines() if "aae_ray.promote" in line)
+    (command,) = (line.split("aae_ray.promote ")[1] for line in told.splitlines() if "aae_ray.promote" in line)
     assert command == f"{DECODER} --version 2"
 
     confirm = (*command.split(), "--seeds", str(SEEDS))
