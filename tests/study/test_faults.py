@@ -23,7 +23,7 @@ import pytest
 from aae_ray.search.contract import trial_name
 from aae_ray.search.journal import read_events
 from aae_ray.search.ledger import Ledger
-from aae_ray.search.outcomes import FailureClass, State, StudyEnd
+from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from tests.datasets.small_sets import some_images, write_idx
 from tests.study.commands import command, run
 from tests.study.test_resume import SMALL, check_whole, ledger_of, resume
@@ -350,7 +350,9 @@ def test_a_server_that_hangs_and_then_dies_costs_no_record(
     assert runs.keys() == {trial.name for trial in ledger.trials}
     for trial in ledger.trials:
         run_id = runs[trial.name].info.run_id
-        assert runs[trial.name].info.status == ("FAILED" if trial.state is State.FAILED else "FINISHED")
+        cut_off = trial.reason is Reason.BUDGET  # by the end of the time, in the middle of its training
+        status = "FAILED" if trial.state is State.FAILED else "KILLED" if cut_off else "FINISHED"
+        assert runs[trial.name].info.status == status
         points = client.get_metric_history(run_id, "val/reconstruction_mse")
         assert [point.step for point in points] == list(range(1, trial.epoch + 1))
     wait_for(lambda: not processes(tmp_path), 20)
