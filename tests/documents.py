@@ -16,6 +16,7 @@ DOCUMENTS = (
     "cluster/lab/README.md",
     "cluster/mlflow/README.md",
     "docs/monitoring.md",
+    "docs/scale.md",
     "benchmarks/README.md",
     "CONTRIBUTING.md",
 )
