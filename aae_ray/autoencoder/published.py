@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -192,6 +193,12 @@ class Published:
     def sample(self, count: int, seed: int = 0, label: str | int | None = None) -> Tensor:
         """Examples (count, X), of images those in [0, 1], decoded from draws of the prior that the seed fixes; all of
         one label where it is given, by name or number. Raises UserError for a label that there is not."""
+        try:
+            count, seed = index(count), index(seed)  # NumPy's whole numbers as well
+        except TypeError:
+            raise UserError(f"count and seed of a sample are whole numbers, and not {count!r} and {seed!r}") from None
+        if count < 1:
+            raise UserError(f"a sample is of at least 1, and not of {count}")
         generator = torch.Generator().manual_seed(seed)
         if label is None:
             return self.draw(count, generator)

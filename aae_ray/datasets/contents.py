@@ -39,6 +39,7 @@ class Contents:
     shared: int  # validation and test images that are equal to one of another part
     given_parts: tuple[str, ...] = ()  # of validation and test; the others are drawn
     remarks: tuple[str, ...] = ()  # on what was left out, and on what was done to images
+    untrained: tuple[str, ...] = ()  # classes of which the training part has none
 
     @property
     def examples(self) -> int:
@@ -110,6 +111,9 @@ class Contents:
         text = f"{len(counts)} class{'es' * (len(counts) != 1)}: {_some(counts, most, cut=False)}"
         if self.unlabelled:
             text += f"; without a label {self.unlabelled:,}"
+        if self.untrained:
+            lacking = _some([_short(name) for name in self.untrained], most)
+            text += f"; not among the training {self.kind.noun}: {lacking}"
         if len(counts) == 1:
             text += f"; there is only one class{self._another_column()}"
         return text
@@ -144,10 +148,13 @@ class Contents:
 def contents_of(dataset: Dataset) -> Contents:
     """What a prepared set holds, in the parts that it was split into."""
     labels_N = None if dataset.labels_N is None else np.asarray(dataset.labels_N)
-    classes = None
+    classes: dict[str, int] | None = None
+    untrained: tuple[str, ...] = ()
     if labels_N is not None:
         counts_K = np.bincount(labels_N[labels_N != UNKNOWN], minlength=dataset.classes or 0)
         classes = dict(zip(class_names(dataset), counts_K.tolist(), strict=True))
+        trained = set(np.unique(labels_N[dataset.train]).tolist())
+        untrained = tuple(name for label, name in enumerate(classes) if label not in trained)
     parts = dict(zip(PART_NAMES, (dataset.train, dataset.val, dataset.test), strict=True))
     duplicates, shared = _copies(dataset, tuple(parts.values()))
     origin = dataset.origin
@@ -166,6 +173,7 @@ def contents_of(dataset: Dataset) -> Contents:
         shared,
         dataset.given_parts,
         origin.remarks,
+        untrained,
     )
 
 
@@ -191,7 +199,7 @@ def _values(ends: ValueRange) -> str:
 
 
 def _short(name: str) -> str:
-    name = " ".join(name.split())
+    name = " ".join(name.split()) or "(without a name)"
     return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
 
 

@@ -3,6 +3,7 @@
 What stands between the columns is found in the first line: a comma, a semicolon, a tabulator or a bar.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -174,7 +175,11 @@ def _head(file: Path) -> tuple[list[str], str]:
     except UnicodeDecodeError as error:
         if (kind := format_of(raw)) is not None:
             raise UserError(f"{file} is no CSV file, but {kind}") from None
-        raise UserError(f"{file} is not in UTF-8 (byte {error.start}); save it in that encoding") from None
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UserError(f"{file} is in UTF-16; save it in UTF-8") from None
+        lines = raw[: error.start].count(b"\n")
+        where = f"line {lines + 1}, byte {error.start}"
+        raise UserError(f"{file} is not in UTF-8 ({where}); save it in that encoding") from None
     if _BINARY in raw or text.lstrip().startswith(_OTHER_TEXT):
         # Of other text the first letters say nothing: a table may begin with a column BMI.
         kind = format_of(raw.removeprefix(b"\xef\xbb\xbf")) or "a file of no known format; save it again as CSV"
@@ -182,9 +187,11 @@ def _head(file: Path) -> tuple[list[str], str]:
     line = next(line for line in text.splitlines() if line.strip())
     delimiter = max(_DELIMITERS, key=line.count)
     names = next(csv.reader([line], delimiter=delimiter))
-    if all(map(is_a_number, names)):
+    numbers = [name for name in names if is_a_number(name)]
+    fractions = any("." in name for name in numbers)  # no column is called by one, unlike by a whole number
+    if len(numbers) == len(names) or (fractions and 2 * len(numbers) >= len(names)):
         raise UserError(
-            f"{file} begins with numbers ({', '.join(names[:3])}, ...) where the names of its columns should be; write "
-            f"them as its first line"
+            f"{file} begins with numbers ({', '.join(numbers[:3])}, ...) where the names of its columns should be; "
+            "write them as its first line"
         )
     return names, delimiter

@@ -18,7 +18,7 @@ from aae_ray.errors import UserError
 
 NUMBER_ROWS = 4096  # of rows of numbers
 INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")  # columns in which pandas counts the rows
-_LIKE_LABELS = ("class", "target", "species", "outcome", "y")
+_LIKE_LABELS = ("label", "labels", "class", "target", "species", "outcome", "y")
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from aae_ray import settings
+from aae_ray.datasets.classes import is_label
 from aae_ray.datasets.columns import names_of_class_label, read_shards
 from aae_ray.datasets.damage import AGAIN, readable
 from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream
@@ -91,6 +92,7 @@ def _shard(root: Path, file: Path, part: int) -> Shard:
     twice = tuple(dict.fromkeys(name for name in schema.names if schema.names.count(name) > 1))
     fields = {field.name: field for field in schema}
     hive = {} if file == root else _hive(file.relative_to(root))
+    _check_hive(file, hive, fields)
     return _ParquetShard(file, fields, twice, rows, hive, names_of_class_label(_features(schema)), part)
 
 
@@ -117,6 +119,20 @@ def _check_ends(file: Path) -> None:
         raise UserError(f"{file} is not a Parquet file: it {found}; {AGAIN}")
     if tail != _MAGIC or size < _LEAST:
         raise UserError(f"{file} is cut: its end is missing after {size:,} bytes; {AGAIN}")
+
+
+def _check_hive(file: Path, hive: Mapping[str, str | None], fields: Mapping[str, Any]) -> None:
+    """Raises UserError where a folder and a column of the same name say different things."""
+    import pyarrow.parquet as pq
+
+    for key in (key for key in hive if key in fields and is_label(fields[key].type)):
+        with _parquet(file, [key]), pq.ParquetFile(file) as parquet:
+            values = parquet.read([key]).column(0).unique().to_pylist()
+        if other := [value for value in values if str(value) != hive[key]]:
+            raise UserError(
+                f"{file}: its folder says {key}={hive[key]}, and its column {key} {other[0]}; rename the folder or the "
+                "column, or take it out"
+            )
 
 
 def _hive(relative: Path) -> dict[str, str | None]:

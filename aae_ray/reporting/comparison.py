@@ -89,7 +89,8 @@ def compare(histories: Sequence[Sequence[events.Event]], ledgers: Sequence[Ledge
         )
     same = _same_data(ledgers)
     own = [references(ledger) for ledger in ledgers]
-    shared = [_widest(each) for each in zip(*own, strict=True)]
+    measured = [its for its, ledger in zip(own, ledgers, strict=True) if any(trial.metrics for trial in ledger.trials)]
+    shared = [_widest(each) for each in zip(*(measured or own), strict=True)]
     studies = (
         ComparedStudy(letter, ledger, tuple(progress(history, shared if same else its_own)))
         for letter, ledger, history, its_own in zip(LETTERS, ledgers, histories, own, strict=False)
@@ -98,7 +99,8 @@ def compare(histories: Sequence[Sequence[events.Event]], ledgers: Sequence[Ledge
 
 
 def _widest(of: Sequence[Reference]) -> Reference:
-    """One that is fair to all: they differ where an objective's worst is that of the trials."""
+    """One that is fair to all: they differ where an objective's worst is that of the trials. A study that has measured
+    nothing yet has none to speak of."""
     return Reference(max(each.worst for each in of), min(each.best for each in of))
 
 

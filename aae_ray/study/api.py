@@ -186,11 +186,12 @@ class Study:
         drawn = plots.figures(optuna_study(ledger), ledger.current_plan, analysis)
         if name not in drawn:
             known = ", ".join(drawn) or "none"
-            few = f", which are {len(ledger.trials)}" if len(ledger.trials) < LEAST_TRIALS else ""
-            raise UserError(
-                f"the trials of {self._folder.name}{few}, allow no plot {name}; those that they do: {known}"
-                + (f". Settings are compared from {LEAST_TRIALS} trials on" if few else "")
-            )
+            text = f"the trials of {self._folder.name} allow no plot {name}; those that they do: {known}"
+            if name in OF_SETTINGS and len(ledger.trials) < LEAST_TRIALS:
+                text += f". Settings are compared from {LEAST_TRIALS} trials on, and there are {len(ledger.trials)}"
+            elif not ledger.complete():
+                text += ". No trial is complete yet"
+            raise UserError(text)
         return plots.drawn(drawn[name])
 
     def __repr__(self) -> str:
@@ -215,6 +216,9 @@ class Study:
             history = list(read_events(folder))
             self._read = size, history, read_ledger(folder, history)
         return self._read[1], self._read[2]
+
+
+OF_SETTINGS = ("importances", "defaults")  # plots
 
 
 class BestTrial:

@@ -279,3 +279,19 @@ def test_a_set_that_was_published_without_its_labels_has_none_and_says_so(
     lines = contents_of(dataset).rows()
     assert lines["classes"] == "no labels"
     assert lines["remarks"].endswith("column label is empty or -1 in every row, so that nothing has a label")
+
+
+def test_a_class_that_the_training_part_lacks_is_told(tmp_path: Path, own: Any) -> None:
+    write(tmp_path / "set/train/a.parquet", slice(0, 40), label=["ant", "bee"] * 20)
+    write(tmp_path / "set/test/a.parquet", slice(40, 60), label=["ant", "cat"] * 10)
+    told = contents_of(own(tmp_path / "set")).rows()
+    assert told["classes"] == "3 classes: ant 30, bee 20, cat 10; not among the training images: cat"
+
+
+def test_a_folder_and_a_column_that_say_different_things_are_refused(tmp_path: Path, own: Any) -> None:
+    write(tmp_path / "set/label=1/a.parquet", slice(0, 30), label=[9] * 30)
+    write(tmp_path / "set/label=2/a.parquet", slice(30, 60), label=[2] * 30)
+    with pytest.raises(UserError, match=r"label=1/a.parquet: its folder says label=1, and its column label 9; rename"):
+        own(tmp_path / "set")
+    write(tmp_path / "set/label=1/a.parquet", slice(0, 30), label=[1] * 30)
+    assert contents_of(own(tmp_path / "set")).classes == {"1": 30, "2": 30}

@@ -167,11 +167,34 @@ def test_columns_that_say_nothing_are_left_out_and_told(tmp_path: Path) -> None:
     dataset = read(tmp_path / "own.csv", kind="rows")
     assert dataset.kind.columns == ("a", "b", "steps", "target")  # type: ignore[attr-defined]
     told = contents_of(dataset).rows()
-    assert "not used: , same, name" in told["source"]
+    assert "not used: (without a name), same, name" in told["source"]
     assert "column without a name counts the rows and is left out" in told["remarks"]
     assert "left out, as all rows have the same value: same (3)" in told["remarks"]
     assert "counts the rows, and is read as a number like others: steps" in told["remarks"]
     assert "data.label_column=target would take that column as labels" in told["remarks"]
+
+
+@pytest.mark.parametrize("name", ["Label", "LABELS", "Class"])
+def test_a_column_that_is_called_like_labels_is_told(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", FRAME.drop(columns="label").assign(**{name: [0, 1] * 20}))
+    told = contents_of(read(path, kind="rows")).rows()
+    assert f"data.label_column={name} would take that column as labels" in told["remarks"]
+
+
+def test_a_first_line_of_numbers_is_no_line_of_names(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("1.5,45.25,ant\n" * 30)
+    with pytest.raises(UserError, match=r"begins with numbers \(1.5, 45.25, ...\) where the names of its columns"):
+        read(tmp_path / "own.csv", kind="rows")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told"),
+    [("utf-16", "is in UTF-16; save it in UTF-8"), ("latin-1", r"is not in UTF-8 \(line 2, byte 6\)")],
+)
+def test_another_encoding_is_told(encoding: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("a,b\n1,ä\n", encoding=encoding)
+    with pytest.raises(UserError, match=told):
+        read(tmp_path / "own.csv", kind="rows")
 
 
 def test_named_columns_are_read_in_their_order_as_they_are(tmp_path: Path) -> None:

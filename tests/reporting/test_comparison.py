@@ -53,6 +53,12 @@ def test_the_joint_front_and_the_hypervolume_are_those_of_the_same_references() 
         assert each.progress[-1].hypervolume == pytest.approx(expected) and expected > 0
 
 
+def test_a_study_that_has_measured_nothing_changes_nobodys_hypervolume() -> None:
+    alone, beside = of(FIRST, SECOND), of(FIRST, SECOND, studied("77aa"))
+    assert [each.progress for each in beside.studies[:2]] == [each.progress for each in alone.studies]
+    assert beside.studies[2].progress[-1:] == () or beside.studies[2].progress[-1].hypervolume == 0
+
+
 def test_only_settings_that_change_what_is_found_are_told() -> None:
     found = of(FIRST, SECOND)
     assert dict(found.differences) == {"optim.reconstruction_lr": ("0.001", "0.0003")}

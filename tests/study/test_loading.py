@@ -204,6 +204,17 @@ def test_samples_may_be_of_one_label(model: Published) -> None:
         model.sample(4, label=10)
 
 
+def test_a_sample_is_of_a_whole_number(model: Published) -> None:
+    given: Any
+    assert torch.equal(model.sample(np.int64(3), seed=np.int64(1)), model.sample(3, seed=1))  # type: ignore[arg-type]
+    for given in (0, -1):
+        with pytest.raises(UserError, match=f"a sample is of at least 1, and not of {given}"):
+            model.sample(given)
+    for given in (2.5, "3"):
+        with pytest.raises(UserError, match="count and seed of a sample are whole numbers"):
+            model.sample(given)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_set_that_is_too_small_to_train_on_is_encoded(
     model: Published, digits: Dataset, tmp_path: Path, count: int
