@@ -56,6 +56,8 @@ def prepare(
     data = reading.build(entries).data
     if preview is not None and preview.suffix.lower() != ".png":
         raise UserError(f"--preview {preview}: the sheet is a PNG picture; call it {preview.with_suffix('.png').name}")
+    if preview is not None and not preview.absolute().parent.is_dir():
+        raise UserError(f"--preview {preview} cannot be written: there is no folder {preview.absolute().parent}")
     progress = _Progress()
     with progress.bars:
         dataset = load(data, progress)

@@ -101,9 +101,13 @@ def test_a_preview_shows_images_with_their_labels(run: Callable[..., Ended], tmp
         pixels = np.asarray(sheet.convert("L"))
     half = pixels.shape[0] // 2  # class by class: the black ones come first
     assert (pixels[:half] == 0).mean() > 0.5 and (pixels[half:] == 0).mean() < 0.05
-    for name, sentence in (("own.jpg", "is a PNG picture; call it own.png"), ("no/own.png", "cannot be written: No")):
-        ended = run(*words, "--preview", tmp_path / name)
+    for name, sentence in (
+        ("own.jpg", "is a PNG picture; call it own.png"),
+        ("no/own.png", f"cannot be written: there is no folder {tmp_path / 'no'}"),
+    ):
+        ended = run("other", *words[1:], "--preview", tmp_path / name)
         assert ended.code == 2 and sentence in ended.stderr
+    assert not list(tmp_path.glob("other-*"))  # nothing was prepared for a sheet that cannot be written
 
 
 def test_progress_without_a_terminal_is_a_line_at_each_tenth(

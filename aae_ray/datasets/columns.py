@@ -296,7 +296,24 @@ def _holds_numbers(shards: Sequence[Shard], data: settings.Data, taken: set[str 
             f"numbers, or the pixels of images of {high} x {wide}; data.kind=rows reads numbers, and "
             f"data.image_column={doubtful.name} images"
         )
+    _check_no_pixels_are_missing(first, taken)
     return True
+
+
+def _check_no_pixels_are_missing(first: Shard, taken: set[str | None]) -> None:
+    """Raises UserError where columns are called pixels, and are not those of a whole image."""
+    for prefix, by_index in _counted_columns(first, taken).items():
+        if prefix.rstrip("_-. ").lower() not in _PIXEL_NAMES or len(by_index) < LEAST_PIXELS:
+            continue
+        numbers = sorted(by_index)
+        names = f"{by_index[numbers[0]]} to {by_index[numbers[-1]]}"
+        counted = {index[0] for index in numbers if len(index) == 1} or {0}
+        missing = [number for number in range(min(counted), max(counted)) if number not in counted]
+        lacks = f"{prefix}{missing[0]} is missing" if missing else "they are not as many as a square or H x W has"
+        raise UserError(
+            f"{first.file}: columns {names} are called pixels, and are {len(by_index)}: {lacks}; complete them, or "
+            "give data.kind=rows to read them as numbers"
+        )
 
 
 def _label_names(shards: Sequence[Shard], column: str) -> tuple[str, ...] | None:

@@ -174,6 +174,24 @@ def test_columns_that_say_nothing_are_left_out_and_told(tmp_path: Path) -> None:
     assert "data.label_column=target would take that column as labels" in told["remarks"]
 
 
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        (
+            [number for number in range(17) if number != 5],
+            "pixel0 to pixel16 are called pixels, .* 16: pixel5 is missing",
+        ),
+        (list(range(15)), "pixel0 to pixel14 are called pixels, and are 15: they are not as many as a square"),
+    ],
+)
+def test_pixels_that_are_missing_are_told(numbers: list[int], told: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame({f"pixel{number}": range(40) for number in numbers})
+    path = write(tmp_path / "own.csv", frame)
+    with pytest.raises(UserError, match=told):
+        read(path)
+    assert len(read(path, kind="rows").kind.columns) == len(numbers)  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", ["Label", "LABELS", "Class"])
 def test_a_column_that_is_called_like_labels_is_told(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", FRAME.drop(columns="label").assign(**{name: [0, 1] * 20}))
