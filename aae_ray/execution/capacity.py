@@ -40,10 +40,11 @@ def gangs_that_fit(settings: Settings, tell: Callable[[str], None] = logger.info
     Of machines that are still to join nobody knows what they hold, where the cluster's file does not say it: as long
     as there is no place for a gang, they are waited for, study.start_timeout at most.
     """
+    named = machines_of_unknown_resources(Path(BOOTSTRAP).expanduser())
     limit, told = settings.study.start_timeout, 0
     end = time.monotonic() + limit
     while True:
-        present, named = present_nodes(), machines_of_unknown_resources(Path(BOOTSTRAP).expanduser())
+        present = present_nodes()
         try:
             return _gangs_on(present, nodes_to_come(), settings)
         except UserError as error:
@@ -180,10 +181,14 @@ def reported_nodes(state: Any) -> list[Resources]:
     ]
 
 
+def _cluster_file(bootstrap: Path) -> dict[str, Any]:
+    return (yaml.safe_load(bootstrap.read_text()) or {}) if bootstrap.exists() else {}
+
+
 def machines_of_unknown_resources(bootstrap: Path) -> int:
     """How many machines a cluster's file names that are always there, the head among them, where it does not say what
     they hold: those of one's own. 0 where it says so, or where there is no file."""
-    config: dict[str, Any] = (yaml.safe_load(bootstrap.read_text()) or {}) if bootstrap.exists() else {}
+    config = _cluster_file(bootstrap)
     kinds = [kind for kind in (config.get("available_node_types") or {}).values() if not kind.get("resources")]
     return 1 + sum(kind.get("min_workers", 0) for kind in kinds) if kinds else 0
 
@@ -191,7 +196,7 @@ def machines_of_unknown_resources(bootstrap: Path) -> int:
 def possible_nodes(bootstrap: Path) -> list[Resources]:
     """The nodes that the cluster may grow to where an autoscaler has its file: as many of a kind as the kind allows,
     and no more than the cluster does; the head once."""
-    config: dict[str, Any] = (yaml.safe_load(bootstrap.read_text()) or {}) if bootstrap.exists() else {}
+    config = _cluster_file(bootstrap)
     head: list[Resources] = []
     workers: list[Resources] = []
     for name, node in (config.get("available_node_types") or {}).items():

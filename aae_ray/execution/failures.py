@@ -105,6 +105,10 @@ class Failed:
     rank: int | None = None
     node: str = ""  # Ray's id of the one that is to blame, where it is
 
+    def of_trial(self, number: int) -> Failure:
+        """What the study is told of it."""
+        return Failure(number, self.kind, self.message, self.traceback, self.log_tail, self.node)
+
 
 class GangError(RuntimeError):
     """A gang has ended, or is stuck: its trial cannot go on with it."""
@@ -123,7 +127,8 @@ def describe(error: BaseException, rank: int | None = None, log_tail: str = "") 
     a group failed."""
     kind, cause, failed_rank = _decisive(error, rank)
     text = "".join(traceback.format_exception(error)).strip()
-    return Failed(kind, _first_line(cause), text, log_tail, failed_rank, getattr(cause, "node", ""))
+    node = cause.node if isinstance(cause, BadNode) else ""
+    return Failed(kind, _first_line(cause), text, log_tail, failed_rank, node)
 
 
 def _decisive(error: BaseException, rank: int | None) -> tuple[FailureClass, BaseException, int | None]:
@@ -220,5 +225,4 @@ def failure_of(number: int, error: BaseException | None) -> Failure:
     if error is None:
         return Failure(number, FailureClass.LOST_WORKER, "its process has ended, and nothing is known of the reason")
     inner = next((cause.failed for cause in _causes(error) if isinstance(cause, GangError)), None)
-    failed = inner or describe(error)
-    return Failure(number, failed.kind, failed.message, failed.traceback, failed.log_tail, failed.node)
+    return (inner or describe(error)).of_trial(number)

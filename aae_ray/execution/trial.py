@@ -26,7 +26,7 @@ from aae_ray.execution.failures import BadNode, Failed, GangError, describe
 from aae_ray.execution.gang import Gang, LocalGang, WorkerGang
 from aae_ray.execution.mailbox import start_mailbox_hub
 from aae_ray.execution.orders import Begin, Train, Trained
-from aae_ray.search.contract import Failure, Progress, Report, Suggestion
+from aae_ray.search.contract import Progress, Report, Suggestion
 from aae_ray.search.outcomes import FailureClass, Reason
 from aae_ray.search.pruner import rungs
 from aae_ray.search.store import TRIALS, is_remote, store_at
@@ -301,8 +301,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _failure(self, failed: Failed) -> dict[str, Any]:
         if self.unusable:
             raise GangError(failed)
-        number = self.suggestion.number
-        return Failure(number, failed.kind, failed.message, failed.traceback, failed.log_tail, failed.node).to_result()
+        return failed.of_trial(self.suggestion.number).to_result()
 
     def _failed(self, error: Exception) -> Failed:
         return error.failed if isinstance(error, GangError) else describe(error)

@@ -400,13 +400,12 @@ def version_of(client: Any, name: str, alias_or_version: str | int | None) -> An
     """The version of a model by its number or an alias, the newest one for None. Raises UserError for none."""
     from mlflow.exceptions import MlflowException
 
-    if alias_or_version is not None:
-        alias_or_version = str(alias_or_version)
     if alias_or_version is None:
         found = client.search_model_versions(f"name = '{name}'")
         if not found:
             raise UserError(f"the registered model {name!r} has no versions")
         return max(found, key=lambda version: int(version.version))
+    alias_or_version = str(alias_or_version)
     try:
         if alias_or_version.isdigit():
             return client.get_model_version(name, alias_or_version)
