@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from aae_ray.errors import UserError
 ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabulators", "|": "bars"}
 _LONGEST = 1 << 20  # bytes of the first line
+_LEAST_OF_A_SPECTRUM = 4  # columns; few numbers of a row are often in order
 _DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error)
 _BINARY = b"\x00"  # in no text
 _OTHER_TEXT = ("<", "version https://git-lfs")  # how text begins that is no table
@@ -164,6 +166,15 @@ def _ragged_row(file: Path, delimiter: str) -> str | None:
     return None
 
 
+def _are_values(numbers: Sequence[str]) -> bool:
+    """Whether numbers in the line of names are those of a row. Whole ones count columns through, and fractions that
+    only grow, or only fall, are wavelengths or the like, by which the columns of a spectrum are called."""
+    values = [float(number) for number in numbers]
+    pairs = list(pairwise(values))
+    in_order = all(first < second for first, second in pairs) or all(first > second for first, second in pairs)
+    return any("." in number for number in numbers) and not (in_order and len(values) >= _LEAST_OF_A_SPECTRUM)
+
+
 def _head(file: Path) -> tuple[list[str], str]:
     """The names of the columns, and what stands between them."""
     with readable(file, _DAMAGE, "is damaged or cut short", lambda error: f"; {AGAIN}"), open_unpacked(file) as content:
@@ -188,8 +199,7 @@ def _head(file: Path) -> tuple[list[str], str]:
     delimiter = max(_DELIMITERS, key=line.count)
     names = next(csv.reader([line], delimiter=delimiter))
     numbers = [name for name in names if is_a_number(name)]
-    fractions = any("." in name for name in numbers)  # no column is called by one, unlike by a whole number
-    if len(numbers) == len(names) or (fractions and 2 * len(numbers) >= len(names)):
+    if len(numbers) == len(names) or (2 * len(numbers) >= len(names) and _are_values(numbers)):
         raise UserError(
             f"{file} begins with numbers ({', '.join(numbers[:3])}, ...) where the names of its columns should be; "
             "write them as its first line"

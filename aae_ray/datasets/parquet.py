@@ -128,11 +128,19 @@ def _check_hive(file: Path, hive: Mapping[str, str | None], fields: Mapping[str,
     for key in (key for key in hive if key in fields and is_label(fields[key].type)):
         with _parquet(file, [key]), pq.ParquetFile(file) as parquet:
             values = parquet.read([key]).column(0).unique().to_pylist()
-        if other := [value for value in values if str(value) != hive[key]]:
+        if other := [value for value in values if not _says(hive[key], value)]:
             raise UserError(
                 f"{file}: its folder says {key}={hive[key]}, and its column {key} {other[0]}; rename the folder or the "
                 "column, or take it out"
             )
+
+
+def _says(folder: str | None, value: Any) -> bool:
+    """Whether a folder's text is that of a value, as one of the programs that write such folders spells it."""
+    if folder is None or value is None:
+        return folder is value is None
+    plain = int(value) if isinstance(value, float) and value.is_integer() else value
+    return str(plain).lower() == folder.lower()  # true and True
 
 
 def _hive(relative: Path) -> dict[str, str | None]:

@@ -309,4 +309,4 @@ def load_model(
     `version` is an alias or a number; `tracking_uri` MLFLOW_TRACKING_URI or sqlite:///mlflow.db when not given. Raises
     UserError where server, model or version are missing, or the encoder, which `encoder=False` leaves out.
     """
-    return loading.load_model(name, version=str(version), uri=address.tracking_uri(tracking_uri), encoder=encoder)
+    return loading.load_model(name, version=version, uri=address.tracking_uri(tracking_uri), encoder=encoder)

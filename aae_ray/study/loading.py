@@ -24,7 +24,7 @@ DESCRIPTION = "MLmodel"  # the file by which MLflow knows a model's folder
 
 
 def load_model(
-    model: str, *, version: str = registry.CHAMPION, uri: str = "sqlite:///mlflow.db", encoder: bool = True
+    model: str, *, version: str | int = registry.CHAMPION, uri: str = "sqlite:///mlflow.db", encoder: bool = True
 ) -> Published:
     """A model's decoder and, unless it is not asked for, its encoder.
 

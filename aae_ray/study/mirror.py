@@ -125,9 +125,9 @@ class Mirror:
             yield
         except Exception as error:
             before = self.troubles.get(what)
-            text = redact(self._reason(error))
-            self.troubles[what] = Trouble(before.since if before else time.monotonic(), text)
-            if before is None or before.text != text:
+            since = time.monotonic() if before is None else before.since
+            self.troubles[what] = Trouble(since, redact(self._reason(error)))
+            if before is None:
                 logger.exception("%s could not be written to %s; that is tried again", what, where)
         else:
             if self.troubles.pop(what, None) is not None:

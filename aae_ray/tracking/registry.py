@@ -453,7 +453,7 @@ class NoPartner(UserError):
     """An encoder or a decoder was registered without the other."""
 
 
-def load(name: str, uri: str, alias_or_version: str = CHAMPION, *, encoder: bool = False) -> Published:
+def load(name: str, uri: str, alias_or_version: str | int = CHAMPION, *, encoder: bool = False) -> Published:
     """The registered decoder of this name, and on request the encoder of the same trial; the encoder's name does too.
 
     Raises UserError when server, model, alias or version are missing.

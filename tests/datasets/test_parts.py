@@ -295,3 +295,22 @@ def test_a_folder_and_a_column_that_say_different_things_are_refused(tmp_path: P
         own(tmp_path / "set")
     write(tmp_path / "set/label=1/a.parquet", slice(0, 30), label=[1] * 30)
     assert contents_of(own(tmp_path / "set")).classes == {"1": 30, "2": 30}
+
+
+@pytest.mark.parametrize(
+    ("folders", "values"),
+    [
+        (("1", "2"), (1.0, 2.0)),
+        (("true", "false"), (True, False)),
+        (("ant", "__HIVE_DEFAULT_PARTITION__"), ("ant", None)),
+    ],
+)
+def test_a_folder_and_a_column_that_say_the_same_may_spell_it_differently(
+    folders: tuple[str, str], values: tuple[Any, Any], tmp_path: Path, own: Any
+) -> None:
+    for index, (folder, value) in enumerate(zip(folders, values, strict=True)):
+        rows = slice(30 * index, 30 * (index + 1))
+        label = pa.array([value] * 30, pa.array(values).type)
+        write(tmp_path / f"set/label={folder}/a.parquet", rows, label=label)
+    dataset = own(tmp_path / "set")
+    assert len(dataset.images_NCHW) == 60 and dataset.unlabelled == 30 * (None in values)

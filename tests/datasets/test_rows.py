@@ -205,6 +205,13 @@ def test_a_first_line_of_numbers_is_no_line_of_names(tmp_path: Path) -> None:
         read(tmp_path / "own.csv", kind="rows")
 
 
+def test_columns_of_a_spectrum_are_called_by_wavelengths(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(40, 5))
+    frame = pd.DataFrame(values, columns=["400.5", "401.0", "401.5", "402.0", "402.5"]).assign(label=["a", "b"] * 20)
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    assert len(read(tmp_path / "own.csv", kind="rows").kind.columns) == 5  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("encoding", "told"),
     [("utf-16", "is in UTF-16; save it in UTF-8"), ("latin-1", r"is not in UTF-8 \(line 2, byte 6\)")],

@@ -99,16 +99,21 @@ def test_a_trial_of_a_drained_node_goes_on_elsewhere(
     check_whole(tmp_path, trials=1, epochs=EPOCHS)
 
 
-def test_a_study_grows_with_its_cluster_and_outlives_a_node_that_is_lost_without_notice(
-    tmp_path: Path, environment: dict[str, str], cluster: Cluster
-) -> None:
+def start_on_one_node(folder: Path, environment: dict[str, str], cluster: Cluster, *own: str) -> subprocess.Popen[str]:
+    """A study that has as many gangs as fit, and begins with the one of a single node."""
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     wait_for(lambda: nodes_of(cluster) == 2)
     joined = environment | {"RAY_ADDRESS": cluster.address}
-    as_many_as_fit = ("study.budget.trials=2", "study.concurrent_trials=null", f"train.epochs={EPOCHS}")
-    study = start(tmp_path, joined, *SMALL, *as_many_as_fit)
-    log = tmp_path / "out.txt"
-    wait_for(lambda: trains(tmp_path))
+    study = start(folder, joined, *SMALL, "study.concurrent_trials=null", *own)
+    wait_for(lambda: trains(folder))
+    return study
+
+
+def test_a_study_grows_with_its_cluster_and_outlives_a_node_that_is_lost_without_notice(
+    tmp_path: Path, environment: dict[str, str], cluster: Cluster
+) -> None:
+    settings, log = ("study.budget.trials=2", f"train.epochs={EPOCHS}"), tmp_path / "out.txt"
+    study = start_on_one_node(tmp_path, environment, cluster, *settings)
     (first,) = processes(tmp_path, "Trainable")
     cluster.add_node(num_cpus=1, node_id=NodeID.from_random().hex())
     wait_for(lambda: ledger_of(tmp_path).most_running == 2, seconds=300)
@@ -144,14 +149,9 @@ def test_a_folder_that_a_node_does_not_see_is_refused_before_the_study_starts(
 def test_a_node_that_joins_later_and_lacks_the_folder_gets_one_trial_and_no_more(
     tmp_path: Path, environment: dict[str, str], cluster: Cluster
 ) -> None:
-    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-    wait_for(lambda: nodes_of(cluster) == 2)
-    joined = environment | {"RAY_ADDRESS": cluster.address}
-    few = ("study.budget.trials=4", "study.concurrent_trials=null", f"train.epochs={EPOCHS // 4}")
-    study = start(tmp_path, joined, *SMALL, *few)
-    log = tmp_path / "out.txt"
-    wait_for(lambda: trains(tmp_path))
-    with blind_node(cluster, joined, tmp_path / "runs"):
+    settings, log = ("study.budget.trials=4", f"train.epochs={EPOCHS // 4}"), tmp_path / "out.txt"
+    study = start_on_one_node(tmp_path, environment, cluster, *settings)
+    with blind_node(cluster, environment, tmp_path / "runs"):
         wait_for(lambda: "a node gets no more trials" in log.read_text(), seconds=200)
         assert study.wait(timeout=300) == 0, log.read_text()
         wait_for(lambda: nodes_of(cluster) == 2)  # it had nothing to do any more, and went

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -150,14 +150,27 @@ class Running:
         return self.process.wait(seconds), self.output.read_text()
 
 
-@pytest.mark.slow
-def test_credentials_that_expire_stop_a_study_which_goes_on_with_new_ones(
+@pytest.fixture
+def first_trial_ended(
     tmp_path: Path, gate: Gate, environment: dict[str, str], empty_database: Path
-) -> None:
+) -> Callable[..., Running]:
+    """Starts a study, and waits until it has a trial behind it."""
     shutil.copyfile(empty_database, tmp_path / "mlflow.db")
     environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    study = Running(tmp_path, environment, gate, "study.storage_timeout=8")
-    study.wait_until('"ended"')
+
+    def start(*own: str) -> Running:
+        study = Running(tmp_path, environment, gate, *own)
+        study.wait_until('"ended"')
+        return study
+
+    return start
+
+
+@pytest.mark.slow
+def test_credentials_that_expire_stop_a_study_which_goes_on_with_new_ones(
+    tmp_path: Path, gate: Gate, environment: dict[str, str], first_trial_ended: Callable[..., Running]
+) -> None:
+    study = first_trial_ended("study.storage_timeout=8")
     gate.close(EXPIRED)
     began = time.monotonic()
     code, told = study.ended()
@@ -179,12 +192,9 @@ def test_credentials_that_expire_stop_a_study_which_goes_on_with_new_ones(
 
 @pytest.mark.slow
 def test_a_storage_that_refuses_for_a_while_costs_no_trial(
-    tmp_path: Path, gate: Gate, environment: dict[str, str], empty_database: Path
+    tmp_path: Path, gate: Gate, first_trial_ended: Callable[..., Running]
 ) -> None:
-    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
-    environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    study = Running(tmp_path, environment, gate, "study.budget.trials=5")
-    study.wait_until('"ended"')
+    study = first_trial_ended("study.budget.trials=5")
     gate.close(DENIED)
     time.sleep(10)
     assert gate.refused > 3
