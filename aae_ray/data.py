@@ -2,10 +2,12 @@
 
 python -m aae_ray.data                                           the digits that ship with scikit-learn
 python -m aae_ray.data mnist                                     downloaded once; docs/data.md lists the others
-python -m aae_ray.data faces --path faces.parquet data.image_column=pixels
-python -m aae_ray.data faces --path faces.parquet --preview faces.png     a sheet of images with their labels
+python -m aae_ray.data faces.parquet                             your own, which it calls faces; or a folder
+python -m aae_ray.data faces --path 2026/all.parquet data.image_column=pixels
+python -m aae_ray.data faces.parquet --preview faces.png         a sheet of images with their labels
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +23,7 @@ from aae_ray.cli import main
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.contents import MOST_CLASSES, contents_of
 from aae_ray.datasets.dataset import Dataset, class_names, load, prepared_folder
+from aae_ray.datasets.published import PUBLISHED
 from aae_ray.errors import UserError
 
 COLUMNS, SHOWN = 10, 100  # of the preview: in a row, and in all
@@ -30,8 +33,9 @@ def prepare(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME] [KEY=VALUE]...",
-            help="name of the set (digits if none), then settings to change, e.g. data.split_seed=1",
+            metavar="[NAME or FILE or FOLDER] [KEY=VALUE]...",
+            help="name of the set (digits if none), or where your own lies, then settings to change, e.g. "
+            "data.split_seed=1",
         ),
     ] = None,
     path: Annotated[str | None, typer.Option(help="file or folder of images or rows; data.path")] = None,
@@ -46,6 +50,8 @@ def prepare(
     """Prepare a data set, once, and say what is in it."""
     name = next((word for word in arguments or [] if "=" not in word), None)
     entries = reading.read_overrides(word for word in arguments or [] if word != name)
+    if path is None and name is not None and _is_a_place(name):
+        name, path = None if "data.name" in entries else settings.name_for(name), name
     for key, value in {"data.name": name, "data.path": path, "data.cache": cache}.items():
         if value is not None and key in entries:
             raise UserError(f"{key} is given twice: {value} and {entries[key].value}")
@@ -75,6 +81,11 @@ def prepare(
         except OSError as error:
             raise UserError(f"--preview {preview} cannot be written: {error.strerror}") from None
         print(f"{'preview':<{width}} {preview}")
+
+
+def _is_a_place(word: str) -> bool:
+    """Whether a word says where data lie, and is no name of a set."""
+    return os.sep in word or (word not in PUBLISHED and Path(word).exists())
 
 
 class _Progress:

@@ -70,6 +70,21 @@ def test_name_options_and_settings(run: Callable[..., Ended], faces: Path, tmp_p
     assert str(tmp_path / "kept/faces-") in ended.stdout
 
 
+def test_a_file_or_folder_alone_names_the_set(
+    run: Callable[..., Ended], faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ("--cache", tmp_path / "kept", "data.image_column=pixels")
+    for words in ((faces,), ("faces.parquet",), ("./faces.parquet",)):
+        ended = run(*words, *more)
+        assert ended.code == 0 and "name    faces" in ended.stdout
+    assert "name    own" in run("faces.parquet", *more, "data.name=own").stdout
+    (tmp_path / "mnist").mkdir()  # is none the less the name of a published set
+    ended = run("mnist", "data.image_column=x")
+    assert ended.code == 2 and "data.path names none" in ended.stderr
+    assert "give it another name, such as data.name=faces\n" in run("data.path=faces.parquet").stderr
+
+
 def test_what_was_read_and_what_was_not_is_said_once(run: Callable[..., Ended], tmp_path: Path) -> None:
     images = np.arange(40 * 9).reshape(40, 9) % 256
     for part, rows in (("train", slice(0, 20)), ("test", slice(20, 40))):

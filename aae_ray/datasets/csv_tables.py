@@ -31,6 +31,7 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabulators", "|": "bars"
 _LONGEST = 1 << 20  # bytes of the first line
 _LEAST_OF_A_SPECTRUM = 4  # columns; few numbers of a row are often in order
 _DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error)
+_COMMENT = "#"
 _BINARY = b"\x00"  # in no text
 _OTHER_TEXT = ("<", "version https://git-lfs")  # how text begins that is no table
 _NUMBER = re.compile(r"(0|-?[1-9]\d*)(\.\d+)?")  # with one spelling for each whole number, and so no 007
@@ -42,11 +43,20 @@ def is_csv(relative: Path) -> bool:
 
 
 @dataclass(frozen=True)
+class _Layout:
+    """The names of the columns, and what stands between them."""
+
+    names: tuple[str, ...]
+    delimiter: str
+    lines: int  # down to that of the names, and with it
+
+
+@dataclass(frozen=True)
 class _CsvShard(Shard):
     """A CSV file, which is held in memory."""
 
     table: Any
-    delimiter: str
+    layout: "_Layout"
 
     def batches(self, columns: Sequence[str], size: int = BATCH_ROWS) -> Iterator[tuple[int, Any]]:
         row = 0
@@ -69,39 +79,42 @@ def read_csv(root: Path, files: Sequence[Path], data: settings.Data) -> ImageStr
     """The rows, or the images, of CSV files below a folder, in the order given; or of one file, which is `root` itself.
 
     An empty field, and one that says NA, NaN or null, is a missing value. Labels are text as it stands there, of which
-    an empty field alone is missing, unless all of them are numbers. Parts are those of a column `split`, else those
-    that files and folders are named by. Raises UserError by file, column and row.
+    an empty field alone is missing, unless all of them are numbers. Blanks around names and labels do not count.
+    Parts are those of a column `split`, else those that files and folders are named by. Raises UserError by file,
+    column and row.
     """
     parts = parts_of_files(root, files) or [TO_BE_DRAWN] * len(files)
     shards = [_shard(file, part) for file, part in zip(files, parts, strict=True)]
     shards = _with_labels_as_written(shards, data.label_column or LABEL_COLUMN)
-    between = dict.fromkeys(_DELIMITERS[shard.delimiter] for shard in shards if shard.delimiter != ",")
+    between = dict.fromkeys(_DELIMITERS[shard.layout.delimiter] for shard in shards if shard.layout.delimiter != ",")
     form = f"CSV with {' and '.join(between)}" if between else "CSV"
     return read_shards(root, shards, data, form, "names of files and folders")
 
 
 def _shard(file: Path, part: int) -> _CsvShard:
-    names, delimiter = _head(file)
-    twice = tuple(dict.fromkeys(name for name in names if names.count(name) > 1))
+    layout = _layout(file)
+    twice = tuple(dict.fromkeys(name for name in layout.names if layout.names.count(name) > 1))
     if twice:
         raise UserError(f"{file} has several columns of the name {twice[0]}; give each a name of its own")
-    table = _table(file, delimiter, strings_can_be_null=True, quoted_strings_can_be_null=False)
+    table = _table(file, layout, strings_can_be_null=True, quoted_strings_can_be_null=False)
     fields = {field.name: field for field in table.schema}
-    return _CsvShard(file, fields, (), table.num_rows, {}, {}, part, table, delimiter)
+    return _CsvShard(file, fields, (), table.num_rows, {}, {}, part, table, layout)
 
 
 def _with_labels_as_written(shards: list[_CsvShard], column: str) -> list[_CsvShard]:
     """Files whose labels are text, unless they are numbers in all of them: 01067 is a name, and NA may be one."""
     import pyarrow as pa
+    from pyarrow import compute
+
+    def texts_of(shard: _CsvShard) -> Any:
+        options = {"include_columns": [column], "column_types": {column: pa.string()}, "null_values": [""]}
+        texts = compute.utf8_trim_whitespace(
+            _table(shard.file, shard.layout, strings_can_be_null=True, **options).column(0)
+        )
+        return compute.if_else(compute.equal(texts, ""), pa.scalar(None, pa.string()), texts)
 
     with_labels = [shard for shard in shards if column in shard.fields and column != NONE]
-    texts = {
-        shard.file: _table(
-            shard.file, shard.delimiter, include_columns=[column], column_types={column: pa.string()},
-            strings_can_be_null=True, null_values=[""],
-        ).column(0)
-        for shard in with_labels
-    }  # fmt: skip
+    texts = {shard.file: texts_of(shard) for shard in with_labels}
     if all(_are_numbers(shard.table.column(column), texts[shard.file]) for shard in with_labels):
         return shards
     return [_with_column(shard, column, texts[shard.file]) if shard.file in texts else shard for shard in shards]
@@ -125,7 +138,7 @@ def _with_column(shard: _CsvShard, column: str, values: Any) -> _CsvShard:
     return replace(shard, table=table, fields={field.name: field for field in table.schema})
 
 
-def _table(file: Path, delimiter: str, **options: Any) -> Any:
+def _table(file: Path, layout: _Layout, **options: Any) -> Any:
     """What Arrow reads in a file. Raises UserError, by the line where a row is cut or has too many fields."""
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
@@ -133,16 +146,17 @@ def _table(file: Path, delimiter: str, **options: Any) -> Any:
     def advice(error: Exception) -> str:
         return f"; {AGAIN}" if isinstance(error, _DAMAGE) else "; save it again as CSV in UTF-8"
 
-    text = f"cannot be read as CSV with {_DELIMITERS[delimiter]} between its columns"
+    text = f"cannot be read as CSV with {_DELIMITERS[layout.delimiter]} between its columns"
     with readable(file, (pa.ArrowException, *_DAMAGE), text, advice), open_unpacked(file) as content:
         try:
             return arrow_csv.read_csv(
                 pa.PythonFile(content, mode="r"),
-                parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                read_options=arrow_csv.ReadOptions(column_names=layout.names, skip_rows=layout.lines),
+                parse_options=arrow_csv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=True),
                 convert_options=arrow_csv.ConvertOptions(**options),
             )
         except pa.ArrowInvalid:
-            if (ragged := _ragged_row(file, delimiter)) is not None:
+            if (ragged := _ragged_row(file, layout.delimiter)) is not None:
                 raise UserError(f"{file}: {ragged}") from None
             raise
 
@@ -154,6 +168,8 @@ def _ragged_row(file: Path, delimiter: str) -> str | None:
         try:
             for fields in rows:
                 names = names or len(fields)
+                if fields and len(fields) != names and fields[0].lstrip().startswith(_COMMENT):
+                    return f"line {line} begins with {_COMMENT}; a table has no comments: take the line out"
                 if fields and len(fields) != names:
                     return (
                         f"line {line} has {len(fields)} field{'s' * (len(fields) != 1)}, and the line of names "
@@ -175,8 +191,8 @@ def _are_values(numbers: Sequence[str]) -> bool:
     return any("." in number for number in numbers) and not (in_order and len(values) >= _LEAST_OF_A_SPECTRUM)
 
 
-def _head(file: Path) -> tuple[list[str], str]:
-    """The names of the columns, and what stands between them."""
+def _layout(file: Path) -> _Layout:
+    """What the first line says. Raises UserError where it holds no names, or the file is none of text."""
     with readable(file, _DAMAGE, "is damaged or cut short", lambda error: f"; {AGAIN}"), open_unpacked(file) as content:
         raw = content.read(_LONGEST)
     if not raw.strip():
@@ -188,20 +204,25 @@ def _head(file: Path) -> tuple[list[str], str]:
             raise UserError(f"{file} is no CSV file, but {kind}") from None
         if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise UserError(f"{file} is in UTF-16; save it in UTF-8") from None
-        lines = raw[: error.start].count(b"\n")
-        where = f"line {lines + 1}, byte {error.start}"
+        complete = raw[: error.start].count(b"\n")
+        where = f"line {complete + 1}, byte {error.start}"
         raise UserError(f"{file} is not in UTF-8 ({where}); save it in that encoding") from None
     if _BINARY in raw or text.lstrip().startswith(_OTHER_TEXT):
         # Of other text the first letters say nothing: a table may begin with a column BMI.
         kind = format_of(raw.removeprefix(b"\xef\xbb\xbf")) or "a file of no known format; save it again as CSV"
         raise UserError(f"{file} is no CSV file, but {kind}")
-    line = next(line for line in text.splitlines() if line.strip())
+    lines, line = next((number, line) for number, line in enumerate(io.StringIO(text, newline=None), 1) if line.strip())
+    if line.lstrip().startswith(_COMMENT):
+        raise UserError(
+            f"{file} begins with {line.strip()[:40]!r}; take out lines that begin with {_COMMENT}, and let the names "
+            "of the columns be the first line"
+        )
     delimiter = max(_DELIMITERS, key=line.count)
-    names = next(csv.reader([line], delimiter=delimiter))
+    names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
     numbers = [name for name in names if is_a_number(name)]
     if len(numbers) == len(names) or (2 * len(numbers) >= len(names) and _are_values(numbers)):
         raise UserError(
             f"{file} begins with numbers ({', '.join(numbers[:3])}, ...) where the names of its columns should be; "
             "write them as its first line"
         )
-    return names, delimiter
+    return _Layout(tuple(names), delimiter, lines)

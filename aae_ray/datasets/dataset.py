@@ -31,6 +31,7 @@ from aae_ray.datasets.pixels import Scale, arrange_block, located_faults
 from aae_ray.datasets.prepared import Columns, examples_file, fetch, prepare
 from aae_ray.datasets.published import PUBLISHED, Published
 from aae_ray.datasets.rows import standardisation
+from aae_ray.datasets.shards import MissingColumn
 from aae_ray.errors import UserError, did_you_mean
 
 PREPARED_FORMAT = 6  # raised when prepared data or their reading changes, so that older ones are made anew
@@ -186,7 +187,13 @@ def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Sour
 
         def read(columns: Columns) -> ImageStream:
             stream = source.read(columns)
-            return with_test(stream, test.read(stream.columns), remote.shown(test_path))
+            try:
+                images = test.read(stream.columns)
+            except MissingColumn as missing:
+                if data.columns is not None:
+                    raise
+                raise MissingColumn("data.test_path", missing.lack) from None
+            return with_test(stream, images, remote.shown(test_path))
 
         return _Source(identity, read, (*source.temporary, *test.temporary))
     if columns := _columns(data):
@@ -226,8 +233,7 @@ def _source_at(data: settings.Data, path: str, key: str) -> _Source:
     """Images at a path of this machine, or at the URI of a file system, from which they are downloaded to be read."""
     if not remote.is_uri(path):
         return _stored_source(data, Path(path).expanduser(), key)
-    if data.name == "digits":
-        raise UserError(f"data.name: {remote.shown(path)} is not scikit-learn's digits; give it another name")
+    _check_name(data.name, remote.shown(path))
     files = remote.parquet_files(path, key)
     identity: dict[str, Any] = {"uri": remote.shown(path), "files": [astuple(file) for file in files]}
     identity |= _pixel_settings(data) | _column_settings(data)
@@ -241,8 +247,7 @@ def _source_at(data: settings.Data, path: str, key: str) -> _Source:
 
 
 def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
-    if data.name == "digits":
-        raise UserError(f"data.name: {path} is not scikit-learn's digits; give it another name")
+    _check_name(data.name, str(path))
     try:
         form, stored = _find_stored(data.name, path, key)
         identity: dict[str, Any] = {"files": [_file_identity(file) for file in stored.files]} | _pixel_settings(data)
@@ -259,6 +264,13 @@ def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
         return stored.read(data if columns is None else data.model_copy(update={"kind": "rows", "columns": columns}))
 
     return _Source(identity, read)
+
+
+def _check_name(name: str, path: str) -> None:
+    if name == "digits":
+        told = settings.name_for(path)
+        example = "" if told == "digits" else f", such as data.name={told}"
+        raise UserError(f"data.name: {path} is not scikit-learn's digits; give it another name{example}")
 
 
 def _find_stored(name: str, path: Path, key: str) -> tuple[Format, Stored]:

@@ -19,7 +19,8 @@ LARGEST_WHOLE = 2**53  # beyond it doubles leave whole numbers out
 BLOCK_ROWS = 1 << 16  # of a set whose mean is taken, at a time
 MOSTLY = 0.5  # share of a column's text that is numbers, above which the rest are slips
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
-_DECIMAL_COMMA = re.compile(r"\s*[-+]?\d{1,3}(\.?\d{3})*,\d+\s*")
+# With a decimal comma, or with thousands apart: 1,234 may be either.
+_WRITTEN_OTHERWISE = re.compile(r"\s*[-+]?(\d+,\d+|\d{1,3}([,. '\u00a0\u202f]\d{3})+([.,]\d+)?)\s*")
 
 Fault = Callable[[int, str, str], UserError]  # of a row of a batch, a column and what is wrong with it
 
@@ -80,13 +81,13 @@ def is_a_number(text: str) -> bool:
 def slip(values: Sequence[Any]) -> tuple[int, str] | None:
     """The first text that is no number, and what is wrong with it, where most of a column's are; None elsewhere."""
     texts = [(row, value) for row, value in enumerate(values) if isinstance(value, str) and value.strip()]
-    commas = sum(1 for _, value in texts if _DECIMAL_COMMA.fullmatch(value))
     wrong = [(row, value) for row, value in texts if not is_a_number(value)]
-    if not wrong or len(texts) - len(wrong) + commas <= MOSTLY * len(texts):
+    otherwise = sum(1 for _, value in wrong if _WRITTEN_OTHERWISE.fullmatch(value))
+    if not wrong or len(texts) - len(wrong) + otherwise <= MOSTLY * len(texts):
         return None
     row, value = wrong[0]
-    if _DECIMAL_COMMA.fullmatch(value):
-        return row, f"is {value!r}; write numbers with a decimal point"
+    if _WRITTEN_OTHERWISE.fullmatch(value):
+        return row, f"is {value!r}; write numbers with a decimal point, and without separators of thousands"
     return row, f"is {value[:40]!r}, and most others are numbers; put it right, leave it empty or leave out the row"
 
 

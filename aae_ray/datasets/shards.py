@@ -47,11 +47,22 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_COLUMNS]) + more if names else "none"
 
 
+class MissingColumn(UserError):
+    """A file has not the column that a setting names."""
+
+    def __init__(self, key: str, lack: str) -> None:
+        super().__init__(key, lack)
+        self.lack = lack
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
+
+
 def check_column(shard: Shard, key: str, named: str) -> None:
+    """Raises MissingColumn."""
     if named not in shard.columns:
-        raise UserError(
-            f"{key}: {shard.file} has no column {named}, but {some(shard.columns)}.{did_you_mean(named, shard.columns)}"
-        )
+        meant = did_you_mean(named, shard.columns)
+        raise MissingColumn(key, f"{shard.file} has no column {named}, but {some(shard.columns)}.{meant}")
 
 
 def check_same(shard: Shard, column: str, first: Shard, family: Callable[[Any], str | None]) -> None:

@@ -140,6 +140,13 @@ def test_dates_in_seconds_keep_their_differences(tmp_path: Path) -> None:
             ": line 9 has 2 fields, and the line of names 3;",
         ),
         ("a;b\n1,5;2\n2,5;3\n", "row 0 (line 2) of column a is '1,5'; write numbers with a decimal point"),
+        (
+            'a,b\n"1,234,567",2\n"12,345.5",3\n',
+            "column a is '1,234,567'; write numbers with a decimal point, and without",
+        ),
+        ("a;b\n1.234.567;2\n2.345.678;3\n", "column a is '1.234.567'; write numbers with a decimal point, and without"),
+        ("# of 2026\na,b\n1,2\n", "begins with '# of 2026'; take out lines that begin with #"),
+        ("a,b\n1,2\n# half\n2,3\n", "line 3 begins with #; a table has no comments: take the line out"),
         (lines("9007199254740993"), "is 9007199254740993; whole numbers beyond 2^53"),
         (lines("name"), "data.kind=rows reads the numbers in a as rows"),
         ("a,b\nx,y\nz,w\n", "has no column of images"),
@@ -286,7 +293,7 @@ def test_parts_come_from_names_a_column_and_a_second_path(tmp_path: Path) -> Non
         dataset = read(first, test_path=str(path))
         assert dataset.kind.columns == ("a", "b") and len(dataset.test) == 10  # type: ignore[attr-defined]
     np.testing.assert_array_equal(dataset.examples_NX[dataset.test], FRAME[30:][["a", "b"]])
-    with pytest.raises(UserError, match=r"data\.columns: .* has no column a"):
+    with pytest.raises(UserError, match=r"^data\.test_path: .*v\.csv has no column a, but c, b, label"):
         read(first, test_path=str(write(tmp_path / "v.csv", FRAME[30:].rename(columns={"a": "c"}))))
 
 
@@ -309,6 +316,14 @@ def test_labels_of_csv_are_named_as_they_are_written(
     rows = [f"{row / 2},{labels[row % len(labels)]}" for row in range(40)]
     dataset = read(csv(tmp_path, "\n".join(["a,label", *rows])))
     assert (dataset.class_names, dataset.unlabelled) == (classes, unlabelled)
+
+
+def test_blanks_around_names_and_labels_and_lines_before_the_names_do_not_count(tmp_path: Path) -> None:
+    rows = [f"{row / 2}, {row**2} , {'xyz'[row % 3]}, {'test' if row > 30 else 'train'}" for row in range(40)]
+    dataset = read(csv(tmp_path, "\n".join(["", " ", "a, b, label , split", "", *rows])))
+    assert dataset.kind.columns == ("a", "b")  # type: ignore[attr-defined]
+    assert (dataset.class_names, dataset.unlabelled, len(dataset.test)) == (("x", "y", "z"), 0, 9)
+    np.testing.assert_array_equal(dataset.examples_NX[0], [0, 0])
 
 
 def test_labels_are_text_in_all_files_where_they_are_in_one(tmp_path: Path) -> None:
