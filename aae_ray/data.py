@@ -7,7 +7,6 @@ python -m aae_ray.data faces --path 2026/all.parquet data.image_column=pixels
 python -m aae_ray.data faces.parquet --preview faces.png         a sheet of images with their labels
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,8 +21,7 @@ from aae_ray import reading, settings
 from aae_ray.cli import main
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.contents import MOST_CLASSES, contents_of
-from aae_ray.datasets.dataset import Dataset, class_names, load, prepared_folder
-from aae_ray.datasets.published import PUBLISHED
+from aae_ray.datasets.dataset import Dataset, class_names, is_a_place, load, name_for, prepared_folder
 from aae_ray.errors import UserError
 
 COLUMNS, SHOWN = 10, 100  # of the preview: in a row, and in all
@@ -50,8 +48,8 @@ def prepare(
     """Prepare a data set, once, and say what is in it."""
     name = next((word for word in arguments or [] if "=" not in word), None)
     entries = reading.read_overrides(word for word in arguments or [] if word != name)
-    if path is None and name is not None and _is_a_place(name):
-        name, path = None if "data.name" in entries else settings.name_for(name), name
+    if path is None and name is not None and is_a_place(name):
+        name, path = None if "data.name" in entries else name_for(name), name
     for key, value in {"data.name": name, "data.path": path, "data.cache": cache}.items():
         if value is not None and key in entries:
             raise UserError(f"{key} is given twice: {value} and {entries[key].value}")
@@ -81,11 +79,6 @@ def prepare(
         except OSError as error:
             raise UserError(f"--preview {preview} cannot be written: {error.strerror}") from None
         print(f"{'preview':<{width}} {preview}")
-
-
-def _is_a_place(word: str) -> bool:
-    """Whether a word says where data lie, and is no name of a set."""
-    return os.sep in word or (word not in PUBLISHED and Path(word).exists())
 
 
 class _Progress:

@@ -35,6 +35,7 @@ _T = TypeVar("_T")
 # Names by which people call arrays, without the part, in lower case.
 _IMAGE_NAMES = ("images", "image", "x", "data", "imgs", "img", "pixels")
 _LABEL_NAMES = ("labels", "label", "y", "targets", "target")
+_ANY_CHANNELS = (*CHANNELS, WITH_OPACITY)
 _SHOWN = 6  # arrays in a message
 _START = 1024  # bytes that tell one format from another
 _HEADER_READERS = {
@@ -153,6 +154,7 @@ def _image_arrays(headers: Sequence[ArrayHeader], named: str | None) -> dict[int
         chosen = [header for header in headers if _role(header.name)[0] in _IMAGE_NAMES]
         chosen = chosen or [header for header in headers if _layout(header.shape) and header.dtype.kind in "buif"]
         chosen = [header for header in chosen if len(header.shape) > 1] or chosen
+        chosen = chosen or (list(headers) if len(headers) == 1 else [])  # to say what is wrong with the one there is
     listed = ", ".join(f"{header.name} ({size_text(header.shape)} of {header.dtype})" for header in headers[:_SHOWN])
     if not chosen:
         raise UserError(f"{location} has no array of images; it holds {listed}")
@@ -227,12 +229,17 @@ def _image_shape(header: ArrayHeader) -> tuple[int, int, int]:
         raise UserError(f"{header} holds values of type {header.dtype}; images are numbers or booleans")
     if shape[:1] == (0,):
         raise UserError(f"{header} holds no images; store some, or name another array with data.image_column")
+    if layout is None and len(shape) == 4 and shape[1] in _ANY_CHANNELS and shape[3] in _ANY_CHANNELS:
+        raise UserError(
+            f"{header} is {size_text(shape)}, which may be N x C x H x W as well as N x H x W x C; save images of one "
+            "channel as N x H x W, and those of more as pictures"
+        )
     if layout is None:
         raise UserError(
             f"{header} is {size_text(shape) or 'one number'}; images are N x H x W, N x H x W x C or N x C x H x W, "
             f"with 1, 3 or 4 channels, or N x D, flat and square. Reshape it"
         )
-    if layout == "NHW" and shape[2] in (*CHANNELS, WITH_OPACITY) and shape[1] > 4:
+    if layout == "NHW" and shape[2] in _ANY_CHANNELS and shape[1] > 4:
         raise UserError(
             f"{header} is {size_text(shape)}, which looks like one picture, height x width x channels; as "
             f"N x H x W x C it begins with the number of images"

@@ -6,6 +6,8 @@
 import fcntl
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +46,8 @@ PIXEL_SETTINGS = (
     "resample",
     "transpose",
 )  # of data, how pixels are read
+NAMES = ("digits", *PUBLISHED)  # of sets that need no path
+LONGEST_NAME = 90  # letters of a name that a set gets by its path; data.name takes 100
 Indices = NDArray[np.int64]
 
 
@@ -167,6 +171,18 @@ def cache_folder(data: settings.Data) -> Path:
 # -------------------------------------------------------------------------------------------------- sources
 
 
+def is_a_place(word: str) -> bool:
+    """Whether a word says where data lie, and is not the name of a published set."""
+    return "/" in word or bool(Path(word).suffix) or (word not in NAMES and os.path.exists(word))
+
+
+def name_for(path: str) -> str:
+    """A name for the set at a path or URI: `faces` for `s3://bucket/faces.parquet`."""
+    last = Path(path if remote.is_uri(path) else Path(path).expanduser().resolve())
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", last.name.lstrip(".").partition(".")[0]).strip("-")[:LONGEST_NAME] or "own"
+    return f"{name}-own" if name in NAMES else name
+
+
 @dataclass(frozen=True)
 class _Source:
     """Where images come from: what tells it from other sources and from its own past, and how it is read."""
@@ -205,10 +221,9 @@ def _find_source(data: settings.Data, progress: Progress = no_progress) -> _Sour
         folder = cache_folder(data) / "downloads" / published.folder
         identity = {"sha256": dict(published.sha256)} | _pixel_settings(data)
         return _Source(identity, lambda _: _downloaded(published, folder, progress).read(data))
-    known = ("digits", *PUBLISHED)
     raise UserError(
-        f"data.name: {data.name} is none of {', '.join(known)}; for your own images give data.path."
-        f"{did_you_mean(data.name, known)}"
+        f"data.name: {data.name} is none of {', '.join(NAMES)}; for your own images give data.path."
+        f"{did_you_mean(data.name, NAMES)}"
     )
 
 
@@ -268,9 +283,9 @@ def _stored_source(data: settings.Data, path: Path, key: str) -> _Source:
 
 def _check_name(name: str, path: str) -> None:
     if name == "digits":
-        told = settings.name_for(path)
-        example = "" if told == "digits" else f", such as data.name={told}"
-        raise UserError(f"data.name: {path} is not scikit-learn's digits; give it another name{example}")
+        raise UserError(
+            f"data.name: {path} is not scikit-learn's digits; give it another name, such as data.name={name_for(path)}"
+        )
 
 
 def _find_stored(name: str, path: Path, key: str) -> tuple[Format, Stored]:

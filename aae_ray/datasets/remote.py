@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aae_ray.errors import UserError
+from aae_ray.settings.values import FILE_SYSTEMS
 
 ANSWER_SECONDS = 60.0  # for the first answer of a file system, which may look for credentials meanwhile
 BLOCK = 1 << 24  # bytes
 ABOUT = "about.json"  # of a prepared set: what is written last
 NO_BODY = "No response body"  # what AWS's client says of an answer to HEAD, which never says why
 AWS_ERROR = re.compile(r"AWS Error (\w+)(?: \((HTTP status \d+)\))? during (\w+) operation: (.*)", re.DOTALL)
+NO_HOST = re.compile(r"Could not resolve host: ([\w.-]+)")
 DETAIL = re.compile(r"Detail: \[errno \d+\] (.*)", re.DOTALL)  # how pyarrow's errors end
 Answer = TypeVar("Answer")
 
@@ -126,14 +128,20 @@ def _opened(uri: str, key: str) -> tuple[Any, str]:
 
     try:
         system, path = FileSystem.from_uri(uri if is_uri(uri) else Path(uri).absolute().as_uri())
-    except ValueError as error:
-        raise UserError(f"{key}: {shown(uri)} is not the URI of a file system: {error}") from None
+    except ValueError:
+        known = ", ".join(f"{scheme}://" for scheme in FILE_SYSTEMS)
+        raise UserError(
+            f"{key}: {shown(uri)} is not at a file system that is read here; their addresses begin with {known}. "
+            "Download it, and name the file or folder"
+        ) from None
     return system, path.rstrip("/")
 
 
 def reason_of(error: BaseException) -> str:
     """Why a file system did not do what it was asked: of what pyarrow says, what is meant for people."""
     text = str(error)
+    if found := NO_HOST.search(text):
+        return f"no name server knows {found[1].rstrip('.')}"
     if found := AWS_ERROR.search(text):
         code, status, operation, message = found.groups()
         said = message.strip().removeprefix("Unable to parse ExceptionName: ").replace(" Message: ", ": ")

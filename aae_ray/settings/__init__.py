@@ -11,7 +11,6 @@ builds the optimizer. Files and command lines are read in `reading`.
 
 from aae_ray.settings.sections import Data, Model, Optim, Pruner, Sampler, StudySettings, setting
 from aae_ray.settings.tree import RunSettings, Settings, dotted_fields, epoch_at, flatten, replace, run_values
-from aae_ray.settings.values import name_for
 
 __all__ = [
     "Data",
@@ -25,7 +24,6 @@ __all__ = [
     "dotted_fields",
     "epoch_at",
     "flatten",
-    "name_for",
     "replace",
     "run_values",
     "setting",

@@ -61,12 +61,6 @@ def _name(value: str) -> str:
     return value
 
 
-def name_for(path: str) -> str:
-    """A name for what lies at a path or URI, of its last part: `faces` for `s3://bucket/faces.parquet`."""
-    last = path.rstrip("/").rpartition("/")[2].lstrip(".").partition(".")[0]
-    return re.sub(r"[^A-Za-z0-9_]+", "-", last).strip("-")[:100] or "own"
-
-
 def _model_name(value: str | None) -> str | None:
     if value is not None and not re.fullmatch(r"(?! )[A-Za-z0-9_][A-Za-z0-9._ -]{0,199}(?<! )", value):
         raise ValueError(

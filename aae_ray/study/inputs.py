@@ -4,7 +4,6 @@ Shapes: N images, C channels, H height, W width.
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +13,15 @@ from numpy.typing import NDArray
 
 from aae_ray.autoencoder.kinds import ExampleKind, RowKind
 from aae_ray.autoencoder.published import Published
-from aae_ray.datasets.dataset import PIXEL_SETTINGS, Dataset, load
+from aae_ray.datasets.dataset import PIXEL_SETTINGS, Dataset, is_a_place, load, name_for
 from aae_ray.datasets.pictures import decode
 from aae_ray.datasets.pixels import PixelFault
-from aae_ray.datasets.published import PUBLISHED
 from aae_ray.errors import UserError
 from aae_ray.reading import Entry, build, read_overrides
 from aae_ray.settings import Data, dotted_fields
 from aae_ray.study.loading import recorded_settings
 
 COMMAND_LINE = "command line"
-LONGEST = 90  # letters of a name that a set gets by its path; data.name takes 100
 PIXELS = tuple(f"data.{name}" for name in PIXEL_SETTINGS)  # whatever the images come from
 
 
@@ -42,13 +39,13 @@ def read_data(data: str | None, overrides: Sequence[str], model: Published) -> D
         about = {key: value for key, value in model.settings.items() if key.startswith("data.")}
         dataset = load(recorded_settings(about, changes, str(model)).data)
     else:
-        given = os.path.exists(data) or "/" in data or bool(Path(data).suffix)
+        given = is_a_place(data)
         key = "data.path" if given else "data.name"
         if key in changes:
             raise UserError(f"{key} is given twice: {data} and {changes[key].value}")
         entries = {key: Entry(data, COMMAND_LINE)}
         if given:
-            entries["data.name"] = Entry(_name_of(Path(data)), COMMAND_LINE)
+            entries["data.name"] = Entry(name_for(data), COMMAND_LINE)
         dataset = load(build(entries | _pixels_as(model, changes)).data, to_train=False)
     dataset = standardised_as(dataset, model.kind, str(model))
     if model.shape and dataset.shape != model.shape:
@@ -107,12 +104,6 @@ def _pixels_as(model: Published, changes: Mapping[str, Entry]) -> dict[str, Entr
             )
         recorded["data.scale"] = ":".join(map(repr, model.value_range))
     return {key: Entry(value, str(model)) for key, value in recorded.items()} | dict(changes)
-
-
-def _name_of(path: Path) -> str:
-    """A name that a set at this path may have."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem)[:LONGEST] or "data"
-    return f"{name}-own" if name in ("digits", *PUBLISHED) else name
 
 
 def _mend(model: Published) -> str:

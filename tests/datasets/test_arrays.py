@@ -200,12 +200,12 @@ FAULTS: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "no square": (
         "a.npy",
         lambda: saved(GREY.reshape(20, -1)),
-        "no array of images; it holds a (20 x 42 of uint8)",
+        "is 20 x 42; images are N x H x W",
     ),
     "channels on both sides": (
         "a.npz",
         lambda: archive(x=np.zeros((9, 3, 8, 3), np.uint8)),
-        "is 9 x 3 x 8 x 3; images",
+        "is 9 x 3 x 8 x 3, which may be N x C x H x W as well as N x H x W x C; save",
     ),
     "videos": ("a.npz", lambda: archive(x=np.zeros((2, 3, 4, 5, 6))), "is 2 x 3 x 4 x 5 x 6; images are N x H x W"),
     "several": (
