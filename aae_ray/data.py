@@ -21,7 +21,8 @@ from aae_ray import reading, settings
 from aae_ray.cli import main
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.contents import MOST_CLASSES, contents_of
-from aae_ray.datasets.dataset import Dataset, class_names, is_a_place, load, name_for, prepared_folder
+from aae_ray.datasets.dataset import Dataset, class_names, load, prepared_folder
+from aae_ray.datasets.sources import is_a_place, name_for
 from aae_ray.errors import UserError
 
 COLUMNS, SHOWN = 10, 100  # of the preview: in a row, and in all

@@ -78,7 +78,7 @@ OWNERS = {
         "aae_ray.reporting.trial_table",
     ),
     "sklearn": (
-        "aae_ray.datasets.dataset",
+        "aae_ray.datasets.sources",
         "aae_ray.evaluation.clustering_metrics",
         "aae_ray.reporting.defaults",
     ),

@@ -18,8 +18,9 @@ from aae_ray.autoencoder.kinds import RowKind
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.published import Published, some_names
 from aae_ray.datasets.classes import UNKNOWN
-from aae_ray.datasets.dataset import Dataset, Indices, class_names
+from aae_ray.datasets.dataset import Dataset, class_names
 from aae_ray.datasets.images import examples, given_examples
+from aae_ray.datasets.splits import Indices
 from aae_ray.errors import UserError
 from aae_ray.evaluation import drawing as figures
 from aae_ray.evaluation import sample_quality as quality

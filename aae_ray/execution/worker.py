@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from aae_ray.datasets.dataset import Dataset, cache_folder, load
+from aae_ray.datasets.dataset import Dataset, load
+from aae_ray.datasets.sources import cache_folder
 from aae_ray.errors import UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.figure_data import figure_data

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from aae_ray.autoencoder.kinds import RowKind
-from aae_ray.datasets.dataset import Dataset, cache_folder, class_names, split_digest
+from aae_ray.datasets.dataset import Dataset, class_names, split_digest
+from aae_ray.datasets.sources import cache_folder
 from aae_ray.errors import UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.final_evaluation import FinalEvaluation, evaluate_model, final_evaluation_tags

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from aae_ray.autoencoder.kinds import ExampleKind, RowKind
 from aae_ray.autoencoder.published import Published
-from aae_ray.datasets.dataset import PIXEL_SETTINGS, Dataset, is_a_place, load, name_for
+from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.pictures import decode
 from aae_ray.datasets.pixels import PixelFault
+from aae_ray.datasets.sources import PIXEL_SETTINGS, is_a_place, name_for
 from aae_ray.errors import UserError
 from aae_ray.reading import Entry, build, read_overrides
 from aae_ray.settings import Data, dotted_fields

@@ -10,7 +10,8 @@ import numpy as np
 from aae_ray.autoencoder.kinds import ExampleKind, recorded_kind
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.autoencoder.published import Published, some_names
-from aae_ray.datasets.dataset import Dataset, cache_folder, class_names, load, split_digest
+from aae_ray.datasets.dataset import Dataset, class_names, load, split_digest
+from aae_ray.datasets.sources import cache_folder
 from aae_ray.errors import UserError
 from aae_ray.evaluation.final_evaluation import (
     CONFUSION_SHEET,

@@ -16,7 +16,8 @@ from typing import NoReturn
 from rich.console import Console
 
 from aae_ray.datasets.contents import contents_of
-from aae_ray.datasets.dataset import Dataset, cache_folder
+from aae_ray.datasets.dataset import Dataset
+from aae_ray.datasets.sources import cache_folder
 from aae_ray.errors import STOPPED, UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import JUDGED
