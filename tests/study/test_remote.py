@@ -33,6 +33,9 @@ FEW = (
 )
 
 
+LONG = ("study.concurrent_trials=1", "train.epochs=81")  # enough for the storage to be away in the middle of it
+
+
 class Place:
     """Where studies are, looked at without the platform's own store."""
 
@@ -135,7 +138,7 @@ class Running:
         clean = {key: value for key, value in environment.items() if value}
         with self.output.open("w") as log:
             self.process = subprocess.Popen(
-                command("tune", *FEW, f"study.folder={self.place.uri}", "study.concurrent_trials=1", *own),
+                command("tune", *FEW, *LONG, f"study.folder={self.place.uri}", *own),
                 cwd=folder, env=clean, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
@@ -170,12 +173,12 @@ def first_trial_ended(
 def test_credentials_that_expire_stop_a_study_which_goes_on_with_new_ones(
     tmp_path: Path, gate: Gate, environment: dict[str, str], first_trial_ended: Callable[..., Running]
 ) -> None:
-    study = first_trial_ended("study.storage_timeout=8")
+    study = first_trial_ended("study.storage_timeout=5")
     gate.close(EXPIRED)
     began = time.monotonic()
     code, told = study.ended()
     assert code == 1 and time.monotonic() - began < 60
-    assert "took nothing for study.storage_timeout=8 s (ExpiredToken: The provided token has expired." in told
+    assert "took nothing for study.storage_timeout=5 s (ExpiredToken: The provided token has expired." in told
     assert "aae_ray.tune --resume" in told and "Traceback" not in told
     (here,) = (tmp_path / "runs").iterdir()
     assert Ledger.replay(read_events(here)).end is StudyEnd.STORAGE
