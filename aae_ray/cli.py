@@ -31,6 +31,9 @@ ModelVersion = Annotated[str, typer.Option(help="alias or version of a registere
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow server or database; MLFLOW_TRACKING_URI or sqlite:///mlflow.db if none")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="check everything, data included, print the whole study, start nothing")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="show the messages of Ray as well")]
 OVERRIDES_HELP = "settings to change, as key=value with dotted keys, e.g. train.epochs=9"
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import OVERRIDES_HELP, Verbose, file_and_overrides, leave_study, main
+from aae_ray.cli import OVERRIDES_HELP, DryRun, Verbose, file_and_overrides, leave_study, main
 
 
 def train(
@@ -16,17 +16,23 @@ def train(
         ),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="data-parallel workers; study.workers_per_trial")] = None,
+    dry_run: DryRun = False,
     verbose: Verbose = False,
 ) -> None:
     """Train one configuration, record it like a study's trial, and register its decoder."""
     path, overrides = file_and_overrides(arguments or [])
     from aae_ray.reporting.console import console_for
+    from aae_ray.study.dry_run import described
     from aae_ray.study.plans import training_plan
     from aae_ray.study.study import start_study
 
     if workers is not None:
         overrides.append(f"study.workers_per_trial={workers}")
-    report = start_study(training_plan(path, overrides), console_for(), verbose=verbose)
+    console, plan = console_for(), training_plan(path, overrides)
+    if dry_run:
+        console.print(described(plan), highlight=False, soft_wrap=True, markup=False)
+        return
+    report = start_study(plan, console, verbose=verbose)
     leave_study(report.interrupted, report.as_planned and report.best is not None)
 
 

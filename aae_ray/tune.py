@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from aae_ray.cli import OVERRIDES_HELP, Verbose, file_and_overrides, leave_study, main
+from aae_ray.cli import OVERRIDES_HELP, DryRun, Verbose, file_and_overrides, leave_study, main
 from aae_ray.errors import UserError
 
 
@@ -22,9 +22,7 @@ def tune(
             help=f"study to run (search_spaces/digits.yaml if none), then {OVERRIDES_HELP}",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check everything, data included, print the whole study, start nothing")
-    ] = False,
+    dry_run: DryRun = False,
     resume: Annotated[
         str | None, typer.Option(metavar="NAME", help="go on with a study that was stopped: its name or folder")
     ] = None,
@@ -106,29 +104,9 @@ def tune(
 
         plan = study_plan(path, overrides)
         if dry_run:
-            from aae_ray.datasets.contents import contents_of
-            from aae_ray.reporting.cards import resolved
-            from aae_ray.study import checks
-            from aae_ray.study.warm_start import how_many_fit, prior_trials
+            from aae_ray.study.dry_run import described
 
-            plan, _, dataset = checks.checked(plan)
-            notes = [f"{about}: {line}" for about, line in contents_of(dataset).rows().items()]
-            notes += checks.start_advice(plan, dataset)
-            prior = prior_trials(warm_start or (), plan, dataset, notes.append)
-            if warm_start:
-                notes.append(how_many_fit(prior, plan))
-            trials = checks.trials_at_a_time(plan.settings)
-            disk, memory = checks.disk_needed(plan, dataset) / 1e6, checks.memory_needed(plan, dataset) / 1e6
-            notes += [
-                f"checkpoints will take about {disk:,.1f} MB at a time (study.keep)",
-                f"training will take at least {memory:,.1f} MB of memory a trial, {trials * memory:,.1f} MB "
-                f"for {trials} at a time (study.concurrent_trials)",
-            ]
-            if advice := checks.memory_advice(plan, dataset, trials):
-                notes.append(advice)
-            for note in notes:
-                console.print(f"# {note}", highlight=False, soft_wrap=True)
-            console.print(resolved(plan), highlight=False, soft_wrap=True)
+            console.print(described(plan, warm_start or ()), highlight=False, soft_wrap=True, markup=False)
             return
         report = study.start_study(plan, console, warm_start=warm_start or (), verbose=verbose)
     leave_study(report.interrupted, report.as_planned and report.best is not None)

@@ -6,6 +6,7 @@ that are given twice, several documents, merge keys and tags are refused.
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ class Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         check_tag(node)
+        if isinstance(node, yaml.ScalarNode):
+            check_blanks(node)
         return super().construct_object(node, deep=deep)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -104,6 +107,18 @@ def check_tag(node: yaml.Node) -> None:
         raise Refused(node.start_mark.line, f"the tag {shown} has no meaning here; remove it")
 
 
+def check_blanks(node: yaml.ScalarNode) -> None:
+    """Raises Refused for blanks that look like none, or like a space, which editors and web pages put into a text."""
+    if node.style is not None:  # in quotes they are meant
+        return
+    for sign in node.value:
+        if sign != " " and unicodedata.category(sign) in ("Zs", "Cf"):
+            shown = cut(node.value.replace(sign, "_"))
+            what = f"{unicodedata.name(sign).lower()} (U+{ord(sign):04X})"
+            text = f"has a {what} where _ stands in `{shown}`; write a plain space, or nothing"
+            raise Refused(node.start_mark.line, text)
+
+
 def plain_key(node: yaml.Node) -> str:
     """A key as it is written. Raises Refused for one that is no plain name."""
     if not isinstance(node, yaml.ScalarNode):
@@ -111,6 +126,7 @@ def plain_key(node: yaml.Node) -> str:
     if node.value == MERGE:
         raise Refused(node.start_mark.line, f"merge keys ({MERGE}) are not taken; write the keys themselves")
     check_tag(node)
+    check_blanks(node)
     return str(node.value)
 
 

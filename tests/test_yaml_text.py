@@ -59,6 +59,14 @@ def told(path: Path, content: str | bytes) -> list[str]:
         ("a: &a [*a]\n", "f.yaml:1: a: an alias stands within what it names"),
         ("a: *b\n", "f.yaml:1: is not YAML: the alias in `a: *b` has no anchor before it"),
         ("a: [" + "[" * 500 + "]" * 500 + "]\n", "f.yaml:1: is not YAML, or nested too deeply"),
+        # blanks that are none, or that nobody sees
+        ("a:\u00a09\n", "f.yaml: must be a mapping of keys to values"),
+        (
+            "a: {b: 1}\nc:\n  d: 9\u00a0\n",
+            "f.yaml:3: c.d: has a no-break space (U+00A0) where _ stands in `9_`; write a",
+        ),
+        ("run:\n\u00a0\u00a0a: 9\n", "f.yaml:2: has a no-break space (U+00A0) where _ stands in `__a`"),
+        ("\u200brun: 1\n", "f.yaml:1: has a zero width space (U+200B) where _ stands in `_run`"),
         # what is no YAML
         ("a:\n\tb: 1\n", "f.yaml:2: is not YAML: `b: 1`: a tab stands where only spaces can be"),
         ("a:\n  b: c: d\n", "f.yaml:2: is not YAML: `b: c: d`: a second colon; put the value in quotes"),

@@ -1,9 +1,9 @@
 """Studies and their models in Python: `from aae_ray import Study, load_model`, in a notebook or a program.
 
     study = Study.from_file("digits", {"train.epochs": 9}).run()
-    study.front                      # a pandas data frame, a trial a row
-    study.plot_front()               # a plotly figure
-    images = study.best.decoder(codes)
+    study.front                         # a pandas data frame, a trial a row
+    study.plot_front()                  # a plotly figure
+    images = study.best.decoder(codes)  # a PyTorch module; best.model takes NumPy arrays as well
 
 What the commands do, these do by the same functions, with the same files and records. Mistakes are UserErrors.
 """
@@ -38,7 +38,7 @@ from aae_ray.search.space import Plan
 from aae_ray.search.store import Store, find_study, read_ledger
 from aae_ray.settings import Settings, replace
 from aae_ray.study import loading
-from aae_ray.study.finalists import choose, rebuild
+from aae_ray.study.finalists import choose, last_checkpoint, rebuild
 from aae_ray.study.opening import mirror_of
 from aae_ray.study.plans import study_plan, training_plan
 from aae_ray.study.study import resume_study, start_study
@@ -248,24 +248,32 @@ class BestTrial:
         return self._ledger.judged(self._trial) | (test.metrics if test else {})
 
     @cached_property
+    def model(self) -> Published:
+        """Encoder, decoder and prior, as `load_model` has them: they take NumPy arrays as well as tensors, and say what
+        is wrong with others. Raises UserError when its checkpoint is gone."""
+        return loading.from_checkpoint(last_checkpoint(self._trial, self._store))
+
+    @cached_property
     def encoder(self) -> nn.Module:
-        """Images (B, C, H, W) in [0, 1] in; a mapping out: `code` (B, Z), and where the model has them `sigma` (B, Z)
-        and `probabilities` (B, K) of classes or clusters. Raises UserError when its checkpoint or its data are gone."""
+        """A PyTorch module. Images (B, C, H, W), floats in [0, 1], in; a mapping out: `code` (B, Z), and where the
+        model has them `sigma` (B, Z) and `probabilities` (B, K) of classes or clusters. Raises UserError when its
+        checkpoint or its data are gone."""
         return registry.on_the_cpu(Encoder(self._training.evaluation.model))
 
     @cached_property
     def decoder(self) -> nn.Module:
-        """Codes in, (B, Z), or (B, K + Z) with a label before the style where the task has labels; images (B, C, H, W)
-        in [0, 1] out. Raises UserError when its checkpoint or its data are gone.
-        """
+        """A PyTorch module. Codes in, floats (B, Z), or (B, K + Z) with a label before the style where the task has
+        labels; images (B, C, H, W) in [0, 1] out. Raises UserError when its checkpoint or its data are gone."""
         return registry.on_the_cpu(Decoder(self._training.evaluation.model))
 
     @cached_property
     def _training(self) -> Training:
-        dataset = data_of(self._ledger)
+        return rebuild(data_of(self._ledger), self._trial, self._store, Constants())
+
+    @property
+    def _store(self) -> Store:
         mirror = mirror_of(self._folder, self.settings.study.folder)
-        store = Store(self._folder) if mirror is None else mirror.store
-        return rebuild(dataset, self._trial, store, Constants())
+        return Store(self._folder) if mirror is None else mirror.store
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name} {self.metrics[name]:.4g}" for name in self._ledger.objectives)

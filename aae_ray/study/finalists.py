@@ -64,14 +64,18 @@ def rebuild(dataset: Dataset, trial: TrialRecord, store: Store, constants: Const
     """A trial's training from its checkpoint, on the CPU. Raises UserError when there is none that can be read."""
     settings = replace(trial.plan.settings, {**trial.params, "train.device": "cpu"})
     training = Training(settings, dataset, constants=constants)
+    training.load_state_dict(checkpoint.load(last_checkpoint(trial, store)))
+    return training
+
+
+def last_checkpoint(trial: TrialRecord, store: Store) -> Path:
+    """The folder of a trial's last checkpoint, on this machine. Raises UserError when there is none."""
     if trial.checkpoint is None:
         raise UserError(f"{trial.name} has no checkpoint")
     try:
-        folder = store.fetch(trial.checkpoint)
+        return store.fetch(trial.checkpoint)
     except OSError as error:
         raise UserError(f"the checkpoint of {trial.name} cannot be read: {error}") from None
-    training.load_state_dict(checkpoint.load(folder))
-    return training
 
 
 def measure(

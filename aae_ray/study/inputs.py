@@ -19,6 +19,7 @@ from aae_ray.datasets.pixels import PixelFault
 from aae_ray.datasets.sources import PIXEL_SETTINGS, is_a_place, name_for
 from aae_ray.errors import UserError
 from aae_ray.reading import Entry, build, read_overrides
+from aae_ray.search.journal import JOURNAL
 from aae_ray.settings import Data, dotted_fields
 from aae_ray.study.loading import recorded_settings
 
@@ -34,6 +35,11 @@ def read_data(data: str | None, overrides: Sequence[str], model: Published) -> D
     Raises UserError where it cannot be read, or its images are not of the model's shape.
     """
     changes = _data_overrides(overrides)
+    if data is not None and os.path.isfile(os.path.join(data, JOURNAL)):
+        raise UserError(
+            f"{data} is a study, and no data: name a set or a path, or nothing for the set that the model was trained "
+            "on; --model is where a study goes"
+        )
     if data is None and "data.path" in changes and "data.name" not in changes:
         data = str(changes.pop("data.path").value)
     if data is None or (data == model.settings.get("data.name") and not os.path.exists(data)):

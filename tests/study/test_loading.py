@@ -118,6 +118,9 @@ def test_data_are_those_of_the_training_or_others_by_name_or_path(
         read_data(str(small), [f"data.cache={cache}"], model)
     with pytest.raises(UserError, match="data.name: digts is none of"):
         read_data("digts", [], model)
+    (tmp_path / "journal.jsonl").touch()
+    with pytest.raises(UserError, match="is a study, and no data: name a set or a path"):
+        read_data(str(tmp_path), [], model)
 
 
 def test_other_pixels_are_read_as_those_of_the_training_were(

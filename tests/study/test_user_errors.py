@@ -90,6 +90,7 @@ AS_KEY_VALUE = "settings are given as key=value without spaces, as train.epochs=
         ("tune", ("tracking.uri=file:///tmp/x",), "not a server or database of MLflow"),
         ("tune", ("data.name=own",), "own"),
         ("train", ("model.hidden=wide",), "model.hidden"),
+        ("train", ("train.batch_size=5000", "--dry-run"), "train.batch_size is more than the 1079 training images"),
         ("train", ("model.network=convolutional", "model.channels=8-8-8-8-8"), "model.channels has 5 layers"),
         (
             "tune",
