@@ -221,7 +221,7 @@ def registration_line(report: StudyReport) -> str:
         return f"{made['name']} version {made['version']}, {champion} ({made['reason']}){beside}"
     if report.ledger.chosen is None:
         if report.ledger.front():
-            return "nothing: the study was stopped before its best trial was measured"
+            return "nothing yet: the best trial is chosen and measured, and report.html written, when the study ends"
         return "nothing: no trial was trained to its end"
     if report.ledger.chosen.registration is None:
         return "nothing: tracking.register_model is false"
@@ -232,7 +232,11 @@ def next_commands(report: StudyReport) -> list[tuple[str, str]]:
     """What to type next, each with what it does. No password of an address is printed."""
     commands = []
     if not report.as_planned:
-        commands.append(("resume", text.resume_command(report.folder)))
+        again, ledger = text.resume_command(report.folder), report.ledger
+        commands.append(("resume", again))
+        most = ledger.current_plan.settings.study.budget.trials
+        if ledger.chosen is None and ledger.front() and ledger.configurations < most:
+            commands.append(("or end it", f"{again} study.budget.trials={ledger.configurations}"))
     uri = without_userinfo(report.uri)
     default = uri == f"sqlite:///{Path(DEFAULT_DATABASE).absolute()}"
     option = "" if default else f" --tracking-uri {shlex.quote(uri)}"
