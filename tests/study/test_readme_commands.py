@@ -56,8 +56,7 @@ def test_what_the_readme_tells_to_type_works(tmp_path: Path, environment: dict[s
     faces, wine, labels, again = (
         typed(first_line)
         for first_line in (
-            "python -m aae_ray.data faces data.path=faces.parquet --preview faces.png          "
-            "what was read, and a sheet of it",
+            "python -m aae_ray.data faces.parquet --preview faces.png          what was read, and a sheet of it",
             "python -m aae_ray.data wine --path wine.csv data.label_column=class --preview wine.png",
             "python -m aae_ray.train task=semi_supervised data.labels=50 train.input_noise=0.3 train.label_noise=0.3 "
             "train.epochs=40",
