@@ -25,9 +25,9 @@ from PIL import Image
 from aae_ray.errors import MISTAKE, UserError
 from aae_ray.reporting.console import console_for
 from aae_ray.reporting.report import StudyReport
-from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.outcomes import State
 from aae_ray.search.space import Plan, read_plan
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import Settings, flatten, replace
 from aae_ray.study.study import start_study
 from benchmarks.paper_page import COMPARED, COMPARISONS, TABLES, Comparison, Table, page

@@ -30,9 +30,10 @@ from aae_ray.errors import UserError
 from aae_ray.search import events
 from aae_ray.search.distributions import Space
 from aae_ray.search.journal import read_events
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.objectives import Ranks
 from aae_ray.search.outcomes import Reason
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import RunSettings, Settings, dotted_fields, replace, setting
 
 MSE, JSD, MEAN_IMAGE_MSE = "val/reconstruction_mse", "val/jsd_nats", "val/mean_image_mse"

@@ -8,7 +8,8 @@ from aae_ray.reporting.importance import Importance, importance
 from aae_ray.reporting.standing import outcomes
 from aae_ray.search import events
 from aae_ray.search.hypervolume import Progress, progress, references
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
+from aae_ray.search.trial_record import TrialRecord
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting.tables import objective_value, outcome_counts, searched_keys, trials_text, values_of
 from aae_ray.reporting.text import counted, heading, number
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.space import Plan
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.secrets import without_userinfo
 from aae_ray.settings import Settings, dotted_fields, setting
 

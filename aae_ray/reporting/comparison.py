@@ -17,9 +17,10 @@ from aae_ray.reporting.tables import ENDS, objective_value, outcome_counts
 from aae_ray.reporting.text import ASCII, UNICODE, duration, heading, number
 from aae_ray.search import events
 from aae_ray.search.hypervolume import Progress, Reference, progress, references
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.objectives import Front
 from aae_ray.search.outcomes import State
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import flatten
 
 if TYPE_CHECKING:

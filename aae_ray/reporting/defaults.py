@@ -22,7 +22,7 @@ from scipy.special import stdtrit
 
 from aae_ray.reporting.standing import Outcome
 from aae_ray.search.distributions import Space, spec_of
-from aae_ray.search.ledger import TrialRecord
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import Settings, flatten
 
 NEAR = 0.1  # of a range, in its logarithm where that is searched: numbers that count as alike

@@ -24,10 +24,11 @@ from aae_ray.reporting.cards import SAMPLE_SHEET
 from aae_ray.reporting.report import LABELLED, SAMPLES, search_sections
 from aae_ray.search.contract import trial_name
 from aae_ray.search.forecast import forecast
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import RETRIES, Reason, State
 from aae_ray.search.promotion import promotion_rule
 from aae_ray.search.space import record_plan
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.secrets import redact
 from aae_ray.settings import Settings, flatten
 

@@ -13,9 +13,10 @@ from aae_ray.reporting import tables, text
 from aae_ray.reporting.analysis import SearchAnalysis
 from aae_ray.reporting.defaults import Verdict
 from aae_ray.reporting.importance import LEAST_TRIALS
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import State, StudyEnd
 from aae_ray.search.racing import Seeds, standard_errors
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.secrets import without_userinfo
 
 LABELLED = (

@@ -18,10 +18,11 @@ from aae_ray.reporting.status import FRONT_ROWS, StudyStatus
 from aae_ray.reporting.status_view import body
 from aae_ray.reporting.text import ASCII, UNICODE, counted, describe, first_line, heading, machines_line
 from aae_ray.search import events
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import Reason, RungVerdict, State
 from aae_ray.search.owner import Owner
 from aae_ray.search.space import Plan
+from aae_ray.search.trial_record import TrialRecord
 
 if TYPE_CHECKING:
     from aae_ray.datasets.dataset import Dataset

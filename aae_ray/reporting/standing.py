@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from aae_ray.search.constraints import constraints_of
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import Reason
 from aae_ray.search.ranking import Standing, ranked, result_of
+from aae_ray.search.trial_record import TrialRecord
 
 STANDING = "how far they came"  # of all trials
 OF_THE_STUDY = (Reason.BUDGET, Reason.USER, Reason.INTERRUPTED)  # who ended with it was not judged

@@ -12,9 +12,10 @@ from typing import Any
 from aae_ray.reporting.text import RESUME, first_line, shell_path
 from aae_ray.search.contract import trial_name
 from aae_ray.search.forecast import Forecast, forecast
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import RETRIES, FailureClass, State, StudyEnd
 from aae_ray.search.owner import Owner
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.secrets import redact
 
 ROWS = 12  # trials in the table that are paused or have ended; those that run come before them

@@ -11,8 +11,9 @@ from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting.console import is_ascii
 from aae_ray.reporting.text import ASCII, UNICODE, Symbols, counted, duration, heading, number
 from aae_ray.search.forecast import forecast
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import Reason, State
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import flatten, replace
 
 LONG_NAME = 14  # letters of a column's head

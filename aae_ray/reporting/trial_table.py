@@ -13,9 +13,10 @@ import pyarrow
 from pyarrow import csv, parquet
 
 from aae_ray.reporting.tables import values_of
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import State
 from aae_ray.search.store import PARTIAL
+from aae_ray.search.trial_record import TrialRecord
 
 PARQUET, CSV = "trials.parquet", "trials.csv"  # in the study's folder
 SEED = "seed"  # a setting that every trial has, searched or not

@@ -17,12 +17,13 @@ import numpy as np
 from aae_ray.search import events
 from aae_ray.search.contract import Failure, Progress, Report, Suggestion
 from aae_ray.search.journal import Journal
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import RETRIES, FailureClass, Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.population import mutated, next_of_generation
 from aae_ray.search.pruner import Rung, rungs
 from aae_ray.search.racing import next_seed
 from aae_ray.search.sampler import Sampler
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.secrets import redact
 from aae_ray.training.health import worse_than_the_mean_image
 

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from aae_ray.search.ledger import Ledger, TrialRecord, WorkerTime
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import Reason, State
+from aae_ray.search.trial_record import TrialRecord, WorkerTime
 
 LEAST_ENDED = 3  # trials that must have ended before anything is said of the rest
 DEVIATIONS = 2.0  # standard deviations on either side of what is expected: 95% of the time

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search import events
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.objectives import hypervolume
 from aae_ray.search.outcomes import State
+from aae_ray.search.trial_record import TrialRecord
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from enum import IntEnum
 
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.search.constraints import Constraint, violation
-from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.objectives import Point, Ranks, exclusive_hypervolumes
 from aae_ray.search.outcomes import OF_THE_MACHINE, Reason, State
+from aae_ray.search.trial_record import TrialRecord
 
 UNDER_WAY = (State.WAITING, State.RUNNING)
 WITHOUT_FAULT = (Reason.COMPLETED, Reason.PRUNED, Reason.PAUSED, Reason.BUDGET, Reason.USER, Reason.INTERRUPTED)

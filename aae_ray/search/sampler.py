@@ -33,11 +33,12 @@ from aae_ray import settings
 from aae_ray.search.conditions import is_active, parents_first
 from aae_ray.search.constraints import constraints_of
 from aae_ray.search.distributions import Space, at_quantile
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import State
 from aae_ray.search.points import LARGEST_GRID, fits, points, space_size
 from aae_ray.search.ranking import UNDER_WAY, Standing, ranked, result, result_of
 from aae_ray.search.space import Plan
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings.rules import largest_population
 
 COPY = "optuna_journal.log"  # for Optuna's own tools, in the study's folder

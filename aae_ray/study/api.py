@@ -31,11 +31,12 @@ from aae_ray.reporting.tables import outcome_counts, trials_text
 from aae_ray.reporting.trial_table import trial_table
 from aae_ray.search import events
 from aae_ray.search.journal import JOURNAL, read_events
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.sampler import optuna_study
 from aae_ray.search.space import Plan
 from aae_ray.search.store import Store, find_study, read_ledger
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import Settings, replace
 from aae_ray.study import loading
 from aae_ray.study.finalists import choose, last_checkpoint, rebuild

@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from aae_ray.evaluation import figure_data
 from aae_ray.search import events
 from aae_ray.search.contract import trial_name
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.store import TRIALS, Store
+from aae_ray.search.trial_record import TrialRecord
 
 FIGURES = "figures"
 

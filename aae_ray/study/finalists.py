@@ -16,9 +16,10 @@ from aae_ray.search import events
 from aae_ray.search.choice import select
 from aae_ray.search.conductor import Conductor
 from aae_ray.search.constraints import constraints_of, violation
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.promotion import choice_metrics, choice_tags, evidence_tags, policy_of
 from aae_ray.search.store import Store
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import flatten, replace
 from aae_ray.study.files import FIGURES
 from aae_ray.tracking import registry

@@ -13,8 +13,8 @@ from aae_ray.datasets.labels import known_shares
 from aae_ray.errors import UserError
 from aae_ray.reading import Entry, build
 from aae_ray.search.journal import JOURNAL
-from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.store import TRIALS, read_ledger
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import Settings, dotted_fields, flatten
 from aae_ray.tracking import registry
 from aae_ray.training import checkpoint

@@ -12,9 +12,10 @@ from typing import Any
 from aae_ray.reporting import text
 from aae_ray.reporting.cards import SAMPLE_SHEET, summary
 from aae_ray.search import events
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import Reason, RungVerdict, State, StudyEnd
 from aae_ray.search.space import record_plan
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import Settings, flatten, replace
 from aae_ray.tracking.provenance import DEVICE
 from aae_ray.tracking.views import IMAGE_SERIES, UNFINISHED, views

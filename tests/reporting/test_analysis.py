@@ -13,9 +13,9 @@ from aae_ray.reporting.importance import importance
 from aae_ray.reporting.report import search_lines
 from aae_ray.reporting.standing import STANDING, Outcome, outcomes
 from aae_ray.search import events
-from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict
 from aae_ray.search.space import Plan, read_plan
+from aae_ray.search.trial_record import TrialRecord
 from tests.search.histories import MSE, History
 
 RATE, PRIOR, WIDTHS, SIZE = "optim.reconstruction_lr", "model.prior", "model.hidden", "model.latent_dim"

@@ -34,10 +34,10 @@ from aae_ray.reporting.text import (
     with_floor,
 )
 from aae_ray.search.events import Measured
-from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.outcomes import FailureClass, Reason, State, StudyEnd
 from aae_ray.search.sampler import optuna_study
 from aae_ray.search.space import Plan, read_plan
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import Settings, dotted_fields, replace, setting
 from tests.search.histories import JSD, MSE, START, History
 

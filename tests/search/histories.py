@@ -6,9 +6,10 @@ from typing import Any
 
 from aae_ray.search import events
 from aae_ray.search.journal import Journal
-from aae_ray.search.ledger import Ledger, TrialRecord
+from aae_ray.search.ledger import Ledger
 from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict, StudyEnd
 from aae_ray.search.space import Plan, record_plan
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import Settings, replace
 
 MSE, JSD = "val/reconstruction_mse", "val/jsd_nats"

@@ -28,9 +28,9 @@ from aae_ray.evaluation.final_evaluation import FinalEvaluation
 from aae_ray.promote import promote as command
 from aae_ray.reporting.cards import model_card
 from aae_ray.search import events
-from aae_ray.search.ledger import TrialRecord
 from aae_ray.search.promotion import evidence_tags
 from aae_ray.search.space import Plan
+from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import Settings, replace
 from aae_ray.study.finalists import choose
 from aae_ray.tracking import registry
