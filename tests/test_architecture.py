@@ -77,11 +77,7 @@ OWNERS = {
         "aae_ray.search.store",
         "aae_ray.reporting.trial_table",
     ),
-    "sklearn": (
-        "aae_ray.datasets.sources",
-        "aae_ray.evaluation.clustering_metrics",
-        "aae_ray.reporting.defaults",
-    ),
+    "sklearn": ("aae_ray.datasets.sources", "aae_ray.reporting.defaults"),
     "scipy": (
         "aae_ray.datasets.svhn",
         "aae_ray.evaluation.clustering_metrics",

@@ -4,10 +4,27 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from aae_ray.evaluation import clustering_metrics as clusters
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
+
+
+@given(
+    found=st.lists(st.integers(0, 4), min_size=2, max_size=30),
+    classes=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_agreement_is_that_of_scikit_learn(found: list[int], classes: int, seed: int) -> None:
+    labels_N = torch.randint(classes, (len(found),), generator=torch.Generator().manual_seed(seed))
+    for own, theirs in (
+        (clusters.normalized_mutual_information, normalized_mutual_info_score),
+        (clusters.adjusted_rand_index, adjusted_rand_score),
+    ):
+        assert own(torch.tensor(found), labels_N) == pytest.approx(theirs(labels_N, found), abs=1e-9)
 
 
 def test_a_permutation_of_the_classes_is_perfect() -> None:
