@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import aae_ray
+from aae_ray.cli import CLOSED_PIPE, leave
 from aae_ray.errors import MISTAKE, did_you_mean
 
 
@@ -37,4 +38,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+    except BrokenPipeError:  # the reader has what it wanted, as `head` does
+        code = CLOSED_PIPE
+    leave(SystemExit(code))

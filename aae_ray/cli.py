@@ -1,6 +1,7 @@
 """The command line's manners: a mistake is a sentence on stderr and exit code 2, Ctrl-C is 130, no traceback."""
 
 import atexit
+import errno
 import importlib
 import inspect
 import io
@@ -21,6 +22,7 @@ from aae_ray.errors import INTERRUPTED, MISTAKE, STOPPED, UserError, closest
 
 click_errors: Any = importlib.import_module(typer.BadParameter.__module__)  # typer has a click of its own, or the other
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 CLOSED_PIPE = 141  # as a shell tells the end by SIGPIPE
 NAME_BYTES = 255  # the longest name of a file
 # Options that several commands have.
@@ -44,7 +46,7 @@ def main(command: Callable[..., Any], name: str) -> NoReturn:
     try:
         run_command(command, name)
     except SystemExit as end:
-        _leave(end)
+        leave(end)
     raise AssertionError("a command leaves by itself")
 
 
@@ -59,7 +61,7 @@ def _open_standard_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
-def _leave(end: SystemExit) -> NoReturn:
+def leave(end: SystemExit) -> NoReturn:
     """End the process as Python would, without taking apart what was imported: for PyTorch, Ray and MLflow that takes
     seconds, in which the user waits for the prompt, and frees nothing that the end does not free."""
     unraisable: list[Any] = []
@@ -181,6 +183,14 @@ def run_command(command: Callable[..., Any], name: str) -> None:
     except UserError as error:
         with suppress(OSError):  # a closed pipe, a full disk: the exit code says it too
             print(error, file=sys.stderr, flush=True)
+        sys.exit(MISTAKE)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        with suppress(OSError):
+            print(
+                f"what this command writes has no room: {error.strerror}; make some, and type it again", file=sys.stderr
+            )
         sys.exit(MISTAKE)
 
 

@@ -40,7 +40,7 @@ def encode(
     loaded = load_model(model, version=version, uri=server.tracking_uri(tracking_uri))
     dataset = read_data(data, overrides, loaded)
     count = write_codes(loaded, dataset, out)
-    print(f"{out}: codes and scores of {count} {dataset.kind.noun} of {dataset.name}, by {loaded}")
+    print(f"{out}: codes and scores of {dataset.kind.noun} of {dataset.name} ({count}), by {loaded}")
 
 
 if __name__ == "__main__":

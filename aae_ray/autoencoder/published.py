@@ -115,8 +115,13 @@ def _taken(
     limits: tuple[float, float] | None = None,
 ) -> Tensor:
     """Values (N, *shape) on the CPU as a network takes them. Raises UserError for others."""
-    tensor = torch.as_tensor(values).cpu()
     wanted = f"{what} are floats of shape (N, {', '.join(map(str, shape))})"
+    try:
+        tensor = torch.as_tensor(values).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(
+            f"{wanted}, in a tensor or an array of NumPy, and these are a {type(values).__name__}"
+        ) from None
     if limits is not None:
         wanted += f" from {limits[0]:g} to {limits[1]:g}"
     if tuple(tensor.shape[1:]) != shape or tensor.ndim != len(shape) + 1:
@@ -248,10 +253,10 @@ class Published:
         """
         y_NK = encoded.y_NK
         if self.labels and y_NK is None:
-            given = f"{self} is of task {self.task}: its decoder is told the label of each image, one of {self.labels}"
+            given = f"{self} is of task {self.task}: its decoder is told the label of each, one of {self.labels}"
             if labels_N is None:
-                raise UserError(f"{given}, and these images have no labels")
+                raise UserError(f"{given}, and these have none; data.label_column names the column of a table's")
             if without := int(((labels_N < 0) | (labels_N >= self.labels)).sum()):
-                raise UserError(f"{given}, and {without} of {len(labels_N)} images have none of them")
+                raise UserError(f"{given}, and {without} of {len(labels_N)} have none of them")
             y_NK = F.one_hot(labels_N, self.labels)
         return self.decode(join(encoded.z_NZ, y_NK if self.labels else None))

@@ -144,7 +144,9 @@ def _whole_numbers(
     known_N = known_N & np.array([value is not None and value == value for value in values], bool)
     for row in np.flatnonzero(known_N):
         if abs(values[row]) > 2**62 or values[row] != int(values[row]):
-            raise UserError(f"{location(int(row))} is {values[row]}; labels that are numbers are whole ones")
+            raise UserError(
+                f"{location(int(row))} is {values[row]}; labels that are numbers are whole ones; {NO_LABELS}"
+            )
     whole = [int(value) if known else None for value, known in zip(values, known_N, strict=True)]
     return pa.array(whole, pa.int64()), known_N
 

@@ -142,7 +142,11 @@ def _image_columns(first: Shard, named: str | None, taken: set[str | None]) -> _
         numeric = [name for name, field in first.fields.items() if name not in taken and is_numeric(field.type)]
         raise UserError(
             f"{first.file} has no column of images ({WHAT}); its columns are {some(known)}"
-            + (f"; data.kind=rows reads the numbers in {some(numeric)} as rows" if numeric else "")
+            + (
+                f"; data.kind=rows reads the numbers in {some(numeric)} as rows"
+                if numeric
+                else "; see that this is the right file"
+            )
         )
     if len(candidates) > 1:
         names = ", ".join(group.name for group in candidates)

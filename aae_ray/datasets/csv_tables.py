@@ -211,7 +211,12 @@ def _layout(file: Path) -> _Layout:
         # Of other text the first letters say nothing: a table may begin with a column BMI.
         kind = format_of(raw.removeprefix(b"\xef\xbb\xbf")) or "a file of no known format; save it again as CSV"
         raise UserError(f"{file} is no CSV file, but {kind}")
-    lines, line = next((number, line) for number, line in enumerate(io.StringIO(text, newline=None), 1) if line.strip())
+    numbered = enumerate(io.StringIO(text, newline=None), 1)
+    lines, line = next(((number, line) for number, line in numbered if line.strip()), (0, ""))
+    if not line:
+        raise UserError(f"{file} is empty; {AGAIN}")
+    if len(raw) < _LONGEST and not text.partition(line)[2].strip() and not line.endswith("\n"):
+        raise UserError(f"{file} has no rows, only a line of names; {AGAIN}")
     if line.lstrip().startswith(_COMMENT):
         raise UserError(
             f"{file} begins with {line.strip()[:40]!r}; take out lines that begin with {_COMMENT}, and let the names "

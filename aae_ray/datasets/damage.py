@@ -1,10 +1,23 @@
 """Files that cannot be read, as a sentence."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from aae_ray.errors import UserError
 
+# What the errors of gzip, zip and Arrow mean. In which words they say it changes no decision.
+_MEANINGS = (
+    (
+        re.compile(r"before the end-of-stream|null or length 0|message body, got \d|but only read \d"),
+        "it ends too early",
+    ),
+    (re.compile(r"CRC|[Cc]hecksum"), "its content does not fit its checksum"),
+    (
+        re.compile(r"[Tt]hrift|[Ff]latbuffer|File name in directory|metadata (length|bytes)"),
+        "it is not put together right",
+    ),
+)
 AGAIN = "copy or download it again, or take it out of the folder"
 ANEW = "write or fetch it again, or leave it out"  # of what may be a file or a row
 
@@ -22,6 +35,8 @@ def readable(
     system that it cannot be read."""
     try:
         yield
+    except PermissionError as error:
+        raise unreadable(file, error) from None
     except damage as error:
         raise UserError(f"{file} {text}: {_reason(error)}{advice(error)}") from None
     except OSError as error:
@@ -39,7 +54,11 @@ def unreadable(file: object, error: OSError) -> UserError:
 
 
 def _reason(error: Exception) -> str:
-    """The system's words for its own errors, without number and path; else the first line, as part of a sentence."""
+    """The system's words for its own errors, without number and path; what the libraries mean by theirs; else their
+    first line, as part of a sentence."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    for written, meant in _MEANINGS:
+        if written.search(str(error)):
+            return meant
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

@@ -168,9 +168,10 @@ def _check_folders(path: Path, pictures: list[_Picture]) -> None:
         loose = [picture for picture in mine if picture.label is None]
         if loose and len(loose) < len(mine):
             classes = _some(sorted({picture.label for picture in mine if picture.label is not None}))
+            counted = f"{len(loose)} picture{'s' * (len(loose) != 1)}"
             raise UserError(
-                f"data.path: {loose[0].file.parent} holds {len(loose)} pictures beside folders of pictures "
-                f"({classes}); put them into the folder of their class, or somewhere else"
+                f"data.path: {loose[0].file.parent} holds {counted} beside folders of pictures ({classes}); put "
+                "them into the folder of their class, or somewhere else"
             )
     if len({picture.label for picture in pictures}) == 1 and all(len(picture.folders) > 1 for picture in pictures):
         raise UserError(

@@ -139,7 +139,7 @@ def _arrow(file: Path) -> AbstractContextManager[None]:
     """What is read in it is an Arrow stream. Raises UserError."""
     import pyarrow as pa
 
-    damage = (pa.ArrowException, OSError)
+    damage = (pa.ArrowException, UnicodeDecodeError, OSError)
     advice = "; copy or download the folder again, or save the set again"
     return readable(file, damage, "cannot be read as an Arrow stream", lambda error: advice)
 
@@ -149,6 +149,9 @@ def _shard(file: Path, part: int, split: SavedSplit) -> Shard:
 
     with _arrow(file), pa.memory_map(str(file)) as content, pa.ipc.open_stream(content) as stream:
         schema: pa.Schema = stream.schema
-        rows = sum(batch.num_rows for batch in stream)
+        rows = 0
+        for batch in stream:
+            batch.validate(full=True)  # whatever offsets say is read later without a look at how far the memory goes
+            rows += batch.num_rows
     twice = tuple(dict.fromkeys(name for name in schema.names if schema.names.count(name) > 1))
     return _ArrowShard(file, {field.name: field for field in schema}, twice, rows, {}, split.class_names, part)

@@ -34,7 +34,7 @@ def check_parts(
     parts: Mapping[str, Indices], parts_N: NDArray[np.int64] | None, data: settings.Data, noun: str
 ) -> None:
     """Raises UserError where there is nothing to train on, or to measure on."""
-    count = sum(map(len, parts.values()))
+    count, where = sum(map(len, parts.values())), f" ({data.path})" if data.path else ""
     empty = [name for name, part in parts.items() if not len(part)]
     if parts_N is not None and not ((parts_N != VALIDATION) & (parts_N != TEST)).any():
         given = " and ".join(name for name, part in parts.items() if len(part))
@@ -44,7 +44,7 @@ def check_parts(
         )
     if empty:
         raise UserError(
-            f"data.name: {data.name} has too few {noun}, {count}: with data.validation_fraction "
+            f"data.name: {data.name}{where} has too few {noun}, {count}: with data.validation_fraction "
             f"{data.validation_fraction:g} and data.test_fraction {data.test_fraction:g} "
             f"none is left for {empty[0]}; give more {noun}"
         )

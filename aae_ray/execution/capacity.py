@@ -129,12 +129,12 @@ def _gangs_on(nodes: Sequence[Resources], possible: Sequence[Resources], setting
     if fits < 1:
         best = max((nodes, possible), key=lambda held: sum(sum(node.values()) for node in _of(held, needed)))
         wanted = ", ".join(f"{name} {amount:g}" for name, amount in needed.items())
+        asked = ", ".join(f"study.resources_per_worker.{name}={amount:g}" for name, amount in needed.items())
         total = ", ".join(f"{name} {workers * amount:g}" for name, amount in needed.items())
         held = "; ".join(", ".join(f"{name} {node[name]:g}" for name in needed) for node in _of(best, needed))
         places = "the node has" if len(best) == 1 else f"the {len(best)} nodes have"
         raise UserError(
-            f"study.workers_per_trial={workers} with study.resources_per_worker="
-            f"{ {name: float(f'{amount:g}') for name, amount in needed.items()} } "
+            f"study.workers_per_trial={workers} with {asked} "
             f"needs {wanted} on a node for each worker, {total} at once, and {places} {held or 'nothing'}; "
             "ask for fewer workers or less for each"
         )

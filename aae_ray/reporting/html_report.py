@@ -351,7 +351,9 @@ def _failures(ledger: Ledger) -> Table | None:
 def _data(ledger: Ledger) -> list[tuple[str, str]]:
     assert ledger.started is not None
     data = ledger.started.data
-    return [
+    if data.contents:
+        return [("data", data.name), *data.contents.items(), ("digest", data.digest)]
+    return [  # of a study by an earlier release
         ("data", data.name),
         ("rows", text.counted(data.shape[0], "number"))
         if data.noun == "rows"

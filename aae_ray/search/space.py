@@ -221,7 +221,7 @@ def _metric_problems(shared: Mapping[str, Entry]) -> list[Problem]:
             continue  # what is no text is reported as a wrong type
         diagnostic = name in METRICS and not METRICS[name].direction
         what = "is a diagnostic without a direction" if diagnostic else "is not a metric to search on"
-        text = f"{name} {what}; those are {', '.join(goals)}.{did_you_mean(name, goals)}"
+        text = f"{key}: {name} {what}; those are {', '.join(goals)}.{did_you_mean(name, goals)}"
         problems.append(Problem((key,), Kind.VALUE, entry.where, text))
     if objectives and len(set(map(str, names))) < len(names):
         text = f"study.objectives names a metric twice: {names}"

@@ -26,6 +26,7 @@ from aae_ray.evaluation.held_out import JUDGED, measured
 from aae_ray.evaluation.judge import Judge
 from aae_ray.execution.capacity import check_resources, joined_cluster
 from aae_ray.execution.ray_cluster import check_address
+from aae_ray.reading import COMMAND_LINE
 from aae_ray.search.choice import RULES
 from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of
@@ -88,8 +89,9 @@ def checked(plan: Plan, *, new: bool = True) -> tuple[Plan, str, Dataset]:
 
 
 def _place(problem: Problem, plan: Plan) -> str:
-    """Where the first of the keys was written that a problem concerns."""
-    return next((where for key, where in plan.places.items() if problem.concerns(key)), problem.where)
+    """Where a key was written that a problem concerns: what was typed, before what stands in a file."""
+    places = [where for key, where in plan.places.items() if problem.concerns(key)]
+    return COMMAND_LINE if COMMAND_LINE in places else next(iter(places), problem.where)
 
 
 @contextmanager

@@ -18,12 +18,11 @@ from aae_ray.datasets.pictures import decode
 from aae_ray.datasets.pixels import PixelFault
 from aae_ray.datasets.sources import PIXEL_SETTINGS, is_a_place, name_for
 from aae_ray.errors import UserError
-from aae_ray.reading import Entry, build, read_overrides
+from aae_ray.reading import COMMAND_LINE, Entry, build, read_overrides
 from aae_ray.search.journal import JOURNAL
 from aae_ray.settings import Data, dotted_fields
 from aae_ray.study.loading import recorded_settings
 
-COMMAND_LINE = "command line"
 PIXELS = tuple(f"data.{name}" for name in PIXEL_SETTINGS)  # whatever the images come from
 
 
@@ -57,7 +56,9 @@ def read_data(data: str | None, overrides: Sequence[str], model: Published) -> D
     dataset = standardised_as(dataset, model.kind, str(model))
     if model.shape and dataset.shape != model.shape:
         own, taken = ("x".join(map(str, shape)) for shape in (dataset.shape, model.shape))
-        raise UserError(f"data.name {dataset.name} has images of {own}, and {model} takes {taken}; {_mend(model)}")
+        raise UserError(
+            f"data.name {dataset.name} has images of {own}, and {model} takes {taken}; {_mend(model, dataset.shape)}"
+        )
     return dataset
 
 
@@ -113,9 +114,15 @@ def _pixels_as(model: Published, changes: Mapping[str, Entry]) -> dict[str, Entr
     return {key: Entry(value, str(model)) for key, value in recorded.items()} | dict(changes)
 
 
-def _mend(model: Published) -> str:
+def _mend(model: Published, shape: Sequence[int]) -> str:
+    """The settings by which images of another shape become those of the model."""
     channels, height, width = model.shape
-    return f"data.size={height}x{width} resizes them, and data.channels={channels} makes them grey or coloured"
+    ways = []
+    if tuple(shape[1:]) != (height, width):
+        ways.append(f"data.size={height}x{width} resizes them")
+    if shape[0] != channels:
+        ways.append(f"data.channels={channels} makes them {'grey' if channels == 1 else 'coloured'}")
+    return " and ".join(ways)
 
 
 def read_pictures(files: Sequence[Path], overrides: Sequence[str], model: Published) -> NDArray[np.uint8]:
@@ -140,5 +147,5 @@ def _picture(file: Path, data: Data, model: Published) -> NDArray[np.uint8]:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
     if model.shape and image_CHW.shape != model.shape:
         own, taken = ("x".join(map(str, shape)) for shape in (image_CHW.shape, model.shape))
-        raise UserError(f"{file} is an image of {own}, and {model} takes {taken}; {_mend(model)}")
+        raise UserError(f"{file} is an image of {own}, and {model} takes {taken}; {_mend(model, image_CHW.shape)}")
     return image_CHW

@@ -47,6 +47,8 @@ def load_model(
         )
     if os.path.exists(folder):
         raise UserError(f"{model} is a file; name a registered model, or the folder of a checkpoint or a study")
+    if version == registry.CHAMPION and "@" in model:  # as MLflow writes it
+        model, _, version = model.rpartition("@")
     return registry.load(model, uri, version, encoder=encoder)
 
 

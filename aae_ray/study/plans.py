@@ -1,8 +1,11 @@
 """The plan of a new study, or of one training, from a file and changes to it: for commands and programs alike."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from aae_ray.datasets.sources import name_for
 from aae_ray.errors import UserError
 from aae_ray.search.space import Changes, Plan, read_plan
 
@@ -14,6 +17,7 @@ SINGLE: dict[str, Any] = {
     "study.seeds_per_trial": 1,
     "study.seeds_from_rung": None,
 }
+OF_DATA = (".parquet", ".csv", ".tsv", ".npy", ".npz", ".gz", ".arrow", ".zip", ".png", ".jpg", ".jpeg")  # names end so
 DEFAULT = "digits"  # the study that ships and needs nothing else
 
 
@@ -21,6 +25,7 @@ def study_plan(file: str | None, changes: Changes = ()) -> Plan:
     """A study of a file, or of a name that ships. Raises UserError with every mistake in file and changes, and for
     several trials of which each would be the same."""
     file = file or DEFAULT
+    _check_no_data(file)
     plan = read_plan(file, changes)
     if not plan.space and plan.settings.study.budget.trials > 1:
         raise UserError(
@@ -30,11 +35,21 @@ def study_plan(file: str | None, changes: Changes = ()) -> Plan:
     return plan
 
 
+def _check_no_data(file: str | None) -> None:
+    """Raises UserError where data are named in place of a study's file."""
+    if file and (os.path.isdir(file) or (Path(file).suffix.lower() in OF_DATA and os.path.exists(file))):
+        raise UserError(
+            f"{file} holds data, and a study's file is YAML; for a study of them give data.name={name_for(file)} "
+            f"data.path={file} in place of it"
+        )
+
+
 def training_plan(file: str | None, changes: Changes = ()) -> Plan:
     """One configuration: the file's, or the defaults. Raises UserError with every mistake, and where keys are searched.
 
     What the file says of the number of trials and the pruner does not count.
     """
+    _check_no_data(file)
     own = [f"{key}={'null' if value is None else value}" for key, value in SINGLE.items()]
     plan = read_plan(file, {**SINGLE, **changes} if isinstance(changes, Mapping) else [*own, *changes])
     if plan.space:

@@ -81,9 +81,8 @@ def check_answers(uri: str, what: str = "tracking.uri") -> None:
     told = f"{what} {redact(uri)}"
     if uri.startswith("http"):
         try:
-            urlopen(f"{without_userinfo(uri).rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
-        except HTTPError:
-            pass  # it answers
+            if not _is_mlflow(without_userinfo(uri).rstrip("/")):
+                raise UserError(f"{told} answers, but is no server of MLflow; see that host, port and path are right")
         except (OSError, HTTPException) as error:  # URLError is one
             raise UserError(f"{told} does not answer: {_why(error)}") from None
     elif uri.startswith("sqlite:"):
@@ -101,6 +100,22 @@ def check_answers(uri: str, what: str = "tracking.uri") -> None:
             raise UserError(f"{told} does not answer; log in to it first ({reason})") from None
     else:
         _check_server(uri, told)
+
+
+def _is_mlflow(address: str) -> bool:
+    """Whether what answers is MLflow, or a guard before it, which asks for an account or has trouble of its own.
+
+    Raises OSError or HTTPException where nothing answers.
+    """
+    for path in ("health", "api/2.0/mlflow/experiments/search?max_results=1"):  # a proxy may hand on the second alone
+        try:
+            with urlopen(f"{address}/{path}", timeout=ANSWER_SECONDS) as answer:
+                if answer.read(3) == b"OK" or "json" in answer.headers.get("Content-Type", ""):
+                    return True
+        except HTTPError as error:
+            if error.code in (401, 403) or error.code >= 500 or "json" in error.headers.get("Content-Type", ""):
+                return True
+    return False
 
 
 def _can_be_written(path: Path) -> bool:

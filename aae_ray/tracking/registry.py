@@ -387,7 +387,7 @@ def client_of(name: str, uri: str) -> Any:
         if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             check_answers(without_userinfo(uri), "the MLflow server")  # in our words, where nothing answers at all
             reason = redact(next(iter(str(error).splitlines()), type(error).__name__))
-            raise UserError(f"the MLflow server {without_userinfo(uri)} does not answer: {reason}") from None
+            raise UserError(f"the MLflow server {without_userinfo(uri)} refuses: {reason}") from None
         names = sorted(model.name for model in client.search_registered_models(max_results=MOST_LISTED))
         more = " and more" if len(names) == MOST_LISTED else ""
         known, where, hint = ", ".join(names) or "none", without_userinfo(uri), did_you_mean(name, names)

@@ -136,10 +136,10 @@ FAULTS: dict[str, tuple[Mapping[str, int | bytes], str]] = {
     "empty": ({"a.png": 200, "b.jpg": b""}, "b.jpg is empty"),
     "other kind": ({"a.png": 200, "b.png": b"%PDF-1.7"}, "b.png is PDF or PostScript"),
     "dark": ({"a.png": 9, "b.png": 3}, "has pixel values of 3 to 9, and would be dark"),
-    "loose": ({"ant/1.png": 9, "bee/1.png": 9, "2.png": 3}, "holds 1 pictures beside folders of pictures (ant, bee)"),
+    "loose": ({"ant/1.png": 9, "bee/1.png": 9, "2.png": 3}, "holds 1 picture beside folders of pictures (ant, bee)"),
     "loose in a part": (
         {"train/ant/1.png": 9, "train/2.png": 3},
-        "train holds 1 pictures beside folders of pictures (ant)",
+        "train holds 1 picture beside folders of pictures (ant)",
     ),
     "parts and classes": ({"train/1.png": 9, "cat/1.png": 3}, "holds folders of parts (train) and beside them cat"),
     "wrapped": ({"set/ant/1.png": 9, "set/bee/1.png": 3}, "holds one folder, set, with folders of pictures in it"),

@@ -1,5 +1,7 @@
 """Whatever way a set is stored, the same images, classes and parts are prepared; else it is said what is there."""
 
+import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from aae_ray.datasets.contents import contents_of
@@ -143,3 +147,44 @@ def test_a_set_that_is_all_test_is_told_so(tmp_path: Path) -> None:
         UserError, match=r"own has no training images: its source gives all 60 to test; let it give some"
     ):
         load(Data(name="own", path=str(tmp_path / "a.parquet"), cache=str(tmp_path)))
+
+
+def table(path: Path) -> Path:
+    rows = "\n".join(f"{row / 2},{row**2},{'xyz'[row % 3]}" for row in range(40))
+    (path / "a.csv").write_text(f"a,b,label\n{rows}\n")
+    return path / "a.csv"
+
+
+def packed_table(path: Path) -> Path:
+    (path / "a.csv.gz").write_bytes(gzip.compress(table(path).read_bytes()))
+    return path / "a.csv.gz"
+
+
+FORMATS = (parquet, pictures, arrays, archive, idx, saved, table, packed_table)
+
+
+@pytest.mark.parametrize("write", FORMATS)
+@settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused_by_name(
+    tmp_path_factory: pytest.TempPathFactory, write: Callable[[Path], Path], data: st.DataObject
+) -> None:
+    """Some bytes of one of its files are others, or its end is missing: what is read then may be wrong, but no error
+    is a library's own."""
+    folder = tmp_path_factory.mktemp("damaged")
+    path = write(folder)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    file = data.draw(st.sampled_from(files))
+    content = bytearray(file.read_bytes())
+    if data.draw(st.booleans(), label="cut"):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        for _ in range(data.draw(st.integers(1, 3))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    file.write_bytes(content)
+    try:
+        load(Data(name="own", path=str(path), cache=str(folder / "cache")))
+    except UserError as error:
+        assert str(folder) in str(error) and not re.search(
+            r"thrift|flatbuffer|metadata bytes|CRC|end-of-stream", str(error)
+        )

@@ -74,9 +74,13 @@ def flipped(content: bytes, index: int) -> bytes:
 
 
 IDX_FAULTS: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
-    "truncated gz": (TRAIN_IMAGES, lambda c: gzip.compress(c)[:-20], "is damaged: Compressed file ended"),
-    "gz without its end": (TRAIN_IMAGES, lambda c: gzip.compress(c)[:-4], "is damaged: Compressed"),
-    "corrupt gz": (TRAIN_IMAGES, lambda c: flipped(gzip.compress(c), -6), "is damaged: CRC check failed"),
+    "truncated gz": (TRAIN_IMAGES, lambda c: gzip.compress(c)[:-20], "is damaged: it ends too early"),
+    "gz without its end": (TRAIN_IMAGES, lambda c: gzip.compress(c)[:-4], "is damaged: it ends too early"),
+    "corrupt gz": (
+        TRAIN_IMAGES,
+        lambda c: flipped(gzip.compress(c), -6),
+        "is damaged: its content does not fit its checksum",
+    ),
     "corrupt stream": (TRAIN_IMAGES, lambda c: flipped(gzip.compress(c), 10), "is damaged: Error -3"),
     "magic of labels": (
         TRAIN_IMAGES,

@@ -107,6 +107,16 @@ def test_the_page_says_what_came_of_the_study(tmp_path: Path) -> None:
     assert page.count('class="dot best"') == 1 and page.count('class="trial ') >= LEAST_MARKS
 
 
+def test_the_page_says_what_the_data_were(tmp_path: Path) -> None:
+    history = a_study(tmp_path)
+    assert history.ledger.started is not None
+    contents = {"classes": "2 classes: ant 3, bee & co 4", "repeated": "2 images are there twice"}
+    data = history.ledger.started.data.model_copy(update={"contents": contents})
+    history.ledger.started = history.ledger.started.model_copy(update={"data": data})
+    page = page_of(history, tmp_path)
+    assert "2 classes: ant 3, bee &amp; co 4" in page and "2 images are there twice" in page
+
+
 def test_the_page_says_whether_the_champion_moved_and_by_which_numbers(tmp_path: Path) -> None:
     history = a_study(tmp_path)
     assert dict(champion_rows(history.ledger))["champion"].startswith("not decided: MLflow had not registered my deco")

@@ -100,11 +100,18 @@ def test_a_terminal_that_shows_little_shows_it_readably(environment: dict[str, s
         assert "\x1b" not in written and re.search(r"\] t0004 attempt 1 failed \(lost_worker\): node 10.0.0.3", written)
 
 
-@pytest.mark.parametrize("arguments", ["tune --help", "status digits-1"])
+@pytest.mark.parametrize("arguments", [".tune --help", ".status digits-1", ""])
 def test_a_command_whose_reader_has_gone_ends_quietly(arguments: str, tmp_path: Path) -> None:
     journal = tmp_path / "runs" / "digits-1" / JOURNAL
     journal.parent.mkdir(parents=True)
     journal.write_text("".join(f"{event.model_dump_json()}\n" for event in history_of_all_states().events))
-    pipe = f"{sys.executable} -m aae_ray.{arguments} | head -1; exit ${{PIPESTATUS[0]}}"
+    pipe = f"{sys.executable} -m aae_ray{arguments} | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", pipe], cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == "" and len(done.stdout.splitlines()) == 1 and done.returncode in (0, 1, 141)
+
+
+def test_a_full_disk_behind_the_output_is_a_sentence(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m aae_ray.data data.cache={tmp_path} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "what this command writes has no room: No space left on device" in done.stderr

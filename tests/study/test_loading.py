@@ -290,7 +290,7 @@ def test_the_commands_write_what_they_say(
     monkeypatch.chdir(tmp_path)
     a, b, large, _ = pictures
     text = run("encode", ["--model", saved, "--out", "codes.parquet"], monkeypatch, capsys)
-    assert text == f"0 codes.parquet: codes and scores of 1797 images of digits, by {saved}\n"
+    assert text == f"0 codes.parquet: codes and scores of images of digits (1797), by {saved}\n"
     assert pq.read_metadata("codes.parquet").num_rows == 1797
     text = run("reconstruct", [a, b, large, "data.size=8x8", "data.channels=1", "--model", saved], monkeypatch, capsys)
     assert text.count("squared error per pixel") == 3 and text.endswith(f"by {saved}\n")

@@ -3,6 +3,8 @@
 import shutil
 import socket
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from aae_ray.search.distributions import Space
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, replace
 from aae_ray.study.checks import checked, idle_settings, start_advice
+from aae_ray.study.plans import study_plan, training_plan
 from aae_ray.tracking.address import check_answers
 from tests.study.commands import run
 from tests.test_yaml_text import FOREIGN
@@ -171,7 +174,10 @@ def refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> 
             "study.resources_per_worker: this machine has no gpu. Did you mean GPU?",
         ),
         ("study.resources_per_worker.CPU=5000", "needs CPU 5000 on a node for each worker"),
-        ("study.workers_per_trial=5000", "command line: study.workers_per_trial=5000 with study.resources_per_worker="),
+        (
+            "study.workers_per_trial=5000",
+            "command line: study.workers_per_trial=5000 with study.resources_per_worker.CPU=1 needs CPU 1 on a node",
+        ),
         (
             "train.batch_size=5000",
             "command line: train.batch_size is more than the 1079 training images of data.name digits",
@@ -214,6 +220,27 @@ def test_a_server_that_never_answers_is_told_in_time(monkeypatch: pytest.MonkeyP
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(UserError, match="does not answer: no answer within 0.2 s"):
             check_answers(address)
+
+
+def test_a_server_that_is_not_mlflow_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(UserError, match="answers, but is no server of MLflow; see that host, port and path"):
+                check_answers(f"http://127.0.0.1:{server.server_port}")
+        finally:
+            server.shutdown()
+
+
+def test_data_in_place_of_a_study_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "cats").mkdir()
+    for file, name in (("faces.csv", "faces"), ("cats", "cats")):
+        for plan in (study_plan, training_plan):
+            with pytest.raises(UserError, match=f"{file} holds data, .* data.name={name} data.path={file}"):
+                plan(file, ())
 
 
 def test_what_leaves_no_rungs_and_no_room_is_noted(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
