@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from aae_ray import settings
 from aae_ray.datasets.arrow_images import WHAT, Batch, Kind, is_identifier, is_list, is_number, kind_of, read_images
 from aae_ray.datasets.classes import NO_LABELS, concatenated, is_label, is_text, label_family
-from aae_ray.datasets.image_stream import TO_BE_DRAWN, ImageStream, Origin, Parts
+from aae_ray.datasets.image_stream import TEST, TO_BE_DRAWN, ImageStream, Origin, Parts
 from aae_ray.datasets.number_columns import INDEX, check_slips, number_columns, numbers_of
 from aae_ray.datasets.parts import WORDS, part_of_word, where_they_differ
 from aae_ray.datasets.pictures import Pictures
@@ -76,9 +76,11 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
     for shard in filled:
         if images:
             _check_images(shard, images, first, data.image_column)
-        for column in (label_column, split_column):
-            if column:
-                check_same(shard, column, first, _label_family)
+        if label_column and not _without_answers(shard, label_column):
+            labelled = next(each for each in filled if not _without_answers(each, label_column))
+            check_same(shard, label_column, labelled, _label_family)
+        if split_column:
+            check_same(shard, split_column, first, _label_family)
 
     starts = np.cumsum([0, *(shard.rows for shard in filled)])
     pictures = Pictures(data)
@@ -198,11 +200,18 @@ def _hint(shard: Shard, column: str) -> str:
     return ""
 
 
+def _without_answers(shard: Shard, column: str) -> bool:
+    """Whether a file is of a test part that was published without its labels."""
+    return shard.part == TEST and column not in shard.columns
+
+
 def _label_column(shards: Sequence[Shard], named: str | None) -> str | None:
-    first = next((shard for shard in shards if LABEL_COLUMN in shard.columns and not named), shards[0])
+    usual = named or LABEL_COLUMN
+    asked = [shard for shard in shards if not _without_answers(shard, usual)] or list(shards)
+    first = next((shard for shard in asked if LABEL_COLUMN in shard.columns and not named), asked[0])
     column = _column(first, "data.label_column", named, LABEL_COLUMN)
-    if column is not None and column not in shards[0].columns:
-        raise UserError(f"{shards[0].file}: column {column} is missing, which is in {first.file}; {NO_LABELS}")
+    if column is not None and column not in asked[0].columns:
+        raise UserError(f"{asked[0].file}: column {column} is missing, which is in {first.file}; {NO_LABELS}")
     if column is not None and column in first.fields and not is_label(kind := first.fields[column].type):
         one_hot = ", like one-hot codes" if is_list(kind) else ""
         raise UserError(
@@ -322,6 +331,7 @@ def _check_no_pixels_are_missing(first: Shard, taken: set[str | None]) -> None:
 
 def _label_names(shards: Sequence[Shard], column: str) -> tuple[str, ...] | None:
     """The names of the numbers in a column, which must be the same in all files."""
+    shards = [shard for shard in shards if not _without_answers(shard, column)]
     names = [shard.class_names.get(column) for shard in shards]
     for shard, own in zip(shards, names, strict=True):
         if own != names[0]:
@@ -340,10 +350,14 @@ def _values(shards: Sequence[Shard], column: str) -> Any:
     """A column of all files, in the order of the images, as an array of one type."""
     import pyarrow as pa
 
-    values = [
-        shard.values(column) if column in shard.fields else pa.array([shard.hive[column]] * shard.rows, pa.string())
-        for shard in shards
-    ]
+    def of(shard: Shard) -> Any:
+        if column in shard.fields:
+            return shard.values(column)
+        if _without_answers(shard, column):
+            return pa.nulls(shard.rows)
+        return pa.array([shard.hive[column]] * shard.rows, pa.string())
+
+    values = [of(shard) for shard in shards]
     return concatenated(values, f"{shards[-1].file}: column {column}")
 
 

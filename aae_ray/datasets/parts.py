@@ -54,10 +54,9 @@ def with_test(stream: ImageStream, test: ImageStream, location: str) -> ImageStr
     """
     if stream.parts is not None and (stream.parts == TEST).any():
         raise UserError(f"data.test_path: data.path has a test part of its own, beside {location}; give one of them")
-    if (stream.labels is None) != (test.labels is None):
-        with_labels, without = ("data.path", location) if test.labels is None else (location, "data.path")
-        raise UserError(f"data.test_path: {with_labels} has labels and {without} has none")
-    if stream.label_names != test.label_names:
+    if stream.labels is None and test.labels is not None:
+        raise UserError(f"data.test_path: {location} has labels and data.path has none")
+    if test.labels is not None and stream.label_names != test.label_names:
         raise UserError(f"data.test_path: the classes of {location} have other names than those of data.path")
     if test.columns != stream.columns:
         raise UserError(f"data.test_path: {location} does not hold what data.path holds, which is {_held(stream)}")
@@ -93,8 +92,11 @@ def with_test(stream: ImageStream, test: ImageStream, location: str) -> ImageStr
         return stream.remarks() + tuple(f"in data.test_path, {remark}" for remark in test.remarks()) + of_test
 
     labels = None
-    if stream.labels is not None and test.labels is not None:
-        labels = concatenated([stream.labels, test.labels.take(taken)], location)
+    if stream.labels is not None:
+        import pyarrow as pa
+
+        own_labels = pa.nulls(len(taken)) if test.labels is None else test.labels.take(taken)
+        labels = concatenated([stream.labels, own_labels], location)
     own = np.full(stream.count, TRAIN, np.int8) if stream.parts is None else stream.parts
     given_by = " and ".join(filter(None, (stream.origin.parts, "data.test_path")))
     origin = replace(stream.origin, files=stream.origin.files + test.origin.files, parts=given_by)

@@ -52,7 +52,7 @@ class MissingColumn(UserError):
 
     def __init__(self, key: str, lack: str) -> None:
         super().__init__(key, lack)
-        self.lack = lack
+        self.key, self.lack = key, lack
 
     def __str__(self) -> str:
         return ": ".join(self.args)

@@ -90,6 +90,10 @@ def find_source(data: settings.Data, progress: Progress = no_progress) -> Source
             try:
                 images = test.read(stream.columns)
             except MissingColumn as missing:
+                if missing.key == "data.label_column":  # as a test part is published without its answers
+                    unlabelled = data.model_copy(update={"label_column": NONE})
+                    images = _source_at(unlabelled, test_path, "data.test_path").read(stream.columns)
+                    return with_test(stream, images, remote.shown(test_path))
                 if data.columns is not None:
                     raise
                 raise MissingColumn("data.test_path", missing.lack) from None

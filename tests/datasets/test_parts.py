@@ -146,6 +146,24 @@ def test_a_second_path_is_the_test_part(tmp_path: Path, own: Any) -> None:
     assert contents_of(dataset).rows()["parts"].endswith("; test given by data.test_path, validation drawn")
 
 
+@pytest.mark.parametrize("column", ["label", "kind"])
+def test_a_test_part_may_come_without_its_answers(column: str, tmp_path: Path, own: Any) -> None:
+    """As competitions publish it: in a folder, whatever is read first, or at a path of its own."""
+    named = {} if column == "label" else {"label_column": column}
+    train = write(tmp_path / "set/train.parquet", slice(0, 40), **{column: ["ant", "bee"] * 20})
+    write(tmp_path / "set/test.parquet", slice(40, 60))
+    for dataset in (
+        own(train.parent, **named),
+        own(train, test_path=str(tmp_path / "set/test.parquet"), **named),
+    ):
+        assert rows_of(dataset, dataset.test) == images(slice(40, 60))
+        assert (dataset.class_names, dataset.unlabelled) == (("ant", "bee"), 20)
+        assert contents_of(dataset).rows()["classes"] == "2 classes: ant 20, bee 20; without a label 20"
+    write(tmp_path / "set/train2.parquet", slice(0, 10))  # of a part that is trained on it would be a slip
+    with pytest.raises(UserError, match="train2.parquet: column .* is missing"):
+        own(train.parent, **named)
+
+
 def test_what_two_paths_must_have_in_common(tmp_path: Path, own: Any) -> None:
     train = write(tmp_path / "a.parquet", slice(0, 40), label=[0, 1] * 20)
     bare = write(tmp_path / "b.parquet", slice(40, 60))
@@ -154,7 +172,7 @@ def test_what_two_paths_must_have_in_common(tmp_path: Path, own: Any) -> None:
     folder = write(tmp_path / "set/test.parquet", slice(0, 20), label=[0, 1] * 10).parent
     write(folder / "train.parquet", slice(20, 40), label=[0, 1] * 10)
     for path, test, message in (
-        (train, bare, "data.test_path: data.path has labels and .*b.parquet has none"),
+        (bare, train, "data.test_path: .*a.parquet has labels and data.path has none"),
         (train, words, "c.parquet: labels are .* they must be of one kind"),
         (train, tmp_path / "d.parquet", "d.parquet has images of 1 x 4 x 4 .* and data.path of 1 x 3 x 3"),
         (train, tmp_path / "none.parquet", "data.test_path: .*none.parquet does not exist"),
