@@ -14,7 +14,7 @@ from aae_ray.evaluation.drawing import CLASS_COLOURS
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reporting.console import is_ascii
 from aae_ray.reporting.tables import ENDS, objective_value, outcome_counts
-from aae_ray.reporting.text import ASCII, UNICODE, duration, heading, number
+from aae_ray.reporting.text import ASCII, UNICODE, domain, duration, heading, number
 from aae_ray.search import events
 from aae_ray.search.hypervolume import Progress, Reference, progress, references
 from aae_ray.search.ledger import Ledger
@@ -128,7 +128,7 @@ def _described(ledger: Ledger) -> dict[str, str]:
     plan, started = ledger.current_plan, ledger.started
     assert started is not None
     values = {key: "" if value is None else number(value) for key, value in flatten(plan.settings).items()}
-    values |= {key: ", ".join(f"{name} {value}" for name, value in plan.spec(key).items()) for key in plan.space}
+    values |= {key: f"{plan.spec(key)['type']}: {domain(plan.spec(key))}" for key in plan.space}
     values |= {"data digest": started.data.digest[:12], "split digest": started.data.split[:12]}
     values |= {f"version of {package}": version for package, version in started.versions.items()}
     return values | {"commit": started.provenance.get(COMMIT, "")[:12]}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from PIL import Image
 from rich.console import Console
 
@@ -15,8 +16,11 @@ from aae_ray.reporting.comparison import Comparison, compare, difference_table, 
 from aae_ray.search import events
 from aae_ray.search.hypervolume import dominated_share, references
 from aae_ray.search.ledger import Ledger
+from aae_ray.search.space import Plan
+from aae_ray.settings import Settings
 from tests.search.histories import JSD, MSE, History
 
+LATENT = "model.latent_dim"
 LONG = "a-study-with-a-name-of-its-own-20261127-191258-"
 
 
@@ -62,6 +66,12 @@ def test_a_study_that_has_measured_nothing_changes_nobodys_hypervolume() -> None
 def test_only_settings_that_change_what_is_found_are_told() -> None:
     found = of(FIRST, SECOND)
     assert dict(found.differences) == {"optim.reconstruction_lr": ("0.001", "0.0003")}
+
+
+def test_what_was_searched_is_told_as_in_the_report() -> None:
+    numbers = History(Plan(Settings(), {LATENT: IntDistribution(2, 16, log=True)}), study_id="a")
+    choices = History(Plan(Settings(), {LATENT: CategoricalDistribution((4, 8))}), study_id="b")
+    assert of(numbers, choices).differences[LATENT] == ("int: 2 to 16, log", "categorical: 4, 8")
 
 
 def test_the_tables_are_whole_at_80_columns() -> None:
