@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from aae_ray.autoencoder.kinds import ExampleKind, ImageKind, Shape
+from aae_ray.autoencoder.kinds import ExampleKind, ImageKind, RowKind, Shape
 from aae_ray.autoencoder.model import DECODED, Model
 from aae_ray.autoencoder.phases import TASKS, decoder_input, encode
 from aae_ray.autoencoder.priors import Prior, sample_code
@@ -224,13 +224,18 @@ class Published:
         return torch.cat([self.decoder(codes_BZ) for codes_BZ in taken_NZ.split(DECODED)])
 
     @torch.no_grad()
-    def encode(self, x_NX: Tensor | NDArray[Any]) -> Encoded:
-        """Codes of examples (N, X) of the model's own shape, floats: of images those in [0, 1].
+    def encode(self, x_NX: Any) -> Encoded:
+        """Codes of examples (N, X) of the model's own shape, floats: of images those in [0, 1]. Rows may be a data
+        frame of pandas, whose columns go by their names.
 
         Raises UserError for examples of another shape or scale, and where the encoder was not loaded.
         """
         if self.encoder is None:
             raise UserError(f"the encoder of {self} was not loaded; leave out encoder=False")
+        if isinstance(self.kind, RowKind) and hasattr(x_NX, "columns"):
+            if missing := [name for name in self.kind.columns if name not in x_NX.columns]:
+                raise UserError(f"{self} takes the columns {some_names(self.kind.columns)}; missing: {missing[0]}")
+            x_NX = x_NX[list(self.kind.columns)].to_numpy(copy=True)  # one that PyTorch may write to
         if self.kind is not None:
             image = isinstance(self.kind, ImageKind)
             dtype = getattr(torch, self.kind.published_dtype)

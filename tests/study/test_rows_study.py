@@ -210,6 +210,12 @@ def test_codes_and_scores_of_a_table_in_another_order(trained: Training, folder:
     known.drop(columns="mean radius").to_csv(tmp_path / "less.csv", index=False)
     with pytest.raises(UserError, match=r"data\.columns: .* has no column mean radius"):
         read_data(str(tmp_path / "less.csv"), [f"data.cache={tmp_path}"], model)
+    frame = known[known.columns[::-1]]
+    assert torch.equal(model.encode(frame).z_NZ, model.encode(known.to_numpy()).z_NZ)
+    with pytest.raises(UserError, match="missing: mean radius"):
+        model.encode(known.drop(columns="mean radius"))
+    with pytest.raises(UserError, match="are floats of shape .* and these are a str"):
+        model.encode("rows")
     with pytest.raises(UserError, match="takes rows of numbers, and no pictures"):
         read_pictures([tmp_path / "a.png"], [], model)
 
