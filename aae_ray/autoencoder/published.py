@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -116,6 +117,8 @@ def _taken(
 ) -> Tensor:
     """Values (N, *shape) on the CPU as a network takes them. Raises UserError for others."""
     wanted = f"{what} are floats of shape (N, {', '.join(map(str, shape))})"
+    if isinstance(values, np.ndarray) and not values.flags.writeable:
+        values = values.copy()  # PyTorch warns of arrays that it must not write to, as pandas gives them
     try:
         tensor = torch.as_tensor(values).cpu()
     except (TypeError, ValueError, RuntimeError):
@@ -235,7 +238,7 @@ class Published:
         if isinstance(self.kind, RowKind) and hasattr(x_NX, "columns"):
             if missing := [name for name in self.kind.columns if name not in x_NX.columns]:
                 raise UserError(f"{self} takes the columns {some_names(self.kind.columns)}; missing: {missing[0]}")
-            x_NX = x_NX[list(self.kind.columns)].to_numpy(copy=True)  # one that PyTorch may write to
+            x_NX = x_NX[list(self.kind.columns)].to_numpy()
         if self.kind is not None:
             image = isinstance(self.kind, ImageKind)
             dtype = getattr(torch, self.kind.published_dtype)
