@@ -135,8 +135,6 @@ class Contents:
     def _repeated(self) -> str:
         if not self.duplicates:
             return ""
-        if self.duplicates == self.examples - 1:
-            return f"all {self.kind.noun} are equal, and there is nothing to learn{self._another_column()}"
         text = f"copies of an earlier {self.kind.one} {self.duplicates:,}"
         return text + (
             f"; validation and test {self.kind.noun} that also occur in another part {self.shared:,}"

@@ -120,7 +120,21 @@ def load(data: settings.Data, progress: Progress = no_progress, *, to_train: boo
         raise UserError(
             f"data.cache: {folder} cannot be read or written: {error.strerror or error}; give data.cache another place"
         ) from None
-    return _open(folder, data, to_train=to_train)
+    dataset = _open(folder, data, to_train=to_train)
+    if to_train:
+        _check_differ(dataset, data)
+    return dataset
+
+
+def _check_differ(dataset: Dataset, data: settings.Data) -> None:
+    """Raises UserError for images that are all equal; rows that are were refused as they were read."""
+    copies_M2, count = dataset.copies_M2, len(dataset.examples_NX)
+    if len(copies_M2) == count > 1 and (copies_M2[:, 1] == copies_M2[0, 1]).all():
+        others = ", or name another column or array with data.image_column" if dataset.origin.unused else ""
+        raise UserError(
+            f"data.path: all {count:,} {dataset.kind.noun} in {data.path} are equal, and there is nothing to learn; "
+            f"bring some that differ{others}"
+        )
 
 
 def _check_no_pixels(data: settings.Data) -> None:

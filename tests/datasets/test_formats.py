@@ -56,7 +56,21 @@ def saved(path: Path) -> Path:
     return path / "set"
 
 
-@pytest.mark.parametrize("write", [parquet, pictures, arrays, archive, idx, saved])
+def table(path: Path) -> Path:
+    rows = "\n".join(f"{row / 2},{row**2},{'xyz'[row % 3]}" for row in range(40))
+    (path / "a.csv").write_text(f"a,b,label\n{rows}\n")
+    return path / "a.csv"
+
+
+def packed_table(path: Path) -> Path:
+    (path / "a.csv.gz").write_bytes(gzip.compress(table(path).read_bytes()))
+    return path / "a.csv.gz"
+
+
+FORMATS = (parquet, pictures, arrays, archive, idx, saved, table, packed_table)
+
+
+@pytest.mark.parametrize("write", FORMATS[:6])
 def test_every_format_is_prepared_alike(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     (tmp_path / "set").mkdir()
     path = str(write(tmp_path / "set"))
@@ -120,14 +134,26 @@ def test_one_class_in_folders_is_not_told_of_columns(tmp_path: Path) -> None:
     path = tmp_path / "set"
     for index in range(20):
         (path / "cat").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(IMAGES[0]).save(path / "cat" / f"{index}.png")
+        Image.fromarray(IMAGES[index]).save(path / "cat" / f"{index}.png")
     told = contents_of(load(Data(name="own", path=str(path), cache=str(tmp_path)))).rows()
     assert told["classes"].endswith("there is only one class")
-    assert told["repeated"].endswith("there is nothing to learn")
     deep = IMAGES.astype(np.uint16) * 257
     np.save(tmp_path / "deep.npy", deep)
     own = load(Data(name="own", path=str(tmp_path / "deep.npy"), cache=str(tmp_path), scale="0:65535"))
     assert contents_of(own).rows()["values"] == f"{deep.min()} to {deep.max()} before scaling"
+
+
+@pytest.mark.parametrize("write", FORMATS[:6])
+def test_images_that_are_all_alike_are_refused(
+    write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "IMAGES", np.repeat(IMAGES[:1], len(IMAGES), 0))
+    (tmp_path / "set").mkdir()
+    path = write(tmp_path / "set")
+    own = Data(name="own", path=str(path), cache=str(tmp_path))
+    with pytest.raises(UserError, match=f"data.path: all 60 images in {path} are equal, and there is nothing to learn"):
+        load(own)
+    assert len(load(own, to_train=False).images_NCHW) == 60  # a trained model may look at them
 
 
 def test_a_folder_for_each_picture_is_not_told_of_columns(tmp_path: Path) -> None:
@@ -147,20 +173,6 @@ def test_a_set_that_is_all_test_is_told_so(tmp_path: Path) -> None:
         UserError, match=r"own has no training images: its source gives all 60 to test; let it give some"
     ):
         load(Data(name="own", path=str(tmp_path / "a.parquet"), cache=str(tmp_path)))
-
-
-def table(path: Path) -> Path:
-    rows = "\n".join(f"{row / 2},{row**2},{'xyz'[row % 3]}" for row in range(40))
-    (path / "a.csv").write_text(f"a,b,label\n{rows}\n")
-    return path / "a.csv"
-
-
-def packed_table(path: Path) -> Path:
-    (path / "a.csv.gz").write_bytes(gzip.compress(table(path).read_bytes()))
-    return path / "a.csv.gz"
-
-
-FORMATS = (parquet, pictures, arrays, archive, idx, saved, table, packed_table)
 
 
 @pytest.mark.parametrize("write", FORMATS)

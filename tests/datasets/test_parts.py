@@ -245,12 +245,13 @@ def test_images_that_are_there_twice_are_counted(tmp_path: Path, own: Any) -> No
     )
 
 
-def test_images_that_are_all_alike_are_told(tmp_path: Path, own: Any) -> None:
-    pq.write_table(pa.table({"image": [[177] * 9] * 30}), tmp_path / "a.parquet")
-    assert (
-        "all images are equal, and there is nothing to learn"
-        in contents_of(own(tmp_path / "a.parquet")).rows()["repeated"]
-    )
+def test_of_images_that_are_all_alike_another_column_may_be_meant(tmp_path: Path, own: Any) -> None:
+    pq.write_table(pa.table({"image": [[177] * 9] * 30, "mask": IMAGES[:30].tolist()}), tmp_path / "a.parquet")
+    with pytest.raises(
+        UserError, match="all 30 images in .* are equal, .* another column or array with data.image_column"
+    ):
+        own(tmp_path / "a.parquet", image_column="image")
+    assert contents_of(own(tmp_path / "a.parquet", image_column="mask")).duplicates == 0
 
 
 def test_a_set_of_idx_files_has_its_own_test_part(tmp_path: Path, own: Any) -> None:
