@@ -142,14 +142,10 @@ def _image_columns(first: Shard, named: str | None, taken: set[str | None]) -> _
     if not candidates:
         known = [f"{name} ({field.type}){_hint(first, name)}" for name, field in first.fields.items()]
         numeric = [name for name, field in first.fields.items() if name not in taken and is_numeric(field.type)]
-        raise UserError(
-            f"{first.file} has no column of images ({WHAT}); its columns are {some(known)}"
-            + (
-                f"; data.kind=rows reads the numbers in {some(numeric)} as rows"
-                if numeric
-                else "; see that this is the right file"
-            )
-        )
+        advice = f"; data.kind=rows reads the numbers in {some(numeric)} as rows" if numeric else ""
+        if not numeric and not any(_hint(first, name) for name in first.fields):
+            advice = "; see that this is the right file"
+        raise UserError(f"{first.file} has no column of images ({WHAT}); its columns are {some(known)}{advice}")
     if len(candidates) > 1:
         names = ", ".join(group.name for group in candidates)
         raise UserError(f"{first.file} has several columns of images, {names}; choose one with data.image_column")
