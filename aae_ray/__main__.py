@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import aae_ray
-from aae_ray.cli import CLOSED_PIPE, leave
+from aae_ray.cli import CLOSED_PIPE, NO_ROOM, leave, no_room
 from aae_ray.errors import MISTAKE, did_you_mean
 
 
@@ -42,4 +42,8 @@ if __name__ == "__main__":
         code = main(sys.argv[1:])
     except BrokenPipeError:  # the reader has what it wanted, as `head` does
         code = CLOSED_PIPE
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        code = no_room(error)
     leave(SystemExit(code))

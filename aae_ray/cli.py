@@ -187,11 +187,15 @@ def run_command(command: Callable[..., Any], name: str) -> None:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        with suppress(OSError):
-            print(
-                f"what this command writes has no room: {error.strerror}; make some, and type it again", file=sys.stderr
-            )
-        sys.exit(MISTAKE)
+        sys.exit(no_room(error))
+
+
+def no_room(error: OSError) -> int:
+    """Say that a disk is full; the exit code."""
+    where = f" ({error.filename})" if error.filename else ""
+    with suppress(OSError):
+        print(f"what this command writes has no room{where}: {error.strerror}; make some first", file=sys.stderr)
+    return MISTAKE
 
 
 def leave_study(interrupted: bool, well: bool) -> None:

@@ -22,7 +22,7 @@ from aae_ray.cli import main
 from aae_ray.datasets.classes import UNKNOWN
 from aae_ray.datasets.contents import MOST_CLASSES, contents_of
 from aae_ray.datasets.dataset import Dataset, class_names, load, prepared_folder
-from aae_ray.datasets.sources import is_a_place, name_for
+from aae_ray.datasets.sources import looks_like_path, name_for
 from aae_ray.errors import UserError
 
 COLUMNS, SHOWN = 10, 100  # of the preview: in a row, and in all
@@ -49,7 +49,7 @@ def prepare(
     """Prepare a data set, once, and say what is in it."""
     name = next((word for word in arguments or [] if "=" not in word), None)
     entries = reading.read_overrides(word for word in arguments or [] if word != name)
-    if path is None and name is not None and is_a_place(name):
+    if path is None and name is not None and "data.path" not in entries and looks_like_path(name):
         name, path = None if "data.name" in entries else name_for(name), name
     for key, value in {"data.name": name, "data.path": path, "data.cache": cache}.items():
         if value is not None and key in entries:

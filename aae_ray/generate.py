@@ -84,7 +84,7 @@ def generate(
         raise UserError(f"{' and '.join(chosen)} exclude each other: each says which codes are decoded")
     if style is not None and (label is not None or count is not None):
         raise UserError("--style N makes N images of every label; leave out --label and --count")
-    if interpolate is not None and any(str(picture).startswith("-") for picture in interpolate):
+    if interpolate is not None and any(str(picture).startswith("--") for picture in interpolate):
         raise UserError("--interpolate needs two pictures, from the code of one to that of the other")
     if overrides and interpolate is None:
         raise UserError(f"{', '.join(overrides)}: settings of data.* are for the pictures of --interpolate")

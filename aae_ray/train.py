@@ -22,7 +22,6 @@ def train(
     """Train one configuration, record it like a study's trial, and register its decoder."""
     path, overrides = file_and_overrides(arguments or [])
     from aae_ray.reporting.console import console_for
-    from aae_ray.study.dry_run import described
     from aae_ray.study.plans import training_plan
     from aae_ray.study.study import start_study
 
@@ -30,6 +29,8 @@ def train(
         overrides.append(f"study.workers_per_trial={workers}")
     console, plan = console_for(), training_plan(path, overrides)
     if dry_run:
+        from aae_ray.study.dry_run import described
+
         console.print(described(plan), highlight=False, soft_wrap=True, markup=False)
         return
     report = start_study(plan, console, verbose=verbose)

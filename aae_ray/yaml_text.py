@@ -115,8 +115,9 @@ def check_blanks(node: yaml.ScalarNode) -> None:
         if sign != " " and unicodedata.category(sign) in ("Zs", "Cf"):
             shown = cut(node.value.replace(sign, "_"))
             what = f"{unicodedata.name(sign).lower()} (U+{ord(sign):04X})"
-            text = f"has a {what} where _ stands in `{shown}`; write a plain space, or nothing"
-            raise Refused(node.start_mark.line, text)
+            article = "an" if what[0] in "aeiou" else "a"
+            where = f"has {article} {what} where _ stands in `{shown}`"
+            raise Refused(node.start_mark.line, f"{where}; write a plain space, or nothing, or put it in quotes")
 
 
 def plain_key(node: yaml.Node) -> str:
@@ -262,6 +263,8 @@ def read_entries(path: str | Path, text_settings: Collection[str]) -> dict[str, 
 
 def _value(node: yaml.Node, key: str, text_settings: Collection[str]) -> Any:
     check_tag(node)
+    if isinstance(node, yaml.ScalarNode):
+        check_blanks(node)
     plain = isinstance(node, yaml.ScalarNode) and node.tag != NULL
     return node.value if plain and key.removeprefix("run.") in text_settings else construct(node)
 

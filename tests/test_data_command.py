@@ -82,6 +82,8 @@ def test_a_file_or_folder_alone_names_the_set(
     (tmp_path / "mnist").mkdir()  # is none the less the name of a published set
     ended = run("mnist", "data.image_column=x")
     assert ended.code == 2 and "data.path names none" in ended.stderr
+    (tmp_path / "faces").mkdir()  # beside data.path a word is a name
+    assert "name    faces" in run("faces", "data.path=faces.parquet", *more).stdout
     assert "give it another name, such as data.name=faces\n" in run("data.path=faces.parquet").stderr
 
 

@@ -117,14 +117,16 @@ def _taken(
 ) -> Tensor:
     """Values (N, *shape) on the CPU as a network takes them. Raises UserError for others."""
     wanted = f"{what} are floats of shape (N, {', '.join(map(str, shape))})"
-    if isinstance(values, np.ndarray) and not values.flags.writeable:
-        values = values.copy()  # PyTorch warns of arrays that it must not write to, as pandas gives them
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind == "O":
+            raise UserError(f"{wanted}, and these are Python objects")
+        if not values.flags.writeable or any(stride < 0 for stride in values.strides):
+            values = values.copy()  # PyTorch takes no array backwards, and warns of one that it must not write to
     try:
-        tensor = torch.as_tensor(values).cpu()
+        tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(
-            f"{wanted}, in a tensor or an array of NumPy, and these are a {type(values).__name__}"
-        ) from None
+        raise UserError(f"{wanted}, in a tensor or a NumPy array, and these are a {type(values).__name__}") from None
+    tensor = tensor.cpu()
     if limits is not None:
         wanted += f" from {limits[0]:g} to {limits[1]:g}"
     if tuple(tensor.shape[1:]) != shape or tensor.ndim != len(shape) + 1:
@@ -235,10 +237,13 @@ class Published:
         """
         if self.encoder is None:
             raise UserError(f"the encoder of {self} was not loaded; leave out encoder=False")
-        if isinstance(self.kind, RowKind) and hasattr(x_NX, "columns"):
+        if isinstance(self.kind, RowKind) and hasattr(x_NX, "iloc"):
             if missing := [name for name in self.kind.columns if name not in x_NX.columns]:
                 raise UserError(f"{self} takes the columns {some_names(self.kind.columns)}; missing: {missing[0]}")
-            x_NX = x_NX[list(self.kind.columns)].to_numpy()
+            try:
+                x_NX = x_NX[list(self.kind.columns)].to_numpy(dtype=float, na_value=math.nan)
+            except (TypeError, ValueError):
+                raise UserError(f"{self} takes numbers, and not all of {some_names(self.kind.columns)} are") from None
         if self.kind is not None:
             image = isinstance(self.kind, ImageKind)
             dtype = getattr(torch, self.kind.published_dtype)
@@ -261,9 +266,11 @@ class Published:
         """
         y_NK = encoded.y_NK
         if self.labels and y_NK is None:
-            given = f"{self} is of task {self.task}: its decoder is told the label of each, one of {self.labels}"
+            given = f"{self} is of task {self.task}: its decoder is told each one's label, of {self.labels}"
             if labels_N is None:
-                raise UserError(f"{given}, and these have none; data.label_column names the column of a table's")
+                raise UserError(
+                    f"{given}, and these have none; of a table data.label_column names the column of labels"
+                )
             if without := int(((labels_N < 0) | (labels_N >= self.labels)).sum()):
                 raise UserError(f"{given}, and {without} of {len(labels_N)} have none of them")
             y_NK = F.one_hot(labels_N, self.labels)

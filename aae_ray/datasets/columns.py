@@ -7,7 +7,7 @@ A set is a sequence of tables with the same columns. `B` images or rows of a bat
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,11 @@ def read_shards(root: Path, shards: Sequence[Shard], data: settings.Data, form: 
     filled = [shard for shard in shards if shard.rows]
     if not filled:
         raise UserError(f"{root} holds no images and no numbers: it has no rows")
-    first = filled[0]
-    label_column = _label_column(filled, data.label_column)
     split_column = _split_column(filled, data.split_column)
-    taken = {label_column, split_column} - {None}
+    if split_column:  # then names of files say nothing of parts
+        filled = [replace(shard, part=TO_BE_DRAWN) for shard in filled]
+    label_column = _label_column(filled, data.label_column)
+    first, taken = filled[0], {label_column, split_column} - {None}
     numbers = number_columns(filled, data, taken) if _holds_numbers(filled, data, taken) else None
     images = None if numbers else _image_columns(first, data.image_column, taken)
     for shard in filled:

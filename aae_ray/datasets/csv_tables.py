@@ -32,6 +32,8 @@ _LONGEST = 1 << 20  # bytes of the first line
 _LEAST_OF_A_SPECTRUM = 4  # columns; few numbers of a row are often in order
 _DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error)
 _COMMENT = "#"
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_BLANK_LINES = re.compile(r"(?:[^\S\r\n]*(?:\r\n|\r|\n))*")  # before the first line that says something
 _BINARY = b"\x00"  # in no text
 _OTHER_TEXT = ("<", "version https://git-lfs")  # how text begins that is no table
 _NUMBER = re.compile(r"(0|-?[1-9]\d*)(\.\d+)?")  # with one spelling for each whole number, and so no 007
@@ -49,6 +51,7 @@ class _Layout:
     names: tuple[str, ...]
     delimiter: str
     lines: int  # down to that of the names, and with it
+    bare: bool  # whether nothing follows
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,10 @@ def _table(file: Path, layout: _Layout, **options: Any) -> Any:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
+    if layout.bare:
+        table = pa.Table.from_arrays([pa.nulls(0)] * len(layout.names), names=list(layout.names))
+        return table.select(options.get("include_columns", layout.names))
+
     def advice(error: Exception) -> str:
         return f"; {AGAIN}" if isinstance(error, _DAMAGE) else "; save it again as CSV in UTF-8"
 
@@ -156,25 +163,26 @@ def _table(file: Path, layout: _Layout, **options: Any) -> Any:
                 convert_options=arrow_csv.ConvertOptions(**options),
             )
         except pa.ArrowInvalid:
-            if (ragged := _ragged_row(file, layout.delimiter)) is not None:
+            if (ragged := _ragged_row(file, layout)) is not None:
                 raise UserError(f"{file}: {ragged}") from None
             raise
 
 
-def _ragged_row(file: Path, delimiter: str) -> str | None:
+def _ragged_row(file: Path, layout: _Layout) -> str | None:
     """The first row that has not as many fields as there are names, and what to do; None where all have."""
+    names = len(layout.names)
     with open_unpacked(file) as content, io.TextIOWrapper(content, "utf-8-sig", "replace", newline="") as text:
-        rows, names, line = csv.reader(text, delimiter=delimiter), 0, 1
+        rows = csv.reader(text, delimiter=layout.delimiter)
+        line = 1
         try:
             for fields in rows:
-                names = names or len(fields)
-                if fields and len(fields) != names and fields[0].lstrip().startswith(_COMMENT):
-                    return f"line {line} begins with {_COMMENT}; a table has no comments: take the line out"
-                if fields and len(fields) != names:
+                if fields and len(fields) != names and rows.line_num > layout.lines:
+                    if fields[0].lstrip().startswith(_COMMENT):
+                        return f"line {line} begins with {_COMMENT}; a table has no comments: take the line out"
                     return (
                         f"line {line} has {len(fields)} field{'s' * (len(fields) != 1)}, and the line of names "
                         f"{names}; complete it or take it out, and put a field into quotes that holds "
-                        f"{_DELIMITERS[delimiter]} of its own"
+                        f"{_DELIMITERS[layout.delimiter]} of its own"
                     )
                 line = rows.line_num + 1
         except csv.Error as error:
@@ -211,23 +219,31 @@ def _layout(file: Path) -> _Layout:
         # Of other text the first letters say nothing: a table may begin with a column BMI.
         kind = format_of(raw.removeprefix(b"\xef\xbb\xbf")) or "a file of no known format; save it again as CSV"
         raise UserError(f"{file} is no CSV file, but {kind}")
-    numbered = enumerate(io.StringIO(text, newline=None), 1)
-    lines, line = next(((number, line) for number, line in numbered if line.strip()), (0, ""))
-    if not line:
+    before = _BLANK_LINES.match(text)
+    assert before is not None
+    rest = text[before.end() :]
+    if not rest.strip():
         raise UserError(f"{file} is empty; {AGAIN}")
-    if len(raw) < _LONGEST and not text.partition(line)[2].strip() and not line.endswith("\n"):
-        raise UserError(f"{file} has no rows, only a line of names; {AGAIN}")
-    if line.lstrip().startswith(_COMMENT):
-        raise UserError(
-            f"{file} begins with {line.strip()[:40]!r}; take out lines that begin with {_COMMENT}, and let the names "
-            "of the columns be the first line"
-        )
+    line = _LINE_END.split(rest, maxsplit=1)[0]
     delimiter = max(_DELIMITERS, key=line.count)
-    names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
+    rows = csv.reader(io.StringIO(rest, newline=""), delimiter=delimiter)
+    try:
+        fields = next(rows)
+        lines, following = len(_LINE_END.findall(before[0])) + rows.line_num, next(rows, None)
+    except csv.Error as error:
+        raise UserError(f"{file}: its line of names cannot be read: {error}; put it right") from None
+    names = [name.strip() for name in fields]
+    if names[0].startswith(_COMMENT):
+        if following is None or len(following) != len(names):
+            raise UserError(
+                f"{file} begins with {line.strip()[:40]!r}; take out lines that begin with {_COMMENT}, and let the "
+                "names of the columns be the first line"
+            )
+        names[0] = names[0].lstrip(f"{_COMMENT} ")  # as NumPy's savetxt writes a line of names
     numbers = [name for name in names if is_a_number(name)]
     if len(numbers) == len(names) or (2 * len(numbers) >= len(names) and _are_values(numbers)):
         raise UserError(
             f"{file} begins with numbers ({', '.join(numbers[:3])}, ...) where the names of its columns should be; "
             "write them as its first line"
         )
-    return _Layout(tuple(names), delimiter, lines)
+    return _Layout(tuple(names), delimiter, lines, following is None and len(raw) < _LONGEST)

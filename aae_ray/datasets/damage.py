@@ -6,15 +6,15 @@ from contextlib import contextmanager
 
 from aae_ray.errors import UserError
 
-# What the errors of gzip, zip and Arrow mean. In which words they say it changes no decision.
+# What the errors of gzip, zip and Arrow mean, by their words, for people alone.
 _MEANINGS = (
     (
         re.compile(r"before the end-of-stream|null or length 0|message body, got \d|but only read \d"),
         "it ends too early",
     ),
-    (re.compile(r"CRC|[Cc]hecksum"), "its content does not fit its checksum"),
+    (re.compile(r"^(Bad CRC-32|CRC check failed)|CRC checksum"), "its content does not fit its checksum"),
     (
-        re.compile(r"[Tt]hrift|[Ff]latbuffer|File name in directory|metadata (length|bytes)"),
+        re.compile(r"[Tt]hrift(?!.*size limit)|[Ff]latbuffer|File name in directory|metadata (length|bytes)"),
         "it is not put together right",
     ),
 )

@@ -26,7 +26,7 @@ from aae_ray.datasets.sources import Source, cache_folder, find_source, locked, 
 from aae_ray.datasets.splits import Indices, check_parts, split
 from aae_ray.errors import UserError
 
-PREPARED_FORMAT = 6  # raised when prepared data or their reading changes, so that older ones are made anew
+PREPARED_FORMAT = 7  # raised when prepared data or their reading changes, so that older ones are made anew
 
 
 @dataclass(frozen=True, eq=False)

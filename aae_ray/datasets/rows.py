@@ -87,7 +87,10 @@ def slip(values: Sequence[Any]) -> tuple[int, str] | None:
         return None
     row, value = wrong[0]
     if _WRITTEN_OTHERWISE.fullmatch(value):
-        return row, f"is {value!r}; write numbers with a decimal point, and without separators of thousands"
+        return row, (
+            f"is {value!r}; write numbers with a decimal point, and without separators of thousands, or leave out the "
+            "column, naming the others with data.columns"
+        )
     return row, f"is {value[:40]!r}, and most others are numbers; put it right, leave it empty or leave out the row"
 
 

@@ -121,15 +121,19 @@ class _ArrowShard(Shard):
         first = 0
         with _arrow(self.file), pa.memory_map(str(self.file)) as content, pa.ipc.open_stream(content) as stream:
             for batch in stream:
+                chosen = batch.select(list(columns))
+                chosen.validate(full=True)  # else what offsets say is read without a look at how far the memory goes
                 for start in range(0, batch.num_rows, size):
-                    yield first + start, batch.select(list(columns)).slice(start, size)
+                    yield first + start, chosen.slice(start, size)
                 first += batch.num_rows
 
     def values(self, column: str) -> Any:
         import pyarrow as pa
 
         with _arrow(self.file), pa.memory_map(str(self.file)) as content, pa.ipc.open_stream(content) as stream:
-            return pa.chunked_array([batch.column(column) for batch in stream], stream.schema.field(column).type)
+            values = pa.chunked_array([batch.column(column) for batch in stream], stream.schema.field(column).type)
+            values.validate(full=True)
+            return values
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -149,9 +153,6 @@ def _shard(file: Path, part: int, split: SavedSplit) -> Shard:
 
     with _arrow(file), pa.memory_map(str(file)) as content, pa.ipc.open_stream(content) as stream:
         schema: pa.Schema = stream.schema
-        rows = 0
-        for batch in stream:
-            batch.validate(full=True)  # whatever offsets say is read later without a look at how far the memory goes
-            rows += batch.num_rows
+        rows = sum(batch.num_rows for batch in stream)
     twice = tuple(dict.fromkeys(name for name in schema.names if schema.names.count(name) > 1))
     return _ArrowShard(file, {field.name: field for field in schema}, twice, rows, {}, split.class_names, part)

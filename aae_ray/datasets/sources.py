@@ -43,7 +43,7 @@ LONGEST_NAME = 90  # letters of a name that a set gets by its path; data.name ta
 
 def cache_folder(data: settings.Data) -> Path:
     """Where prepared data lie, and what is derived from them."""
-    return Path(data.cache or "~/.cache/aae_ray").expanduser().absolute()
+    return Path(os.path.expanduser(data.cache or "~/.cache/aae_ray")).absolute()
 
 
 @contextmanager
@@ -55,14 +55,14 @@ def locked(file: Path) -> Iterator[None]:
         yield
 
 
-def is_a_place(word: str) -> bool:
+def looks_like_path(word: str) -> bool:
     """Whether a word says where data lie, and is not the name of a published set."""
     return "/" in word or bool(Path(word).suffix) or (word not in NAMES and os.path.exists(word))
 
 
 def name_for(path: str) -> str:
     """A name for the set at a path or URI: `faces` for `s3://bucket/faces.parquet`."""
-    last = Path(path if remote.is_uri(path) else Path(path).expanduser().resolve())
+    last = Path(path if remote.is_uri(path) else Path(os.path.expanduser(path)).resolve())
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", last.name.lstrip(".").partition(".")[0]).strip("-")[:LONGEST_NAME] or "own"
     return f"{name}-own" if name in NAMES else name
 
@@ -83,6 +83,10 @@ def find_source(data: settings.Data, progress: Progress = no_progress) -> Source
             return source
         test_path = data.test_path
         test = _source_at(data, test_path, "data.test_path")
+        # As a test part is published without its answers.
+        bare = None
+        if data.label_column not in (None, NONE):
+            bare = _source_at(data.model_copy(update={"label_column": NONE}), test_path, "data.test_path")
         identity = {"train": source.identity, "test": test.identity}
 
         def read(columns: Columns) -> ImageStream:
@@ -90,16 +94,16 @@ def find_source(data: settings.Data, progress: Progress = no_progress) -> Source
             try:
                 images = test.read(stream.columns)
             except MissingColumn as missing:
-                if missing.key == "data.label_column":  # as a test part is published without its answers
-                    unlabelled = data.model_copy(update={"label_column": NONE})
-                    images = _source_at(unlabelled, test_path, "data.test_path").read(stream.columns)
-                    return with_test(stream, images, remote.shown(test_path))
+                if missing.key == "data.label_column" and bare is not None:
+                    joined = with_test(stream, bare.read(stream.columns), remote.shown(test_path))
+                    lack = missing.lack
+                    return replace(joined, remarks=lambda: (*joined.remarks(), f"test images without labels: {lack}"))
                 if data.columns is not None:
                     raise
                 raise MissingColumn("data.test_path", missing.lack) from None
             return with_test(stream, images, remote.shown(test_path))
 
-        return Source(identity, read, (*source.temporary, *test.temporary))
+        return Source(identity, read, (*source.temporary, *test.temporary, *(bare.temporary if bare else ())))
     if columns := _columns(data):
         raise UserError(f"{columns}: columns, arrays and rows are those of your own files, and data.path names none")
     if data.name == "digits":
@@ -135,7 +139,7 @@ def _columns(data: settings.Data) -> str:
 def _source_at(data: settings.Data, path: str, key: str) -> Source:
     """Images at a path of this machine, or at the URI of a file system, from which they are downloaded to be read."""
     if not remote.is_uri(path):
-        return _stored_source(data, Path(path).expanduser(), key)
+        return _stored_source(data, Path(os.path.expanduser(path)), key)
     _check_name(data.name, remote.shown(path))
     files = remote.parquet_files(path, key)
     identity: dict[str, Any] = {"uri": remote.shown(path), "files": [astuple(file) for file in files]}

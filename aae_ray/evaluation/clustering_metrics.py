@@ -1,6 +1,7 @@
 """How well clusters agree with classes, and how evenly they are used.
 
-Shapes: N images, K clusters, C classes.
+Shapes: N images, K clusters, C classes. Agreement is computed from the table of counts: scikit-learn's own forms check
+and sort all labels anew, which takes longer than all else that is measured of an epoch of the digits.
 """
 
 from collections.abc import Callable
@@ -65,17 +66,13 @@ def hungarian_accuracy(clusters_N: Tensor, labels_N: Tensor) -> float:
     return float(counts_KC[linear_sum_assignment(counts_KC, maximize=True)].sum()) / len(labels_N)
 
 
-# Both from the table of counts: scikit-learn's own forms check and sort all labels anew, which takes longer than all
-# else that is measured of an epoch of the digits.
-
-
 def normalized_mutual_information(clusters_N: Tensor, labels_N: Tensor) -> float:
     """Mutual information over the mean of both entropies; 1: the same partition, 0: independent."""
     share_KC = contingency(clusters_N, labels_N).double() / len(labels_N)
     cluster_K, class_C = share_KC.sum(1), share_KC.sum(0)
     entropies = [float(-torch.special.xlogy(share, share).sum()) for share in (cluster_K, class_C, share_KC)]
     mean = (entropies[0] + entropies[1]) / 2
-    return max(entropies[0] + entropies[1] - entropies[2], 0.0) / mean if mean else 1.0
+    return min(max(entropies[0] + entropies[1] - entropies[2], 0.0) / mean, 1.0) if mean else 1.0
 
 
 def adjusted_rand_index(clusters_N: Tensor, labels_N: Tensor) -> float:

@@ -235,9 +235,10 @@ def next_commands(report: StudyReport) -> list[tuple[str, str]]:
     if not report.as_planned:
         again, ledger = text.resume_command(report.folder), report.ledger
         commands.append(("resume", again))
-        most = ledger.current_plan.settings.study.budget.trials
-        if ledger.chosen is None and ledger.front() and ledger.configurations < most:
-            commands.append(("or end it", f"{again} study.budget.trials={ledger.configurations}"))
+        study = ledger.current_plan.settings.study
+        may_shrink = study.sampler.population_size is None  # of which there must be five times as many trials
+        if ledger.chosen is None and ledger.front() and ledger.configurations < study.budget.trials and may_shrink:
+            commands.append(("no new ones", f"{again} study.budget.trials={ledger.configurations}"))
     uri = without_userinfo(report.uri)
     default = uri == f"sqlite:///{Path(DEFAULT_DATABASE).absolute()}"
     option = "" if default else f" --tracking-uri {shlex.quote(uri)}"

@@ -121,7 +121,9 @@ class Data(Section):
         "taken if it is there, and with none no column",
     )
     test_path: str | None = Field(
-        None, description="images of the test part, stored like those of `data.path`, which then gives the others"
+        None,
+        description="images of the test part, stored like those of `data.path`, which then gives the others; labels may "
+        "be missing",
     )
     cache: str | None = Field(None, description="folder of prepared data; ~/.cache/aae_ray when not given")
     shared: Folder | None = Field(

@@ -16,7 +16,7 @@ from aae_ray.autoencoder.published import Published
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.datasets.pictures import decode
 from aae_ray.datasets.pixels import PixelFault
-from aae_ray.datasets.sources import PIXEL_SETTINGS, is_a_place, name_for
+from aae_ray.datasets.sources import PIXEL_SETTINGS, looks_like_path, name_for
 from aae_ray.errors import UserError
 from aae_ray.reading import COMMAND_LINE, Entry, build, read_overrides
 from aae_ray.search.journal import JOURNAL
@@ -45,7 +45,7 @@ def read_data(data: str | None, overrides: Sequence[str], model: Published) -> D
         about = {key: value for key, value in model.settings.items() if key.startswith("data.")}
         dataset = load(recorded_settings(about, changes, str(model)).data)
     else:
-        given = is_a_place(data)
+        given = looks_like_path(data)
         key = "data.path" if given else "data.name"
         if key in changes:
             raise UserError(f"{key} is given twice: {data} and {changes[key].value}")

@@ -47,8 +47,10 @@ def load_model(
         )
     if os.path.exists(folder):
         raise UserError(f"{model} is a file; name a registered model, or the folder of a checkpoint or a study")
-    if version == registry.CHAMPION and "@" in model:  # as MLflow writes it
-        model, _, version = model.rpartition("@")
+    if "@" in model:  # as MLflow writes it
+        if version != registry.CHAMPION:
+            raise UserError(f"{model} names a version, and --version {version} another; give one of them")
+        model, version = registry.name_and_version(model)
     return registry.load(model, uri, version, encoder=encoder)
 
 

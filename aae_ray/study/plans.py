@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from aae_ray.datasets.sources import name_for
 from aae_ray.errors import UserError
-from aae_ray.search.space import Changes, Plan, read_plan
+from aae_ray.search.journal import JOURNAL
+from aae_ray.search.space import Changes, Plan, read_plan, study_file
 
 # Of a training, which is a study of one trial.
 # One trial with one seed, which nothing ends.
@@ -36,12 +38,18 @@ def study_plan(file: str | None, changes: Changes = ()) -> Plan:
 
 
 def _check_no_data(file: str | None) -> None:
-    """Raises UserError where data are named in place of a study's file."""
-    if file and (os.path.isdir(file) or (Path(file).suffix.lower() in OF_DATA and os.path.exists(file))):
-        raise UserError(
-            f"{file} holds data, and a study's file is YAML; for a study of them give data.name={name_for(file)} "
-            f"data.path={file} in place of it"
-        )
+    """Raises UserError where data, or the folder of a study, are named in place of a study's file."""
+    if file is None or not (os.path.isdir(file) or (Path(file).suffix.lower() in OF_DATA and os.path.exists(file))):
+        return
+    with suppress(UserError):
+        if study_file(file) != file:  # a folder of the same name does not hide a study that ships
+            return
+    if os.path.isfile(os.path.join(file, JOURNAL)):
+        raise UserError(f"{file} is the folder of a study: --resume {file} goes on with it, --extend {file} adds to it")
+    raise UserError(
+        f"{file} holds data, and a study's file is YAML; for a study of them give data.name={name_for(file)} "
+        f"data.path={file} in place of it"
+    )
 
 
 def training_plan(file: str | None, changes: Changes = ()) -> Plan:

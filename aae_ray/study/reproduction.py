@@ -126,7 +126,7 @@ class Reproduction:
 def read(reference: str, uri: str, overrides: Sequence[str] = ()) -> Recorded:
     """What the registry says of NAME, NAME@ALIAS or NAME/VERSION, the champion of a bare name; `overrides` say where
     its data lie now. Raises UserError where there is no such version, and where it says too little."""
-    name, which = name_and_version(reference)
+    name, which = registry.name_and_version(reference)
     places = read_overrides(overrides)
     if foreign := [key for key in places if key not in PLACES]:
         raise UserError(f"{', '.join(foreign)}: a model is trained as it was; give {', '.join(PLACES)} alone")
@@ -152,18 +152,6 @@ def read(reference: str, uri: str, overrides: Sequence[str] = ()) -> Recorded:
         spread={each: statistics.stdev(metrics[each] for metrics in seeds) for each in names},
         split=version.tags.get(registry.SPLIT_DIGEST, ""),
     )
-
-
-def name_and_version(reference: str) -> tuple[str, str]:
-    """The model of a reference, and the alias or number of its version. Raises UserError for half a reference."""
-    mark = next((mark for mark in "@/" if mark in reference), None)
-    if mark is None:
-        return reference, registry.CHAMPION
-    name, _, which = reference.partition("@") if mark == "@" else reference.rpartition("/")
-    if not name or not which:
-        what = "the name of a model" if not name else "an alias" if mark == "@" else "a version"
-        raise UserError(f"{reference!r} lacks {what}; give NAME, NAME@ALIAS or NAME/VERSION")
-    return name, which
 
 
 def settings_of(params: Mapping[str, str], where: str, places: Mapping[str, Entry] = NOWHERE) -> Settings:

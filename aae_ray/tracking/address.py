@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
@@ -25,6 +26,8 @@ LOGGERS = ("mlflow", "alembic", "sqlalchemy", "sqlalchemy.engine")  # those that
 # MLflow; and the last are bytes that are not UTF-8.
 UNFIT = re.compile(r"\?|%[0-9A-Fa-f]{2}|[\udc80-\udcff]")
 ANSWER_SECONDS = 5.0
+MOST_READ = 1 << 16  # bytes of an answer
+GUARDED = (401, 403, 407, 429)  # statuses of guards before a server
 SQLITE = b"SQLite format 3\0"  # how a database begins
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 LONGEST_NAME = 255  # bytes, of a folder
@@ -108,14 +111,26 @@ def _is_mlflow(address: str) -> bool:
     Raises OSError or HTTPException where nothing answers.
     """
     for path in ("health", "api/2.0/mlflow/experiments/search?max_results=1"):  # a proxy may hand on the second alone
+        asked = f"{address}/{path}"
         try:
-            with urlopen(f"{address}/{path}", timeout=ANSWER_SECONDS) as answer:
-                if answer.read(3) == b"OK" or "json" in answer.headers.get("Content-Type", ""):
-                    return True
+            with urlopen(asked, timeout=ANSWER_SECONDS) as answer:
+                content = answer.read(MOST_READ)
+                if answer.geturl() != asked or content.strip() == b"OK" or _says_mlflow(content):
+                    return True  # led elsewhere: to where an account is asked for
         except HTTPError as error:
-            if error.code in (401, 403) or error.code >= 500 or "json" in error.headers.get("Content-Type", ""):
-                return True
+            with error:
+                if error.code in GUARDED or error.code >= 500 or _says_mlflow(error.read(MOST_READ)):
+                    return True
     return False
+
+
+def _says_mlflow(content: bytes) -> bool:
+    """Whether an answer is one of MLflow's interface: JSON with experiments, an error, or nothing."""
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and (not answer or not answer.keys().isdisjoint(("experiments", "error_code")))
 
 
 def _can_be_written(path: Path) -> bool:

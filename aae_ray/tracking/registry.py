@@ -453,6 +453,18 @@ class NoPartner(UserError):
     """An encoder or a decoder was registered without the other."""
 
 
+def name_and_version(reference: str) -> tuple[str, str]:
+    """The model of a reference, and the alias or number of its version. Raises UserError for half a reference."""
+    mark = next((mark for mark in "@/" if mark in reference), None)
+    if mark is None:
+        return reference, CHAMPION
+    name, _, which = reference.partition("@") if mark == "@" else reference.rpartition("/")
+    if not name or not which:
+        what = "the name of a model" if not name else "an alias" if mark == "@" else "a version"
+        raise UserError(f"{reference!r} lacks {what}; give NAME, NAME@ALIAS or NAME/VERSION")
+    return name, which
+
+
 def load(name: str, uri: str, alias_or_version: str | int = CHAMPION, *, encoder: bool = False) -> Published:
     """The registered decoder of this name, and on request the encoder of the same trial; the encoder's name does too.
 

@@ -186,7 +186,7 @@ def test_classes_are_spread_over_the_parts_in_proportion(
     tmp_path: Path, cache: str, sizes: tuple[int, ...], seed: int
 ) -> None:
     labels_N = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    path = write_idx(tmp_path / "own", np.full((len(labels_N), 1, 1), 255), labels_N)
+    path = write_idx(tmp_path / "own", np.arange(len(labels_N)).reshape(-1, 1, 1) % 256, labels_N)
     own = load(name="own", path=str(path), cache=cache, split_seed=seed)
     for part, share in ((own.val, 0.2), (own.test, 0.2), (own.train, 0.6)):
         counts = np.bincount(labels_N[part], minlength=len(sizes))
@@ -195,7 +195,7 @@ def test_classes_are_spread_over_the_parts_in_proportion(
 
 
 def test_images_in_order_of_class_are_shuffled_within_it(tmp_path: Path, cache: str) -> None:
-    path = write_idx(tmp_path / "own", np.full((1000, 1, 1), 255), np.repeat([0, 1], 500))
+    path = write_idx(tmp_path / "own", np.arange(1000).reshape(-1, 1, 1) % 256, np.repeat([0, 1], 500))
     own = load(name="own", path=str(path), cache=cache)
     gaps = np.diff(own.val)
     assert len(np.unique(gaps)) > 5
@@ -231,7 +231,7 @@ def test_a_changed_source_is_prepared_anew(folder: Path, cache: str) -> None:
 
 
 def test_another_column_is_another_set(tmp_path: Path, cache: str) -> None:
-    pq.write_table(pa.table({"a": [[201]] * 9, "b": [[202]] * 9}), tmp_path / "own.parquet")
+    pq.write_table(pa.table({"a": [[201], *[[100]] * 8], "b": [[202], *[[100]] * 8]}), tmp_path / "own.parquet")
     path = str(tmp_path / "own.parquet")
     first, second = (load(name="own", path=path, cache=cache, image_column=column) for column in "ab")
     assert (first.images_NCHW.max(), second.images_NCHW.max()) == (201, 202)

@@ -159,6 +159,16 @@ def test_a_test_part_may_come_without_its_answers(column: str, tmp_path: Path, o
         assert rows_of(dataset, dataset.test) == images(slice(40, 60))
         assert (dataset.class_names, dataset.unlabelled) == (("ant", "bee"), 20)
         assert contents_of(dataset).rows()["classes"] == "2 classes: ant 20, bee 20; without a label 20"
+    if named:
+        slip = own(train, test_path=str(tmp_path / "set/test.parquet"), **named)
+        assert (
+            f"test images without labels: {tmp_path}/set/test.parquet has no column kind"
+            in contents_of(slip).rows()["remarks"]
+        )
+    split = write(tmp_path / "split/test.parquet", slice(40, 60), split=["train"] * 20).parent
+    write(split / "train.parquet", slice(0, 40), split=["train"] * 30 + ["test"] * 10, **{column: ["ant", "bee"] * 20})
+    with pytest.raises(UserError, match="test.parquet.* column .*"):  # which says itself that it is not of the test
+        own(split, **named)
     write(tmp_path / "set/train2.parquet", slice(0, 10))  # of a part that is trained on it would be a slip
     with pytest.raises(UserError, match="train2.parquet: column .* is missing"):
         own(train.parent, **named)

@@ -326,6 +326,24 @@ def test_blanks_around_names_and_labels_and_lines_before_the_names_do_not_count(
     np.testing.assert_array_equal(dataset.examples_NX[0], [0, 0])
 
 
+@pytest.mark.parametrize(
+    ("head", "columns"),
+    [("# a,b", ("a", "b")), ("#a,b", ("a", "b")), ('"a\nx",b', ("a\nx", "b")), ("\n \n\ta,b", ("a", "b"))],
+)
+def test_a_line_of_names_is_read_as_programs_write_it(tmp_path: Path, head: str, columns: tuple[str, ...]) -> None:
+    for end in ("\n", "\r\n"):
+        rows = [f"{row / 2},{row**2}" for row in range(40)]
+        dataset = read(csv(tmp_path, end.join([head.replace("\n", end), *rows])))
+        assert tuple(name.replace("\r", "") for name in dataset.kind.columns) == columns  # type: ignore[attr-defined]
+        assert len(dataset.examples_NX) == 40
+    with pytest.raises(UserError, match=f"line {head.count(chr(10)) + 42} has 1 field, and the line of names 2"):
+        read(csv(tmp_path, "\n".join([head, *rows, "7"])))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "full.csv").write_text("\n".join(["a,b", *rows]))
+    (tmp_path / "set" / "none.csv").write_text("a,b")
+    assert len(read(tmp_path / "set").examples_NX) == 40
+
+
 def test_labels_are_text_in_all_files_where_they_are_in_one(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for name, first in (("train", "01067"), ("test", "10115")):

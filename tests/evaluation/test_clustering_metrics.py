@@ -25,6 +25,7 @@ def test_agreement_is_that_of_scikit_learn(found: list[int], classes: int, seed:
         (clusters.adjusted_rand_index, adjusted_rand_score),
     ):
         assert own(torch.tensor(found), labels_N) == pytest.approx(theirs(labels_N, found), abs=1e-9)
+        assert own(labels_N, labels_N) <= 1.0
 
 
 def test_a_permutation_of_the_classes_is_perfect() -> None:

@@ -88,21 +88,21 @@ def test_a_stopped_study_is_resumed_by_the_command_that_is_offered(tmp_path: Pat
     history.stop(StudyEnd.USER)
     out = io.StringIO()
     print_report(console_for(out), closing(tmp_path, history))
-    assert "python -m aae_ray.tune --resume" in out.getvalue() and "or end it" not in out.getvalue()
+    assert "python -m aae_ray.tune --resume" in out.getvalue() and "no new ones" not in out.getvalue()
     assert "1 trial in 1 s: 0 complete, 0 stopped early, 0 failed, 1 unfinished (1 user)" in out.getvalue()
     assert "MLFLOW_TRACKING_PASSWORD" not in out.getvalue()
     print_report(console_for(out), closing(tmp_path, history, uri="https://ann:secret@host/path"))
     assert "MLFLOW_TRACKING_PASSWORD" in out.getvalue() and "secret" not in out.getvalue()
 
 
-def test_a_study_that_was_stopped_may_be_ended_with_the_trials_that_it_has(tmp_path: Path) -> None:
+def test_a_study_that_was_stopped_may_go_on_without_new_trials(tmp_path: Path) -> None:
     history = History()
     history.finish(0.1, 0.2)
     history.begin()
     history.stop(StudyEnd.USER)
     report = closing(tmp_path, history)
     commands = dict(next_commands(report))
-    assert commands["or end it"] == f"{commands['resume']} study.budget.trials=2"
+    assert commands["no new ones"] == f"{commands['resume']} study.budget.trials=2"
     out = io.StringIO()
     print_report(console_for(out), report)
     assert "report.html written, when the study ends" in out.getvalue()

@@ -212,6 +212,13 @@ def test_codes_and_scores_of_a_table_in_another_order(trained: Training, folder:
         read_data(str(tmp_path / "less.csv"), [f"data.cache={tmp_path}"], model)
     frame = known[known.columns[::-1]]
     assert torch.equal(model.encode(frame).z_NZ, model.encode(known.to_numpy()).z_NZ)
+    nullable = known.astype("Float64")
+    for given in (frame[::-1][::-1], nullable, known.to_numpy()[::-1][::-1], known.to_numpy()[:, ::-1][:, ::-1]):
+        assert torch.equal(model.encode(given).z_NZ, model.encode(known.to_numpy()).z_NZ)
+    with pytest.raises(UserError, match="and these are Python objects"):
+        model.encode(known.to_numpy(dtype=object))
+    with pytest.raises(UserError, match="takes numbers, and not all of mean radius, .* are"):
+        model.encode(known.assign(**{"mean radius": "wide"}))
     with pytest.raises(UserError, match="missing: mean radius"):
         model.encode(known.drop(columns="mean radius"))
     with pytest.raises(UserError, match="are floats of shape .* and these are a str"):

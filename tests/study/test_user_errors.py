@@ -4,7 +4,8 @@ import shutil
 import socket
 import sys
 import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 
@@ -222,12 +223,41 @@ def test_a_server_that_never_answers_is_told_in_time(monkeypatch: pytest.MonkeyP
             check_answers(address)
 
 
-def test_a_server_that_is_not_mlflow_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+@pytest.mark.parametrize(
+    ("answers", "taken"),
+    [
+        ({"/health": (200, "text/html", b"OK\n")}, True),
+        ({"/api/": (200, "application/json", b'{"experiments": []}')}, True),  # behind a proxy that hands on this alone
+        ({"/": (401, "text/html", b"who are you?")}, True),
+        ({"/": (503, "text/html", b"not yet")}, True),
+        ({"/health": (302, "text/html", b"/login"), "/login": (200, "text/html", b"<form>")}, True),
+        ({}, False),
+        ({"/": (404, "application/json", b'{"detail": "Not Found"}')}, False),
+        ({"/": (200, "text/html", b"<html>")}, False),
+    ],
+)
+def test_a_server_that_is_not_mlflow_is_told(answers: dict[str, tuple[int, str, bytes]], taken: bool) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = [answer for path, answer in answers.items() if self.path.startswith(path)]
+            status, kind, content = found[0] if found else (404, "text/html", b"no such page")
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", content.decode())
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        told = (
+            nullcontext() if taken else pytest.raises(UserError, match="answers, but is no server of MLflow; see that")
+        )
         try:
-            with pytest.raises(UserError, match="answers, but is no server of MLflow; see that host, port and path"):
+            with told:
                 check_answers(f"http://127.0.0.1:{server.server_port}")
         finally:
             server.shutdown()
@@ -241,6 +271,11 @@ def test_data_in_place_of_a_study_are_told(tmp_path: Path, monkeypatch: pytest.M
         for plan in (study_plan, training_plan):
             with pytest.raises(UserError, match=f"{file} holds data, .* data.name={name} data.path={file}"):
                 plan(file, ())
+    (tmp_path / "digits").mkdir()  # hides no study that ships
+    assert study_plan(None).settings.data.name == "digits" and study_plan("digits").space
+    (tmp_path / "cats" / "journal.jsonl").touch()
+    with pytest.raises(UserError, match="cats is the folder of a study: --resume cats goes on with it"):
+        study_plan("cats")
 
 
 def test_what_leaves_no_rungs_and_no_room_is_noted(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
