@@ -122,8 +122,8 @@ class Data(Section):
     )
     test_path: str | None = Field(
         None,
-        description="images of the test part, stored like those of `data.path`, which then gives the others; labels may "
-        "be missing",
+        description="images of the test part, stored like those of `data.path`, which then gives the others; labels "
+        "may be missing",
     )
     cache: str | None = Field(None, description="folder of prepared data; ~/.cache/aae_ray when not given")
     shared: Folder | None = Field(
