@@ -320,6 +320,12 @@ def _check_no_pixels_are_missing(first: Shard, taken: set[str | None]) -> None:
         counted = {index[0] for index in numbers if len(index) == 1} or {0}
         missing = [number for number in range(min(counted), max(counted)) if number not in counted]
         lacks = f"{prefix}{missing[0]} is missing" if missing else "they are not as many as a square or H x W has"
+        side = math.isqrt(len(by_index) // 3)
+        if not missing and 3 * side * side == len(by_index):
+            raise UserError(
+                f"{first.file}: columns {names} are as many as a colour image of {side} x {side} has, in an order that "
+                "nobody tells; store pictures, or lists of H x W x 3, or give data.kind=rows to read them as numbers"
+            )
         raise UserError(
             f"{first.file}: columns {names} are called pixels, and are {len(by_index)}: {lacks}; complete them, or "
             "give data.kind=rows to read them as numbers"

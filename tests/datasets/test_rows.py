@@ -188,6 +188,10 @@ def test_columns_that_say_nothing_are_left_out_and_told(tmp_path: Path) -> None:
             [number for number in range(17) if number != 5],
             "pixel0 to pixel16 are called pixels, .* 16: pixel5 is missing",
         ),
+        (
+            list(range(48)),
+            "pixel0 to pixel47 are as many as a colour image of 4 x 4 has, in an order that nobody tells",
+        ),
         (list(range(15)), "pixel0 to pixel14 are called pixels, and are 15: they are not as many as a square"),
     ],
 )

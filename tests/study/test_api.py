@@ -72,6 +72,7 @@ def test_the_networks_of_the_best_trial_are_those_that_were_registered(study: St
         torch.testing.assert_close(best.encoder(x_NCHW)["code"], registered.encode(x_NCHW).z_NZ)
     torch.testing.assert_close(best.model.encode(x_NCHW.numpy()).z_NZ, registered.encode(x_NCHW).z_NZ)
     torch.testing.assert_close(best.model.sample(5, seed=3), registered.sample(5, seed=3))
+    assert str(load_model("aae-digits-decoder@champion")) == str(registered)
 
 
 def test_the_best_trial_was_confirmed_on_new_seeds_and_its_version_says_so(study: Study) -> None:

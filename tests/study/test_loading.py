@@ -100,6 +100,16 @@ def test_a_model_that_is_nowhere_is_looked_for_in_the_registry(tmp_path: Path) -
         load_model("aae-digits-decoder", uri=f"sqlite:///{tmp_path}/mlflow.db")
 
 
+def test_a_name_may_say_its_version_once() -> None:
+    for model, version, message in (
+        ("aae@", "champion", "'aae@' lacks an alias"),
+        ("@champion", "champion", "'@champion' lacks the name of a model"),
+        ("aae@newest", 3, "aae@newest names a version, and --version 3 another"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_model(model, version=version)
+
+
 def test_data_are_those_of_the_training_or_others_by_name_or_path(
     model: Published, digits: Dataset, tmp_path: Path, cache: Path
 ) -> None:
