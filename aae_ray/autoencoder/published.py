@@ -266,7 +266,7 @@ class Published:
         """
         y_NK = encoded.y_NK
         if self.labels and y_NK is None:
-            given = f"{self} is of task {self.task}: its decoder is told each one's label, of {self.labels}"
+            given = f"{self} is of task {self.task}: its decoder is told a label for each of them, one of {self.labels}"
             if labels_N is None:
                 raise UserError(
                     f"{given}, and these have none; of a table data.label_column names the column of labels"

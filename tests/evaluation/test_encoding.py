@@ -75,9 +75,9 @@ def test_the_table_has_a_row_for_each_image(task: str, own: dict[str, int], few:
 def test_a_decoder_that_is_told_labels_has_those_of_the_images(few: Dataset, tmp_path: Path) -> None:
     model = published("supervised")
     few = dataclasses.replace(few, class_names=NAMES)
-    with pytest.raises(UserError, match="told the label of each image, one of 4, and 1 of 30 images have none of them"):
+    with pytest.raises(UserError, match="told a label for each of them, one of 4, and 1 of 30 have none"):
         write_codes(model, few, tmp_path / "codes.parquet")
-    with pytest.raises(UserError, match="one of 4, and these images have no labels"):
+    with pytest.raises(UserError, match="one of 4, and these have none; of a table data.label_column names"):
         write_codes(model, dataclasses.replace(few, labels_N=None, class_names=None), tmp_path / "codes.parquet")
     assert not list(tmp_path.iterdir())
     labels_N = np.arange(30) % 4
