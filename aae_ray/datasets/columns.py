@@ -141,10 +141,11 @@ def _image_columns(first: Shard, named: str | None, taken: set[str | None]) -> _
     candidates = [_ImageColumns(name, (name,)) for name in likely]
     candidates = candidates or [group for group in pixels if group.is_plain]
     if not candidates:
-        known = [f"{name} ({field.type}){_hint(first, name)}" for name, field in first.fields.items()]
+        hints = {name: _hint(first, name) for name in first.fields}
+        known = [f"{name} ({field.type}){hints[name]}" for name, field in first.fields.items()]
         numeric = [name for name, field in first.fields.items() if name not in taken and is_numeric(field.type)]
         advice = f"; data.kind=rows reads the numbers in {some(numeric)} as rows" if numeric else ""
-        if not numeric and not any(_hint(first, name) for name in first.fields):
+        if not numeric and not any(hints.values()):
             advice = "; see that this is the right file"
         raise UserError(f"{first.file} has no column of images ({WHAT}); its columns are {some(known)}{advice}")
     if len(candidates) > 1:

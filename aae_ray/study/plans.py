@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from aae_ray.datasets.formats import find_stored
 from aae_ray.datasets.sources import name_for
 from aae_ray.errors import UserError
 from aae_ray.search.journal import JOURNAL
@@ -19,7 +20,6 @@ SINGLE: dict[str, Any] = {
     "study.seeds_per_trial": 1,
     "study.seeds_from_rung": None,
 }
-OF_DATA = (".parquet", ".csv", ".tsv", ".npy", ".npz", ".gz", ".arrow", ".zip", ".png", ".jpg", ".jpeg")  # names end so
 DEFAULT = "digits"  # the study that ships and needs nothing else
 
 
@@ -39,7 +39,7 @@ def study_plan(file: str | None, changes: Changes = ()) -> Plan:
 
 def _check_no_data(file: str | None) -> None:
     """Raises UserError where data, or the folder of a study, are named in place of a study's file."""
-    if file is None or not (os.path.isdir(file) or (Path(file).suffix.lower() in OF_DATA and os.path.exists(file))):
+    if file is None or not (os.path.isdir(file) or _is_data(file)):
         return
     with suppress(UserError):
         if study_file(file) != file:  # a folder of the same name does not hide a study that ships
@@ -50,6 +50,15 @@ def _check_no_data(file: str | None) -> None:
         f"{file} holds data, and a study's file is YAML; for a study of them give data.name={name_for(file)} "
         f"data.path={file} in place of it"
     )
+
+
+def _is_data(file: str) -> bool:
+    """Whether a file is in a format of data. YAML is in none."""
+    try:
+        find_stored(Path(file), "data.path")
+    except (UserError, OSError):
+        return False
+    return True
 
 
 def training_plan(file: str | None, changes: Changes = ()) -> Plan:
