@@ -6,11 +6,12 @@ import logging
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ ENVIRONMENT = {
 }
 PROBE_SECONDS, MISSES = 2.0, 3  # between questions to the GCS of a cluster; unanswered ones, after which it is lost
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 8.0
+START_SECONDS = 180.0  # Ray gives each of its processes 30 s and says so, but where its own code waits there is no end
 SOCKET_NAME_BYTES = 107  # that Linux allows for the name of a socket; macOS allows 103
 SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # Ray's longest, below TMPDIR
 THREADS = 500  # of Ray's processes and a study's own; two cores had 483 at a time, and a study hung with 400
@@ -51,9 +53,12 @@ VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # in Ray's error of a mism
 
 
 @contextmanager
-def ray_cluster(*, verbose: bool) -> Iterator[None]:
+def ray_cluster(*, verbose: bool, stuck: Callable[[str], None]) -> Iterator[None]:
     """Ray for as long as this lasts: the cluster that runs on this machine, else a local one that ends with all its
     processes and that listens on the loopback interface alone. Ray's messages reach the user only if `verbose`.
+
+    Ray's own code may wait for ever for a process that hangs, and no exception or signal reaches it there: after
+    START_SECONDS `stuck` is called with a sentence, in a thread of its own, to end this process.
 
     Raises UserError when the cluster does not answer or is of another version, or when Ray cannot start here.
     """
@@ -71,13 +76,13 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
         # Processes on the nodes of a cluster have the environment of their node, not of this process.
         options["runtime_env"] = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
         check_address(joined)
-        start = _start
+        start = _join
     else:
         check_temporary_folder()
         check_process_limit()
         start = _start_here
     try:
-        start(options)
+        start(options, stuck)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {_where(address)}: {str(error).splitlines()[0]}") from None
     except RuntimeError as error:
@@ -111,23 +116,56 @@ def _shut_down() -> None:
             gc.enable()
 
 
-def _start(options: dict[str, Any]) -> None:
-    ray.init(**options)
+def _join(options: dict[str, Any], stuck: Callable[[str], None]) -> None:
+    """Join the cluster that runs on this machine."""
+    told = (
+        f"the Ray cluster at {_where(os.environ.get('RAY_ADDRESS'))} took no notice of this process for "
+        f"{START_SECONDS:g} s; a process of Ray on this machine may hang: restart Ray and type the command again"
+    )
+    with _within(START_SECONDS, lambda: stuck(told)):
+        ray.init(**options)
 
 
-def _start_here(options: dict[str, Any]) -> None:
+def _start_here(options: dict[str, Any], stuck: Callable[[str], None]) -> None:
     """Start Ray on this machine. Raises UserError where it does not come up."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def give_up() -> None:
+        for process in started:  # one that hangs does not notice that this process ends
+            process.kill()
+        stuck(_late())
+
     try:
-        _start_on_loopback(options)
+        with _own_session(started), _within(START_SECONDS, give_up):
+            _start_on_loopback(options)
     except Exception as error:
-        logs = f"Ray's logs are in {_temporary_folder()}/ray/session_latest/logs"
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if "timed out" not in reason.lower():
-            raise UserError(f"Ray could not be started on this machine: {redact(reason)}; {logs}") from error
-        raise UserError(
-            f"Ray's processes did not come up in time on this machine, which {_load()}; wait until it is less busy, or "
-            f"end other programs, and type the command again. {logs}"
-        ) from error
+        if "timed out" in reason.lower():
+            raise UserError(_late()) from error
+        raise UserError(f"Ray could not be started on this machine: {redact(reason)}; {_logs()}") from error
+
+
+@contextmanager
+def _within(seconds: float, late: Callable[[], None]) -> Iterator[None]:
+    """Call `late`, in a thread of its own, where this lasts longer."""
+    timer = threading.Timer(seconds, late)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _late() -> str:
+    return (
+        f"Ray's processes did not come up in time on this machine, which {_load()}; wait until it is less busy, or end "
+        f"other programs, and type the command again. {_logs()}"
+    )
+
+
+def _logs() -> str:
+    return f"Ray's logs are in {_temporary_folder()}/ray/session_latest/logs"
 
 
 def _load() -> str:
@@ -152,8 +190,7 @@ def _start_on_loopback(options: dict[str, Any]) -> None:
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # for the workers of a gang among each other
     try:
-        with _own_session():
-            ray.init(**options, _node_ip_address=LOOPBACK)
+        ray.init(**options, _node_ip_address=LOOPBACK)
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before[1]
         if before[0] is None:
@@ -163,13 +200,15 @@ def _start_on_loopback(options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _own_session() -> Iterator[None]:
-    """Ray's processes get a session of their own: a signal to the group of this process, as of a closed terminal, must
-    not take them away while the study is being closed. They end with this process all the same, as Linux tells them."""
+def _own_session(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Ray's processes, which are added to the list, get a session of their own: a signal to the group of this process,
+    as of a closed terminal, must not take them away while the study is being closed. They end with this process all the
+    same, as Linux tells them."""
 
     class Popen(services.ConsolePopen):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **given: Any) -> None:
             super().__init__(*arguments, start_new_session=sys.platform == "linux", **given)
+            processes.append(self)
 
     before, services.ConsolePopen = services.ConsolePopen, Popen
     try:

@@ -58,9 +58,14 @@ def removed_where_nothing_began(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        journal = folder / JOURNAL
-        if not journal.exists() or journal.stat().st_size == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+        remove_where_nothing_began(folder)
+
+
+def remove_where_nothing_began(folder: Path) -> None:
+    """Take away the folder of a study that has no record of it yet."""
+    journal = folder / JOURNAL
+    if not journal.exists() or journal.stat().st_size == 0:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

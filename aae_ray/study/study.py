@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from aae_ray.datasets.contents import contents_of
 from aae_ray.datasets.dataset import Dataset
 from aae_ray.datasets.sources import cache_folder
-from aae_ray.errors import STOPPED, UserError
+from aae_ray.errors import MISTAKE, STOPPED, UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import JUDGED
 from aae_ray.evaluation.judge import Judge, judge_if_any
@@ -53,7 +54,15 @@ from aae_ray.study.files import TrialFiles
 from aae_ray.study.finalists import choose, finalists, measure, publish
 from aae_ray.study.log import LOG, logged
 from aae_ray.study.mirror import Mirror, Trouble
-from aae_ray.study.opening import Opened, mirror_of, new_folder, opened, owned, removed_where_nothing_began
+from aae_ray.study.opening import (
+    Opened,
+    mirror_of,
+    new_folder,
+    opened,
+    owned,
+    remove_where_nothing_began,
+    removed_where_nothing_began,
+)
 from aae_ray.study.signals import Signals
 from aae_ray.study.warm_start import how_many_fit, prior_trials
 from aae_ray.tracking.provenance import provenance
@@ -281,7 +290,7 @@ class Session:
                     if JUDGED in study.deciding_metrics:  # workers find it in the cache
                         screen.say("training the judge of samples")
                         judge = judge_if_any(self.dataset, cache_folder(plan.settings.data))
-                    with ray_cluster(verbose=self.verbose):
+                    with ray_cluster(verbose=self.verbose, stuck=partial(self._ray_stuck, screen)):
                         signals.take()
                         screen.place(whereabouts())
                         gangs = gangs_that_fit(plan.settings, screen.say)
@@ -541,6 +550,15 @@ class Session:
             yield
         finally:
             over.set()
+
+    def _ray_stuck(self, screen: Screen, sentence: str) -> None:
+        """Ray's start hangs where nothing can interrupt it, and nothing of the study's session has begun."""
+        screen.end(sentence)
+        if self.ends_process:
+            if self.mirror is not None:
+                self.mirror.close()
+            remove_where_nothing_began(self.folder)
+            os._exit(MISTAKE)
 
     def _ray_lost(self, name: str, journal: Journal, tracker: Tracker, screen: Screen) -> NoReturn:
         message = f"Ray's {name} has ended, and Ray with it"

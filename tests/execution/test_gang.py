@@ -43,7 +43,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, and th
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    with ray_cluster(verbose=False):
+    with ray_cluster(verbose=False, stuck=print):
         yield
 
 

@@ -40,7 +40,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
 
 
 def test_the_cluster_that_runs_on_this_machine_is_joined(joined: dict[str, object]) -> None:
-    with cluster.ray_cluster(verbose=False):
+    with cluster.ray_cluster(verbose=False, stuck=print):
         pass
     assert "address" not in joined and "num_cpus" not in joined  # Ray finds it, and nothing of it is set anew
     runtime = joined["runtime_env"]
@@ -51,7 +51,7 @@ def test_nothing_is_collected_while_ray_shuts_down(joined: dict[str, object], mo
     """A reference of Ray's that another thread lets go of meanwhile would end this process, with exit code 1."""
     collects: list[bool] = []
     monkeypatch.setattr(ray, "shutdown", lambda: collects.append(gc.isenabled()))
-    with cluster.ray_cluster(verbose=False):
+    with cluster.ray_cluster(verbose=False, stuck=print):
         pass
     assert collects == [False] and gc.isenabled()
 
@@ -65,7 +65,7 @@ def test_a_cluster_that_does_not_answer_is_a_sentence(
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     told = "no Ray cluster answers at the address that this machine remembers"
-    with pytest.raises(UserError, match=told), cluster.ray_cluster(verbose=False):
+    with pytest.raises(UserError, match=told), cluster.ray_cluster(verbose=False, stuck=print):
         pass
 
 
@@ -75,7 +75,7 @@ def test_a_cluster_of_another_version_is_a_sentence(joined: dict[str, object], m
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(UserError) as caught, cluster.ray_cluster(verbose=False):
+    with pytest.raises(UserError) as caught, cluster.ray_cluster(verbose=False, stuck=print):
         pass
     here = f"Ray {ray.__version__} with Python {platform.python_version()} here"
     assert str(caught.value) == (
@@ -89,7 +89,7 @@ def test_other_errors_of_a_cluster_are_rays_own(joined: dict[str, object], monke
         raise RuntimeError("no room")
 
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(RuntimeError, match="^no room$"), cluster.ray_cluster(verbose=False):
+    with pytest.raises(RuntimeError, match="^no room$"), cluster.ray_cluster(verbose=False, stuck=print):
         pass
 
 
@@ -99,7 +99,10 @@ def test_a_dead_address_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None
         address = f"127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
     start = time.monotonic()
-    with pytest.raises(UserError, match=f"no Ray cluster answers at {address}"), cluster.ray_cluster(verbose=False):
+    with (
+        pytest.raises(UserError, match=f"no Ray cluster answers at {address}"),
+        cluster.ray_cluster(verbose=False, stuck=print),
+    ):
         pass
     assert time.monotonic() - start < 15
 
@@ -150,7 +153,7 @@ def sockets():
     return found
 
 before = sockets()
-with ray_cluster(verbose=False):
+with ray_cluster(verbose=False, stuck=print):
     ray.get(ray.remote(lambda: 1).remote())
     new = {inode: host for inode, host in sockets().items() if inode not in before}
     print(len(new), *sorted(set(new.values())))
@@ -245,7 +248,7 @@ def test_a_ray_that_does_not_come_up_here_is_a_sentence(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(capacity, "read_ray_address", lambda: None)
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(UserError, match=told), cluster.ray_cluster(verbose=False):
+    with pytest.raises(UserError, match=told), cluster.ray_cluster(verbose=False, stuck=print):
         pass
 
 

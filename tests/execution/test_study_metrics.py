@@ -21,7 +21,7 @@ from tests.search.histories import History
 history = History(study__price_per_worker_hour=1.0)
 history.finish(0.01, 0.02)
 history.fail(history.begin(), FailureClass.PREEMPTED, retry=True)
-with ray_cluster(verbose=False):
+with ray_cluster(verbose=False, stuck=print):
     StudyMetrics().tell(Observed(history.ledger, history.now, gangs=3))
     (node,) = ray.nodes()
     page = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.study.commands import command
-from tests.study.test_study import optuna_states
+from tests.study.test_study import optuna_states, processes, wait_for
 
 pytestmark = [pytest.mark.slow]
 
@@ -49,6 +50,36 @@ def study_on(
         text=True,
         timeout=280,
     )
+
+
+HANGS = """
+import os, runpy, signal, sys, threading
+from ray._private import services
+from aae_ray.execution import ray_cluster
+
+ray_cluster.START_SECONDS = 10.0
+
+class Popen(services.ConsolePopen):
+    def __init__(self, command, *arguments, **given):
+        super().__init__(command, *arguments, **given)
+        if "gcs_server" in command[0]:
+            threading.Timer(1.0, os.kill, (self.pid, signal.SIGSTOP)).start()
+
+services.ConsolePopen = Popen
+sys.argv = ["tune", *sys.argv[1:]]
+runpy.run_module("aae_ray.tune", run_name="__main__")
+"""
+
+
+def test_a_process_of_ray_that_hangs_is_not_waited_for_without_end(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Ray's own code would wait for its GCS, deaf to Ctrl-C."""
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS, *TINY],
+        cwd=tmp_path, env=environment | {"AAE_TEST_MARK": str(tmp_path)}, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Ray's processes did not come up in time" in done.stdout, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr and not any((tmp_path / "runs").iterdir())
+    wait_for(lambda: not processes(tmp_path, ""))
 
 
 HOSTS = {
