@@ -38,6 +38,7 @@ STARTS_RAY = (
     "tests/study/test_faults.py",
     "tests/study/test_hosts.py",
     "tests/study/test_joined_cluster.py",
+    "tests/study/test_other_ray.py",
     "tests/study/test_promote.py",
     "tests/study/test_remote.py",
     "tests/study/test_resume.py",
