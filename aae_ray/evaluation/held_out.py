@@ -141,6 +141,7 @@ class HeldOutMetrics:
             return values
         answers_N = logits_NK.argmax(1)
         values["label_entropy_nats"] = metrics.mean_entropy(logits_NK)
+        values["label_entropy_nats_ceiling"] = math.log(self.model.classes)
         if task.y == "clusters":
             values["clusters_used"] = float(clusters.clusters_used(answers_N, self.model.classes))
             values["cluster_entropy_nats"] = clusters.usage_entropy(answers_N, self.model.classes)
@@ -155,17 +156,12 @@ class HeldOutMetrics:
                 return values
             answers_N = self._named(part, logits_NK, labels_N, clusters.assign_by_confidence)
             by_majority_N = self._named(part, logits_NK, labels_N, clusters.assign_by_majority)
-            values["majority_error"] = (by_majority_N != labels_N).double().mean().item()
-            values["balanced_error"] = metrics.balanced_error(by_majority_N, labels_N)
+            values |= _error("majority_error", by_majority_N, labels_N)
+            balanced, interval = metrics.balanced_error(by_majority_N, labels_N)
         else:
-            values["balanced_error"] = metrics.balanced_error(answers_N, labels_N)
-        error = (answers_N != labels_N).double().mean().item()
-        low, high = metrics.wilson_interval(error, len(labels_N))
-        return values | {
-            "classification_error": error,
-            "classification_error_low": low,
-            "classification_error_high": high,
-        }
+            balanced, interval = metrics.balanced_error(answers_N, labels_N)
+        values |= _with_interval("balanced_error", balanced, interval)
+        return values | _error("classification_error", answers_N, labels_N)
 
     def _named(self, part: str, logits_NK: Tensor, labels_N: Tensor, naming: clusters.Naming) -> Tensor:
         """The label that each image gets from its cluster, (N,)."""
@@ -204,6 +200,7 @@ class HeldOutMetrics:
         values = {
             "scaled_sliced_wasserstein": self._prior_slices(len(z_NZ)).distance(z_NZ),
             "scaled_sliced_wasserstein_floor": self._sliced_wasserstein_floor(len(z_NZ)),
+            "scaled_sliced_wasserstein_ceiling": self._sliced_wasserstein_ceiling(len(z_NZ)),
             **self._jsd("jsd_nats", (self._prior,), z_NZ, self.unit_prior_codes),
             **self._kl(z_NZ, self._look_at(part).posterior_entropy_N),
         }
@@ -214,7 +211,7 @@ class HeldOutMetrics:
         if self.model.noise_dim:
             values["noise_use"] = self._noise_use(part)
         if self.judge:
-            values["kid_local"] = self._kid(part, self.judge)
+            values |= self._kid(part, self.judge)
         return {f"{part}/{name}": value for name, value in values.items()}
 
     def _jsd(
@@ -280,13 +277,21 @@ class HeldOutMetrics:
         return torch.cat([self.unit_prior_codes(count, seed), self.prior_labels(count, seed)], 1)
 
     @torch.no_grad()
-    def _kid(self, part: str, judge: Judge) -> float:
+    def _kid(self, part: str, judge: Judge) -> dict[str, float]:
+        """The kernel distance of samples and held-out images, and the one of the mean training image."""
         indices = some_of(self._indices(part), KID_IMAGES)
-        real_NF = self.constants.once(
-            ("features", judge.digest, self._data, part), lambda: judge.features(examples(self.dataset, indices))
-        )
+        key: tuple[Hashable, ...] = (judge.digest, self._data, part)
+        real_NF = self.constants.once(("features", *key), lambda: judge.features(examples(self.dataset, indices)))
+
+        def mean_image() -> float:
+            image_1CHW = self._mean_image().to(self.images.dtype).unflatten(0, self.dataset.shape).cpu()[None]
+            return sample_quality.cubic_mmd(real_NF, judge.features(image_1CHW).expand(len(real_NF), -1))
+
         samples_NCHW = self.model.kind.finite(self.samples(len(indices)))
-        return sample_quality.cubic_mmd(real_NF, judge.features(samples_NCHW))
+        return {
+            "kid_local": sample_quality.cubic_mmd(real_NF, judge.features(samples_NCHW)),
+            "kid_local_ceiling": self.constants.once(("kid of the mean image", *key), mean_image),
+        }
 
     def codes(self, part: str) -> Tensor:
         """Held-out codes z_NZ in the order of the part, on the CPU, one draw of the posterior each."""
@@ -436,12 +441,22 @@ class HeldOutMetrics:
             lambda: self._prior_slices(count).distance(self.unit_prior_codes(count, FLOOR)),
         )
 
+    def _sliced_wasserstein_ceiling(self, count: int) -> float:
+        def collapsed() -> float:
+            return self._prior_slices(count).distance(self.unit_prior_codes(count, 0).mean(0).expand(count, -1))
+
+        return self.constants.once(("sliced wasserstein of collapsed codes", self._prior, count), collapsed)
+
+    def _mean_image(self) -> Tensor:
+        """The mean training image, (D,)."""
+        sums = [x_BD.double().sum(0) for x_BD in self._chunks(self.dataset.train)]
+        return torch.stack(sums).sum(0) / len(self.dataset.train)
+
     def _mean_image_mse(self, part: str) -> float:
         """Squared error per pixel of always predicting the mean training image."""
 
         def measure() -> float:
-            mean_D = sum(x_BD.double().sum(0) for x_BD in self._chunks(self.dataset.train)) / len(self.dataset.train)
-            indices = self._indices(part)
+            mean_D, indices = self._mean_image(), self._indices(part)
             error = sum((x_BD.double() - mean_D).square().sum().item() for x_BD in self._chunks(indices))
             return float(error) / (len(indices) * self.images.rows_ND.shape[1])
 
@@ -453,3 +468,14 @@ class HeldOutMetrics:
 
     def _indices(self, part: str) -> np.ndarray:
         return self.dataset.val if part == "val" else self.dataset.test
+
+
+def _error(name: str, answers_N: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """The share of answers that are wrong, with its interval."""
+    share = (answers_N != labels_N).double().mean().item()
+    return _with_interval(name, share, metrics.wilson_interval(share, len(labels_N)))
+
+
+def _with_interval(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
+    low, high = interval
+    return {name: value, f"{name}_low": low, f"{name}_high": high}

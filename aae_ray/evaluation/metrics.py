@@ -142,8 +142,10 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "min",
             "squared kernel distance of samples and held-out images, features of the data's own judge, unbiased; "
             "measured where a study asks for it",
+            worst=Limit(1.0, "val/kid_local_ceiling"),
             noise=0.1,
         ),
+        Metric("val/kid_local_ceiling", "kernel", None, "that distance for the mean training image as every sample"),
         Metric(
             "val/scaled_sliced_wasserstein",
             "prior std",
@@ -151,6 +153,7 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "sliced Wasserstein-2 distance of codes z (not of y) and prior, in standard deviations of the prior, times "
             "the root of the latent size: a shift of one coordinate counts alike at every size",
             best=Limit(0.0, "val/scaled_sliced_wasserstein_floor"),
+            worst=Limit(1.0, "val/scaled_sliced_wasserstein_ceiling"),
         ),
         Metric(
             "val/scaled_sliced_wasserstein_floor",
@@ -159,10 +162,17 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "that distance for prior against prior: what a perfect match gets",
         ),
         Metric(
+            "val/scaled_sliced_wasserstein_ceiling",
+            "prior std",
+            None,
+            "that distance for codes that are all at the mean of the prior: collapsed",
+        ),
+        Metric(
             "val/noise_use",
             "ratio",
             None,
             "share of the codes' variance that is noise of q(z|x), E_x[Var_noise z] / Var[z]; 0: noise ignored",
+            worst=Limit(1.0),
         ),
         Metric(
             "val/code_std",
@@ -187,6 +197,8 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "the same where a cluster has the most frequent label of the other images in it",
             worst=Limit(1.0),
         ),
+        Metric("val/majority_error_low", "ratio", None, "lower end of that share's 95 % Wilson interval"),
+        Metric("val/majority_error_high", "ratio", None, "upper end of that share's 95 % Wilson interval"),
         Metric(
             "val/balanced_error",
             "ratio",
@@ -194,6 +206,8 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "mean over classes of the share in error, one minus the balanced accuracy; clusters named by majority",
             worst=Limit(1.0),
         ),
+        Metric("val/balanced_error_low", "ratio", None, "lower end of that mean's 95 % interval, over the images"),
+        Metric("val/balanced_error_high", "ratio", None, "upper end of that mean's 95 % interval, over the images"),
         Metric(
             "val/hungarian_accuracy",
             "ratio",
@@ -224,7 +238,9 @@ METRICS: dict[str, Metric] = _with_test_twins(
             "nats",
             "min",
             "mean entropy of q(y|x); 0: one-hot like all draws of p(y)",
+            worst=Limit(1.0, "val/label_entropy_nats_ceiling"),
         ),
+        Metric("val/label_entropy_nats_ceiling", "nats", None, "entropy of equal probabilities for all labels, log K"),
         Metric("val/clusters_used", "clusters", None, "clusters that hold an image; the others are empty"),
         Metric(
             "val/cluster_entropy_nats", "nats", None, "entropy of the sizes of the clusters; 0: one holds everything"
@@ -367,10 +383,18 @@ def mean_entropy(logits_NK: Tensor) -> float:
     return float(torch.special.entr(logits_NK.double().softmax(1)).sum(1).mean())
 
 
-def balanced_error(answers_N: Tensor, labels_N: Tensor) -> float:
-    """Mean over the classes that there are of the share of images in error: one minus the balanced accuracy."""
+def balanced_error(answers_N: Tensor, labels_N: Tensor) -> tuple[float, tuple[float, float]]:
+    """Mean over the classes that there are of the share of images in error, one minus the balanced accuracy, and its
+    95 % interval: from the Wilson intervals of the classes (Zou and Donner 2008), so that a rare class without an error
+    is not taken for a certain one."""
     wrong_N = (answers_N != labels_N).double()
-    return sum(wrong_N[labels_N == label].mean().item() for label in labels_N.unique()) / len(labels_N.unique())
+    of_classes = [wrong_N[labels_N == label] for label in labels_N.unique()]
+    shares = [wrong_n.mean().item() for wrong_n in of_classes]
+    mean, below, above = sum(shares) / len(shares), 0.0, 0.0
+    for share, wrong_n in zip(shares, of_classes, strict=True):
+        low, high = wilson_interval(share, len(wrong_n))
+        below, above = below + (share - low) ** 2, above + (high - share) ** 2
+    return mean, (mean - math.sqrt(below) / len(shares), mean + math.sqrt(above) / len(shares))
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from aae_ray.evaluation.figure_data import figure_data
 from aae_ray.evaluation.held_out import Encoded, HeldOutMetrics, measured, some_of
 from aae_ray.evaluation.judge import Judge
 from aae_ray.evaluation.metrics import METRICS
+from aae_ray.search.choice import scaled
 from aae_ray.settings import Settings, replace
 from aae_ray.training.loop import Training
 
@@ -102,9 +103,9 @@ def test_the_error_of_a_label_head_by_hand(small_run: Settings, digits: Dataset)
         answers_N[:WRONG] = (answers_N[:WRONG] + 1) % 10
         logits_NK = torch.full((len(rows), 10), -5.0).scatter(1, answers_N[:, None], -4.9)
         result = evaluation._labelling(part, torch.zeros(len(rows), 8), logits_NK)
-        assert result.pop("label_entropy_nats") == pytest.approx(math.log(10), abs=0.01)
-        low, high = (result.pop(f"classification_error_{end}") for end in ("low", "high"))
-        assert low < WRONG / len(rows) < high
+        assert result.pop("label_entropy_nats") == pytest.approx(result.pop("label_entropy_nats_ceiling"), abs=0.01)
+        for name in ("classification_error", "balanced_error"):
+            assert result.pop(f"{name}_low") < result[name] < result.pop(f"{name}_high")
         truth_N = torch.from_numpy(digits.labels_N[rows])
         recall = [(answers_N[truth_N == label] == label).double().mean().item() for label in range(10)]
         assert result == {
@@ -224,6 +225,20 @@ def test_samples_are_judged_where_there_is_a_judge(small_run: Settings, digits: 
     training.evaluation.samples = lambda count: examples(digits, rows)  # type: ignore[method-assign]
     real = training.evaluation.costly("val")["val/kid_local"]
     assert abs(real) < 0.05 * untrained
+
+
+def test_what_metrics_without_a_bound_are_at_their_worst(small_run: Settings, digits: Dataset, judge: Judge) -> None:
+    """The mean image as every sample, codes at one point, and a label head that knows nothing."""
+    training = Training(replace(small_run, {"task": "semi_supervised", "data.labels": 100}), digits, judge=judge)
+    evaluation = training.evaluation
+    mean_CHW = examples(digits, digits.train).mean(0)
+    evaluation.samples = lambda count: mean_CHW.expand(count, -1, -1, -1)  # type: ignore[method-assign]
+    evaluation.unit_codes = lambda part: torch.zeros(len(digits.val), 3)  # type: ignore[method-assign]
+    values = evaluation.cheap("val") | evaluation.costly("val")
+    for name, relative in (("kid_local", 1e-3), ("scaled_sliced_wasserstein", 0.02)):
+        assert values[f"val/{name}"] == pytest.approx(values[f"val/{name}_ceiling"], rel=relative), name
+        assert scaled(f"val/{name}", values) == pytest.approx(1, abs=0.03)
+    assert values["val/label_entropy_nats_ceiling"] == pytest.approx(math.log(10))
 
 
 @pytest.mark.parametrize("prior", ["mixture", "swiss_roll"])

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
@@ -80,8 +81,23 @@ def test_noise_use_of_dead_dimensions_is_zero_and_one_draw_is_too_few() -> None:
 def test_the_balanced_error_weighs_classes_alike() -> None:
     """Nine of ten images are of one class: to answer it always is right nine times of ten, and of one class of two."""
     labels_N = torch.tensor([2] * 9 + [5])
-    assert balanced_error(torch.full((10,), 2), labels_N) == pytest.approx(0.5)
-    assert balanced_error(labels_N, labels_N) == 0
+    assert balanced_error(torch.full((10,), 2), labels_N)[0] == pytest.approx(0.5)
+    assert balanced_error(labels_N, labels_N)[0] == 0
+
+
+def test_the_interval_of_a_balanced_error_holds_the_truth_about_as_often_as_it_says() -> None:
+    """Classes of 400, 30 and 10 images, of which shares of 2, 20 and 40 % are in error."""
+    shares, sizes, random = (0.02, 0.2, 0.4), (400, 30, 10), np.random.default_rng(0)
+    labels_N, truth, held = torch.arange(3).repeat_interleave(torch.tensor(sizes)), sum(shares) / 3, 0
+    for _ in range(400):
+        wrong_N = torch.cat([torch.from_numpy(random.random(n) < p) for n, p in zip(sizes, shares, strict=True)])
+        low, high = balanced_error((labels_N + wrong_N.long()) % 3, labels_N)[1]
+        held += low <= truth <= high
+    assert 0.92 <= held / 400 <= 0.99
+    none_wrong = balanced_error(labels_N, labels_N)[1]
+    assert (
+        none_wrong[0] == pytest.approx(0, abs=1e-9) and none_wrong[1] > 0.05
+    )  # ten images without an error prove little
 
 
 @pytest.mark.parametrize(("wrong", "count"), [(0, 10), (1, 359), (40, 359), (359, 359)])

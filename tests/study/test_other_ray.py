@@ -28,7 +28,7 @@ def other_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     """Variables that name the head of another Ray, which runs, and the folder for temporary files that it was given."""
     place = tmp_path_factory.mktemp("other")
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
-    pip = [place / "bin" / "pip", "install", "--quiet", f"ray[default]=={OTHER}"]
+    pip = [str(place / "bin" / "pip"), "install", "--quiet", f"ray[default]=={OTHER}"]
     if subprocess.run(pip, capture_output=True, timeout=400).returncode:
         pytest.skip(f"needs a package registry that has ray {OTHER}")
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # short, for the names of sockets
