@@ -5,6 +5,7 @@ A trial runs on any of them. What one of them lacks would otherwise be found out
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from aae_ray.datasets.dataset import load
 from aae_ray.datasets.remote import reason_of
 from aae_ray.errors import UserError
-from aae_ray.execution.capacity import workers_on
+from aae_ray.execution.capacity import Resources, workers_on
 from aae_ray.execution.failures import describe
 from aae_ray.search.outcomes import FailureClass
 from aae_ray.search.owner import OWNER
@@ -30,6 +31,10 @@ from aae_ray.settings import Data, Settings
 
 SEEN_SECONDS = 10.0  # until a network file system shows on one node what was written on another
 MOST_TOLD = 5  # nodes
+BETTER_FOLDER = "give one that all nodes see under the same path, such as NFS, or a URI such as s3://BUCKET/studies"
+# Kinds of file systems, as Linux names them, on a disk or in the memory of one machine.
+OF_ONE_MACHINE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "overlay", "aufs", "tmpfs", "ramfs"}
+MOUNTS = Path("/proc/self/mountinfo")
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +59,37 @@ def check_nodes(folder: str, digest: str, settings: Settings) -> int:
     if found:
         raise UserError(refusal(found, len(others)))
     return len(others)
+
+
+def check_nodes_to_come(
+    folder: str, needed: Resources, present: Sequence[Resources], to_come: Sequence[Resources], mounts: Path = MOUNTS
+) -> None:
+    """Raises UserError where an autoscaler may bring nodes that train, and the study's folder is on this machine alone:
+    nobody can ask them before they are there, and they would be paid for trials that fail, one node after the other.
+    """
+    if is_remote(folder) or workers_on(to_come, needed) <= workers_on(present, needed):
+        return
+    kind = file_system(Path(folder).resolve(), mounts)
+    if kind in OF_ONE_MACHINE:
+        raise UserError(
+            f"study.folder {folder} is on this machine alone ({kind}), and nodes that the cluster's autoscaler brings "
+            f"would not see it; {BETTER_FOLDER}"
+        )
+
+
+def file_system(folder: Path, mounts: Path = MOUNTS) -> str | None:
+    """The kind of the file system that a folder is on; None where the system does not tell."""
+    found: tuple[int, str] | None = None
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    for line in lines:
+        before, _, behind = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before.split()[4])
+        if folder.is_relative_to(point) and (found is None or len(point) >= found[0]):  # the last one covers others
+            found = len(point), behind.split()[0]
+    return None if found is None else found[1]
 
 
 def leave_out(node: str, why: str) -> bool:
@@ -136,10 +172,7 @@ def folder_problem(folder: str, owner: bytes, seconds: float = SEEN_SECONDS) -> 
             break
         time.sleep(0.5)
     what = "does not see" if error is not None or not Path(folder).is_dir() else "has another folder at"
-    return (
-        f"it {what} study.folder {shown}; give one that all nodes see under the same path, such as NFS, or a "
-        "URI such as s3://BUCKET/studies"
-    )
+    return f"it {what} study.folder {shown}; {BETTER_FOLDER}"
 
 
 def gpu_problem() -> str | None:

@@ -66,7 +66,7 @@ class Executor:
         self.room: Room | None = None  # as it was when it was last asked for
         self.room_asked = -math.inf
         self.placeless: set[str] = set()  # attempts for which the cluster has no room yet
-        self.had_room = time.monotonic()  # when the cluster had room for a gang, or one trained, for the last time
+        self.had_room = time.monotonic()  # when there was room for a gang, or one said something, for the last time
         self.numbers: dict[str, int] = {}  # Tune's trial id -> ours, of attempts under way
         self.pending: dict[str, float] = {}  # attempts without a gang, since when
         self.heard: dict[str, float] = {}  # attempts that have begun, and when they last said something
@@ -166,8 +166,10 @@ class Executor:
         places = max(self.room.present - len(self.heard), 0)
         self.placeless = set(sorted(self.pending, key=self.pending.__getitem__)[places:])
         self.pending |= dict.fromkeys(self.placeless, now)  # their time begins with their place
-        if self.room.present or self.heard:
+        if self.room.present:
             self.had_room = now
+        else:  # an attempt may train on a machine that is being taken away, or have a gang that waits for machines
+            self.had_room = max([self.had_room, *self.heard.values()])
         limit = self.conductor.ledger.current_plan.settings.study.capacity_timeout
         if now - self.had_room > limit:
             text = f"no machine with room for a gang has come within study.capacity_timeout={limit:g} s"

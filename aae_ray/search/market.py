@@ -23,7 +23,8 @@ class OnDemandFallback:
 
     Workers that wait for `after` seconds, in which no machine has come, get them. A machine that is being set up is one
     that has come: the time begins anew with it. What is asked for becomes less as soon as fewer wait, and nothing when
-    nobody does: a machine that is there stays while it has work, and then goes by the autoscaler's rule.
+    nobody does at two looks in a row, as Ray Train withdraws its request for a moment before it asks anew: a machine
+    that is there stays while it has work, and then goes by the autoscaler's rule.
     """
 
     def __init__(self, after: float, most: int, workers_per_machine: int = 1) -> None:
@@ -32,12 +33,16 @@ class OnDemandFallback:
         self.asked = 0  # workers for which there are to be machines on demand, those that have one included
         self._since: float | None = None  # when the wait began, or the last machine came
         self._machines = 0
+        self._idle = False  # whether nobody waited at the last look
 
     def look(self, now: float, machines: Machines) -> int | None:
         """How many workers are to have machines on demand from now on, `now` in seconds; None where that stays."""
         count = sum(machines.present.values())
         came, self._machines = count > self._machines or any(machines.coming.values()), count
+        idle, self._idle = self._idle, not machines.waiting
         if not machines.waiting:
+            if not idle:
+                return None
             self._since = None
             return self._ask(0)
         if self._since is None or came:

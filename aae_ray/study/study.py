@@ -23,10 +23,10 @@ from aae_ray.errors import MISTAKE, STOPPED, UserError
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.held_out import JUDGED
 from aae_ray.evaluation.judge import Judge, judge_if_any
-from aae_ray.execution.capacity import gangs_that_fit
+from aae_ray.execution.capacity import gangs_that_fit, nodes_to_come, present_nodes
 from aae_ray.execution.market import market
 from aae_ray.execution.metrics import StudyMetrics
-from aae_ray.execution.nodes import check_nodes
+from aae_ray.execution.nodes import check_nodes, check_nodes_to_come
 from aae_ray.execution.ray_cluster import RayWatch, own_processes, ray_cluster, whereabouts
 from aae_ray.execution.tune_adapter import search
 from aae_ray.execution.worker import precision_advice
@@ -295,6 +295,8 @@ class Session:
                         screen.place(whereabouts())
                         gangs = gangs_that_fit(plan.settings, screen.say)
                         if not own_processes():
+                            needed = study.resources_per_worker
+                            check_nodes_to_come(self.store.uri(), needed, present_nodes(), nodes_to_come())
                             screen.say("asking the other nodes for the study's folder and data")
                             check_nodes(self.store.uri(), self.dataset.digest, plan.settings)
                         # Before the journal grows: it holds how far it has come against what there was.

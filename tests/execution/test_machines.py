@@ -76,9 +76,11 @@ def test_what_is_asked_for_is_asked_of_ray_once_and_told(monkeypatch: pytest.Mon
     looks = Looks(monkeypatch)
     for now in range(0, 700, 5):
         looks.at(float(now))
-    looks.at(800.0, Machines(0, {"on-demand": 2}, {}))
+    for now in (800.0, 810.0):
+        looks.at(now, Machines(0, {"on-demand": 2}, {}))
     assert looks.asked == [2, 0]
-    assert [(event.present, event.asked_on_demand) for event in looks.told] == [({}, 2), ({"on-demand": 2}, 0)]
+    told = [(event.present, event.asked_on_demand) for event in looks.told]
+    assert told == [({}, 2), ({"on-demand": 2}, 2), ({"on-demand": 2}, 0)]
     assert looks.told[0].waited == 600
 
 

@@ -1,5 +1,6 @@
 """What a node is asked before it trains: whether it sees the study's folder, and the same data."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,17 @@ import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, RaySystemError
 
 from aae_ray.datasets.dataset import Dataset
+from aae_ray.errors import UserError
 from aae_ray.execution import nodes
-from aae_ray.execution.nodes import data_problem, folder_problem, gpu_problem, problem_here, refusal
+from aae_ray.execution.nodes import (
+    check_nodes_to_come,
+    data_problem,
+    file_system,
+    folder_problem,
+    gpu_problem,
+    problem_here,
+    refusal,
+)
 from aae_ray.search.owner import OWNER
 from aae_ray.settings import Data, Settings, replace
 
@@ -26,6 +36,39 @@ def test_a_folder_that_a_node_does_not_see_is_a_sentence_that_says_what_would_be
     there.mkdir(parents=True)
     (there / OWNER).write_bytes(b"another study")  # the same path on a disk of its own
     assert "it has another folder at study.folder" in (folder_problem(str(there), b"me", seconds=0) or "")
+
+
+MOUNTS = r"""
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+23 22 0:21 / /proc rw shared:5 - proc proc rw
+30 22 0:40 / /mnt/team\040studies rw shared:9 - nfs4 server:/studies rw,vers=4.1
+31 22 8:2 / /mnt/scratch rw - xfs /dev/nvme1n1 rw
+32 22 0:44 / /mnt/scratch rw - fuse.s3fs s3fs rw
+""".lstrip()
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("/home/ubuntu/runs/digits-1", "ext4"),
+        ("/mnt/team studies/digits-1", "nfs4"),
+        ("/mnt/team", "ext4"),  # not a folder below another that begins so
+        ("/mnt/scratch/runs", "fuse.s3fs"),  # mounted over another
+    ],
+)
+def test_a_folder_that_machines_to_come_would_not_see_is_refused(folder: str, kind: str, tmp_path: Path) -> None:
+    """gpu.yaml begins without a worker that could be asked; each that came would fail a trial, and another come."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    assert file_system(Path(folder), mounts) == kind
+    gpu, head, one = {"GPU": 1.0}, {"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}
+    told = rf"^study.folder {folder} is on this machine alone \({kind}\), .* s3://BUCKET/studies$"
+    with pytest.raises(UserError, match=told) if kind == "ext4" else nullcontext():
+        check_nodes_to_come(folder, gpu, [head], [head, one], mounts)
+    check_nodes_to_come(folder, gpu, [head, one], [head, one], mounts)  # those that are there are asked themselves
+    check_nodes_to_come(folder, gpu, [head, one], [], mounts)  # no autoscaler
+    check_nodes_to_come("s3://bucket/studies", gpu, [head], [head, one], mounts)
+    assert file_system(Path(folder), tmp_path / "none") is None
 
 
 def test_data_of_another_digest_are_told(digits: Dataset, cache: Path) -> None:

@@ -226,13 +226,18 @@ def test_fewer_gangs_are_handed_out_when_the_cluster_has_shrunk(follow: Follow) 
     assert executor.suggest("c") is None and conductor.ledger.trials[1].state is State.WAITING
 
 
+@pytest.mark.parametrize("process", ["none", "warm"])
 def test_a_study_without_any_machine_waits_for_so_long_and_stops(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    process: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where the process of an earlier trial, on a machine without workers, has begun the attempt at once: what it
+    waits for are the machines of its gang."""
     monkeypatch.setattr(tune_adapter, "ROOM_SECONDS", 0.0)
     conductor = begin(tmp_path, plan_of(study__capacity_timeout=0.3), 2)
     executor = Executor(conductor, lambda: None, -1.0, room=lambda: Room(0, 2))
     executor.suggest("a")
+    if process == "warm":
+        executor.started("a")
     assert not executor.should_stop()
     time.sleep(0.4)
     with pytest.raises(SearchOver):

@@ -47,13 +47,20 @@ def test_what_nobody_waits_for_is_asked_for_no_longer() -> None:
         (610, machines(2, coming_on_demand=2)),
         (900, machines(0, on_demand=2)),
         (910, machines(0, on_demand=2)),
+        (920, machines(0, on_demand=2)),
     )
-    assert decisions(*seen) == [None, 2, None, 0, None]
+    assert decisions(*seen) == [None, 2, None, None, 0, None]
+
+
+def test_a_request_that_is_withdrawn_for_a_moment_still_waits() -> None:
+    """Ray Train asks anew every 30 seconds for what has not come; one look may fall in between."""
+    seen = ((0, machines(2)), (590, machines(0)), (600, machines(2)), (610, machines(0)), (620, machines(2)))
+    assert decisions(*seen) == [None, None, 2, None, None]
 
 
 def test_less_is_asked_for_as_soon_as_spot_comes_after_all() -> None:
     seen = ((0, machines(3)), (600, machines(3)), (700, machines(1, spot=2)), (710, machines(0, spot=3)))
-    assert decisions(*seen) == [None, 3, 1, 0]
+    assert decisions(*seen, (720, machines(0, spot=3))) == [None, 3, 1, None, 0]
 
 
 def test_a_lost_spot_machine_is_replaced_on_demand_after_another_wait() -> None:
@@ -62,11 +69,12 @@ def test_a_lost_spot_machine_is_replaced_on_demand_after_another_wait() -> None:
         (0, machines(1)),
         (600, machines(1)),
         (900, machines(0, on_demand=1, spot=2)),
+        (910, machines(0, on_demand=1, spot=2)),
         (1000, machines(1, on_demand=1, spot=1)),
         (1599, machines(1, on_demand=1, spot=1)),
         (1600, machines(1, on_demand=1, spot=1)),
     )
-    assert decisions(*seen) == [None, 1, 0, None, None, 2]
+    assert decisions(*seen) == [None, 1, None, 0, None, None, 2]
 
 
 def test_never_is_more_asked_for_than_there_can_be() -> None:
