@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.evaluation.constants import Constants
 from aae_ray.evaluation.figure_data import figure_data
+from aae_ray.search.pruner import rungs
+from aae_ray.search.space import read_plan
 from aae_ray.settings import Settings, replace
 from aae_ray.training import checkpoint
 from aae_ray.training.loop import Training
@@ -36,7 +38,8 @@ from benchmarks.timing import (
     write_json,
 )
 
-REPORTS = {27: (3, 9, 27), 81: (9, 27, 81)}  # by epochs: where a trial reports
+STUDY = Path(__file__).parents[1] / "search_spaces/digits.yaml"
+EPOCHS = (27, 81, 243)  # of trials that end at each rung of the file, and of complete ones
 TARGET = Target(0.1, at_least=False)
 
 
@@ -49,17 +52,15 @@ POSTERIORS = {"vae": ("gaussian",)}  # of tasks that do not take both
 
 
 def settings_for(posterior: str, epochs: int, task: str = "unsupervised") -> Settings:
-    """The start point of `search_spaces/digits.yaml`, with another posterior, budget and task."""
+    """The first start point of `search_spaces/digits.yaml`, with another posterior, budget and task."""
+    plan = read_plan(str(STUDY))
     return replace(
-        Settings(),
+        plan.settings,
         {
+            **plan.start[0],
             "task": task,
             **NEEDS.get(task, {}),
             "model.posterior": posterior,
-            "optim.reconstruction_lr": 3e-3,
-            "optim.discrimination_lr": 1e-3,
-            "optim.regularization_lr": 1e-3,
-            "train.batch_size": 50,
             "train.epochs": epochs,
             "train.device": "cpu",
             "health.stop": False,
@@ -67,8 +68,10 @@ def settings_for(posterior: str, epochs: int, task: str = "unsupervised") -> Set
     )
 
 
-def evaluation_share(settings: Settings, dataset: Dataset, reports: Sequence[int], constants: Constants) -> float:
-    """Of the CPU seconds of a trial as a worker trains it, those of held-out metrics and the data behind figures."""
+def evaluation_share(settings: Settings, dataset: Dataset, constants: Constants) -> float:
+    """Of the CPU seconds of a trial as a worker trains it, with reports at its rungs and at its end, those of held-out
+    metrics and the data behind figures."""
+    epochs = settings.train.epochs
     training = Training(settings, dataset, constants=constants)
     spent = 0.0
 
@@ -86,7 +89,7 @@ def evaluation_share(settings: Settings, dataset: Dataset, reports: Sequence[int
     for name in ("cheap", "costly"):
         setattr(training.evaluation, name, timed(getattr(training.evaluation, name)))
     start = time.process_time()
-    for epoch in reports:
+    for epoch in [*rungs(settings.study.pruner, epochs), epochs]:
         training.train(epoch)
         timed(figure_data)(training.evaluation)
         checkpoint.pack(training.state_dict())
@@ -96,7 +99,7 @@ def evaluation_share(settings: Settings, dataset: Dataset, reports: Sequence[int
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/evaluation.py", description=__doc__)
     parser.add_argument("--trials", type=int, default=10, help="of each sort")
-    parser.add_argument("--epochs", type=int, nargs="+", choices=REPORTS, default=list(REPORTS), help="of a trial")
+    parser.add_argument("--epochs", type=int, nargs="+", default=EPOCHS, help="of a trial")
     parser.add_argument("--task", nargs="+", choices=TASKS, default=["unsupervised"], help="of a trial")
     parser.add_argument(
         "--calibration-seconds", type=float, default=CALIBRATION_SECONDS, help="of each operation, before and after"
@@ -114,7 +117,7 @@ def main() -> None:
             shared = Constants()
             for seed in range(arguments.trials + 1):  # the first measures what the others find
                 settings = replace(settings_for(posterior, epochs, task), {"seed": seed})
-                found.append(evaluation_share(settings, dataset, REPORTS[epochs], shared))
+                found.append(evaluation_share(settings, dataset, shared))
             key = f"{task}, {posterior}, {epochs} epochs"
             shares[key] = {"first": found[0], "others": spread(found[1:])._asdict()}
             rows.append(Row("evaluation_share", key, spread(found[1:]), TARGET))

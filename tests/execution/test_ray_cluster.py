@@ -4,6 +4,7 @@ A cluster of another version is not started here, as one environment holds one R
 """
 
 import gc
+import json
 import os
 import platform
 import socket
@@ -266,3 +267,36 @@ def test_a_part_of_a_cluster_that_was_joined_is_lost_when_it_does_not_answer_for
         time.sleep(0.06)
         heard.append(watch.lost())
     assert heard == [None, None, part]
+
+
+HEAD_NODE = {"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0, "node:__internal_head__": 1.0}}
+WORKER_NODE = {"NodeID": "b", "Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}
+GONE_NODE = {"NodeID": "c", "Alive": False, "Resources": {"CPU": 4.0, "GPU": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("own", "here", "job", "to_come", "told"),
+    [
+        ({"raylet": 7}, "a", None, 0, "this machine, with 6 CPU, 1 GPU"),
+        ({}, "a", None, 0, "the Ray cluster at 10.0.0.1:6379, from its head: 2 nodes with 6 CPU, 1 GPU"),
+        (
+            {}, "b", "raysubmit_1", 5,
+            "the Ray cluster at 10.0.0.1:6379, as job raysubmit_1 on one of its nodes: 2 nodes with 6 CPU, 1 GPU, "
+            "and may grow to 5 by its autoscaler",
+        ),
+    ],
+    ids=["a laptop", "the head", "a job"],
+)  # fmt: skip
+def test_a_study_says_where_it_runs(
+    own: dict[str, int], here: str, job: str | None, to_come: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379", get_node_id=lambda: here)
+    monkeypatch.setattr(ray, "nodes", lambda: [HEAD_NODE, WORKER_NODE, GONE_NODE])
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(cluster, "own_processes", lambda: own)
+    monkeypatch.setattr(cluster, "nodes_to_come", lambda: [{}] * to_come)
+    if job is None:
+        monkeypatch.delenv(cluster.JOB_CONFIG, raising=False)
+    else:  # as Ray's own job manager has it
+        monkeypatch.setenv(cluster.JOB_CONFIG, json.dumps({"metadata": {"job_submission_id": job}}))
+    assert cluster.whereabouts() == told
