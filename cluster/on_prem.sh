@@ -37,8 +37,9 @@ down)
     listed=$(workers) || exit 1
     unreached=0
     while IFS= read -r worker; do
-        # stdin is closed, or ssh would swallow the workers that are still to come.
-        if ! eval "ssh -o BatchMode=yes -o ConnectTimeout=10 $worker '~/venv/bin/ray stop'" < /dev/null; then
+        # stdin is closed, or ssh would swallow the workers that are still to come. Only the head has reached them so far.
+        if ! eval "ssh -o BatchMode=yes -o ConnectTimeout=10 -o StrictHostKeyChecking=accept-new $worker '~/venv/bin/ray stop'" \
+            < /dev/null; then
             echo "no answer from a worker, which may join the next head: ssh $worker '~/venv/bin/ray stop'" >&2
             unreached=1
         fi

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from cluster.lab.supervisor import FILE
+from cluster.lab.supervisor import FILE, UP
 from cluster.lab.system import LabError
 from cluster.lab.world import World
 
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
         if given.action == "up":
             world.up(given.kind, given.mlflow)
             if not given.machines_only:
-                world.run("ray", "up", FILE, "--yes", "--no-config-cache", seconds=RAY_UP_SECONDS)
+                world.run(*UP[given.kind], "--yes", "--no-config-cache", seconds=RAY_UP_SECONDS)
             print(f"up; logs are in {world.folder}. Try: python -m cluster.lab exec ray exec {FILE} 'ray status'")
         elif given.action == "exec":
             command = world.command(*(given.command or ["bash"]))

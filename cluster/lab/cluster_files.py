@@ -30,22 +30,16 @@ def aws_file() -> dict[str, Any]:
 
 
 def on_prem_file(key: Path, head: str, workers: list[str]) -> dict[str, Any]:
-    """Machines that are up already, for Ray's provider `local`."""
-    start = "ulimit -n 65536; ray start"
-    config = {
-        "cluster_name": "aae-on-prem",
-        "provider": {"type": "local", "head_ip": head, "worker_ips": workers},
-        "auth": {"ssh_user": "ubuntu", "ssh_private_key": str(key)},
-        "file_mounts": {PROJECT: ".", "~/.ray/auth_token": "~/.ray/auth_token"},
-        "rsync_filter": [".gitignore"],
-        "head_start_ray_commands": [
-            "ray stop",
-            f"{start} --head --port=6379 --num-cpus=0 --autoscaling-config=~/ray_bootstrap_config.yaml "
-            "--dashboard-host=127.0.0.1",
-        ],
-        "worker_start_ray_commands": ["ray stop", f"{start} --address=$RAY_HEAD_IP:6379 --num-cpus=1"],
-    }
-    return _of_the_lab(config)
+    """cluster/on_prem.yaml with the lab's machines, of one CPU each, and its Python in place of an installation."""
+    config: dict[str, Any] = yaml.safe_load((REPOSITORY / "cluster/on_prem.yaml").read_text())
+    config["provider"] |= {"head_ip": head, "worker_ips": workers}
+    config["auth"]["ssh_private_key"] = str(key)
+    config["min_workers"] = config["max_workers"] = len(workers)
+    starts = config["worker_start_ray_commands"]
+    config["worker_start_ray_commands"] = [f"{each} --num-cpus=1" if "ray start" in each else each for each in starts]
+    config = _of_the_lab(config)
+    config["setup_commands"] += ["mkdir -p ~/venv/bin && ln -sf $(command -v ray) ~/venv/bin/ray"]  # for on_prem.sh
+    return config
 
 
 def _of_the_lab(config: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ POLL_SECONDS = 0.2  # between looks for requests
 FOLLOW_SECONDS = 2.0  # between looks at EC2
 START_SECONDS = 300  # that parts of Ray wait for each other: several nodes start at once on this machine's cores
 FILE = "/tmp/cluster.yaml"  # in the lab: the cluster's file, with what the lab lays over it
+ON_PREM_SCRIPT = ("env", f"AAE_RAY_CLUSTER={FILE}", "sh", "cluster/on_prem.sh")
+UP = {"aws": ("ray", "up", FILE), "on_prem": (*ON_PREM_SCRIPT, "up")}  # the commands that bring a cluster up
 NO_SPOT_FILE = "/tmp/no-spot"
 REQUESTS = "requests"  # folder of what is asked of the supervisor, a file each
 STATE = "state.json"
@@ -108,8 +110,6 @@ class Lab:
             "OMP_NUM_THREADS": "1",
             "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Autoscaler v2 and the provider `local`: the head counts as a worker, and one worker never comes.
-            **({"RAY_UP_enable_autoscaler_v2": "0"} if self.kind == "on_prem" else {}),
             "AWS_ENDPOINT_URL": self.endpoint,
             **ec2.CREDENTIALS,
             **self.mlflow_environment,

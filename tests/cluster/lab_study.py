@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.lab.supervisor import FILE
+from cluster.lab.supervisor import FILE, UP
 from cluster.lab.world import World
 
 RAY_UP_SECONDS = 1200.0
@@ -54,7 +54,7 @@ def until(what: str, condition: Callable[[], Any], seconds: float, world: World,
 
 
 def ray_up(world: World) -> None:
-    world.run("ray", "up", FILE, "--yes", "--no-config-cache", seconds=RAY_UP_SECONDS)
+    world.run(*UP[world.state["kind"]], "--yes", "--no-config-cache", seconds=RAY_UP_SECONDS)
 
 
 def active_nodes(world: World) -> int:

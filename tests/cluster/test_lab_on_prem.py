@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.lab.node import user_id_is_taken
-from cluster.lab.supervisor import FILE, ON_PREM
+from cluster.lab.supervisor import ON_PREM, ON_PREM_SCRIPT
 from cluster.lab.system import missing
 from cluster.lab.world import World
 from tests.cluster.lab_study import JOIN_SECONDS, HeadStudy, active_nodes, check_complete, ray_up, until
@@ -59,8 +59,6 @@ def test_a_gang_of_two_workers_trains_on_two_nodes(world: World) -> None:
 
 
 def test_down_leaves_no_process_of_ray(world: World) -> None:
-    for name in ("w1", "w2"):  # `ray down` ends the head alone
-        world.ssh(ON_PREM[name], "ray stop", seconds=180)
-    world.run("ray", "down", FILE, "--yes", seconds=300)
+    world.run(*ON_PREM_SCRIPT, "down", "--yes", seconds=480)
     for address in ON_PREM.values():
         assert "raylet" not in world.ssh(address, "ps -eo comm", seconds=60).stdout

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,27 +110,36 @@ def test_a_proxy_that_does_not_answer_is_not_asked_for_what_is_here(
     ended_well(tmp_path, study_on([], tmp_path, environment | proxies))
 
 
-@pytest.fixture
-def pids_limit() -> Iterator[str]:
-    """The shell command that puts its shell under a limit of 400 processes and threads, as a container has one."""
-    groups = Path("/sys/fs/cgroup/pids")
-    group = groups / f"aae-{os.getpid()}"
+@contextmanager
+def container(controller: str, **limits: int) -> Iterator[list[str]]:
+    """What runs a command under a control group's limits, as a container has them. Skips where none can be made."""
+    group = Path("/sys/fs/cgroup") / controller / f"aae-{os.getpid()}"
     try:
         group.mkdir()
-        (group / "pids.max").write_text("400")
+        for name, limit in limits.items():
+            (group / f"{controller}.{name}").write_text(str(limit))
     except OSError:
-        pytest.skip("needs the right to make a control group for processes")
-    yield f"echo $$ > {shlex.quote(str(group))}/cgroup.procs"
-    deadline = time.monotonic() + 60
-    while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    group.rmdir()
+        pytest.skip(f"needs the right to make a control group for {controller}")
+    try:
+        yield ["sh", "-c", f'echo $$ > {shlex.quote(str(group))}/cgroup.procs && exec "$@"', "sh"]
+    finally:
+        deadline = time.monotonic() + 60
+        while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        group.rmdir()
 
 
-def test_a_container_that_may_have_few_processes(tmp_path: Path, environment: dict[str, str], pids_limit: str) -> None:
+def test_a_container_with_the_time_of_one_core(tmp_path: Path, environment: dict[str, str]) -> None:
+    """As `docker run --cpus=1` has it; Ray sees more."""
+    with container("cpu", cfs_period_us=100_000, cfs_quota_us=100_000) as before:
+        ended_well(tmp_path, study_on(before, tmp_path, environment))
+
+
+def test_a_container_that_may_have_few_processes(tmp_path: Path, environment: dict[str, str]) -> None:
     """Ray would wait for ever for a worker that it cannot start."""
     began = time.monotonic()
-    done = study_on(["sh", "-c", f'{pids_limit} && exec "$@"', "sh"], tmp_path, environment)
+    with container("pids", max=400) as before:
+        done = study_on(before, tmp_path, environment)
     assert done.returncode == 2 and "this container may have 400 processes and threads" in done.stderr, done.stderr
     assert time.monotonic() - began < 60 and "Traceback" not in done.stderr and not any((tmp_path / "runs").iterdir())
 
