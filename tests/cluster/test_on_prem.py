@@ -92,10 +92,8 @@ def test_up_has_the_autoscaler_that_knows_its_head(machine: Path) -> None:
 def test_down_stops_the_workers_first(machine: Path) -> None:
     code, ran, _ = wrap(machine, "down", "--yes")
     key = Path(machine / "home/.ssh/id_ed25519")
-    stop = [
-        f"ssh -o BatchMode=yes -o ConnectTimeout=10 -o StrictHostKeyChecking=accept-new -i {key} ubuntu@10.0.0.{n} ~/venv/bin/ray stop"
-        for n in (2, 3)
-    ]
+    ssh = f"ssh -o BatchMode=yes -o ConnectTimeout=10 -o StrictHostKeyChecking=accept-new -i {key}"
+    stop = [f"{ssh} ubuntu@10.0.0.{n} ~/venv/bin/ray stop" for n in (2, 3)]
     assert (code, ran) == (0, [*stop, "ray v2=0 auth=token down cluster/on_prem.yaml --yes"])
 
 

@@ -76,8 +76,8 @@ def test_what_is_asked_for_is_asked_of_ray_once_and_told(monkeypatch: pytest.Mon
     looks = Looks(monkeypatch)
     for now in range(0, 700, 5):
         looks.at(float(now))
-    for now in (800.0, 810.0):
-        looks.at(now, Machines(0, {"on-demand": 2}, {}))
+    for later in (800.0, 810.0):
+        looks.at(later, Machines(0, {"on-demand": 2}, {}))
     assert looks.asked == [2, 0]
     told = [(event.present, event.asked_on_demand) for event in looks.told]
     assert told == [({}, 2), ({"on-demand": 2}, 2), ({"on-demand": 2}, 0)]
