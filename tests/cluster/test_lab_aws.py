@@ -11,7 +11,7 @@ import pytest
 
 from cluster.lab.node import user_id_is_taken
 from cluster.lab.services import missing_for_mlflow
-from cluster.lab.supervisor import FILE
+from cluster.lab.supervisor import FILE, NO_SPOT_FILE
 from cluster.lab.system import missing
 from cluster.lab.world import World
 from tests.cluster.lab_study import (
@@ -34,6 +34,7 @@ pytestmark = [
 NODES_SECONDS = 1200.0
 PROGRESS_SECONDS = 1500.0
 NOTICE_SECONDS = 20
+GOES_ON_SECONDS = 60.0  # after the machines are back
 TRIALS, EPOCHS = 3, 243
 ON_GPU_NODES = ("study.resources_per_worker.GPU=1", "train.device=cpu")  # whose GPU is a number
 
@@ -84,12 +85,14 @@ def test_a_study_outlives_its_instances(world: World) -> None:
             lambda: len(now := workers(world)) == 2 and victim["id"] not in {i["id"] for i in now},
             NODES_SECONDS, world,
         )  # fmt: skip
+        back = time.monotonic()
         say("two instances run again")
         until(
             "a report after it",
             lambda: any(event["event"] == "reported" for event in study.events()[before:]),
             PROGRESS_SECONDS, world,
         )  # fmt: skip
+        assert time.monotonic() - back < GOES_ON_SECONDS, "not within a minute of the machines' return"
         say("a trial goes on")
 
         known = len(failures(study.events()))
@@ -113,6 +116,28 @@ def test_idle_instances_go_and_the_head_stays(world: World) -> None:
     until("no workers", lambda: not workers(world), NODES_SECONDS, world)
     running = [instance["type"] for instance in world.instances() if instance["state"] == "running"]
     assert running == ["head"]
+
+
+def test_machines_on_demand_come_where_spot_cannot_be_had(world: World) -> None:
+    world.run("touch", NO_SPOT_FILE, seconds=30)
+    study = HeadStudy(
+        world, "s3://aae/dear", "study.name=dear", "study.concurrent_trials=1", "study.cluster.on_demand_after=30",
+        *ON_GPU_NODES, "study.budget.trials=1", "train.epochs=9", "tracking.experiment=dear",
+    )  # fmt: skip
+    try:
+        said = study.wait(2 * PROGRESS_SECONDS)
+    finally:
+        study.kill()
+        world.run("rm", NO_SPOT_FILE, seconds=30)
+    events = study.events()
+    check_complete(events, trials=1, epochs=9)
+    changes = [event for event in events if event["event"] == "machines_changed"]
+    first = next(event for event in changes if event["asked_on_demand"])
+    assert first["asked_on_demand"] == 1 and first["waited"] >= 30 and not first["present"], changes
+    assert any(event["present"] == {"on-demand": 1} for event in changes), changes
+    assert not any("spot" in event["present"] for event in changes), changes
+    assert "1 worker is to have a machine on demand" in said and "h on-demand" in said, said
+    until("no workers", lambda: not workers(world), NODES_SECONDS, world)
 
 
 def test_a_study_goes_on_at_a_new_head_as_if_nothing_had_been(world: World) -> None:
