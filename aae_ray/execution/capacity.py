@@ -46,7 +46,7 @@ def gangs_that_fit(settings: Settings, tell: Callable[[str], None] = logger.info
     while True:
         present = present_nodes()
         try:
-            return _gangs_on(present, nodes_to_come(), settings)
+            return _gangs_on(present, nodes_to_come(settings.study.resources_per_worker), settings)
         except UserError as error:
             if len(present) >= named:
                 raise
@@ -62,9 +62,9 @@ def gangs_that_fit(settings: Settings, tell: Callable[[str], None] = logger.info
 def room_for(settings: Settings) -> Room:
     """The room that there is now. A cluster that has lost its last machine may get it back: one gang is wanted
     always."""
-    study, nodes = settings.study, present_nodes()
+    study, needed = settings.study, settings.study.resources_per_worker
     present, most = (
-        workers_on(held, study.resources_per_worker) // study.workers_per_trial for held in (nodes, nodes_to_come())
+        workers_on(held, needed) // study.workers_per_trial for held in (present_nodes(), nodes_to_come(needed))
     )
     return Room(present, max(_wanted(max(present, most), settings), 1))
 
@@ -153,6 +153,15 @@ def workers_on(nodes: Sequence[Resources], needed: Resources) -> int:
     return sum(min(math.floor(node.get(name, 0) / amount + 1e-9) for name, amount in needed.items()) for node in nodes)
 
 
+def of_most_use(nodes: Sequence[Resources], needed: Resources) -> list[Resources]:
+    """The nodes in an order: those first that hold most workers, and where none fits, that come closest to one."""
+
+    def use(node: Resources) -> tuple[int, float]:
+        return workers_on([node], needed), sum(min(node.get(name, 0) / amount, 1) for name, amount in needed.items())
+
+    return sorted(nodes, key=use, reverse=True)
+
+
 def _of(nodes: Sequence[Resources], needed: Resources) -> list[dict[str, float]]:
     return [{name: node.get(name, 0) for name in needed} for node in nodes]
 
@@ -163,11 +172,11 @@ def present_nodes() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
 
 
-def nodes_to_come() -> list[Resources]:
-    """The nodes that an autoscaler may bring the cluster to: by the file that `ray up` leaves on the head, else by what
-    the autoscaler has told Ray, as that of Kubernetes does."""
+def nodes_to_come(needed: Resources) -> list[Resources]:
+    """The nodes that an autoscaler may bring the cluster to for workers that need so much: by the file that `ray up`
+    leaves on the head, else by what the autoscaler has told Ray, as that of Kubernetes does."""
     bootstrap = Path(BOOTSTRAP).expanduser()
-    return possible_nodes(bootstrap) if bootstrap.exists() else reported_nodes(ray._private.state.state)
+    return possible_nodes(bootstrap, needed) if bootstrap.exists() else reported_nodes(ray._private.state.state)
 
 
 def reported_nodes(state: Any) -> list[Resources]:
@@ -193,9 +202,9 @@ def machines_of_unknown_resources(bootstrap: Path) -> int:
     return 1 + sum(kind.get("min_workers", 0) for kind in kinds) if kinds else 0
 
 
-def possible_nodes(bootstrap: Path) -> list[Resources]:
+def possible_nodes(bootstrap: Path, needed: Resources) -> list[Resources]:
     """The nodes that the cluster may grow to where an autoscaler has its file: as many of a kind as the kind allows,
-    and no more than the cluster does; the head once."""
+    and of all kinds no more than the cluster does, which then has those of most use; the head once."""
     config = _cluster_file(bootstrap)
     head: list[Resources] = []
     workers: list[Resources] = []
@@ -205,4 +214,4 @@ def possible_nodes(bootstrap: Path) -> list[Resources]:
             head = [held]
         else:
             workers += [held] * node.get("max_workers", 0)
-    return head + workers[: config.get("max_workers", 0)]
+    return head + of_most_use(workers, needed)[: config.get("max_workers", 0)]

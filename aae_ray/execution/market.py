@@ -13,7 +13,7 @@ import yaml
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
 
-from aae_ray.execution.capacity import BOOTSTRAP, workers_on
+from aae_ray.execution.capacity import BOOTSTRAP, of_most_use, workers_on
 from aae_ray.search.events import MachinesChanged
 from aae_ray.search.market import ON_DEMAND, Machines, OnDemandFallback
 from aae_ray.settings import StudySettings
@@ -30,8 +30,8 @@ def markets_of(content: Mapping[str, Any]) -> dict[str, str]:
     return {name: labels[LABEL] for name, kind in kinds.items() if LABEL in (labels := kind.get("labels") or {})}
 
 
-def nodes_on_demand(content: Mapping[str, Any]) -> list[Mapping[str, float]]:
-    """The resources of each machine on demand that a cluster's file allows at a time."""
+def nodes_on_demand(content: Mapping[str, Any], needed: Mapping[str, float]) -> list[Mapping[str, float]]:
+    """The resources of each machine on demand that a cluster's file allows at a time, those of most use first."""
     kinds, markets = content.get("available_node_types") or {}, markets_of(content)
     nodes = [
         kind.get("resources") or {}
@@ -39,7 +39,7 @@ def nodes_on_demand(content: Mapping[str, Any]) -> list[Mapping[str, float]]:
         if markets.get(name) == ON_DEMAND
         for _ in range(kind.get("max_workers", 0))
     ]
-    return nodes[: content.get("max_workers", 0)]
+    return of_most_use(nodes, needed)[: content.get("max_workers", 0)]
 
 
 class Market:
@@ -89,7 +89,7 @@ def market(
     path = Path(BOOTSTRAP).expanduser()
     content = (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
     needed, markets = study.resources_per_worker, markets_of(content)
-    nodes, after = nodes_on_demand(content), study.cluster.on_demand_after
+    nodes, after = nodes_on_demand(content, needed), study.cluster.on_demand_after
     most = workers_on(nodes, needed)
     if after is None or not most or len(set(markets.values())) < 2:
         yield poll

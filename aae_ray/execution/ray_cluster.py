@@ -21,7 +21,7 @@ from ray._private import ray_constants, services
 from ray._private.grpc_utils import init_grpc_channel
 
 from aae_ray.errors import UserError
-from aae_ray.execution.capacity import joined_cluster, nodes_to_come
+from aae_ray.execution.capacity import Resources, joined_cluster, nodes_to_come
 from aae_ray.search.owner import is_running
 from aae_ray.secrets import redact
 
@@ -340,8 +340,9 @@ def _addresses() -> dict[str, tuple[str, int]]:
     return found
 
 
-def whereabouts() -> str:
-    """Where trials will run: on a Ray of this process, or on a cluster that it has joined, from which of its nodes."""
+def whereabouts(needed: Resources) -> str:
+    """Where trials will run, whose workers need so much: on a Ray of this process, or on a cluster that it has joined,
+    from which of its nodes."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     held = ", ".join(
         f"{total:g} {name}"
@@ -355,7 +356,7 @@ def whereabouts() -> str:
     place = "its head" if on_head else "one of its nodes"
     job = json.loads(os.environ.get(JOB_CONFIG, "{}")).get("metadata", {}).get("job_submission_id")
     how = f"as job {job} on {place}" if job else f"from {place}"
-    more = len(nodes_to_come())
+    more = len(nodes_to_come(needed))
     grows = f", and may grow to {more} by its autoscaler" if more > len(nodes) else ""
     count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
     return f"the Ray cluster at {context.gcs_address}, {how}: {count} with {held or 'no CPU'}{grows}"

@@ -292,7 +292,7 @@ class Session:
                         judge = judge_if_any(self.dataset, cache_folder(plan.settings.data))
                     with ray_cluster(verbose=self.verbose, stuck=partial(self._ray_stuck, screen)):
                         signals.take()
-                        screen.place(whereabouts())
+                        screen.place(whereabouts(study.resources_per_worker))
                         gangs = gangs_that_fit(plan.settings, screen.say)
                         if not own_processes():
                             needed = study.resources_per_worker

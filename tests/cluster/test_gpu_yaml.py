@@ -403,7 +403,8 @@ def test_the_study_in_the_readme_gets_gpus_from_machines_still_to_come(life: Lif
     assert settings.train.device == "cuda"
     bootstrap = tmp_path / "ray_bootstrap_config.yaml"
     bootstrap.write_text(json.dumps(life.config))
-    assert workers_on(possible_nodes(bootstrap), {"GPU": 1}) == 4  # of eight that the two types have, the cluster's
+    nodes = possible_nodes(bootstrap, {"GPU": 1})
+    assert workers_on(nodes, {"GPU": 1}) == 4  # of eight that the two types have, the cluster's
 
 
 # --------------------------------------------------------------------------------------------- on a bare node

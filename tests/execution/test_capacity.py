@@ -57,21 +57,46 @@ def bootstrap(path: Path, **changes: object) -> Path:
 
 
 def test_without_an_autoscaler_there_is_nothing_to_grow_to(tmp_path: Path) -> None:
-    assert possible_nodes(tmp_path / "none.yaml") == []
+    assert possible_nodes(tmp_path / "none.yaml", {"GPU": 1}) == []
 
 
 def test_an_autoscaler_may_grow_the_cluster_to_its_limits(tmp_path: Path) -> None:
-    nodes = possible_nodes(bootstrap(tmp_path / "bootstrap.yaml"))
+    nodes = possible_nodes(bootstrap(tmp_path / "bootstrap.yaml"), {"GPU": 1})
     assert sorted(map(str, nodes)) == ["{'CPU': 0.0}"] + ["{'CPU': 4.0, 'GPU': 1.0}"] * 4
 
 
 def test_no_more_machines_of_a_kind_than_the_cluster_has_in_all(tmp_path: Path) -> None:
-    assert workers_on(possible_nodes(bootstrap(tmp_path / "bootstrap.yaml", max_workers=2)), {"GPU": 1}) == 2
+    nodes = possible_nodes(bootstrap(tmp_path / "bootstrap.yaml", max_workers=2), {"GPU": 1})
+    assert workers_on(nodes, {"GPU": 1}) == 2
+
+
+TWO_KINDS = {
+    "head": {"resources": {"CPU": 0}, "max_workers": 0},
+    "cpu": {"resources": {"CPU": 16}, "max_workers": 4},
+    "gpu": {"resources": {"CPU": 4, "GPU": 2}, "max_workers": 3},
+}
+
+
+@pytest.mark.parametrize("order", [list(TWO_KINDS), list(reversed(TWO_KINDS))])
+def test_a_cluster_of_several_kinds_may_grow_to_the_mixture_of_most_use(
+    holding: list[dict[str, float]], order: list[str], tmp_path: Path
+) -> None:
+    """Whichever kind comes first in the file: four machines in all, of seven."""
+    types = {name: TWO_KINDS[name] for name in order}
+    bootstrap(tmp_path / "ray_bootstrap_config.yaml", available_node_types=types)
+    holding.append({"CPU": 0})
+    expected: list[tuple[dict[str, float], int]] = [({"GPU": 1}, 6), ({"CPU": 4}, 16), ({"CPU": 4, "GPU": 1}, 3)]
+    for needed, gangs in expected:
+        assert gangs_that_fit(settings_of(1, needed)) == gangs
+        assert room_for(settings_of(1, needed)) == Room(0, gangs)
+    assert gangs_that_fit(settings_of(7, {"CPU": 2})) == 4  # of 32 workers
+    with pytest.raises(UserError, match="the 5 nodes have GPU 0; GPU 2; GPU 2; GPU 2; GPU 0"):  # not four without any
+        gangs_that_fit(settings_of(1, {"GPU": 4}))
 
 
 def test_the_head_counts_once_with_what_it_lends(tmp_path: Path) -> None:
     types = {"head": {"resources": {"CPU": 8}}, "worker": {"resources": {"CPU": 4}, "max_workers": 2}}
-    nodes = possible_nodes(bootstrap(tmp_path / "bootstrap.yaml", available_node_types=types))
+    nodes = possible_nodes(bootstrap(tmp_path / "bootstrap.yaml", available_node_types=types), {"CPU": 1})
     assert nodes == [{"CPU": 8}, {"CPU": 4}, {"CPU": 4}]
 
 
@@ -81,7 +106,7 @@ def test_the_head_counts_once_with_what_it_lends(tmp_path: Path) -> None:
 )
 def test_a_file_that_says_nothing_adds_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "bootstrap.yaml").write_text(text)
-    assert workers_on(possible_nodes(tmp_path / "bootstrap.yaml"), {"CPU": 1}) == 0
+    assert workers_on(possible_nodes(tmp_path / "bootstrap.yaml", {"CPU": 1}), {"CPU": 1}) == 0
 
 
 @pytest.mark.parametrize(

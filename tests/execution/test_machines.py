@@ -29,8 +29,11 @@ GPU = StudySettings(resources_per_worker={"GPU": 1})
 
 def test_the_cluster_s_file_says_which_machines_are_on_demand() -> None:
     assert markets_of(CONTENT) == {"gpu-spot": "spot", "gpu-on-demand": "on-demand"}
-    assert nodes_on_demand(CONTENT) == [{"CPU": 4, "GPU": 1}] * 4
-    assert markets_of({}) == {} and nodes_on_demand({}) == []
+    assert nodes_on_demand(CONTENT, {"GPU": 1}) == [{"CPU": 4, "GPU": 1}] * 4
+    assert markets_of({}) == {} and nodes_on_demand({}, {"GPU": 1}) == []
+    cpus = {"labels": {"market": "on-demand"}, "max_workers": 4, "resources": {"CPU": 16}}
+    kinds = {"cpu": cpus, **CONTENT["available_node_types"]}  # a kind of no use comes first in the file
+    assert nodes_on_demand({**CONTENT, "available_node_types": kinds}, {"GPU": 1}) == [{"CPU": 4, "GPU": 1}] * 4
 
 
 def test_machines_are_counted_as_ray_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
