@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants, services
 from ray._private.grpc_utils import init_grpc_channel
+from ray.exceptions import AuthenticationError
 
 from aae_ray.errors import UserError
 from aae_ray.execution.capacity import Resources, joined_cluster, nodes_to_come
@@ -49,6 +50,7 @@ THREADS = 500  # of Ray's processes and a study's own; two cores had 483 at a ti
 HEAD = "node:__internal_head__"  # a resource that the head has
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` tells the processes of a job
 LOOPBACK = "127.0.0.1"
+TOKEN = "~/.ray/auth_token"
 VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")  # in Ray's error of a mismatch: the cluster's, then this process's
 
 
@@ -60,7 +62,8 @@ def ray_cluster(*, verbose: bool, stuck: Callable[[str], None]) -> Iterator[None
     Ray's own code may wait for ever for a process that hangs, and no exception or signal reaches it there: after
     START_SECONDS `stuck` is called with a sentence, in a thread of its own, to end this process.
 
-    Raises UserError when the cluster does not answer or is of another version, or when Ray cannot start here.
+    Raises UserError when the cluster does not answer, is of another version or does not know the token, or when Ray
+    cannot start here.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -83,7 +86,11 @@ def ray_cluster(*, verbose: bool, stuck: Callable[[str], None]) -> Iterator[None
         start = _start_here
     try:
         start(options, stuck)
+    except AuthenticationError:
+        raise UserError(_told_of_token(address, found="none")) from None
     except ConnectionError as error:
+        if AuthenticationError.__name__ in str(error.__cause__):  # the GCS refused it, which Ray puts into a text
+            raise UserError(_told_of_token(address, found="another")) from None
         raise UserError(f"no Ray cluster answers at {_where(address)}: {str(error).splitlines()[0]}") from None
     except RuntimeError as error:
         versions = VERSIONS.findall(str(error)) if "Version mismatch" in str(error) else []
@@ -96,7 +103,7 @@ def ray_cluster(*, verbose: bool, stuck: Callable[[str], None]) -> Iterator[None
             "or stop the cluster"
         ) from None
     try:
-        token = Path("~/.ray/auth_token").expanduser()
+        token = Path(TOKEN).expanduser()
         if token.exists():
             token.chmod(0o600)  # Ray writes it readable for everyone
         yield
@@ -219,6 +226,19 @@ def _own_session(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 def _where(address: str | None) -> str:
     return address or "the address that this machine remembers (forget it with `ray stop`)"
+
+
+def _told_of_token(address: str | None, found: str) -> str:
+    """What to do where Ray has found no token of a cluster, or another."""
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    place = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else f"{path} (RAY_AUTH_TOKEN_PATH)" if path else TOKEN
+    wrong = f"{place} holds {found}"
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":  # none was shown
+        wrong = "RAY_AUTH_MODE is not token here; set RAY_AUTH_MODE=token"
+    return (
+        f"the Ray cluster at {_where(address)} is joined with its token alone, and {wrong}; put what the cluster's "
+        f"head has in its {TOKEN} into {place}"
+    )
 
 
 def check_address(address: str | None) -> None:

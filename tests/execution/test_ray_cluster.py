@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +21,10 @@ from types import SimpleNamespace
 import grpc
 import pytest
 import ray
+from ray._private import ray_constants
+from ray._private.authentication.authentication_constants import TOKEN_AUTH_ENABLED_BUT_NO_TOKEN_FOUND_ERROR_MESSAGE
 from ray._private.utils import check_version_info
+from ray.exceptions import AuthenticationError
 
 from aae_ray.errors import UserError
 from aae_ray.execution import capacity
@@ -83,6 +87,80 @@ def test_a_cluster_of_another_version_is_a_sentence(joined: dict[str, object], m
         f"the Ray cluster at 10.0.0.1:6379 is of another version: Ray 2.50.1 with Python 3.10.4 there, {here}; "
         "run this command with the versions of the cluster, or stop the cluster"
     )
+
+
+def no_token() -> None:
+    """In Ray's own words, before anything is asked of the cluster."""
+    raise AuthenticationError(TOKEN_AUTH_ENABLED_BUT_NO_TOKEN_FOUND_ERROR_MESSAGE)
+
+
+def refused_token() -> None:
+    """As Ray does after its attempts: the reason is a text in an error behind the one that it raises."""
+    refused = AuthenticationError("RPC error: InvalidAuthToken: Authentication token is missing or incorrect")
+    attempt = "".join(traceback.format_exception(refused))
+    failed = RuntimeError(f"Failed to connect to GCS. Last connection error: {attempt}")
+    raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379") from failed
+
+
+@pytest.mark.parametrize(
+    ("init", "variables", "place", "wrong"),
+    [
+        (no_token, {}, "~/.ray/auth_token", "~/.ray/auth_token holds none"),
+        (no_token, {"RAY_AUTH_TOKEN_PATH": "/t"}, "/t (RAY_AUTH_TOKEN_PATH)", "/t (RAY_AUTH_TOKEN_PATH) holds none"),
+        (refused_token, {}, "~/.ray/auth_token", "~/.ray/auth_token holds another"),
+        (refused_token, {"RAY_AUTH_TOKEN": "x"}, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN holds another"),
+        (
+            refused_token,
+            {"RAY_AUTH_MODE": "disabled"},
+            "~/.ray/auth_token",
+            "RAY_AUTH_MODE is not token here; set RAY_AUTH_MODE=token",
+        ),
+    ],
+)
+def test_a_cluster_without_its_token_is_a_sentence(
+    joined: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
+    init: Callable[[], None],
+    variables: dict[str, str],
+    place: str,
+    wrong: str,
+) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: init())
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"RAY_ADDRESS": "10.0.0.1:6379", "RAY_AUTH_MODE": "token", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught, cluster.ray_cluster(verbose=False, stuck=print):
+        pass
+    assert str(caught.value) == (
+        f"the Ray cluster at 10.0.0.1:6379 is joined with its token alone, and {wrong}; put what the cluster's head "
+        f"has in its ~/.ray/auth_token into {place}"
+    )
+
+
+def test_a_token_that_a_cluster_refuses_is_told_as_ray_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own code against a server that answers as the GCS of a cluster with another token does."""
+
+    class Refusing(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, _: object) -> grpc.RpcMethodHandler:
+            told = "InvalidAuthToken: Authentication token is missing or incorrect"
+            return grpc.unary_unary_rpc_method_handler(
+                lambda _, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, told)
+            )
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(Refusing(),))
+    port = server.add_insecure_port("0.0.0.0:0")  # Ray takes this machine's own address for a loopback one
+    server.start()
+    monkeypatch.setattr(ray_constants, "NUM_REDIS_GET_RETRIES", 1)  # seconds
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    try:
+        with (
+            pytest.raises(UserError, match=f"cluster at 127.0.0.1:{port} is joined with its token alone"),
+            cluster.ray_cluster(verbose=False, stuck=print),
+        ):
+            pass
+    finally:
+        server.stop(None)
 
 
 def test_other_errors_of_a_cluster_are_rays_own(joined: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
