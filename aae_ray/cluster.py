@@ -67,8 +67,11 @@ def _prepare(file: "ClusterFile", folder: str, ssh_from: str) -> None:
     from aae_ray.reporting.text import bullet
 
     require_boto3()
+    from aae_ray.execution.cluster_schema import schema_problem
     from aae_ray.provisioning.preparation import prepare
 
+    if problem := schema_problem(file.content):
+        raise UserError(f"{file.path}: {problem}")
     console = console_for()
     for made in prepare(file, bucket_of(folder), ssh_from, Path(TOKEN).expanduser()):
         console.print(bullet("made" if made.new else "there", made.what), soft_wrap=True)

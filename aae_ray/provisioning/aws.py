@@ -186,8 +186,8 @@ def profile_findings(account: Account, file: ClusterFile) -> list[Finding]:
 def group_findings(account: Account, file: ClusterFile) -> list[Finding]:
     """Who is let in by the security groups of the machines."""
     ec2 = account.client("ec2")
-    stated = {group for kind in file.node_types for group in kind.node_config.get("SecurityGroupIds") or []}
-    if all("SecurityGroupIds" in kind.node_config for kind in file.node_types):
+    stated = {group for kind in file.node_types for group in kind.security_groups}
+    if all(kind.security_groups for kind in file.node_types):
         groups = ec2.describe_security_groups(GroupIds=sorted(stated))["SecurityGroups"]
     else:
         wanted = [{"Name": "group-name", "Values": [file.security_group]}]

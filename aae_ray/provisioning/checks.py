@@ -33,6 +33,9 @@ def check(file: ClusterFile, folder: str | None) -> list[Finding]:
     the provider can share.
     """
     bucket = bucket_of(folder) if folder is not None else None
+    if problem := schema_problem(file.content):
+        unread = advice("file", "nothing else in it was looked at, as Ray does not take it")
+        return [missing("file", f"{file.path}: {problem}"), unread, *_programs(), _token()]
     findings = [*check_file(file), *check_here(file), *check_versions(file)]
     if file.provider["type"] == "aws":
         return [*findings, *_check_account(file, bucket)]
@@ -48,19 +51,14 @@ def bucket_of(folder: str) -> str:
 
 
 def check_file(file: ClusterFile) -> list[Finding]:
-    """What Ray's schema and our rules say of the file."""
-    if problem := schema_problem(file.content):
-        return [missing("file", f"{file.path}: {problem}")]
+    """What our rules say of a file that Ray takes."""
     broken = [missing("file", f"{file.path}: {text}") for _, text in broken_rules(file)]
     return broken or [ok("file", f"{file.path} keeps Ray's schema and the rules of this project")]
 
 
 def check_here(file: ClusterFile) -> list[Finding]:
     """What this machine needs: programs, the token, and to stand in the folder that the file sends."""
-    findings = [
-        missing("programs", f"{tool} is not on the PATH; install it") for tool in TOOLS if not shutil.which(tool)
-    ]
-    findings += [_token()]
+    findings = [*_programs(), _token()]
     for place, source in (file.content.get("file_mounts") or {}).items():
         path = Path(str(source)).expanduser()
         if source == "." and not (path / "pyproject.toml").is_file():
@@ -69,6 +67,10 @@ def check_here(file: ClusterFile) -> list[Finding]:
         elif not path.exists() and not str(source).endswith("auth_token"):
             findings.append(missing("folder", f"file_mounts sends {source}, which is not there"))
     return findings
+
+
+def _programs() -> list[Finding]:
+    return [missing("programs", f"{tool} is not on the PATH; install it") for tool in TOOLS if not shutil.which(tool)]
 
 
 def _token() -> Finding:

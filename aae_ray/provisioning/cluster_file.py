@@ -13,6 +13,13 @@ PROVIDERS = ("aws", "local")  # that can be checked
 ON_DEMAND, SPOT = "on-demand", "spot"
 
 
+def mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """What is under a key; nothing where that is no mapping, as Ray lets anything pass in `provider` and
+    `node_config`."""
+    value = content.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
 @dataclass(frozen=True)
 class NodeType:
     """A kind of machine: how many of it there may be, and what EC2 is told of it."""
@@ -27,15 +34,25 @@ class NodeType:
 
     @property
     def market(self) -> str:
-        options = self.node_config.get("InstanceMarketOptions") or {}
-        return SPOT if options.get("MarketType") == "spot" else ON_DEMAND
+        return SPOT if mapping(self.node_config, "InstanceMarketOptions").get("MarketType") == "spot" else ON_DEMAND
 
     @property
     def profile(self) -> str | None:
         """The name of its instance profile."""
-        profile = self.node_config.get("IamInstanceProfile") or {}
-        name = profile.get("Name") or str(profile.get("Arn", "")).rpartition("/")[2]
-        return name or None
+        profile = mapping(self.node_config, "IamInstanceProfile")
+        return str(profile.get("Name") or profile.get("Arn") or "").rpartition("/")[2] or None
+
+    @property
+    def security_groups(self) -> list[str]:
+        """Those that it states, by id."""
+        groups = self.node_config.get("SecurityGroupIds")
+        return [str(group) for group in groups] if isinstance(groups, list) else []
+
+    @property
+    def disks(self) -> list[Mapping[str, Any]]:
+        """What EC2 is told of each."""
+        disks = self.node_config.get("BlockDeviceMappings")
+        return [mapping({"disk": disk}, "disk") for disk in disks] if isinstance(disks, list) else []
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ class ClusterFile:
 
     @property
     def provider(self) -> Mapping[str, Any]:
-        return _mapping(self.content, "provider")
+        return mapping(self.content, "provider")
 
     @property
     def region(self) -> str:
@@ -64,10 +81,10 @@ class ClusterFile:
         """All kinds of machines, the head's first."""
         head, kinds = self.content.get("head_node_type"), []
         in_all = self.content.get("max_workers", 2)  # Ray's default
-        for name, kind in _mapping(self.content, "available_node_types").items():
+        for name, kind in mapping(self.content, "available_node_types").items():
             kind = kind if isinstance(kind, Mapping) else {}
             most = 1 if name == head else min(kind.get("max_workers", in_all), in_all)
-            kinds.append(NodeType(str(name), most, _mapping(kind, "node_config")))
+            kinds.append(NodeType(str(name), most, mapping(kind, "node_config")))
         return tuple(sorted(kinds, key=lambda kind: kind.name != head))
 
     @property
@@ -77,19 +94,15 @@ class ClusterFile:
     @property
     def security_group(self) -> str:
         """The name of the group that Ray gives to machines whose configuration names none."""
-        group = _mapping(self.provider, "security_group").get("GroupName")
+        group = mapping(self.provider, "security_group").get("GroupName")
         return str(group or f"ray-autoscaler-{self.content.get('cluster_name')}")
 
     @property
     def hosts(self) -> tuple[str, ...]:
         """Addresses of the machines of the provider `local`, the head's first."""
-        workers = self.provider.get("worker_ips") or []
+        workers = self.provider.get("worker_ips")
+        workers = workers if isinstance(workers, list) else []
         return tuple(str(host) for host in (self.provider.get("head_ip"), *workers) if host)
-
-
-def _mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = content.get(key)
-    return value if isinstance(value, Mapping) else {}
 
 
 def read_cluster_file(path: Path) -> ClusterFile:
@@ -118,7 +131,7 @@ def read_cluster_file(path: Path) -> ClusterFile:
         )
     if len(documents) > 1:
         raise UserError(f"{path} has {len(documents)} documents, parted by ---; Ray reads a file of one")
-    kind = _mapping(content, "provider").get("type")
+    kind = mapping(content, "provider").get("type")
     if kind is None:
         raise UserError(f"{path}: provider.type is missing; a cluster file is like cluster/gpu.yaml")
     if kind not in PROVIDERS:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aae_ray.provisioning.cluster_file import ON_DEMAND, ClusterFile, NodeType
+from aae_ray.provisioning.cluster_file import ON_DEMAND, ClusterFile, NodeType, mapping
 from aae_ray.provisioning.lock import NAME as LOCK_NAME
 
 COMMANDS = (
@@ -126,6 +126,12 @@ RULES: tuple[Rule, ...] = (
         ("aws",),
     ),
     Rule(
+        "provider.worker_ips",
+        _unless(lambda file: isinstance(file.provider.get("worker_ips", []), list)),
+        "provider.worker_ips must be a list of the workers' addresses, such as [10.0.0.2, 10.0.0.3]",
+        ("local",),
+    ),
+    Rule(
         "node_config.ImageId",
         _kinds(lambda kind: "ImageId" in kind.node_config),
         "{part}: node_config.ImageId is missing, and Ray's default is an Ubuntu of 2018",
@@ -140,19 +146,14 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "node_config.MetadataOptions",
-        _kinds(lambda kind: (kind.node_config.get("MetadataOptions") or {}).get("HttpTokens") == "required"),
+        _kinds(lambda kind: mapping(kind.node_config, "MetadataOptions").get("HttpTokens") == "required"),
         "{part}: node_config.MetadataOptions must have HttpTokens: required (IMDSv2); without it a request that a "
         "program on the machine is made to send gives away the machine's keys",
         ("aws",),
     ),
     Rule(
         "node_config.BlockDeviceMappings",
-        _kinds(
-            lambda kind: all(
-                (disk.get("Ebs") or {}).get("DeleteOnTermination") is not False
-                for disk in kind.node_config.get("BlockDeviceMappings") or []
-            )
-        ),
+        _kinds(lambda kind: all(mapping(disk, "Ebs").get("DeleteOnTermination") is not False for disk in kind.disks)),
         "{part}: a disk with DeleteOnTermination: false costs money after its machine has gone",
         ("aws",),
     ),

@@ -1,6 +1,8 @@
 """`python -m aae_ray.cluster check`: each thing that is missing is told, in a sentence, and in time."""
 
+import functools
 import http.server
+import operator
 import re
 import socket
 import threading
@@ -8,15 +10,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from aae_ray.cluster import cluster
 from aae_ray.errors import UserError
-from aae_ray.provisioning.checks import bucket_of, check_here, check_versions, lock_problems
+from aae_ray.provisioning import on_prem
+from aae_ray.provisioning.checks import bucket_of, check, check_here, check_versions, lock_problems
 from aae_ray.provisioning.cluster_file import ClusterFile, NodeType, read_cluster_file
-from aae_ray.provisioning.findings import Finding, State, is_ready
+from aae_ray.provisioning.findings import Finding, State, is_ready, ok
 from aae_ray.provisioning.lock import read_lock
 from tests.cluster.laptop import REGION, REPOSITORY
 
@@ -474,6 +479,95 @@ def test_another_file_is_told(text: str, words: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(words)):
         read_cluster_file(path)
+
+
+def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something is in a file, by its keys and indices."""
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*above, key)
+        yield from places(part, (*above, key))
+
+
+class AnsweringAccount(aws.Account):  # type: ignore[misc, name-defined]
+    """An account that has all that cluster/gpu.yaml needs. Boto3 looks at each question before it is asked."""
+
+    known: dict[tuple[str, str], Any] = {}
+
+    def client(self, service: str) -> Any:
+        if (service, self.region) not in self.known:  # it takes a while to make one
+            client = super().client(service)
+            client.meta.events.register("before-call", self.answer)
+            self.known[service, self.region] = client
+        return self.known[service, self.region]
+
+    def answer(self, model: Any, params: Any, **_: Any) -> tuple[Any, dict[str, Any]]:
+        asked = params["body"].items() if isinstance(params["body"], dict) else ()
+        types = [value for name, value in asked if name.startswith("InstanceType.")]
+        group = {"GroupId": "sg-1", "GroupName": "aae-ray", "IpPermissions": [ITSELF, ssh("203.0.113.7/32")]}
+        answers: dict[str, dict[str, Any]] = {
+            "GetCallerIdentity": {"Arn": "arn:aws:iam::1:user/me"},
+            "GetInstanceProfile": {"InstanceProfile": {"Roles": [{"RoleName": "r"}]}},
+            "DescribeSecurityGroups": {"SecurityGroups": [group]},
+            "DescribeInstanceTypeOfferings": offers("us-west-2a"),
+            "RunInstances": {"Error": {"Code": "DryRunOperation"}},
+            "DescribeInstanceTypes": {
+                "InstanceTypes": [{"InstanceType": name, "VCpuInfo": {"DefaultVCpus": 4}} for name in types]
+            },
+            "GetServiceQuota": {"Quota": {"Value": 64.0}},
+            "DescribeSpotPriceHistory": {"SpotPriceHistory": []},
+        }
+        answer = answers.get(model.name, {})
+        return SimpleNamespace(status_code=412 if "Error" in answer else 200), answer
+
+
+@pytest.fixture
+def all_there(keys: pytest.MonkeyPatch, home: Path) -> None:
+    """Everything outside the file is as it must be."""
+    (home / ".ssh").mkdir()
+    (home / ".ssh/id_ed25519").touch()
+    preparation.make_token(home / ".ray/auth_token")
+    keys.setattr(aws, "Account", AnsweringAccount)
+    keys.setattr(on_prem, "_check_host", lambda host, auth: ok("hosts", host))
+
+
+@pytest.mark.parametrize("wrong", [None, 7, "x", ["x"], {"x": 1}], ids=repr)
+@pytest.mark.parametrize("name", ["gpu.yaml", "on_prem.yaml"])
+def test_whatever_stands_in_a_place_of_the_file_is_told_in_sentences(name: str, wrong: Any, all_there: None) -> None:
+    path = REPOSITORY / "cluster" / name
+    text = path.read_text().replace("192.0.2.", "10.0.0.")
+    assert is_ready(check(ClusterFile(path, yaml.safe_load(text)), "s3://ours/studies")), "the fault is not the file's"
+    for place in places(yaml.safe_load(text)):
+        if place in (("provider",), ("provider", "type")):  # of which the reader of the file tells
+            continue
+        if "gpu-on-demand" in place[:-1]:  # read as gpu-spot is
+            continue
+        content = yaml.safe_load(text)
+        *above, last = place
+        functools.reduce(operator.getitem, above, content)[last] = wrong
+        findings = check(ClusterFile(path, content), "s3://ours/studies")
+        for told in (finding.text for finding in findings):
+            assert len(told.splitlines()) == 1 and not re.search("(Type|Attribute|Key)Error", told), (place, told)
+
+
+def test_what_rays_schema_refuses_is_told_by_its_key_and_nothing_else_is_read(all_there: None) -> None:
+    mounts = '  "~/aae-ray": "."                      # .git too: every trial records the commit\n'
+    for right, wrong, words in (
+        ("max_workers: 4\nup", 'max_workers: "4"\nup', "max_workers: '4' is not of type 'integer'"),
+        (mounts, "  - .\n", "file_mounts: "),
+    ):
+        text = GPU_FILE.read_text().replace('  "~/.ray/auth_token": "~/.ray/auth_token"\n', "")
+        assert right in text
+        file, unread, token = check(ClusterFile(GPU_FILE, yaml.safe_load(text.replace(right, wrong))), None)
+        assert words in file.text and unread.text.startswith("nothing else in it was looked at"), file
+        assert [finding.state for finding in (file, unread, token)] == [State.MISSING, State.ADVICE, State.OK]
+
+
+def test_prepare_makes_nothing_for_a_file_that_ray_does_not_take(tmp_path: Path, home: Path) -> None:
+    path = tmp_path / "gpu.yaml"
+    path.write_text(GPU_FILE.read_text().replace("cluster_name: aae-gpu", "cluster_name: 7"))
+    with pytest.raises(UserError, match="gpu.yaml: cluster_name: 7 is not of type 'string'"):
+        cluster("prepare", path, "s3://ours/studies", "203.0.113.7/32")
+    assert not (home / ".ray").exists()
 
 
 @pytest.mark.parametrize(
