@@ -16,7 +16,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.trial import TrialState
 
 from aae_ray.search.ledger import Ledger
-from aae_ray.search.objectives import Ranks
+from aae_ray.search.objectives import Ranks, hypervolume
 from aae_ray.search.sampler import Sampler, final_state, objective_values
 from benchmarks.search_table import Point
 
@@ -51,7 +51,8 @@ def moasha(rungs: Rungs, number: int, rung: int) -> bool:
     """Syne Tune's `MOASHA`: the trials at a rung are ordered by non-dominated front, and within a front by an epsilon
     net; a trial is stopped when more than one in `factor` of all come before it; the first one goes on. (Schmucker et
     al. 2021, "Multi-objective asynchronous successive halving"; the net is that of Salinas et al. 2021.) Distances are
-    taken in units of the reference point, which is kinder to it than those of the raw values."""
+    taken in units of the reference point, which is kinder to it than those of the raw values. This is the rule as
+    documented: the source ranks by `nondominated_sort`, which lists the trials in order, where places are meant."""
     numbers, points = list(rungs.at[rung]), np.minimum(list(rungs.at[rung].values()), WORST)
     front_of = pareto_ranks([tuple(point) for point in points])
     order: list[int] = []
@@ -62,20 +63,33 @@ def moasha(rungs: Rungs, number: int, rung: int) -> bool:
 
 
 def multi_metric(rungs: Rungs, number: int, rung: int, startup_trials: int = 5) -> bool:
-    """OptunaHub's `MultiMetricPruner` in its joint mode over Optuna's `MedianPruner` with its defaults: objectives
-    become their non-dominated rank among all trials at that rung; a trial is stopped when its best rank so far is worse
-    than the median at this rung of the trials that are over; the first five are let through. (OptunaHub's registry,
-    `pruners/multi_metric_pruner`, README of 2026.)"""
+    """OptunaHub's `MultiMetricPruner` in its joint mode over Optuna's `MedianPruner` with its defaults: a trial is
+    stopped when the best of its `joint_ranks` so far is worse than the median at this rung of the trials that are over;
+    the first five are let through. (OptunaHub's registry, `pruners/multi_metric_pruner`, README and source of 2026.)"""
     over = rungs.ended & {each for points in rungs.at.values() for each in points}
     if len(over) < startup_trials:
         return False
-    ranks = {
-        level: dict(zip(points, pareto_ranks(list(points.values())), strict=True))
-        for level, points in rungs.at.items()
-        if number in points
-    }
+    ranks = {level: joint_ranks(points, number) for level, points in rungs.at.items() if number in points}
     others = [rank for each, rank in ranks[rung].items() if each in over]
     return bool(others) and min(of[number] for of in ranks.values()) > median(others)
+
+
+def joint_ranks(points: Mapping[int, Point], number: int) -> dict[int, float]:
+    """What the joint mode takes for the values at a rung when it is asked about a trial: the front of each trial, 0 the
+    best; of the trial's own front each is better by 0.5 to 0.1, in the order of what they add; and a trial on the first
+    front has -1, so that it is never stopped."""
+    numbers = [*sorted(points.keys() - {number}), number]
+    values_N2 = np.minimum([points[each] for each in numbers], WORST)
+    front_of = dict(zip(numbers, pareto_ranks([tuple(point) for point in values_N2]), strict=True))
+    ranks = {each: float(front) for each, front in front_of.items()}
+    alike = [index for index, each in enumerate(numbers) if front_of[each] == front_of[number]]
+    if front_of[number] == 0:
+        ranks[number] = -1.0
+    elif len(alike) > 1:
+        order = by_hypervolume(values_N2[alike])
+        for index, better in zip(order, np.linspace(0.5, 0.1, len(alike)).tolist(), strict=True):
+            ranks[numbers[alike[index]]] -= better
+    return ranks
 
 
 def pareto_ranks(points: Sequence[Point]) -> list[int]:
@@ -95,6 +109,18 @@ def epsilon_net(points_N2: NDArray[np.float64]) -> list[int]:
         order.append(int(gaps_N.argmax()))
         gaps_N = np.minimum(gaps_N, np.linalg.norm(points_N2 - points_N2[order[-1]], axis=1))
     return order
+
+
+def by_hypervolume(points_N2: NDArray[np.float64]) -> list[int]:
+    """Points in such an order that each adds most hypervolume to those before it, up to a little beyond the worst of
+    them; equal ones are next to each other."""
+    worst_2 = points_N2.max(0)
+    reference = tuple(np.maximum(1.1 * worst_2, 0.9 * worst_2).tolist())
+    left, chosen = [tuple(point) for point in np.unique(points_N2, axis=0).tolist()], list[Point]()
+    while left:
+        chosen.append(max(left, key=lambda point: hypervolume([*chosen, point], reference)))
+        left.remove(chosen[-1])
+    return [index for point in chosen for index in np.flatnonzero((points_N2 == point).all(1)).tolist()]
 
 
 # ----------------------------------------------------------------------------------------------------------- samplers

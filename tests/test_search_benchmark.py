@@ -6,8 +6,9 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace as with_fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -16,6 +17,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna._hypervolume.hssp import _solve_hssp
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState, create_trial
@@ -27,9 +29,12 @@ from aae_ray.datasets.dataset import Dataset
 from aae_ray.errors import UserError
 from aae_ray.evaluation import divergence
 from aae_ray.search import events
-from aae_ray.search.outcomes import FailureClass, Reason
+from aae_ray.search.objectives import hypervolume as volume
+from aae_ray.search.outcomes import FailureClass, Reason, RungVerdict
+from aae_ray.search.pruner import Pruner, Rung
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.settings import Settings, replace, setting
+from aae_ray.training.health import worse_than_the_mean_image
 from aae_ray.training.loop import Training
 from tests.search.histories import History
 
@@ -40,7 +45,7 @@ from benchmarks.contest import optuna_script, race
 from benchmarks.contest.race import Contest, Found, Run
 from benchmarks.contest.ray_script import ENDED
 from benchmarks.replay import Simulation, Step, Trace, replay
-from benchmarks.rivals import RIVALS, OptunaSampler, Pair, Rungs
+from benchmarks.rivals import RIVALS, OptunaSampler, Pair, Rule, Rungs
 from benchmarks.search_table import (
     JSD,
     MEAN_IMAGE_MSE,
@@ -469,16 +474,45 @@ def test_multi_metric_stops_whom_optuna_s_median_of_pareto_ranks_stops(
         rungs.reached(number, 9, (c, d))
     own = len(values) - 1
     rungs.ended = set(range(max(own - running, 0)))
-    ranks = {rung: rivals.pareto_ranks(list(rungs.at[rung].values())) for rung in (3, 9)}
+    ranks = {rung: rivals.joint_ranks(rungs.at[rung], own) for rung in (3, 9)}
 
     study = optuna.create_study(pruner=MedianPruner())
     for number in rungs.ended:
-        each = {rung: float(ranks[rung][number]) for rung in (3, 9)}
+        each = {rung: ranks[rung][number] for rung in (3, 9)}
         study.add_trial(create_trial(state=TrialState.COMPLETE, value=0.0, intermediate_values=each))
     trial = study.ask()
     for rung in (3, 9):
-        trial.report(float(ranks[rung][own]), step=rung)
+        trial.report(ranks[rung][own], step=rung)
     assert rivals.multi_metric(rungs, own, 9) == trial.should_prune()
+
+
+def test_joint_ranks_are_fronts_and_within_the_trial_s_own_an_order() -> None:
+    front, second, third = (
+        {0: (0.0, 1.0), 1: (1.0, 0.0)},
+        {2: (1.0, 4.0), 3: (2.0, 2.0), 4: (2.2, 1.9), 5: (3.9, 1.0)},
+        6,
+    )
+    points = front | second | {third: (5.0, 5.0)}
+    plain = dict.fromkeys(front, 0.0) | dict.fromkeys(second, 1.0) | {third: 2.0}
+    assert rivals.joint_ranks(points, third) == plain
+    for own in front:
+        assert rivals.joint_ranks(points, own) == plain | {own: -1.0}
+    # The middle adds most, then what is left above and below it, and last the one next to it.
+    order = {3: 1 - 0.5, 2: 1 - 0.5 + 0.4 / 3, 5: 1 - 0.1 - 0.4 / 3, 4: 1 - 0.1}
+    for own in second:
+        assert rivals.joint_ranks(points, own) == pytest.approx(plain | order)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=12, unique=True))
+def test_points_are_ordered_as_optuna_selects_them_by_hypervolume(points: list[tuple[int, int]]) -> None:
+    """As OptunaHub's pruner does, by the selector for one point less than there are."""
+    front = np.array(sorted(p for p, rank in zip(points, rivals.pareto_ranks(points), strict=True) if not rank), float)
+    worst_2 = front.max(0)
+    selected = _solve_hssp(
+        front, np.arange(len(front)), max(len(front) - 1, 1), np.maximum(1.1 * worst_2, 0.9 * worst_2)
+    )
+    order = rivals.by_hypervolume(front)
+    assert order[: len(selected)] == selected.tolist() and sorted(order) == list(range(len(front)))
 
 
 def test_moasha_takes_the_first_front_first_and_spreads_within_it() -> None:
@@ -494,6 +528,135 @@ def test_moasha_takes_the_first_front_first_and_spreads_within_it() -> None:
 
 def test_pareto_ranks_are_those_of_fronts() -> None:
     assert rivals.pareto_ranks([(0, 2), (1, 1), (1, 2), (0, 2), (3, 3)]) == [0, 0, 1, 0, 2]
+
+
+# ----------------------------------------------------------------- the platform's pruner beside theirs, recorded curves
+
+
+@cache
+def recorded() -> Table:
+    return read_table(search.TABLE)
+
+
+def test_the_table_that_ships_has_what_the_replays_need() -> None:
+    assert search.TABLE.stat().st_size < 2e6 and len(recorded().by_configuration) >= 300
+    whole = [curve for curve in recorded().curves if curve.stop_reason is None]
+    assert {curve.epochs for curve in whole} == {recorded().settings.train.epochs} and len(whole) >= 300
+    assert recorded().measured_at >= {3, 9, 27, 81, recorded().settings.train.epochs}
+    seeds = {str(curves[0].params): {curve.seed for curve in curves} for curves in recorded().by_configuration}
+    assert all(len(seeds[str(params)]) >= 3 for params in best_configurations(recorded(), 30))
+
+
+class Answer(NamedTuple):
+    """What is said of a trial that has come to a rung."""
+
+    decided: events.Decided
+    stopped: bool  # by the rival's rule
+    others: list[int]  # fronts of those that have been there
+    front: int  # its own
+
+
+class Arrivals:
+    """Recorded configurations come to a rung one after the other; whoever may go on later does at once. Those that are
+    not `honest`, worse than the mean image, come only where it is asked for."""
+
+    def __init__(self, rung: int, rule: Rule, kind: str, metric: str, honest: bool) -> None:
+        table = recorded()
+        study = replace(table.settings, {"study.pruner.type": kind, "study.pruner.metric": metric}).study
+        self.pruner, self.rung, seen = Pruner(study, table.reference), Rung(), Rungs(study.pruner.reduction_factor)
+        curves = (curves[0] for curves in table.by_configuration[:200] if curves[0].epochs >= rung)
+        self.metrics = [curve.at(rung) for curve in curves]
+        self.metrics = [each for each in self.metrics if not (honest and worse_than_the_mean_image(each))]
+        self.answers: list[Answer] = []
+        self.promoted: list[int] = []
+        for number, measured in enumerate(self.metrics):
+            decided = self.pruner.decide(number, rung, measured, self.rung)
+            self.rung.apply(decided, number)
+            mse, jsd = table.normalised(measured)
+            seen.reached(number, rung, (mse, jsd if metric == "front" else mse))
+            *others, front = rivals.pareto_ranks(list(seen.at[rung].values()))
+            self.answers.append(Answer(decided, rule(seen, number, rung), others, front))
+            seen.ended.add(number)
+            while (later := self.pruner.promote(rung, self.rung)) is not None:
+                self.rung.apply(later, later.number)
+                self.promoted.append(later.number)
+        assert len(self.answers) > 100
+
+    @property
+    def gone_on(self) -> set[int]:
+        return {number for number, verdict in self.rung.verdicts.items() if verdict is RungVerdict.CONTINUE}
+
+
+@cache
+def arrivals(
+    rung: int, rule: Rule = rivals.moasha, kind: str = "asha", metric: str = "front", honest: bool = True
+) -> Arrivals:
+    return Arrivals(rung, rule, kind, metric, honest)
+
+
+def test_on_one_objective_moasha_lets_the_same_trials_go_on_at_once() -> None:
+    """But for the one at the very edge, which it takes where their number divides by the factor."""
+    for decided, stopped, *_ in arrivals(9, metric=MSE).answers:
+        edge = 3 * decided.ahead == decided.reached
+        assert (decided.verdict is RungVerdict.CONTINUE) == (not stopped and not edge)
+
+
+@pytest.mark.parametrize("rung", [9, 27])
+def test_moasha_differs_only_on_the_front_that_is_cut(rung: int) -> None:
+    differ = 0
+    for decided, stopped, others, front in arrivals(rung).answers:
+        better, alike = sum(other < front for other in others), 1 + others.count(front)
+        goes_on = decided.verdict is RungVerdict.CONTINUE
+        if 3 * (better + alike) <= decided.reached:  # the whole front is among the first third
+            assert goes_on and not stopped
+        elif 3 * better > decided.reached:  # or none of it
+            assert not goes_on and stopped
+        else:
+            differ += goes_on is stopped
+    assert differ > 0
+
+
+@pytest.mark.parametrize("rung", [9, 27])
+def test_of_a_front_those_go_on_that_add_most_by_themselves(rung: int) -> None:
+    """Where MO-ASHA takes an epsilon net."""
+    points = [(measured[MSE], measured[JSD]) for measured in arrivals(rung).metrics]
+    for decided, _, others, front in arrivals(rung).answers:
+        alike = [number for number, other in enumerate([*others, front]) if other == front]
+        rest = {own: [points[number] for number in alike if number != own] for own in alike}
+        left = {own: volume(without, recorded().reference) for own, without in rest.items()}
+        more = sum(left[number] < left[decided.number] - 1e-12 for number in alike)
+        assert decided.ahead == sum(other < front for other in others) + more
+
+
+@pytest.mark.parametrize("rung", [9, 27])
+def test_who_is_paused_may_still_go_on_where_moasha_has_stopped_it(rung: int) -> None:
+    found = arrivals(rung)
+    order = found.rung.ranks.order(recorded().reference)
+    first = set(order[: math.ceil(len(order) / 3)])
+    assert first <= found.gone_on
+    assert sum(found.answers[number].stopped for number in first) > 0
+    assert sum(found.answers[number].stopped for number in found.promoted) > 5
+
+
+@pytest.mark.parametrize("rung", [9, 27])
+def test_multi_metric_is_the_median_rule_by_front(rung: int) -> None:
+    stopped = []
+    for decided, stops, others, front in arrivals(rung, rivals.multi_metric, "median").answers[5:]:
+        better, alike = sum(other < front for other in others), others.count(front)
+        if 2 * better > len(others):
+            assert decided.verdict is RungVerdict.STOP and stops
+        elif 2 * (better + alike) < len(others):
+            assert decided.verdict is RungVerdict.CONTINUE and not stops
+        stopped += [front] if stops else []
+    assert min(stopped) > 0 and len(stopped) > 20  # whom nobody dominates it never stops
+
+
+@pytest.mark.parametrize("rule", [rivals.moasha, rivals.multi_metric])
+def test_theirs_let_trials_go_on_that_are_worse_than_the_mean_image(rule: Rule) -> None:
+    found = arrivals(9, rule, honest=False)
+    worse = {number for number, measured in enumerate(found.metrics) if worse_than_the_mean_image(measured)}
+    assert {found.rung.verdicts[number] for number in worse} == {RungVerdict.STOP}
+    assert sum(not found.answers[number].stopped for number in worse) > 5
 
 
 # --------------------------------------------------------------------------------------------------------- the contest
