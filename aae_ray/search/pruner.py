@@ -5,9 +5,10 @@ trials that have reached the rung: by non-dominated front, and within a front by
 hypervolume up to the worst of the objectives (`choice.reference_point`), or its crowding distance where there are not
 two objectives. Then, by `study.pruner.type`:
 
-asha      Of n trials at the rung the first ceil(n / reduction_factor) go on. The others are paused with their
-          checkpoints, and the best paused trial goes on as soon as it is among the first ceil(n / reduction_factor):
-          before any new trial begins, those of the highest rung first.
+asha      A trial goes on that is among the first ceil(n / reduction_factor) of the n that have come to the rung so
+          far. The others are paused with their checkpoints, and the best paused trial goes on as soon as it is among
+          them: before any new trial begins, those of the highest rung first. Who has gone on may fall behind later
+          ones, so that in the end more than ceil(n / reduction_factor) have gone on.
 median    Whoever is behind half of the trials at the rung is stopped.
 pbt       Everybody is paused, and goes on when all have come as far, perhaps with another one's weights: `population`.
 none      Everybody goes on.

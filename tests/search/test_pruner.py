@@ -71,6 +71,13 @@ def test_the_first_goes_on_and_then_one_in_reduction_factor() -> None:
     assert at.promoted() == []
 
 
+def test_who_is_among_the_first_so_far_goes_on_whoever_went_on_before() -> None:
+    """More than ceil(n / 3) go on in all where trials come that are better than those that went on."""
+    at = AtRung([MSE], metric=MSE)
+    assert {at.reach(value) for value in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)} == {CONTINUE}
+    assert [at.reach(value) for value in (0.45, 0.55)] == [CONTINUE, PAUSE]  # of eight three go on, and three are ahead
+
+
 def test_a_paused_trial_goes_on_when_later_results_put_it_ahead() -> None:
     at = AtRung([MSE], metric=MSE)
     assert [at.reach(value) for value in (0.5, 0.6, 0.7)] == [CONTINUE, PAUSE, PAUSE]
