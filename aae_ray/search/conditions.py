@@ -60,13 +60,14 @@ def read_conditions(
     fixed: Mapping[str, Entry],
     given: Collection[str],
     problems: list[Problem],
-) -> tuple[Conditions, set[str]]:
-    """The conditions of a study's file, and the keys that no trial has after what the command line `fixed` to a value,
-    or has `given` as a distribution of its own. Adds to the problems what is wrong: parents that are not searched, or
-    not categorical, values that are not among their choices, circles."""
+) -> tuple[Conditions, set[str], set[str]]:
+    """The conditions of a study's file; the keys that no trial has after what the command line `fixed` to a value, or
+    has `given` as a distribution of its own; and those of which nobody knows which trials have them. Adds to the
+    problems what is wrong: parents that are not searched, or not categorical, values that are not among their choices,
+    circles."""
     conditions: dict[str, dict[str, tuple[Any, ...]]] = {}
     never: set[str] = set()
-    before = len(problems)
+    unknown: set[str] = set()
     for name, spec in specs.items():
         for field, entry in spec.items():
             if not field.startswith(WHEN):
@@ -75,6 +76,7 @@ def read_conditions(
             text = _mistake(parent, entry, specs, space, fixed, given)
             if text:
                 problems.append(Problem((name,), Kind.VALUE, entry.where, f"space {name}: {text}"))
+                unknown.add(name)
                 continue
             choices = [plain_value(parent, value) for value in entry.value]
             if parent in fixed:
@@ -84,13 +86,17 @@ def read_conditions(
                 choices = [choice for choice in choices if choice in space[parent].choices]
                 conditions.setdefault(name, {})[parent] = tuple(choices)
                 never |= set() if choices else {name}
-    problems += _circles(conditions, specs)
-    if len(problems) > before:
-        return {}, set()
-    for name in parents_first(conditions, conditions):
-        if never & conditions.get(name, {}).keys():
+    circles = _circles(conditions, specs)
+    problems += circles
+    unknown.update(*(circle.keys for circle in circles))
+    right = {name: when for name, when in conditions.items() if name not in unknown}
+    for name in parents_first(right, right):
+        when = right.get(name, {})
+        if never & when.keys():
             never.add(name)
-    return {name: when for name, when in conditions.items() if name not in never}, never
+        elif unknown & when.keys():
+            unknown.add(name)
+    return {name: when for name, when in right.items() if name not in never | unknown}, never, unknown - never
 
 
 def _mistake(

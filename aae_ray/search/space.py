@@ -12,7 +12,7 @@ start:                                                              points that 
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,9 @@ from aae_ray.search.points import LARGEST_GRID, space_size
 from aae_ray.search.population import mutable
 from aae_ray.search.pruner import PRUNERS, rungs
 from aae_ray.secrets import without_userinfo
-from aae_ray.settings import Sampler, Settings, dotted_fields, setting
+from aae_ray.settings import Sampler, Settings, StudySettings, dotted_fields, setting
 from aae_ray.settings.rules import RULES, WITHOUT_CONDITIONS
+from aae_ray.settings.sections import CHANGES_UNDER_WAY
 from aae_ray.spellings import folded
 
 _INSTALLED = Path(__file__).parents[1] / "search_spaces"
@@ -123,11 +124,12 @@ def read_plan(path: str | None, overrides: Changes = ()) -> Plan:
     space = {name: distribution for name, distribution in found.items() if distribution is not None}
     given = {name for name in space if any(key.startswith(f"space.{name}") for key in changes)}
     fixed = {key: entry for key, entry in changes.items() if key in dotted_fields()}
-    conditions, never = read_conditions(specs, space, fixed, given, problems)
+    conditions, never, unknown = read_conditions(specs, space, fixed, given, problems)
     space = {name: distribution for name, distribution in space.items() if name not in never}
     whole = not problems  # all that is searched is known
     conditional = {name for name, spec in specs.items() if any(key.startswith("when") for key in spec)}
-    for name in (specs.keys() & shared.keys()) - conditional:
+    twice = (specs.keys() & shared.keys()) - conditional
+    for name in twice:
         text = f"{name} is fixed here and searched at {places[name]}; keep one of them"
         problems.append(Problem((name,), Kind.DUPLICATE, shared[name].where, text))
     points, start_problems = _start_points(
@@ -141,12 +143,15 @@ def read_plan(path: str | None, overrides: Changes = ()) -> Plan:
         for name, distribution in space.items()
         if name not in conditional
     }
-    contradictions = _contradictions(base, space, conditions, places, problems)
+    ranges = {name: distribution for name, distribution in space.items() if name not in twice}
+    sure = {name: distribution for name, distribution in space.items() if name not in unknown}
+    contradictions = _contradictions(base, sure, conditions, places, problems)
+    contradictions += _beyond_the_sampler(base, ranges, conditions.keys() | unknown, places, problems)
+    contradictions += _beyond_the_pruner(base, space, whole, problems)
+    contradictions += _beyond_the_seeds(base, space, problems)
     if whole:
-        contradictions += _beyond_the_sampler(base, space, conditions, places, problems)
+        contradictions += _too_many_points(base, space, conditions, problems)
         contradictions += _too_few_points(base, space, conditions, places, problems)
-        contradictions += _beyond_the_pruner(base, space, problems)
-        contradictions += _beyond_the_seeds(base, space, problems)
     if problems := [*problems, *start_problems, *contradictions]:
         raise SettingsError(dict.fromkeys(problems))
     return Plan(build(base), space, points, conditions, {key: entry.where for key, entry in base.items()})
@@ -320,92 +325,124 @@ def _contradictions(
 def _beyond_the_sampler(
     base: Mapping[str, Entry],
     space: Space,
-    conditions: Conditions,
+    conditional: Collection[str],
     places: Mapping[str, str],
     problems: Sequence[Problem],
 ) -> list[Problem]:
-    """What the type of sampler cannot take of a space, where both are right by themselves."""
+    """What the type of sampler cannot take of a space, key by key: those with a condition, and continuous ones."""
     key = "study.sampler.type"
-    if unclear((key, *space), base, problems):
+    if unclear((key,), base, problems):
         return []
     kind, reasons = str(base[key].value) if key in base else Sampler().type, {}
     if kind in WITHOUT_CONDITIONS:
-        reasons = dict.fromkeys(conditions, "does not learn from what only some trials have; use tpe, or remove `when`")
+        reason = "does not learn from what only some trials have; use tpe, or remove `when`"
+        reasons = {name: reason for name in places if name in conditional}
     elif kind == "grid":
         endless = "needs values that can be counted; give a step, or type categorical with choices"
         reasons = {name: endless for name, distribution in space.items() if count(distribution) is None}
-    found = [
+    return [
         Problem((key, name), Kind.RULE, places[name], f"space {name}: {key} {kind} {reason}")
         for name, reason in reasons.items()
     ]
-    size = space_size(space, conditions)
-    if kind == "grid" and size is not None and size > LARGEST_GRID:
-        text = f"{key} grid lists at most {LARGEST_GRID} points, and the space has {size}; use qmc, or a smaller space"
-        found.append(Problem((key, *space), Kind.RULE, base[key].where, text))
-    return found
 
 
-def _beyond_the_pruner(base: Mapping[str, Entry], space: Space, problems: Sequence[Problem]) -> list[Problem]:
-    """What pbt cannot change under way."""
-    keys = ("study.pruner.type", "study.seeds_per_trial", "study.pruner.mutate")
-    if unclear(keys, base, problems) or keys[0] not in base or base[keys[0]].value != "pbt":
+def _too_many_points(
+    base: Mapping[str, Entry], space: Space, conditions: Conditions, problems: Sequence[Problem]
+) -> list[Problem]:
+    """The problem of a grid that is too large to be listed, where sampler and space are right by themselves."""
+    key = "study.sampler.type"
+    if unclear((key, *space), base, problems) or key not in base or base[key].value != "grid":
         return []
-    study = build({key: base[key] for key in keys if key in base}).study
+    size = space_size(space, conditions)
+    if size is None or size <= LARGEST_GRID:
+        return []
+    text = f"{key} grid lists at most {LARGEST_GRID} points, and the space has {size}; use qmc, or a smaller space"
+    return [Problem((key, *space), Kind.RULE, base[key].where, text)]
+
+
+def _beyond_the_pruner(
+    base: Mapping[str, Entry], space: Space, whole: bool, problems: Sequence[Problem]
+) -> list[Problem]:
+    """What pbt cannot change under way, each as far as what it needs is known: `whole` says that of the space."""
+    kind, seeds, mutate = "study.pruner.type", "study.seeds_per_trial", "study.pruner.mutate"
+    if unclear((kind,), base, problems) or kind not in base or base[kind].value != "pbt":
+        return []
     found, can = [], mutable(space)
-    if study.seeds_per_trial > 1:
+    if not unclear((seeds,), base, problems) and (given := _study(base, seeds).seeds_per_trial) > 1:
         text = (
             "study.pruner.type pbt changes settings under way, so that other seeds of a trial cannot be trained alike; "
         )
-        found.append((keys[1], f"{text}let study.seeds_per_trial be 1, got {study.seeds_per_trial}"))
-    if not can:
+        found.append((seeds, f"{text}let study.seeds_per_trial be 1, got {given}"))
+    if whole and not can:
         text = "study.pruner.type pbt changes rates, momenta, noise and weights of losses, and no range of these is "
-        found.append((keys[0], f"{text}searched"))
-    for name in study.pruner.mutate if can else ():
-        if name not in can:
-            text = f"study.pruner.mutate: {name} is not a searched range of what may change while the weights stay; "
-            found.append((keys[-1], f"{text}those are {', '.join(can)}.{did_you_mean(name, can)}"))
+        found.append((kind, f"{text}searched"))
+    elif not unclear((mutate,), base, problems):
+        for name in _study(base, mutate).pruner.mutate:
+            if name not in can and (whole or name not in CHANGES_UNDER_WAY):
+                text = f"study.pruner.mutate: {name} is not a searched range of what may change while the weights stay"
+                those = f"; those are {', '.join(can)}" if can else ""
+                found.append((mutate, f"{text}{those}.{did_you_mean(name, can)}"))
     return [Problem((key,), Kind.VALUE, base[key].where, text) for key, text in found]
 
 
+def _study(base: Mapping[str, Entry], *keys: str) -> StudySettings:
+    """The study with the values of these keys, which are right by themselves, and the defaults of all others; whether
+    they go together is asked elsewhere."""
+    return StudySettings.model_validate(
+        nest({key.removeprefix("study."): base[key].value for key in keys if key in base})
+    )
+
+
 def _beyond_the_seeds(base: Mapping[str, Entry], space: Space, problems: Sequence[Problem]) -> list[Problem]:
-    """Seeds that a study gives its trials where there are none to give."""
-    keys = ("seed", "study.seeds_per_trial", "study.confirm.finalists", "study.confirm.seeds")
-    about_rungs = ("study.pruner.type", "study.pruner.grace_period", "study.pruner.reduction_factor", "train.epochs")
-    of_rung = (keys[1], "study.seeds_from_rung", *about_rungs)
-    if unclear((*keys, *of_rung), base, problems):
+    """Seeds that a study gives its trials where there are none to give, each as far as what it needs is known."""
+    found = _no_rung_for_seeds(base, problems)
+    most, finalists, of_each = "study.seeds_per_trial", "study.confirm.finalists", "study.confirm.seeds"
+    asked: dict[str, tuple[int, int]] = {}  # what was given, and how many seeds beyond the first one it needs
+    if not unclear((most,), base, problems):
+        seeds = _study(base, most).seeds_per_trial
+        asked[most] = seeds, seeds - 1
+    if not unclear((finalists, of_each), base, problems):
+        confirm = _study(base, finalists, of_each).confirm
+        asked[finalists] = confirm.finalists, confirm.seeds if confirm.finalists else 0
+    asked = {key: (value, beyond) for key, (value, beyond) in asked.items() if beyond}
+    if "seed" in space:
+        text = "gives each configuration seeds of its own, and `seed` is searched as well; remove one of them"
+        return found + [
+            Problem(("seed", key), Kind.RULE, base[key].where, f"{key}={value} {text}")
+            for key, (value, _) in asked.items()
+        ]
+    if unclear(("seed",), base, problems) or "seed" not in base:
+        return found
+    seed, largest = build({"seed": base["seed"]}).seed, 2**32 - 1 - sum(beyond for _, beyond in asked.values())
+    if seed > largest:
+        of = " and ".join(f"{key}={value}" for key, (value, _) in asked.items())
+        text = f"seed={seed} leaves no larger seeds for {of}; the largest is {largest}"
+        found.append(Problem(("seed", most, finalists, of_each), Kind.RULE, base["seed"].where, text))
+    return found
+
+
+def _no_rung_for_seeds(base: Mapping[str, Entry], problems: Sequence[Problem]) -> list[Problem]:
+    """The problem of an epoch at which further seeds cannot begin."""
+    key, seeds, kind = "study.seeds_from_rung", "study.seeds_per_trial", "study.pruner.type"
+    of_rungs, epochs = (kind, "study.pruner.grace_period", "study.pruner.reduction_factor"), "train.epochs"
+    if unclear((key,), base, problems) or (first := _study(base, key).seeds_from_rung) is None:
         return []
-    built = build({key: base[key] for key in (*keys, *of_rung) if key in base})
-    first = built.study.seeds_from_rung
-    if first is not None and (wrong := _no_rung_for_seeds(built, first, searched_epochs="train.epochs" in space)):
-        return [Problem(of_rung, Kind.RULE, base[of_rung[1]].where, f"{of_rung[1]}={first} {wrong}")]
-    most, confirm = built.study.seeds_per_trial, built.study.confirm
-    given = {keys[1]: most - 1, keys[2]: confirm.seeds if confirm.finalists else 0}  # seeds beyond the first one
-    asked = {keys[1]: f"{keys[1]}={most}", keys[2]: f"{keys[2]}={confirm.finalists}"}
-    for key, seeds in given.items():
-        if seeds and "seed" in space:
-            text = f"{asked[key]} gives each configuration seeds of its own, and `seed` is searched as well; "
-            return [Problem((keys[0], key), Kind.RULE, base[key].where, text + "remove one of them")]
-    if built.seed + sum(given.values()) >= 2**32:
-        of = " and ".join(asked[key] for key, seeds in given.items() if seeds)
-        text = f"seed={built.seed} leaves no larger seeds for {of}; the largest is {2**32 - 1 - sum(given.values())}"
-        return [Problem(keys, Kind.RULE, base[keys[0]].where, text)]
-    return []
-
-
-def _no_rung_for_seeds(built: Settings, first: int, searched_epochs: bool) -> str | None:
-    """Why further seeds cannot begin at an epoch, None where they can."""
-    study = built.study
-    if study.seeds_per_trial == 1:
-        return (
+    study = _study(base, *(name for name in (seeds, *of_rungs) if not unclear((name,), base, problems)))
+    wrong = None
+    if study.seeds_per_trial == 1 and not unclear((seeds,), base, problems):
+        wrong = (
             "is where further seeds begin, and study.seeds_per_trial=1 asks for none; give 2 or more, or leave it out"
         )
-    if PRUNERS[study.pruner.type].otherwise is not RungVerdict.PAUSE:
-        return f"needs a pruner that pauses trials, and study.pruner.type is {study.pruner.type}; give asha"
-    levels = rungs(study.pruner, first + 1 if searched_epochs else built.train.epochs)
-    if first not in levels:
-        known = ", ".join(map(str, levels)) or f"none below train.epochs={built.train.epochs}"
-        return f"is no rung; the rungs are {known} (study.pruner.grace_period, study.pruner.reduction_factor)"
-    return None
+    elif PRUNERS[study.pruner.type].otherwise is not RungVerdict.PAUSE:
+        wrong = f"needs a pruner that pauses trials, and study.pruner.type is {study.pruner.type}; give asha"
+    elif not unclear((*of_rungs, epochs), base, problems):
+        budget = build({epochs: base[epochs]} if epochs in base else {}).train.epochs
+        levels = rungs(study.pruner, budget)
+        if first not in levels:
+            known = ", ".join(map(str, levels)) or f"none below train.epochs={budget}"
+            wrong = f"is no rung; the rungs are {known} (study.pruner.grace_period, study.pruner.reduction_factor)"
+    keys = (seeds, key, *of_rungs, epochs)
+    return [Problem(keys, Kind.RULE, base[key].where, f"{key}={first} {wrong}")] if wrong else []
 
 
 def _too_few_points(

@@ -15,6 +15,8 @@ from itertools import combinations_with_replacement, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aae_ray.autoencoder.model import weight_bytes
 from aae_ray.autoencoder.phases import TASKS, Task
 from aae_ray.datasets.dataset import Dataset, load, split_digest
@@ -23,7 +25,7 @@ from aae_ray.errors import Kind, Problem, SettingsError, UserError
 from aae_ray.evaluation.diagnostics import diagnose
 from aae_ray.evaluation.divergence import LEAST_CODES
 from aae_ray.evaluation.held_out import JUDGED, measured
-from aae_ray.evaluation.judge import Judge
+from aae_ray.evaluation.judge import SMALLEST, Judge
 from aae_ray.execution.capacity import check_resources, joined_cluster
 from aae_ray.execution.ray_cluster import check_address
 from aae_ray.reading import COMMAND_LINE
@@ -260,14 +262,19 @@ def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
     asked += [("study.pruner.metric", pruner)] if pruner != "front" else []
     asked += [("study.select", settings.study.select)] if settings.study.select not in RULES else []
     asked += [("study.constraints", constraint.metric) for constraint in constraints_of(settings.study)]
+    all_of_one = np.zeros(len(dataset.examples_NX), np.int64)
+    with_labels = measured(settings, dataclasses.replace(dataset, labels_N=all_of_one)) - metrics
+    needs = dict.fromkeys(with_labels, ", as it needs labels of held-out images")
+    needs[JUDGED] = (
+        f", as it needs a judge, which learns from labelled images of {SMALLEST} x {SMALLEST} pixels or more"
+    )
     return [
         Problem(
             (key,),
             Kind.DATA,
             "settings",
             f"{key}: {name} is not measured by task {settings.task} on data.name {dataset.name} with model.prior "
-            f"{settings.model.prior}; "
-            f"those that are: {', '.join(sorted(metrics))}",
+            f"{settings.model.prior}{needs.get(name, '')}; those that are: {', '.join(sorted(metrics))}",
         )
         for key, name in asked
         if name not in metrics

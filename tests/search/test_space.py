@@ -439,6 +439,92 @@ def test_a_broken_key_is_not_told_again_at_its_start_point(file: Path) -> None:
     )
 
 
+# A circle of conditions, and mistakes that have nothing to do with it.
+CIRCLE = """
+study:
+  objectives: [val/reconstruction_mse, val/jsd_nats]
+  constraints: [val/jsd_nats >= 0.9]
+  sampler: {type: grid}
+  pruner: {type: pbt, mutate: [model.latent_dim, optim.beta2]}
+  seeds_per_trial: 0
+space:
+  model.prior: {type: categorical, choices: [gaussian, mixture], when: {model.network: [dense]}}
+  model.network: {type: categorical, choices: [dense, convolutional], when: {model.prior: [mixture]}}
+  model.latent_dim: {type: int, low: 2, high: 16}
+  optim.beta2: {type: float, low: 0.5, high: 0.9}
+  optim.reconstruction_lr: {type: float, low: 1e-2, high: 1e-4}
+start:
+  - {model.latent_dim: 99}
+"""
+
+
+def test_a_circle_of_conditions_hides_no_other_mistake(file: Path) -> None:
+    """Nor do a range upside down and a number of seeds that is none."""
+    found = complaints(file, CIRCLE, trials=None)
+    for line, part in [
+        (4, "val/jsd_nats >= 0.9 cannot be met"),
+        (6, "study.pruner.mutate: model.latent_dim is not a searched range of what may change"),
+        (7, "study.seeds_per_trial: expected at least 1, got 0"),
+        (9, "space model.prior: its conditions run in a circle, model.prior -> model.network -> model.prior"),
+        (12, "space optim.beta2: study.sampler.type grid needs values that can be counted"),
+        (13, "space optim.reconstruction_lr: low must be below high"),
+        (14, "start: model.latent_dim=99 is outside what is searched"),
+    ]:
+        assert [text for text in found if text.startswith(f"study.yaml:{line}: ") and part in text], (line, part, found)
+    assert len(found) == 7
+    found = complaints(file, CIRCLE, "study.seeds_per_trial=2", "study.pruner.mutate=[]", "start=[]")
+    assert len(found) == 5 and any("let study.seeds_per_trial be 1, got 2" in text for text in found)
+
+
+CHOICES = """
+study:
+  sampler: {type: gp}
+  seeds_per_trial: 2
+  seeds_from_rung: 10
+space:
+  model.prior: {type: categorical, choices: [gaussian, mixture, uniform]}
+  model.prior_components: {type: int, low: 2, high: 20, when: {model.prior: [mixtures]}}
+  model.prior_scale: {type: float, low: 0.5, high: 2, when: {model.prior: [mixture]}}
+  seed: {type: int, low: 0, high: 9}
+"""
+
+
+def test_a_condition_on_what_is_no_choice_hides_no_other_mistake(file: Path) -> None:
+    found = complaints(file, CHOICES, trials=None)
+    for line, part in [
+        (4, "study.seeds_per_trial=2 gives each configuration seeds of its own, and `seed` is searched as well"),
+        (5, "study.seeds_from_rung=10 is no rung; the rungs are 3, 9"),
+        (8, "when model.prior: mixtures is not among its choices, gaussian, mixture, uniform"),
+        (8, "space model.prior_components: study.sampler.type gp does not learn from what only some trials have"),
+        (9, "space model.prior_scale: study.sampler.type gp does not learn from what only some trials have"),
+    ]:
+        assert [text for text in found if text.startswith(f"study.yaml:{line}: ") and part in text], (line, part, found)
+    assert len(found) == 5
+    confirm = ("study.confirm.finalists=1", "seed=4294967295", "study.sampler.type=random")
+    (circle, many) = complaints(file, CHOICES, *confirm, "study.seeds_per_trial=0", "study.seeds_from_rung=3")[1:]
+    assert (
+        "study.seeds_per_trial: expected" in circle and "leaves no larger seeds for study.confirm.finalists=1" in many
+    )
+
+
+def test_what_the_broken_part_decides_is_not_told(file: Path) -> None:
+    """Neither a contradiction that a condition may shut out, nor that nothing is left to change or to try."""
+    text = """
+run: {model.posterior: gaussian, model.prior: gaussian}
+space:
+  task: {type: categorical, choices: [unsupervised, vae]}
+  model.prior: {type: categorical, choices: [uniform, swiss_roll], when: {task: [%s]}}
+  model.prior_scale: {type: categorical, choices: [0.5, 1], when: {model.prior: [uniform]}}
+"""
+    (told,) = complaints(file, text % "unsupervize", "study.budget.trials=99")
+    assert "unsupervize is not among its choices" in told
+    (told,) = complaints(file, (text % "unsupervised").replace("[0.5, 1]", "[-1, 1]"))
+    assert "model.prior_scale: expected" in told
+    broken = "space:\n  optim.beta2: {type: float, low: 0.9, high: 0.5}\n"
+    (told,) = complaints(file, broken, "study.pruner.type=pbt", "study.pruner.mutate=[optim.beta2]")
+    assert "low must be below high" in told
+
+
 # ------------------------------------------------------------------------------------------ choices against each other
 
 VAE = "space:\n  task: {type: categorical, choices: [unsupervised, vae]}\n"

@@ -255,8 +255,15 @@ def test_samples_cannot_be_judged_without_a_judge(digits: Dataset) -> None:
     """Its objective is told before the start, with those that there are."""
     plan = plan_of(study__objectives=("val/reconstruction_mse", "val/kid_local"))
     checks._check_data(plan, digits)
-    with pytest.raises(SettingsError, match="val/kid_local is not measured by task unsupervised on data.name digits"):
-        checks._check_data(plan, dataclasses.replace(digits, labels_N=None))
+    without = dataclasses.replace(digits, labels_N=None)
+    with pytest.raises(
+        SettingsError, match="val/kid_local is not measured by task unsupervised on data.name digits .*needs a judge"
+    ):
+        checks._check_data(plan, without)
+    clustering = plan_of(task="clustering", study__objectives=("val/nmi", "val/part_error"))
+    told = [problem.text for problem in checks._unmeasured(clustering.settings, without)]
+    assert "val/nmi is not measured" in told[0] and "as it needs labels of held-out images" in told[0]
+    assert "val/part_error is not measured" in told[1] and "labels" not in told[1]  # with labels neither
 
 
 def test_a_poor_judge_is_told_before_a_study_decides_by_it(judge: Judge) -> None:
