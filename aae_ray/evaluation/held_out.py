@@ -88,6 +88,21 @@ def measured(settings: RunSettings, dataset: Dataset) -> set[str]:
     return {f"val/{name}" for name in names}
 
 
+def diagnosed(settings: RunSettings, dataset: Dataset) -> set[str]:
+    """The metrics without a direction that `HeldOutMetrics` takes of held-out images beside those that are `measured`:
+    their floors, ceilings, errors and intervals, and what tells of illnesses."""
+    names, task, prior = {"val/mean_image_mse", "val/code_std"}, TASKS[settings.task], build_prior(settings.model)
+    for name in measured(settings, dataset):
+        names |= {other for other in metrics.METRICS if other.startswith(f"{name}_")}
+    if settings.model.posterior != "deterministic":
+        names.add("val/noise_use")
+    if settings.model.posterior == "gaussian" and prior.has_density:
+        names |= {"val/kl_posterior_nats", "val/mutual_information_nats"}
+    if task.y == "clusters":
+        names |= {"val/clusters_used", "val/cluster_entropy_nats"}
+    return names
+
+
 class HeldOutMetrics:
     """Measures a model on the validation or test images. The same noise and prior samples are drawn each time.
 

@@ -5,7 +5,7 @@ smaller violation is better (constrained domination, Deb 2000).
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aae_ray import settings
@@ -14,6 +14,12 @@ from aae_ray.evaluation.metrics import METRICS
 from aae_ray.reading import Entry
 
 INFEASIBLE = 1e12  # beyond all values of a trial that is in good health
+ROUNDING = 1e-9  # of a logarithm
+OF_CLUSTERS: dict[str, Callable[[int], float]] = {  # the most that can be measured with so many clusters
+    "val/clusters_used": float,
+    "val/cluster_entropy_nats": math.log,
+    "val/label_entropy_nats": math.log,
+}
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,9 @@ def constrained(values: Sequence[float], beyond: float) -> tuple[float, ...]:
     return (INFEASIBLE * (1 + beyond),) * len(values) if beyond else tuple(values)
 
 
-def constraint_problems(entry: Entry | None) -> list[Problem]:
+def constraint_problems(entry: Entry | None, clusters: int | None = None) -> list[Problem]:
     """What is wrong with the value of study.constraints beside its form: metrics that do not exist, and bounds that
-    nobody can keep to."""
+    nobody can keep to, with at most so many clusters where all trials have some."""
     try:
         study = settings.StudySettings.model_validate({"constraints": entry.value if entry else ()})
     except ValueError:  # told as a wrong value of the key
@@ -79,11 +85,13 @@ def constraint_problems(entry: Entry | None) -> list[Problem]:
     for one in found:
         if one.metric not in held_out:
             continue
-        (least, most), noise = METRICS[one.metric].limits, METRICS[one.metric].noise
+        (least, most), noise, given = METRICS[one.metric].limits, METRICS[one.metric].noise, ""
+        if clusters is not None and one.metric in OF_CLUSTERS:
+            most, given = OF_CLUSTERS[one.metric](clusters), f" with model.clusters of at most {clusters}"
         if one.op == "<=" and one.bound < least - noise:
             problems.append(problem(f"{one} cannot be met, as {one.metric} is never below {least:g}"))
-        if one.op == ">=" and one.bound > most + noise:
-            problems.append(problem(f"{one} cannot be met, as {one.metric} is never above {most:.3g}"))
+        if one.op == ">=" and one.bound > most + noise + ROUNDING:
+            problems.append(problem(f"{one} cannot be met, as {one.metric} is never above {most:.4g}{given}"))
     for upper in found:
         for lower in found:
             if (upper.metric, upper.op, lower.op) == (lower.metric, "<=", ">=") and lower.bound > upper.bound:

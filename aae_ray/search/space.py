@@ -60,7 +60,7 @@ from aae_ray.search.population import mutable
 from aae_ray.search.pruner import PRUNERS, rungs
 from aae_ray.secrets import without_userinfo
 from aae_ray.settings import Sampler, Settings, StudySettings, dotted_fields, setting
-from aae_ray.settings.rules import RULES, WITHOUT_CONDITIONS
+from aae_ray.settings.rules import RULES, WITH_CLUSTERS, WITHOUT_CONDITIONS
 from aae_ray.settings.sections import CHANGES_UNDER_WAY
 from aae_ray.spellings import folded
 
@@ -136,13 +136,13 @@ def read_plan(path: str | None, overrides: Changes = ()) -> Plan:
         start, space, conditions, (set(specs) | set(searched)) - set(space) | set(changes), given
     )
     problems += _metric_problems(shared)
-    problems += constraint_problems(shared.get("study.constraints"))
     problems += key_problems(shared)
     base = shared | {  # a key with a condition has what applies where it is not active
         name: Entry(options(distribution)[0], places[name])
         for name, distribution in space.items()
         if name not in conditional
     }
+    problems += constraint_problems(shared.get("study.constraints"), _most_clusters(base, space, problems))
     ranges = {name: distribution for name, distribution in space.items() if name not in twice}
     sure = {name: distribution for name, distribution in space.items() if name not in unknown}
     contradictions = _contradictions(base, sure, conditions, places, problems)
@@ -206,6 +206,18 @@ def _sort_blocks(
             text = f"{key} is not a block of a study's file; the blocks are {', '.join(BLOCKS)}.{hint}"
             problems.append(Problem((key,), Kind.UNKNOWN_KEY, entry.where, text))
     return shared, searched, start
+
+
+def _most_clusters(base: Mapping[str, Entry], space: Space, problems: Sequence[Problem]) -> int | None:
+    """The most clusters that a trial has; None where that is unclear, or where a trial may have none."""
+
+    def values(key: str) -> list[Any]:
+        alone = base[key].value if key in base else setting(Settings(), key)
+        return [alone, *(options(space[key]) if key in space else ())]
+
+    if unclear(("task", "model.clusters"), base, problems) or not set(values("task")) <= set(WITH_CLUSTERS):
+        return None
+    return max(map(int, values("model.clusters")))
 
 
 def _metric_problems(shared: Mapping[str, Entry]) -> list[Problem]:

@@ -65,7 +65,7 @@ def _taken(section: type[Section], name: str, types: tuple[str, ...]) -> Rule:
 
 
 _WITH_CLASSES = ("supervised", "semi_supervised", "semi_supervised_reduction")
-_WITH_CLUSTERS = ("clustering", "reduction")
+WITH_CLUSTERS = ("clustering", "reduction")
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -130,7 +130,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("task", "model.clusters", "train.batch_size"),
-        lambda task, clusters, batch_size: task not in _WITH_CLUSTERS or clusters <= batch_size,
+        lambda task, clusters, batch_size: task not in WITH_CLUSTERS or clusters <= batch_size,
         "model.clusters is more than train.batch_size can fill: each cluster should have an image in a batch, "
         "got {clusters} and {batch_size}",
     ),
@@ -163,7 +163,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("task", "model.label_prior"),
         lambda task, shares: (
-            shares == "uniform" or task in _WITH_CLASSES or (task in _WITH_CLUSTERS and shares != "labels")
+            shares == "uniform" or task in _WITH_CLASSES or (task in WITH_CLUSTERS and shares != "labels")
         ),
         "task {task} has no labels of which model.label_prior could be the distribution; let it be uniform, "
         "got {label_prior}",
@@ -171,7 +171,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("task", "model.clusters", "model.label_prior"),
         lambda task, clusters, shares: (
-            task not in _WITH_CLUSTERS or not isinstance(shares, tuple) or len(shares) == clusters
+            task not in WITH_CLUSTERS or not isinstance(shares, tuple) or len(shares) == clusters
         ),
         "model.label_prior must have a share for each of model.clusters, got {label_prior} and {clusters}",
     ),

@@ -24,7 +24,7 @@ from aae_ray.datasets.labels import check
 from aae_ray.errors import Kind, Problem, SettingsError, UserError
 from aae_ray.evaluation.diagnostics import diagnose
 from aae_ray.evaluation.divergence import LEAST_CODES
-from aae_ray.evaluation.held_out import JUDGED, measured
+from aae_ray.evaluation.held_out import JUDGED, diagnosed, measured
 from aae_ray.evaluation.judge import SMALLEST, Judge
 from aae_ray.execution.capacity import check_resources, joined_cluster
 from aae_ray.execution.ray_cluster import check_address
@@ -261,7 +261,10 @@ def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
     asked = [("study.objectives", name) for name in settings.study.objectives]
     asked += [("study.pruner.metric", pruner)] if pruner != "front" else []
     asked += [("study.select", settings.study.select)] if settings.study.select not in RULES else []
-    asked += [("study.constraints", constraint.metric) for constraint in constraints_of(settings.study)]
+    missing = [(key, name) for key, name in asked if name not in metrics]
+    bounded = [constraint.metric for constraint in constraints_of(settings.study)]
+    known = metrics | diagnosed(settings, dataset)
+    missing += [("study.constraints", name) for name in bounded if name not in known]
     all_of_one = np.zeros(len(dataset.examples_NX), np.int64)
     with_labels = measured(settings, dataclasses.replace(dataset, labels_N=all_of_one)) - metrics
     needs = dict.fromkeys(with_labels, ", as it needs labels of held-out images")
@@ -276,8 +279,7 @@ def _unmeasured(settings: Settings, dataset: Dataset) -> list[Problem]:
             f"{key}: {name} is not measured by task {settings.task} on data.name {dataset.name} with model.prior "
             f"{settings.model.prior}{needs.get(name, '')}; those that are: {', '.join(sorted(metrics))}",
         )
-        for key, name in asked
-        if name not in metrics
+        for key, name in missing
     ]
 
 

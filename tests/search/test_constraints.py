@@ -66,6 +66,7 @@ def test_a_constraint_holds_where_nothing_lies_beyond_it(bound: float, value: fl
         ("[val/kid_local <= -0.5]", "cannot be met, as val/kid_local is never below 0"),
         ("[val/nmi >= 1.5]", "cannot be met, as val/nmi is never above 1"),
         ("[val/nmi <= -0.1]", "cannot be met, as val/nmi is never below 0"),
+        ("[val/noise_use >= 2]", "cannot be met, as val/noise_use is never above 1"),
         ("[val/classification_error >= 2]", "cannot be met, as val/classification_error is never above 1"),
         (
             "[val/jsd_nats <= 0.1, val/jsd_nats >= 0.2]",
@@ -94,6 +95,41 @@ def test_what_nobody_can_keep_to_is_told_with_its_line(tmp_path: Path, constrain
 def test_bounds_that_can_be_met_are_taken(constraints: str) -> None:
     found = read_plan(None, [f"study.constraints={constraints}"]).settings.study.constraints
     assert len(found) == constraints.count("=")
+
+
+MOST = "model.clusters of at most 16"
+
+
+@pytest.mark.parametrize(
+    ("constraint", "changes", "told"),
+    [
+        ("val/clusters_used >= 17", [], f"val/clusters_used is never above 16 with {MOST}"),
+        ("val/cluster_entropy_nats >= 2.78", [], f"val/cluster_entropy_nats is never above 2.773 with {MOST}"),
+        ("val/label_entropy_nats >= 3", ["task=reduction"], f"val/label_entropy_nats is never above 2.773 with {MOST}"),
+        ("val/clusters_used >= 17", ["model.clusters=many"], None),  # which may have been meant for more
+        ("val/clusters_used >= 17", ["model.clusters=20"], None),
+        ("val/clusters_used >= 17", ["space.model.clusters={type: int, low: 8, high: 20}"], None),
+        ("val/clusters_used >= 21", ["space.model.clusters={type: int, low: 8, high: 20}"], "is never above 20"),
+        ("val/cluster_entropy_nats >= 2.772588722239781", [], None),  # log 16
+        ("val/clusters_used >= 17", ["task=supervised"], None),  # told with the data, as it is not measured
+        (
+            "val/label_entropy_nats >= 3",
+            ["space.task={type: categorical, choices: [clustering, semi_supervised]}"],
+            None,
+        ),
+    ],
+)
+def test_a_bound_that_the_number_of_clusters_does_not_allow_is_told(
+    constraint: str, changes: list[str], told: str | None
+) -> None:
+    task = [] if any("task" in change for change in changes) else ["task=clustering"]
+    overrides = [f"study.constraints=[{constraint}]", "study.budget.trials=1", *task, *changes]
+    try:
+        read_plan(None, overrides)
+        found = []
+    except SettingsError as error:
+        found = [problem.text for problem in error.problems if problem.concerns("study.constraints")]
+    assert len(found) == (told is not None) and (told is None or told in found[0]), found
 
 
 @given(st.floats(1e-12, 1e6), st.floats(1e-6, 1), st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=3))

@@ -266,6 +266,18 @@ def test_samples_cannot_be_judged_without_a_judge(digits: Dataset) -> None:
     assert "val/part_error is not measured" in told[1] and "labels" not in told[1]  # with labels neither
 
 
+def test_a_constraint_may_be_on_what_tells_of_an_illness(digits: Dataset) -> None:
+    """As long as the task measures it."""
+    bounds = ("val/clusters_used >= 12", "val/code_std >= 0.5", "val/jsd_nats_se <= 0.1", "val/noise_use >= 0.1")
+    clustering = plan_of(task="clustering", model__posterior="gaussian", study__constraints=bounds).settings
+    assert not checks._unmeasured(clustering, digits)
+    told = checks._unmeasured(replace(clustering, {"task": "unsupervised", "model.posterior": "deterministic"}), digits)
+    names = ["val/clusters_used", "val/noise_use"]
+    assert [problem.text.split()[:5] for problem in told] == [
+        ["study.constraints:", name, "is", "not", "measured"] for name in names
+    ]
+
+
 def test_a_poor_judge_is_told_before_a_study_decides_by_it(judge: Judge) -> None:
     assert checks.judge_advice(judge, Settings()) is None and checks.judge_advice(None, Settings()) is None
     advice = checks.judge_advice(dataclasses.replace(judge, accuracy=0.5), Settings())

@@ -17,7 +17,7 @@ from aae_ray.autoencoder.networks import BatchNorm
 from aae_ray.autoencoder.phases import TASKS
 from aae_ray.datasets.dataset import Dataset, load
 from aae_ray.errors import UserError
-from aae_ray.evaluation.held_out import measured
+from aae_ray.evaluation.held_out import diagnosed, measured
 from aae_ray.evaluation.judge import Judge, is_judged
 from aae_ray.evaluation.metrics import METRICS
 from aae_ray.settings import Settings, epoch_at, replace
@@ -227,6 +227,7 @@ def test_what_a_study_may_search_on_is_known_before(
         evaluation = Training(settings, dataset, judge=judge if is_judged(dataset) else None).evaluation
         metrics = evaluation.cheap("val").keys() | evaluation.costly("val").keys()
         assert {name for name in metrics if METRICS[name].direction} == measured(settings, dataset)
+        assert {name for name in metrics if not METRICS[name].direction} == diagnosed(settings, dataset)
 
 
 def test_intervals_do_not_change_the_result(small_run: Settings, digits: Dataset) -> None:
