@@ -34,7 +34,7 @@ from aae_ray.search.conditions import parents_first, with_parents
 from aae_ray.search.constraints import constraints_of
 from aae_ray.search.distributions import options
 from aae_ray.search.ledger import Ledger
-from aae_ray.search.pruner import rungs
+from aae_ray.search.pruner import PRUNERS, rungs
 from aae_ray.search.space import Plan
 from aae_ray.search.store import Store, below, is_remote, local_root
 from aae_ray.settings import Settings, flatten, replace, setting
@@ -220,13 +220,22 @@ def idle_settings(plan: Plan) -> list[str]:
 
 
 def start_advice(plan: Plan, dataset: Dataset) -> list[str]:
-    """Sentences on what is known at the start and stops nothing: settings without effect, rungs that there are not, and
-    a disk on which there may not be room for all checkpoints."""
+    """Sentences on what is known at the start and stops nothing: settings without effect, rungs that there are not, a
+    sampler that will hardly learn, and a disk on which there may not be room for all checkpoints."""
     study, epochs, sentences = plan.settings.study, plan.settings.train.epochs, idle_settings(plan)
     if study.pruner.type != "none" and study.budget.trials > 1 and not rungs(study.pruner, epochs):
         sentences.append(
             f"study.pruner.grace_period={study.pruner.grace_period} leaves no rung before train.epochs={epochs}: "
             f"study.pruner.type={study.pruner.type} compares no trials; give a smaller one"
+        )
+    rule, trials, startup = PRUNERS[study.pruner.type], study.budget.trials, study.sampler.n_startup_trials
+    kept = 1 / study.pruner.reduction_factor if rule.kept is None else rule.kept
+    complete = 0 if rule.population else math.ceil(trials * kept ** len(rungs(study.pruner, epochs)))
+    if study.sampler.type == "gp" and plan.space and trials > 1 and complete <= startup:
+        sentences.append(
+            f"study.sampler.type=gp draws at random until {startup} trials are complete, and with study.pruner.type="
+            f"{study.pruner.type} about {complete} of {trials} will be before the last one is drawn; give a smaller "
+            "study.sampler.n_startup_trials, a larger study.budget.trials, or tpe, which learns from every trial"
         )
     path = local_root(study.folder).absolute()
     there = next(parent for parent in (path, *path.parents) if os.path.exists(parent))

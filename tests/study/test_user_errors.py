@@ -291,6 +291,26 @@ def test_what_leaves_no_rungs_and_no_room_is_noted(digits: Dataset, monkeypatch:
 
 
 @pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ((), "until 10 trials are complete, and with study.pruner.type=asha about 3 of 24 will be"),
+        (("study.budget.trials=80",), "about 9 of 80 will be"),
+        (("study.budget.trials=100",), None),
+        (("study.sampler.n_startup_trials=2",), None),
+        (("study.pruner.type=none",), None),
+        (("study.pruner.type=none", "study.budget.trials=10"), "about 10 of 10 will be before the last one is drawn"),
+        (("study.pruner.type=pbt", "study.budget.trials=100"), "about 0 of 100 will be"),
+        (("study.sampler.type=tpe",), None),
+    ],
+)
+def test_a_model_that_will_hardly_learn_is_noted(changes: tuple[str, ...], told: str | None, digits: Dataset) -> None:
+    plan = study_plan("digits", ("study.sampler.type=gp", *changes))
+    found = [text for text in start_advice(plan, digits) if "study.sampler" in text]
+    assert len(found) == (told is not None) and (told is None or told in found[0])
+    assert all("study.sampler.n_startup_trials" in text for text in found)
+
+
+@pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"data.labels": 100}, "data.labels=100 has no effect: task unsupervised learns from no labels"),
