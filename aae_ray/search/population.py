@@ -4,7 +4,8 @@ All trials of the budget are one population. Each pauses after every `grace_peri
 come that far, they go on: of n trials the last floor(n * quantile), by non-dominated front and within one by what they
 add to it, and whoever is worse than the mean image, take over weights, optimizer states and parameters of one of the
 first floor(n * quantile), drawn by the sampler's seed. Those of its parameters that may change under way are multiplied
-by `mutation_factor` or divided by it. Structure, data and seeds stay as the donor's: its weights fit no other.
+by `mutation_factor` or divided by it; a value that neither moves, such as 0, is drawn anew from its range. Structure,
+data and seeds stay as the donor's: its weights fit no other.
 """
 
 import math
@@ -12,12 +13,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from aae_ray import settings
-from aae_ray.search.distributions import Space, inside
+from aae_ray.search.distributions import Space, at_quantile, inside
 from aae_ray.search.objectives import Point, Ranks
 from aae_ray.settings.sections import CHANGES_UNDER_WAY
+
+TINY = 1e-12  # rounding
 
 
 class Next(NamedTuple):
@@ -70,12 +73,19 @@ def mutated(
     for name in names:
         if name not in params:
             continue
-        up = bool(random.integers(2))
-        value = params[name] * (pruner.mutation_factor if up else 1 / pruner.mutation_factor)
-        distribution = space[name]
-        value = min(max(value, distribution.low), distribution.high)
-        if distribution.step is not None:
-            value = distribution.low + round((value - distribution.low) / distribution.step) * distribution.step
-        if inside(distribution, value):
-            changed[name] = value
+        value, factor = params[name], pruner.mutation_factor
+        moved = [_moved(space[name], value * times) for times in (1 / factor, factor)]
+        drawn = moved[random.integers(2)]
+        if all(math.isclose(value, each, abs_tol=TINY) for each in moved):
+            drawn = at_quantile(space[name], random.random())
+        if inside(space[name], drawn):
+            changed[name] = drawn
     return changed
+
+
+def _moved(distribution: BaseDistribution, value: float) -> float:
+    """The nearest value of a range."""
+    value = min(max(value, distribution.low), distribution.high)
+    if distribution.step is None:
+        return value
+    return float(distribution.low + round((value - distribution.low) / distribution.step) * distribution.step)

@@ -71,6 +71,17 @@ def test_only_ranges_of_what_may_change_move_and_none_leaves_its_range(seed: int
     assert only["optim.reconstruction_lr"] == donor["optim.reconstruction_lr"]
 
 
+def test_a_value_that_no_factor_moves_is_drawn_anew_by_the_same_seed() -> None:
+    space = SPACE | {"train.style_noise": FloatDistribution(0.1, 0.9, step=0.4)}  # a factor of 1.5 is less than a step
+    donor = {"optim.reconstruction_lr": 1e-4, "train.input_noise": 0.0, "train.style_noise": 0.1}
+    drawn = [mutated(donor, space, PBT, np.random.default_rng(seed)) for seed in range(40)]
+    noises = [each["train.input_noise"] for each in drawn]
+    assert len(set(noises)) == 40 and 0 <= min(noises) < 0.1 and 0.3 < max(noises) <= 0.4
+    assert {round(each["train.style_noise"], 9) for each in drawn} == {0.1, 0.5, 0.9}
+    assert {round(each["optim.reconstruction_lr"] / 1e-4, 9) for each in drawn} == {1, 1.5}  # at the end of its range
+    assert drawn == [mutated(donor, space, PBT, np.random.default_rng(seed)) for seed in range(40)]
+
+
 # -------------------------------------------------------------------------------------------------------- a whole study
 
 
