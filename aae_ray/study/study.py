@@ -296,7 +296,7 @@ class Session:
                         gangs = gangs_that_fit(plan.settings, screen.say)
                         if not own_processes():
                             needed = study.resources_per_worker
-                            check_nodes_to_come(self.store.uri(), needed, present_nodes(), nodes_to_come())
+                            check_nodes_to_come(self.store.uri(), needed, present_nodes(), nodes_to_come(needed))
                             screen.say("asking the other nodes for the study's folder and data")
                             check_nodes(self.store.uri(), self.dataset.digest, plan.settings)
                         # Before the journal grows: it holds how far it has come against what there was.

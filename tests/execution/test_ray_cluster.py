@@ -372,9 +372,9 @@ def test_a_study_says_where_it_runs(
     monkeypatch.setattr(ray, "nodes", lambda: [HEAD_NODE, WORKER_NODE, GONE_NODE])
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(cluster, "own_processes", lambda: own)
-    monkeypatch.setattr(cluster, "nodes_to_come", lambda: [{}] * to_come)
+    monkeypatch.setattr(cluster, "nodes_to_come", lambda needed: [{}] * to_come)
     if job is None:
         monkeypatch.delenv(cluster.JOB_CONFIG, raising=False)
     else:  # as Ray's own job manager has it
         monkeypatch.setenv(cluster.JOB_CONFIG, json.dumps({"metadata": {"job_submission_id": job}}))
-    assert cluster.whereabouts() == told
+    assert cluster.whereabouts({"CPU": 1.0}) == told
