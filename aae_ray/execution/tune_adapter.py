@@ -137,9 +137,10 @@ class Executor:
             if self.conductor.ledger.end is not None:
                 raise SearchOver
             left = self.conductor.time_left
-            if left is not None and left <= 0 and self.conductor.no_more is None:
-                self.conductor.out_of_time()
-                return True
+            if left is not None and left <= 0:
+                if self.conductor.no_more is None:
+                    self.conductor.out_of_time()
+                return not self.conductor.suggested  # those that are about to end do so
         return False
 
     def _forgive_a_stall(self) -> None:

@@ -7,7 +7,7 @@ is answered. Every decision is written to the journal before anything follows fr
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -30,6 +30,7 @@ from aae_ray.training.health import worse_than_the_mean_image
 logger = logging.getLogger(__name__)
 
 NO_POINT_LEFT = "the space has no untried point left"
+LAST_SHARE = 0.05  # of study.budget.wall_clock, which a trial may need more to come to its end
 SAME_BUG = 3  # first trials that end in one and the same bug: the others would as well
 
 Sink = Callable[[events.Event, Ledger], None]
@@ -260,9 +261,21 @@ class Conductor:
         self.suggested.clear()
 
     def out_of_time(self) -> None:
-        """The budget's time is up: trials under way end with it."""
+        """The budget's time is up: trials under way end with it, but for those that are about to come to their end."""
         self.no_more, self.message = StudyEnd.PLANNED, "study.budget.wall_clock is used up"
-        self.end_all()
+        self.end_all({trial.number for trial in self.ledger.open.values() if self._about_to_end(trial)})
+
+    def _about_to_end(self, trial: TrialRecord) -> bool:
+        """Whether a trial that trains is past its last rung, and needs a small share of the budget's time for the rest,
+        by how long it took so far."""
+        study, left = trial.plan.settings.study, trial.epochs - trial.epoch
+        wall_clock = self.ledger.current_plan.settings.study.budget.wall_clock
+        to_be_decided = study.pruner.type != "none" and any(
+            rung > trial.epoch for rung in rungs(study.pruner, trial.epochs)
+        )
+        if trial.state is not State.RUNNING or wall_clock is None or not trial.epoch or to_be_decided:
+            return False
+        return left * trial.worker_time.busy / trial.workers / trial.epoch <= LAST_SHARE * wall_clock
 
     @property
     def more_to_suggest(self) -> bool:
@@ -497,13 +510,14 @@ class Conductor:
         self.end_all()
         return NoSuggestion.DONE
 
-    def end_all(self) -> None:
-        """The budget is used up: what is open ends with it, and what is paused, of which an extension may want some."""
+    def end_all(self, but: Set[int] = frozenset()) -> None:
+        """The budget is used up: what is open ends with it, and what is paused, of which an extension may want some;
+        `but` are numbers of trials that go on."""
         keep = self.ledger.current_plan.settings.study.keep != "best"
-        reasons = dict.fromkeys(self.ledger.open, Reason.BUDGET)
+        reasons = dict.fromkeys(self.ledger.open.keys() - but, Reason.BUDGET)
         reasons |= dict.fromkeys(self.ledger.paused, Reason.PAUSED if keep else Reason.PRUNED)
-        self.record(*(events.Ended(number=number, reason=reason) for number, reason in reasons.items()))
-        self.suggested.clear()
+        self.record(*(events.Ended(number=number, reason=reason) for number, reason in sorted(reasons.items())))
+        self.suggested &= but
 
     def _consider_giving_up(self, failed: TrialRecord) -> None:
         """Stop a study in which all goes wrong."""

@@ -356,7 +356,9 @@ class Tracking(Section):
 class Budget(Section):
     trials: Positive = Field(24, description="configurations in all; further seeds of them are trials beside these")
     wall_clock: Duration | None = Field(
-        None, description="such as 90s, 10m or 2h, from the start of the first trial; no limit when not given"
+        None,
+        description="such as 90s, 10m or 2h, from the start of the first trial; one that needs at most a twentieth of "
+        "it more still comes to its end; no limit when not given",
     )
     worker_hours: Float | None = Field(
         None, gt=0, description="hours of all workers together (GPU-hours on GPUs); no limit when not given"

@@ -582,6 +582,35 @@ def test_a_wall_clock_counts_the_sessions_and_not_the_night_between(tmp_path: Pa
     assert ledger.trials[0].reason is Reason.BUDGET and again.suggest() is NoSuggestion.DONE
 
 
+@pytest.mark.parametrize(
+    ("epoch", "seconds", "goes_on"),
+    [
+        (26, 80.0, True),  # an epoch of some 3 s is left, of at most 5
+        (26, 200.0, False),  # one of some 8 s
+        (20, 10.0, True),
+        (8, 1.0, False),  # whether it goes on is still to be decided, at the rung of 9
+        (0, 0.0, False),  # nobody knows how long it takes
+    ],
+)
+def test_when_time_is_up_a_trial_that_is_about_to_end_does(
+    epoch: int, seconds: float, goes_on: bool, tmp_path: Path
+) -> None:
+    """It may be the best one: what is lost is not the last epoch but the whole trial."""
+    conductor = begin(tmp_path, plan_of(study__budget__wall_clock=100), gangs=2)
+    (first, second) = (begin_trial(conductor), begin_trial(conductor))
+    if epoch:
+        metrics = (quality(first, epoch),)
+        conductor.reported(Report(first.number, epoch, metrics, finished=False, training_seconds=seconds))
+    conductor.out_of_time()
+    trials = conductor.ledger.trials
+    assert trials[second.number].reason is Reason.BUDGET and conductor.suggest() is NoSuggestion.DONE
+    assert conductor.suggested == ({first.number} if goes_on else set())
+    assert trials[first.number].reason is (None if goes_on else Reason.BUDGET)
+    if goes_on:
+        report = Report(first.number, 27, (quality(first, 27),), finished=True, training_seconds=3)
+        assert conductor.reported(report) == Stop(Reason.COMPLETED) and not conductor.suggested
+
+
 def test_worker_hours_end_a_study_when_what_is_under_way_has_ended(tmp_path: Path) -> None:
     conductor = begin(tmp_path, plan_of(study__budget__worker_hours=0.01))
     while isinstance(suggestion := conductor.suggest(), Suggestion):
