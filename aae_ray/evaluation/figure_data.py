@@ -6,6 +6,7 @@ pauses or has ended, off the path of the training.
 Shapes: N images, rows or codes, C channels, H height, W width, D columns, Z code.
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -81,11 +82,9 @@ def save(data: FigureData, folder: Path) -> None:
     np.savez(folder / FILE, allow_pickle=False, **data)
 
 
-def load(folder: Path) -> FigureData | None:
-    """The figure data in a folder, if there are any."""
-    if not (folder / FILE).exists():
-        return None
-    with np.load(folder / FILE, allow_pickle=False) as file:
+def load(content: bytes) -> FigureData:
+    """The figure data in the content of a file."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 

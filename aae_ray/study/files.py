@@ -155,8 +155,11 @@ class TrialFiles:
     def _draw(self, number: int, checkpoint: str, folder: str) -> None:
         """The figures of a trial, into a folder of the study's; runs in a thread of its own."""
         try:
-            data = figure_data.load(self.store.fetch(checkpoint))
-            for name, png in (figure_data.draw(data) if data else {}).items():
+            try:  # this file alone: where the study is elsewhere, the state beside it is many times as large
+                content = self.store.read_bytes(f"{checkpoint}/{figure_data.FILE}")
+            except FileNotFoundError:
+                return
+            for name, png in figure_data.draw(figure_data.load(content)).items():
                 path = f"{folder}/{name}"
                 (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
                 (self.folder / path).write_bytes(png)

@@ -32,7 +32,7 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return dict.fromkeys(figure_data.FIGURES, b"png")
 
     GATE.set()
-    monkeypatch.setattr(figure_data, "load", lambda folder: {"title": folder.name})
+    monkeypatch.setattr(figure_data, "load", lambda content: {"title": content})
     monkeypatch.setattr(figure_data, "draw", draw)
     yield
     GATE.set()
@@ -56,6 +56,7 @@ def ended(folder: Path, trials: int) -> History:
         saved = folder / str(trial.checkpoint)
         saved.mkdir(parents=True)
         (saved / "state.pt").write_bytes(b"state")
+        (saved / figure_data.FILE).write_bytes(b"data")
     return history
 
 
@@ -80,6 +81,14 @@ def test_a_resume_draws_what_the_journal_does_not_have(tmp_path: Path) -> None:
     assert session(history, store) == []
     history.finish(0.1, 0.2)
     assert session(history, store) == []  # its checkpoint is gone
+
+
+def test_of_a_study_elsewhere_nothing_is_fetched_to_draw_but_the_data_of_figures(tmp_path: Path) -> None:
+    """The state beside them is many times as large, and would stay here."""
+    history, here = ended(tmp_path / "there", 2), tmp_path / "here"
+    drawn = session(history, Store(here, f"file://{tmp_path}/there"))
+    assert len(drawn) == 2 * len(figure_data.FIGURES)
+    assert not list(here.rglob("state.pt")) and not (here / "trials").exists()
 
 
 def test_a_trial_that_ends_as_a_resume_begins_is_drawn_once(tmp_path: Path) -> None:
@@ -138,6 +147,7 @@ def save(folder: Path, checkpoint: str | None) -> Path:
     saved = folder / str(checkpoint)
     saved.mkdir(parents=True)
     (saved / "state.pt").write_bytes(b"state")
+    (saved / figure_data.FILE).write_bytes(b"data")
     return saved
 
 

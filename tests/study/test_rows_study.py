@@ -113,7 +113,7 @@ def test_column_distances_are_those_of_sorted_values() -> None:
 
 def test_figures_are_pictures_and_travel_without_pickle(trained: Training, tmp_path: Path) -> None:
     figure_data.save(figure_data.figure_data(trained.evaluation), tmp_path)
-    data = figure_data.load(tmp_path)
+    data = figure_data.load((tmp_path / figure_data.FILE).read_bytes())
     assert data is not None
     for png in figure_data.draw(data).values():
         with Image.open(io.BytesIO(png)) as image:
