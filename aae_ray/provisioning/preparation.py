@@ -1,12 +1,13 @@
 """What an account must have before the first `ray up`, made once: a token, a bucket, roles, a security group.
 
-Nothing of it costs money by itself. What is there already stays, but for the policies of the two roles, which become
-those of the files in cluster/iam.
+Nothing of it costs money by itself. What is there already stays, but for the policies that the two roles have by an
+earlier call for the same cluster, region and bucket, which become those of the files in cluster/iam.
 """
 
 import ipaddress
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from aae_ray.provisioning.aws import SPOT_ROLE, SSH_PORT, Account
 from aae_ray.provisioning.cluster_file import SPOT, ClusterFile
 
 NARROWEST = {4: 24, 6: 48}  # bits of a network that may be let in: a wider one is not yours
-POLICY = "aae-ray"  # the name of the policy in each role
 TOKEN_BYTES = 32
 
 
@@ -46,8 +46,11 @@ def prepare(file: ClusterFile, bucket: str, ssh_from: str, token: Path) -> Itera
         names = {"BUCKET": bucket, "ACCOUNT": identity["Account"], "REGION": file.region}
         names |= {"CLUSTER": str(file.content["cluster_name"]), "arn:aws:": f"arn:{partition}:"}
         yield _bucket(account, bucket)
-        for kind, policy in _roles(file).items():
-            yield _role(account, kind, read_policy(file.path.parent / "iam" / policy, names))
+        roles = _roles(file)
+        workers = sorted(kind for kind in roles if kind != file.head.profile)
+        for kind, policy in roles.items():
+            text = read_policy(file.path.parent / "iam" / policy, names, workers)
+            yield _role(account, kind, policy_name(file, bucket), text)
         if any(kind.market == SPOT for kind in file.node_types):
             yield _spot_role(account)
         yield _security_group(account, file.security_group, source)
@@ -74,15 +77,26 @@ def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     return found
 
 
-def read_policy(path: Path, names: dict[str, str]) -> str:
-    """A policy of cluster/iam with the names of this account in place of BUCKET, ACCOUNT, REGION and CLUSTER."""
+def policy_name(file: ClusterFile, bucket: str) -> str:
+    """What the policy for a cluster and a bucket is called in its role: others of the role stay as they are."""
+    return re.sub(r"[^a-zA-Z0-9_.+-]", "-", f"aae-ray+{file.content['cluster_name']}+{file.region}+{bucket}")
+
+
+def read_policy(path: Path, names: dict[str, str], workers: list[str]) -> str:
+    """A policy of cluster/iam with the names of this account in place of BUCKET, ACCOUNT, REGION and CLUSTER. Who may
+    give a role to machines may give those of the cluster's workers."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     for name, value in names.items():
         text = text.replace(name, value)
-    return json.dumps(json.loads(text))
+    policy = json.loads(text)
+    for statement in policy["Statement"]:
+        if workers and "iam:PassRole" in statement["Action"]:
+            roles = f"{names['arn:aws:']}iam::{names['ACCOUNT']}:role"
+            statement["Resource"] = [f"{roles}/{worker}" for worker in workers]
+    return json.dumps(policy)
 
 
 def make_token(path: Path) -> Made:
@@ -119,8 +133,8 @@ def _bucket(account: Account, name: str) -> Made:
     return Made(f"bucket {name}, closed to the public", new=True)
 
 
-def _role(account: Account, name: str, policy: str) -> Made:
-    """A role of machines with its policy, in an instance profile of the same name."""
+def _role(account: Account, name: str, policy: str, text: str) -> Made:
+    """A role of machines with a policy, in an instance profile of the same name."""
     iam, new = account.client("iam"), False
     trust = {
         "Version": "2012-10-17",
@@ -131,7 +145,7 @@ def _role(account: Account, name: str, policy: str) -> Made:
         new = True
     except iam.exceptions.EntityAlreadyExistsException:
         pass
-    iam.put_role_policy(RoleName=name, PolicyName=POLICY, PolicyDocument=policy)
+    iam.put_role_policy(RoleName=name, PolicyName=policy, PolicyDocument=text)
     try:
         iam.create_instance_profile(InstanceProfileName=name)
         new = True

@@ -2,10 +2,14 @@
 
 import fnmatch
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from aae_ray.provisioning.cluster_file import ClusterFile
 from tests.cluster.aws_requests import Request
 from tests.cluster.laptop import BUCKET, REGION, REPOSITORY, Life
 
@@ -143,8 +147,65 @@ def test_roles_got_the_policies_with_the_names_of_the_account(endpoint: str, lif
 
     iam = aws_client("iam", endpoint)
     for name in ("head", "worker"):
-        stored = iam.get_role_policy(RoleName=f"aae-ray-{name}", PolicyName="aae-ray")["PolicyDocument"]
+        (made,) = iam.list_role_policies(RoleName=f"aae-ray-{name}")["PolicyNames"]
+        stored = iam.get_role_policy(RoleName=f"aae-ray-{name}", PolicyName=made)["PolicyDocument"]
         assert stored == policy(name)
         assert not any(placeholder in json.dumps(stored) for placeholder in ("BUCKET", "ACCOUNT", "REGION", "CLUSTER"))
         trust = iam.get_role(RoleName=f"aae-ray-{name}")["Role"]["AssumeRolePolicyDocument"]
         assert trust["Statement"][0]["Principal"] == {"Service": "ec2.amazonaws.com"}
+
+
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """IAM of an empty account, mocked in this process."""
+    moto = pytest.importorskip("moto", reason="needs moto, the mock of AWS: pip install -e '.[test]'")
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with moto.mock_aws():
+        import boto3
+
+        yield boto3.client("iam")
+
+
+def prepared(bucket: str, tmp_path: Path, **changes: str) -> None:
+    """What `prepare` makes for cluster/gpu.yaml with some of its text replaced."""
+    from aae_ray.provisioning.preparation import prepare
+
+    text = (REPOSITORY / "cluster/gpu.yaml").read_text()
+    for right, wrong in changes.items():
+        text = text.replace(right.replace("_", "-"), wrong)
+    content = yaml.safe_load(text)
+    del content["available_node_types"]["gpu-spot"]  # whose role the mock does not know
+    for _ in prepare(ClusterFile(REPOSITORY / "cluster/gpu.yaml", content), bucket, "203.0.113.7/32", tmp_path / "t"):
+        pass
+
+
+def granted(iam: Any, role: str) -> list[dict[str, Any]]:
+    """The statements of all policies of a role."""
+    names = iam.list_role_policies(RoleName=role)["PolicyNames"]
+    policies = [iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"] for name in names]
+    return [statement for policy in policies for statement in policy["Statement"]]
+
+
+def test_another_bucket_cluster_or_region_takes_nothing_from_the_first(account: Any, tmp_path: Path) -> None:
+    before: dict[str, list[dict[str, Any]]] = {"aae-ray-head": [], "aae-ray-worker": []}
+    for bucket, changes in (
+        ("first", {}),
+        ("second", {}),
+        ("first", {"aae_gpu": "other cluster"}),
+        ("first", {"us_west_2": "eu-west-1"}),
+    ):
+        prepared(bucket, tmp_path, **changes)
+        for role, statements in before.items():
+            now = granted(account, role)
+            assert all(statement in now for statement in statements)
+            assert any(f"arn:aws:s3:::{bucket}" in listed(statement["Resource"]) for statement in now)
+            before[role] = now
+    prepared("first", tmp_path)
+    assert {role: granted(account, role) for role in before} == before, "the same again adds nothing"
+
+
+def test_the_head_may_give_workers_the_role_that_the_file_names(account: Any, tmp_path: Path) -> None:
+    prepared("ours", tmp_path, aae_ray_worker="team-worker", aae_ray_head="team-head")
+    (passing,) = (each for each in granted(account, "team-head") if "iam:PassRole" in listed(each["Action"]))
+    assert passing["Resource"] == [f"arn:aws:iam::{ACCOUNT}:role/team-worker"]
