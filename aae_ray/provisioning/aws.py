@@ -209,10 +209,7 @@ def _group_finding(group: Mapping[str, Any], own: set[str]) -> Finding:
         )
         return missing("group", f"{name} {text}")
     for rule in rules:
-        sources = [
-            each.get("CidrIp") or each.get("CidrIpv6") for each in (*rule["IpRanges"], *rule.get("Ipv6Ranges", []))
-        ]
-        if open_to := [source for source in sources if source in EVERYWHERE]:
+        if open_to := [source for source in sources(rule) if source in EVERYWHERE]:
             text = f"is open to everyone ({open_to[0]}, {_ports(rule)}); remove this rule"
             return missing("group", f"{name} {text}")
     if not any(
@@ -221,12 +218,17 @@ def _group_finding(group: Mapping[str, Any], own: set[str]) -> Finding:
         return missing(
             "group", f"{name} does not admit all traffic from itself, without which no worker joins the head"
         )
-    ssh = [each["CidrIp"] for rule in rules if _admits_ssh(rule) for each in rule["IpRanges"]]
+    ssh = [source for rule in rules if _admits_ssh(rule) for source in sources(rule)]
     if not ssh:
         return missing(
             "group", f"{name} admits ssh from no address; add a rule for port {SSH_PORT} from your own, ADDRESS/32"
         )
     return ok("group", f"{name}: ssh from {', '.join(ssh)}, all else among the machines alone")
+
+
+def sources(rule: Mapping[str, Any]) -> list[str]:
+    """The networks that a rule of a security group lets in, of both versions of the internet protocol."""
+    return [each.get("CidrIp") or each["CidrIpv6"] for each in (*rule["IpRanges"], *rule.get("Ipv6Ranges", []))]
 
 
 def _ports(rule: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from aae_ray.errors import UserError
-from aae_ray.provisioning.aws import SPOT_ROLE, SSH_PORT, Account
+from aae_ray.provisioning.aws import SPOT_ROLE, SSH_PORT, Account, sources
 from aae_ray.provisioning.cluster_file import SPOT, ClusterFile
 
 NARROWEST = {4: 24, 6: 48}  # bits of a network that may be let in: a wider one is not yours
@@ -190,12 +190,7 @@ def _security_group(account: Account, name: str, source: ipaddress.IPv4Network |
     wanted: list[dict[str, Any]] = []
     if not any(pair["GroupId"] == group for rule in rules for pair in rule["UserIdGroupPairs"]):
         wanted.append({"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]})
-    known = {
-        each.get("CidrIp") or each.get("CidrIpv6")
-        for rule in rules
-        for each in (*rule["IpRanges"], *rule["Ipv6Ranges"])
-    }
-    if str(source) not in known:
+    if str(source) not in {known for rule in rules for known in sources(rule)}:
         wanted.append({"IpProtocol": "tcp", "FromPort": SSH_PORT, "ToPort": SSH_PORT, **ranges})
     if wanted:
         ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=wanted)

@@ -121,9 +121,12 @@ ITSELF = {"IpProtocol": "-1", "IpRanges": [], "UserIdGroupPairs": [{"GroupId": "
 
 
 def ssh(*sources: str, port: int = 22, protocol: str = "tcp") -> dict[str, Any]:
-    ranges = [{"CidrIp": source} for source in sources]
+    ranges = {
+        "IpRanges": [{"CidrIp": source} for source in sources if ":" not in source],
+        "Ipv6Ranges": [{"CidrIpv6": source} for source in sources if ":" in source],
+    }
     ports = {} if protocol == "-1" else {"FromPort": port, "ToPort": port}
-    return {"IpProtocol": protocol, **ports, "IpRanges": ranges, "UserIdGroupPairs": []}
+    return {"IpProtocol": protocol, **ports, **ranges, "UserIdGroupPairs": []}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +144,9 @@ def ssh(*sources: str, port: int = 22, protocol: str = "tcp") -> dict[str, Any]:
         ([ssh("203.0.113.7/32")], State.MISSING, "does not admit all traffic from itself"),
         ([ITSELF], State.MISSING, "admits ssh from no address"),
         ([ITSELF, ssh("203.0.113.7/32")], State.OK, "ssh from 203.0.113.7/32"),
+        ([ITSELF, ssh("2001:db8::7/128")], State.OK, "ssh from 2001:db8::7/128"),
+        ([ITSELF, ssh("203.0.113.7/32", "2001:db8::/48")], State.OK, "ssh from 203.0.113.7/32, 2001:db8::/48"),
+        ([ITSELF, ssh("::/0")], State.MISSING, "is open to everyone (::/0, port 22)"),
     ],
 )
 def test_who_is_let_in(rules: list[dict[str, Any]] | None, state: State, words: str) -> None:
