@@ -99,7 +99,7 @@ def check_versions(file: ClusterFile) -> list[Finding]:
         findings.append(missing("versions", text))
     if python := PYTHON.search(commands(file)):
         mine = platform.python_version()
-        if not f"{mine}.".startswith(f"{python[1]}."):
+        if mine.split(".")[:2] != python[1].split(".")[:2]:
             text = f"Python is {mine} here and {python[1]} on the nodes; `ray up` works so, a study is to run there"
             findings.append(advice("versions", text))
     return findings or [ok("versions", f"Ray {here} here and there, {len(lock.versions)} packages in {lock.path}")]

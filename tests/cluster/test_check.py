@@ -436,7 +436,9 @@ def test_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert any(f"Ray is {ray[1]} here and 2.59.9 on the nodes" in text for text in texts)
     monkeypatch.setattr("platform.python_version", lambda: "3.12.1")
     findings = check_versions(gpu_file())
-    assert is_ready(findings) and "Python is 3.12.1 here and 3.11 on the nodes" in findings[-1].text
+    assert is_ready(findings) and "Python is 3.12.1 here and 3.11.18 on the nodes" in findings[-1].text
+    monkeypatch.setattr("platform.python_version", lambda: "3.11.1")  # the nodes agree among themselves
+    assert [finding.state for finding in check_versions(gpu_file())] == [State.OK]
 
 
 @pytest.mark.parametrize(

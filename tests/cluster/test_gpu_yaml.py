@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 
 from aae_ray.execution.capacity import possible_nodes, workers_on
 from aae_ray.execution.cluster_schema import schema_problem
-from aae_ray.provisioning.checks import lock_problems
+from aae_ray.provisioning.checks import PYTHON, lock_problems
 from aae_ray.provisioning.cluster_file import ClusterFile
 from aae_ray.provisioning.lock import read_lock
 from aae_ray.provisioning.rules import COMMANDS, RULES, broken_rules
@@ -420,7 +420,7 @@ INSTALLS = [
 def test_the_head_is_set_up_and_may_be_set_up_again(life: Life, tmp_path: Path) -> None:
     node = Node(tmp_path)
     packages = [*INSTALLS, '-c import torch; assert torch.version.cuda, "this PyTorch was built without CUDA"']
-    assert node.set_up(life.sent_to_head) == ["venv --python 3.11 /home/ubuntu/venv", *packages]
+    assert node.set_up(life.sent_to_head) == ["venv --python 3.11.18 /home/ubuntu/venv", *packages]
     bashrc = (node.home / ".bashrc").read_text()
     assert node.set_up(life.sent_to_head) == packages
     assert (node.home / ".bashrc").read_text() == bashrc
@@ -437,8 +437,14 @@ def test_the_head_is_set_up_and_may_be_set_up_again(life: Life, tmp_path: Path) 
 def test_a_worker_is_set_up_as_the_head_is(number: int, life: Life, tmp_path: Path) -> None:
     """Ray sends the set-up twice to a worker, for it merges the lists on the laptop and on the head."""
     venv, *installs = Node(tmp_path).set_up(sent_to(life.workers[number], life))
-    assert venv == "venv --python 3.11 /home/ubuntu/venv"
+    assert venv == "venv --python 3.11.18 /home/ubuntu/venv"
     assert installs == INSTALLS * 2
+
+
+def test_all_machines_get_one_python_to_the_patch_whatever_they_have() -> None:
+    """`uv venv --python 3.11` takes a 3.11 of the machine where there is one, and Ray refuses a worker of another."""
+    (python,) = PYTHON.findall(TEXT)
+    assert re.fullmatch(r"3\.\d+\.\d+", python)
 
 
 @pytest.mark.parametrize("cuda", ["13.0", None])

@@ -279,4 +279,4 @@ def test_the_image_has_what_it_copies_and_the_build_sees_nothing_else() -> None:
 def test_the_image_and_the_nodes_have_one_uv_and_one_python() -> None:
     gpu = (REPOSITORY / "cluster/gpu.yaml").read_text()
     assert re.findall(r"uv==(\S+)", DOCKERFILE) == re.findall(r"astral.sh/uv/([^/]+)/", gpu)
-    assert set(re.findall(r"python:(\d+\.\d+)-", DOCKERFILE)) == set(re.findall(r"uv venv --python (\S+)", gpu))
+    assert set(re.findall(r"python:(\d+\.\d+)-", DOCKERFILE)) == set(re.findall(r"uv venv --python (\d+\.\d+)\.", gpu))
