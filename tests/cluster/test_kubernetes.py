@@ -22,6 +22,7 @@ FILE = REPOSITORY / "cluster/kuberay.yaml"
 TEXT = FILE.read_text(encoding="utf-8")
 KUBERNETES = "1.32"  # the oldest whose schema is asked
 USER = 10001  # of the Dockerfile
+METRICS = 8080  # where KubeRay has Ray put them
 
 
 def documents(text: str = TEXT) -> list[Any]:
@@ -83,6 +84,8 @@ def our_problems(job: Any, others: list[Any]) -> list[str]:
             )
             for other in others
         ),
+        "metrics": {METRICS} == {port["port"] for port in monitored(others)},
+        "no probe for a study": not any("aae_ray.status" in json.dumps(each) for _, each in containers),
     }
     for name, context in locked:
         rules[f"{name}: no more rights"] = context.get("allowPrivilegeEscalation") is False
@@ -98,6 +101,18 @@ def our_problems(job: Any, others: list[Any]) -> list[str]:
         places = {mount["mountPath"] for mount in each.get("volumeMounts", [])}
         rules[f"{name}: room to write"] = {"/tmp", "/home/aae"} <= places
     return [rule for rule, kept in rules.items() if not kept]
+
+
+def monitored(others: list[Any]) -> list[Any]:
+    """The ports that another namespace reaches, which the label of its name selects."""
+    return [
+        port
+        for other in others
+        for rule in other["spec"]["ingress"]
+        for source in rule["from"]
+        if "kubernetes.io/metadata.name" in source.get("namespaceSelector", {}).get("matchLabels", {})
+        for port in rule["ports"]
+    ]
 
 
 def problems(text: str) -> list[str]:
@@ -147,6 +162,13 @@ def test_the_file_is_accepted() -> None:
         ("gpu: requests", 'requests: {cpu: "4", memory: 16Gi, nvidia', 'requests: {cpu: "2", memory: 16Gi, nvidia'),
         ("head: room to write", "- {name: tmp, mountPath: /tmp}", "- {name: tmp, mountPath: /tmp2}"),
         ("no token of Kubernetes", "            automountServiceAccountToken: false\n", ""),
+        ("metrics", "port: 8080", "port: 8265"),  # on which a token gives orders
+        ("metrics", "kubernetes.io/metadata.name: monitoring", "name: monitoring"),
+        (
+            "no probe for a study",
+            "              ports:\n",
+            "              livenessProbe: {exec: {command: [python, -m, aae_ray.status]}}\n              ports:\n",
+        ),
         ("policy", "    matchLabels: {app: aae-ray}\n  policyTypes", "    matchLabels: {app: ray}\n  policyTypes"),
     ],
 )
@@ -182,6 +204,16 @@ def strict(schema: Any) -> Any:
     if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
         made.setdefault("additionalProperties", False)
     return made
+
+
+def test_the_pods_that_prometheus_is_to_find_are_those_of_the_study() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs/monitoring.md").read_text(), re.DOTALL)
+    (monitor,) = (block for block in map(yaml.safe_load, blocks) if block.get("kind") == "PodMonitor")
+    job, *others = documents()
+    wanted = monitor["spec"]["selector"]["matchLabels"]
+    assert all(wanted.items() <= pod["metadata"]["labels"].items() for pod in pods(job).values())
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+    assert [port["port"] for port in monitored(others)] == [METRICS]
 
 
 def test_the_study_is_one_that_can_run_there() -> None:
