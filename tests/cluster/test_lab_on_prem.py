@@ -1,4 +1,4 @@
-"""Machines that are up already: a head and two nodes, brought to a cluster over real SSH as a user other than root."""
+"""Machines that are up already: a head and two nodes, brought to a cluster over real SSH; no node runs it as root."""
 
 from collections.abc import Iterator
 
