@@ -117,6 +117,16 @@ def test_the_sides_of_a_comparison_search_on_equal_terms(name: str) -> None:
     assert again.start == ({"seed": 5}, {"seed": 6}) and not again.settings.study.constraints
 
 
+@pytest.mark.parametrize("name", paper_page.COMPARISONS)
+def test_a_comparison_is_measured_on_seeds_that_no_side_was_chosen_by(name: str) -> None:
+    for side in paper_page.COMPARISONS[name].sides:
+        plan = paper.tuned(paper_page.COMPARISONS[name], side, [])
+        run = plan.settings
+        trained = {run.seed + step for step in range(run.study.seeds_per_trial)}
+        assert "seed" not in plan.space and not trained & set(paper.default_seeds(name))
+    assert {tuple(paper.default_seeds(table)) for table in paper_page.TABLES} == {(0, 1, 2)}
+
+
 def test_a_comparison_has_a_row_for_each_metric_and_no_blank() -> None:
     values = {key: [1.0, 3.0] for key in paper_page.COMPARED}
     sides = list(paper_page.COMPARISONS["adversarial_loss"].sides)
@@ -168,6 +178,9 @@ def test_a_seed_without_a_score_is_told_and_breaks_no_page() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "docs" / "paper").glob("*.json")), ids=lambda file: file.stem)
 def test_the_command_beside_a_result_runs_the_settings_it_was_measured_with(file: Path) -> None:
     found = json.loads(file.read_text())
+    given = [int(seed) for seed in found["command"].partition("--seeds")[2].split()]
+    seeds = found["seeds"] if file.stem in paper_page.COMPARISONS else list(map(int, found["tests"]))
+    assert sorted(given or paper.default_seeds(file.stem)) == sorted(seeds)
     if file.stem in paper_page.COMPARISONS:
         for side, kept in found["tuned"].items():
             plan = paper.tuned(paper_page.COMPARISONS[file.stem], side, [])
