@@ -27,9 +27,10 @@ from aae_ray.reporting.console import console_for
 from aae_ray.reporting.report import StudyReport
 from aae_ray.search.outcomes import State
 from aae_ray.search.space import Plan, read_plan
+from aae_ray.search.store import find_study, read_ledger
 from aae_ray.search.trial_record import TrialRecord
 from aae_ray.settings import Settings, flatten, replace
-from aae_ray.study.study import start_study
+from aae_ray.study.study import resume_study, start_study
 from benchmarks.paper_page import COMPARED, COMPARISONS, TABLES, Comparison, Table, page
 from benchmarks.timing import machine
 
@@ -140,7 +141,15 @@ def compare(name: str, overrides: Sequence[str], seeds: Sequence[int], command: 
     }
 
 
-def result(table: Table, plan: Plan, outcome: StudyReport, seconds: float, command: str) -> dict[str, Any]:
+def resumed(name: str, plan: Plan) -> StudyReport:
+    """Go on with the study of a row that was interrupted. Raises UserError when it is not this row's."""
+    there = read_ledger(find_study(name, Path("runs"))).current_plan
+    if shaping(there.settings) != shaping(plan.settings) or there.start != plan.start:
+        raise UserError(f"{name} has other settings or seeds than this row; give those that it was started with")
+    return resume_study(name, (), console_for())
+
+
+def result(table: Table, plan: Plan, outcome: StudyReport, command: str) -> dict[str, Any]:
     """What is kept of the runs: every seed's metrics on the test images, and all that shaped them."""
     _require_all(outcome)
     tests = {
@@ -152,7 +161,7 @@ def result(table: Table, plan: Plan, outcome: StudyReport, seconds: float, comma
         "command": command,
         "tests": tests,
         "settings": shaping(plan.settings),
-        "hours": seconds / 3600,
+        "hours": outcome.ledger.active_seconds / 3600,
         "date": date.today().isoformat(),
         "machine": machine(),
     }
@@ -176,7 +185,10 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, nargs="+", metavar="SEED", help="0 1 2, and of a comparison 1 2 3, when not given"
     )
+    parser.add_argument("--resume", metavar="STUDY", help="go on with the study of a row that was interrupted")
     arguments = parser.parse_args()
+    if arguments.resume and arguments.table not in TABLES:
+        parser.error(f"argument --resume: {arguments.table} is no row of one study")
     seeds = arguments.seeds or default_seeds(arguments.table)
     if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:
         parser.error(f"argument --seeds: a seed is a whole number from 0, got {wrong[0]}")
@@ -191,11 +203,10 @@ def main() -> None:
     if arguments.table in COMPARISONS:
         _keep(folder / f"{arguments.table}.json", compare(arguments.table, arguments.overrides, seeds, command))
     elif arguments.table != "page":
-        table, began = TABLES[arguments.table], time.monotonic()
+        table = TABLES[arguments.table]
         plan = plan_for(table, seeds, arguments.overrides)
-        outcome = start_study(plan, console_for())
-        found = result(table, plan, outcome, time.monotonic() - began, command)
-        _keep(folder / f"{arguments.table}.json", found)
+        outcome = start_study(plan, console_for()) if arguments.resume is None else resumed(arguments.resume, plan)
+        _keep(folder / f"{arguments.table}.json", result(table, plan, outcome, command))
     kept = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
     (DOCS / "paper.md").write_text(page(kept), encoding="utf-8")
 

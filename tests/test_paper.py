@@ -17,6 +17,7 @@ from aae_ray.search.outcomes import StudyEnd
 from aae_ray.search.space import read_plan, record_plan
 from aae_ray.settings import replace, setting
 from benchmarks import paper, paper_page
+from tests.search.test_conductor import begin
 
 ROOT = Path(__file__).parent.parent
 
@@ -230,7 +231,23 @@ def test_a_row_is_of_all_its_seeds(tmp_path: Path, interrupted: bool, measured: 
     ledger.apply(events.StudyStopped(end=StudyEnd.USER) if interrupted else events.StudyEnded())
     outcome = StudyReport(tmp_path, ledger, "sqlite:///mlflow.db", None, 0, [], None)
     if told is None:
-        assert list(paper.result(table, plan, outcome, 1, "")["tests"]) == ["0", "1"]
+        assert list(paper.result(table, plan, outcome, "")["tests"]) == ["0", "1"]
         return
     with pytest.raises(UserError, match=told):
-        paper.result(table, plan, outcome, 1, "")
+        paper.result(table, plan, outcome, "")
+
+
+def test_a_row_goes_on_with_its_own_study_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, gone_on = paper_page.TABLES["clustering_30"], []
+    monkeypatch.setattr(paper, "resume_study", lambda name, *_: gone_on.append(name))
+    plan = paper.plan_for(table, [0, 1], ["train.epochs=60"])
+    begin(tmp_path, plan).journal.close()
+    for other in (
+        paper.plan_for(table, [0, 1], ["train.epochs=61"]),
+        paper.plan_for(table, [0, 2], ["train.epochs=60"]),
+    ):
+        with pytest.raises(UserError, match="has other settings or seeds than this row"):
+            paper.resumed(str(tmp_path), other)
+    assert gone_on == []
+    paper.resumed(str(tmp_path), paper.plan_for(table, [0, 1], ["train.epochs=60", "data.path=elsewhere"]))
+    assert gone_on == [str(tmp_path)]
