@@ -27,7 +27,9 @@ LOGGERS = ("mlflow", "alembic", "sqlalchemy", "sqlalchemy.engine")  # those that
 UNFIT = re.compile(r"\?|%[0-9A-Fa-f]{2}|[\udc80-\udcff]")
 ANSWER_SECONDS = 5.0
 MOST_READ = 1 << 16  # bytes of an answer
+SEARCH = "api/2.0/mlflow/experiments/search?max_results=1"
 GUARDED = (401, 403, 407, 429)  # statuses of guards before a server
+NO_ACCOUNT = (401, 403)
 SQLITE = b"SQLite format 3\0"  # how a database begins
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 LONGEST_NAME = 255  # bytes, of a folder
@@ -79,13 +81,19 @@ def _host(uri: str) -> str | None:
 
 
 def check_answers(uri: str, what: str = "tracking.uri") -> None:
-    """Raises UserError when nothing answers at an address within ANSWER_SECONDS, or what is there is no database;
-    `what` it is that has the address."""
+    """Raises UserError when nothing answers at an address within ANSWER_SECONDS, what is there is no database, or it
+    asks for an account and is given none that it knows; `what` it is that has the address."""
     told = f"{what} {redact(uri)}"
     if uri.startswith("http"):
         try:
             if not _is_mlflow(without_userinfo(uri).rstrip("/")):
                 raise UserError(f"{told} answers, but is no server of MLflow; see that host, port and path are right")
+            if (status := _refused_account(uri)) is not None:
+                hosts = ", and see that MLFLOW_SERVER_ALLOWED_HOSTS of the server has this host" * (status == 403)
+                raise UserError(
+                    f"{told} asks for an account and was given none that it knows ({status}); set "
+                    f"MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD{hosts}"
+                )
         except (OSError, HTTPException) as error:  # URLError is one
             raise UserError(f"{told} does not answer: {_why(error)}") from None
     elif uri.startswith("sqlite:"):
@@ -110,7 +118,7 @@ def _is_mlflow(address: str) -> bool:
 
     Raises OSError or HTTPException where nothing answers.
     """
-    for path in ("health", "api/2.0/mlflow/experiments/search?max_results=1"):  # a proxy may hand on the second alone
+    for path in ("health", SEARCH):  # a proxy may hand on the second alone
         asked = f"{address}/{path}"
         try:
             with urlopen(asked, timeout=ANSWER_SECONDS) as answer:
@@ -122,6 +130,26 @@ def _is_mlflow(address: str) -> bool:
                 if error.code in GUARDED or error.code >= 500 or _says_mlflow(error.read(MOST_READ)):
                     return True
     return False
+
+
+def _refused_account(uri: str) -> int | None:
+    """The status by which a server turns MLflow's client away with the account that it has; None where it does not.
+
+    Raises OSError or HTTPException where nothing answers.
+    """
+    try:
+        urlopen(f"{without_userinfo(uri).rstrip('/')}/{SEARCH}", timeout=ANSWER_SECONDS).close()
+        return None  # anybody may come in, and MLflow, which takes seconds to import, is not needed yet
+    except HTTPError as error:
+        with error:
+            if error.code not in NO_ACCOUNT:
+                return None
+    try:
+        mlflow_client(uri).search_experiments(max_results=1)
+    except Exception as error:  # of MLflow or of its requests
+        status = getattr(error, "get_http_status_code", lambda: None)()
+        return status if status in NO_ACCOUNT else None
+    return None
 
 
 def _says_mlflow(content: bytes) -> bool:

@@ -385,7 +385,7 @@ def client_of(name: str, uri: str) -> Any:
         client.get_registered_model(name)
     except Exception as error:
         if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            check_answers(without_userinfo(uri), "the MLflow server")  # in our words, where nothing answers at all
+            check_answers(uri, "the MLflow server")  # in our words, where nothing answers at all
             reason = redact(next(iter(str(error).splitlines()), type(error).__name__))
             raise UserError(f"the MLflow server {without_userinfo(uri)} refuses: {reason}") from None
         names = sorted(model.name for model in client.search_registered_models(max_results=MOST_LISTED))

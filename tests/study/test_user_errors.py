@@ -1,5 +1,6 @@
 """Mistakes on the command line: a sentence and exit code 2, before Ray starts, and nothing left behind."""
 
+import base64
 import shutil
 import socket
 import sys
@@ -228,7 +229,7 @@ def test_a_server_that_never_answers_is_told_in_time(monkeypatch: pytest.MonkeyP
     [
         ({"/health": (200, "text/html", b"OK\n")}, True),
         ({"/api/": (200, "application/json", b'{"experiments": []}')}, True),  # behind a proxy that hands on this alone
-        ({"/": (401, "text/html", b"who are you?")}, True),
+        ({"/": (407, "text/html", b"who are you?")}, True),
         ({"/": (503, "text/html", b"not yet")}, True),
         ({"/health": (302, "text/html", b"/login"), "/login": (200, "text/html", b"<form>")}, True),
         ({}, False),
@@ -261,6 +262,57 @@ def test_a_server_that_is_not_mlflow_is_told(answers: dict[str, tuple[int, str, 
                 check_answers(f"http://127.0.0.1:{server.server_port}")
         finally:
             server.shutdown()
+
+
+BASIC = "Basic " + base64.b64encode(b"ann:right").decode()
+
+
+@pytest.mark.parametrize(
+    ("account", "variables", "status"),
+    [
+        ("", {}, 401),
+        ("", {"MLFLOW_TRACKING_TOKEN": "studies.right"}, None),
+        ("", {"MLFLOW_TRACKING_TOKEN": "studies.wrong"}, 401),
+        ("", {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "right"}, None),
+        ("", {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "wrong"}, 401),
+        ("", {"MLFLOW_TRACKING_TOKEN": "studies.elsewhere"}, 403),
+        ("ann:right@", {}, None),
+        ("ann:wrong@", {}, 401),
+    ],
+)
+def test_a_server_that_asks_for_an_account_is_told_before_a_study_of_which_it_would_take_nothing(
+    account: str, variables: dict[str, str], status: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do(self) -> None:
+            given = self.headers.get("Authorization")
+            let_in = given in (BASIC, "Bearer studies.right") or self.path == "/health"  # which MLflow tells everybody
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(200 if let_in else 403 if given == "Bearer studies.elsewhere" else 401)
+            self.end_headers()
+            self.wfile.write(b"OK" if self.path == "/health" else b"{}" if let_in else b"You are not authenticated.")
+
+        do_GET = do_POST = do
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("HOME", str(tmp_path))  # MLflow looks for an account there too
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    told = rf"127.0.0.1:\d+ asks for an account .* \({status}\); set MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with nullcontext() if status is None else pytest.raises(UserError, match=told) as caught:
+                check_answers(f"http://{account}127.0.0.1:{server.server_port}")
+        finally:
+            server.shutdown()
+    if caught is not None:
+        assert "wrong" not in str(caught.value)
+        assert ("MLFLOW_SERVER_ALLOWED_HOSTS" in str(caught.value)) == (status == 403)
 
 
 def test_data_in_place_of_a_study_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
