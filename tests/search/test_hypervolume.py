@@ -42,15 +42,15 @@ def test_one_objective_is_a_length() -> None:
 
 
 def test_references_are_fixed_where_the_metric_has_them() -> None:
-    history = History(study__objectives="val/reconstruction_mse,val/jsd_nats,val/nmi,val/scaled_sliced_wasserstein")
+    history = History(study__objectives="val/reconstruction_mse,val/jsd_nats,val/nmi,val/kl_aggregate_nats")
     assert references(history.ledger)[0] == Reference(1.0, 0.0)  # of pixels in [0, 1], before a trial has measured it
     for mse, distance in ((0.02, 0.5), (0.03, 0.25)):
-        history.finish(mse, 0.1, val__nmi=0.5, val__scaled_sliced_wasserstein=distance, val__mean_image_mse=0.08)
+        history.finish(mse, 0.1, val__nmi=0.5, val__kl_aggregate_nats=distance, val__mean_image_mse=0.08)
     assert references(history.ledger) == [
         Reference(0.08, 0.0),
         Reference(math.log(2), 0.0),
         Reference(0.0, -1.0),  # more is better: the sign is that of `Ledger.values`
-        Reference(0.5, 0.0),  # a distance has no largest value: the trials' own
+        Reference(0.5, 0.0),  # a divergence has no largest value: the trials' own
     ]
 
 
