@@ -25,7 +25,7 @@ from PIL import Image
 from aae_ray.errors import MISTAKE, UserError
 from aae_ray.reporting.console import console_for
 from aae_ray.reporting.report import StudyReport
-from aae_ray.search.outcomes import State
+from aae_ray.search.outcomes import State, StudyEnd
 from aae_ray.search.space import Plan, read_plan
 from aae_ray.search.store import find_study, read_ledger
 from aae_ray.search.trial_record import TrialRecord
@@ -142,10 +142,15 @@ def compare(name: str, overrides: Sequence[str], seeds: Sequence[int], command: 
 
 
 def resumed(name: str, plan: Plan) -> StudyReport:
-    """Go on with the study of a row that was interrupted. Raises UserError when it is not this row's."""
-    there = read_ledger(find_study(name, Path("runs"))).current_plan
+    """Go on with the study of a row that was interrupted, or take what it came to where it has ended since. Raises
+    UserError when it is not this row's."""
+    folder = find_study(name, Path("runs"))
+    ledger = read_ledger(folder)
+    there = ledger.current_plan
     if shaping(there.settings) != shaping(plan.settings) or there.start != plan.start:
         raise UserError(f"{name} has other settings or seeds than this row; give those that it was started with")
+    if ledger.end is StudyEnd.PLANNED:
+        return StudyReport(folder, ledger, "", None, 0, [], None)
     return resume_study(name, (), console_for())
 
 

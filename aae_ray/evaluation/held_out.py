@@ -156,7 +156,6 @@ class HeldOutMetrics:
             return values
         answers_N = logits_NK.argmax(1)
         values["label_entropy_nats"] = metrics.mean_entropy(logits_NK)
-        values["label_entropy_nats_ceiling"] = math.log(self.model.classes)
         if task.y == "clusters":
             values["clusters_used"] = float(clusters.clusters_used(answers_N, self.model.classes))
             values["cluster_entropy_nats"] = clusters.usage_entropy(answers_N, self.model.classes)
@@ -215,7 +214,6 @@ class HeldOutMetrics:
         values = {
             "scaled_sliced_wasserstein": self._prior_slices(len(z_NZ)).distance(z_NZ),
             "scaled_sliced_wasserstein_floor": self._sliced_wasserstein_floor(len(z_NZ)),
-            "scaled_sliced_wasserstein_ceiling": self._sliced_wasserstein_ceiling(len(z_NZ)),
             **self._jsd("jsd_nats", (self._prior,), z_NZ, self.unit_prior_codes),
             **self._kl(z_NZ, self._look_at(part).posterior_entropy_N),
         }
@@ -455,12 +453,6 @@ class HeldOutMetrics:
             ("sliced wasserstein floor", self._prior, count),
             lambda: self._prior_slices(count).distance(self.unit_prior_codes(count, FLOOR)),
         )
-
-    def _sliced_wasserstein_ceiling(self, count: int) -> float:
-        def collapsed() -> float:
-            return self._prior_slices(count).distance(self.unit_prior_codes(count, 0).mean(0).expand(count, -1))
-
-        return self.constants.once(("sliced wasserstein of collapsed codes", self._prior, count), collapsed)
 
     def _mean_image(self) -> Tensor:
         """The mean training image, (D,)."""

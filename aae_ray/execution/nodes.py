@@ -64,16 +64,15 @@ def check_nodes(folder: str, digest: str, settings: Settings) -> int:
 def check_nodes_to_come(
     folder: str, needed: Resources, present: Sequence[Resources], to_come: Sequence[Resources], mounts: Path = MOUNTS
 ) -> None:
-    """Raises UserError where an autoscaler may bring nodes that train, and the study's folder is on this machine alone:
-    nobody can ask them before they are there, and they would be paid for trials that fail, one node after the other.
-    """
+    """Raises UserError where an autoscaler may bring nodes that train, none of them is there to be asked, and the
+    study's folder is on a disk of this machine: they would be paid for trials that fail, one node after the other."""
     if is_remote(folder) or workers_on(to_come, needed) <= workers_on(present, needed):
         return
     kind = file_system(Path(folder).resolve(), mounts)
     if kind in OF_ONE_MACHINE:
         raise UserError(
-            f"study.folder {folder} is on this machine alone ({kind}), and nodes that the cluster's autoscaler brings "
-            f"would not see it; {BETTER_FOLDER}"
+            f"study.folder {folder} is on a disk of this machine ({kind}), which nodes that the cluster's autoscaler "
+            f"brings do not see; {BETTER_FOLDER}. If they do see it, have one of them there at the start"
         )
 
 

@@ -60,7 +60,7 @@ def ray_cluster(*, verbose: bool, stuck: Callable[[str], None]) -> Iterator[None
     processes and that listens on the loopback interface alone. Ray's messages reach the user only if `verbose`.
 
     Ray's own code may wait for ever for a process that hangs, and no exception or signal reaches it there: after
-    START_SECONDS `stuck` is called with a sentence, in a thread of its own, to end this process.
+    START_SECONDS `stuck` is called with a sentence, in a thread of its own, which may end this process.
 
     Raises UserError when the cluster does not answer, is of another version or does not know the token, or when Ray
     cannot start here.
@@ -236,7 +236,7 @@ def _told_of_token(address: str | None, found: str) -> str:
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":  # none was shown
         wrong = "RAY_AUTH_MODE is not token here; set RAY_AUTH_MODE=token"
     return (
-        f"the Ray cluster at {_where(address)} is joined with its token alone, and {wrong}; put what the cluster's "
+        f"the Ray cluster at {_where(address)} needs its token, and {wrong}; put what the cluster's "
         f"head has in its {TOKEN} into {place}"
     )
 

@@ -138,9 +138,11 @@ class Executor:
                 raise SearchOver
             left = self.conductor.time_left
             if left is not None and left <= 0:
-                if self.conductor.no_more is None:
-                    self.conductor.out_of_time()
-                return not self.conductor.suggested  # those that are about to end do so
+                self.conductor.out_of_time()
+                for trial_id, number in list(self.numbers.items()):
+                    if number not in self.conductor.suggested:  # it has ended with the budget, and is not begun
+                        self._forget(trial_id)
+                return not self.conductor.suggested
         return False
 
     def _forgive_a_stall(self) -> None:

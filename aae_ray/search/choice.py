@@ -21,20 +21,23 @@ Metrics = Mapping[str, float]
 def scaled(name: str, metrics: Metrics) -> float:
     """A metric between its references: 0 is the best, 1 the worst, more is worse still; NaN where it is not measured.
 
-    What is better than the best, as a divergence may be by chance, is 0. A metric without a worst keeps its own unit.
+    What is better than the best, as a divergence may be by chance, is 0. A metric without a worst, or whose worst was
+    not measured, keeps its own unit.
     """
     metric = METRICS[name]
     distance = metric.sign * (metrics.get(name, math.nan) - metric.best.of(metrics))
-    span = 1.0 if metric.worst is None else abs(metric.worst.of(metrics) - metric.best.of(metrics))
+    span = math.nan if metric.worst is None else abs(metric.worst.of(metrics) - metric.best.of(metrics))
+    span = 1.0 if math.isnan(span) else span
     return max(distance / span, 0.0) if span and not math.isnan(distance) else distance
 
 
 def reference_point(objectives: Sequence[str], metrics: Metrics) -> tuple[float, ...] | None:
-    """The worst of every objective, smaller being better, as a trial has measured it; None where one has none."""
+    """The worst of every objective, smaller being better, as a trial has measured it; None where one has none, or has
+    not been measured yet."""
     point = []
     for name in objectives:
         worst = METRICS[name].worst
-        if worst is None:
+        if worst is None or math.isnan(worst.of(metrics)):
             return None
         point.append(METRICS[name].sign * worst.of(metrics))
     return tuple(point)

@@ -261,9 +261,14 @@ class Conductor:
         self.suggested.clear()
 
     def out_of_time(self) -> None:
-        """The budget's time is up: trials under way end with it, but for those that are about to come to their end."""
-        self.no_more, self.message = StudyEnd.PLANNED, "study.budget.wall_clock is used up"
-        self.end_all({trial.number for trial in self.ledger.open.values() if self._about_to_end(trial)})
+        """The budget's time is up: trials under way end with it, but for those that are about to come to their end, and
+        do so before `LAST_SHARE` of it more is used up. Called until nothing is under way."""
+        budget = self.ledger.current_plan.settings.study.budget
+        if self.no_more is None:
+            self.no_more, self.message = StudyEnd.PLANNED, "study.budget.wall_clock is used up"
+            self.end_all({trial.number for trial in self.ledger.open.values() if self._about_to_end(trial)})
+        elif self.ledger.wall_clock_used(self.clock()) > (1 + LAST_SHARE) * (budget.wall_clock or 0.0):
+            self.end_all()
 
     def _about_to_end(self, trial: TrialRecord) -> bool:
         """Whether a trial that trains is past its last rung, and needs a small share of the budget's time for the rest,

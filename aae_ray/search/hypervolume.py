@@ -6,6 +6,7 @@ knows nothing gets, and 1 the best value that it can have: the volume is a share
 depend on the other trials where the metric has a reference of its own.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -42,10 +43,13 @@ def references(ledger: Ledger) -> list[Reference]:
 
 
 def _reference(ledger: Ledger, index: int, name: str) -> Reference:
-    metric, metrics = METRICS[name], next((trial.metrics for trial in ledger.trials if trial.metrics), {})
+    metric = METRICS[name]
     best = metric.sign * metric.best.value  # a floor is a trial's own
     if metric.worst is not None:
-        return Reference(metric.sign * metric.worst.of(metrics), best)
+        measured = (metric.worst.of(trial.metrics) for trial in ledger.trials if trial.metrics)
+        worst = next((value for value in measured if not math.isnan(value)), metric.worst.value)
+        if not math.isnan(worst):
+            return Reference(metric.sign * worst, best)
     return Reference(max((ledger.values(trial)[index] for trial in ledger.complete()), default=best), best)
 
 

@@ -41,6 +41,8 @@ class OnDemandFallback:
         came, self._machines = count > self._machines or any(machines.coming.values()), count
         idle, self._idle = self._idle, not machines.waiting
         if not machines.waiting:
+            if came:
+                self._since = None
             if not idle:
                 return None
             self._since = None

@@ -295,10 +295,10 @@ class Session:
                         screen.place(whereabouts(study.resources_per_worker))
                         gangs = gangs_that_fit(plan.settings, screen.say)
                         if not own_processes():
-                            needed = study.resources_per_worker
-                            check_nodes_to_come(self.store.uri(), needed, present_nodes(), nodes_to_come(needed))
                             screen.say("asking the other nodes for the study's folder and data")
-                            check_nodes(self.store.uri(), self.dataset.digest, plan.settings)
+                            if not check_nodes(self.store.uri(), self.dataset.digest, plan.settings):
+                                needed = study.resources_per_worker
+                                check_nodes_to_come(self.store.uri(), needed, present_nodes(), nodes_to_come(needed))
                         # Before the journal grows: it holds how far it has come against what there was.
                         tracker = Tracker(self.folder, journal.history, self.uri)
                         try:

@@ -42,7 +42,7 @@ def test_a_second_trial_finds_what_the_first_has_measured(small_run: Settings, d
     held = dict(shared._values)
     second = Training(replace(small_run, {"seed": 1}), digits, constants=shared).train(1).metrics
     assert {**second, "perf/images_per_second": 0} == {**alone, "perf/images_per_second": 0}
-    assert len(held) == 6 and shared._values.keys() == held.keys()
+    assert len(held) == 5 and shared._values.keys() == held.keys()
     assert all(shared._values[key] is value for key, value in held.items())
 
 
@@ -55,7 +55,7 @@ def test_of_a_prior_at_another_scale_nothing_is_measured_again(small_run: Settin
         evaluation._encodings["val"] = evaluation._look_at("val")._replace(z_NZ=z_NZ)
         results.append(evaluation.costly("val"))
     assert results[0] == pytest.approx(results[1])
-    assert len(shared._values) == 5
+    assert len(shared._values) == 4
 
 
 def test_label_priors_have_bounds_of_their_own(small_run: Settings, digits: Dataset) -> None:

@@ -62,7 +62,7 @@ def test_a_folder_that_machines_to_come_would_not_see_is_refused(folder: str, ki
     mounts.write_text(MOUNTS)
     assert file_system(Path(folder), mounts) == kind
     gpu, head, one = {"GPU": 1.0}, {"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}
-    told = rf"^study.folder {folder} is on this machine alone \({kind}\), .* s3://BUCKET/studies$"
+    told = rf"^study.folder {folder} is on a disk of this machine \({kind}\), .* s3://BUCKET/studies\..* at the start$"
     with pytest.raises(UserError, match=told) if kind == "ext4" else nullcontext():
         check_nodes_to_come(folder, gpu, [head], [head, one], mounts)
     check_nodes_to_come(folder, gpu, [head, one], [head, one], mounts)  # those that are there are asked themselves

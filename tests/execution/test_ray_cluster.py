@@ -133,7 +133,7 @@ def test_a_cluster_without_its_token_is_a_sentence(
     with pytest.raises(UserError) as caught, cluster.ray_cluster(verbose=False, stuck=print):
         pass
     assert str(caught.value) == (
-        f"the Ray cluster at 10.0.0.1:6379 is joined with its token alone, and {wrong}; put what the cluster's head "
+        f"the Ray cluster at 10.0.0.1:6379 needs its token, and {wrong}; put what the cluster's head "
         f"has in its ~/.ray/auth_token into {place}"
     )
 
@@ -155,7 +155,7 @@ def test_a_token_that_a_cluster_refuses_is_told_as_ray_tells_it(monkeypatch: pyt
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     try:
         with (
-            pytest.raises(UserError, match=f"cluster at 127.0.0.1:{port} is joined with its token alone"),
+            pytest.raises(UserError, match=f"cluster at 127.0.0.1:{port} needs its token"),
             cluster.ray_cluster(verbose=False, stuck=print),
         ):
             pass

@@ -180,17 +180,22 @@ def test_a_search_that_tune_ends_by_itself_has_not_ended_as_planned(
 
 
 def test_the_search_is_over_when_time_is_up_and_who_was_about_to_end_has(tmp_path: Path) -> None:
-    conductor = begin(tmp_path, plan_of(study__budget__wall_clock=100), 2)
+    conductor = begin(tmp_path, plan_of(study__budget__wall_clock=100), 3)
     executor = Executor(conductor, lambda: None, 600.0)
-    for name in ("a", "b"):
+    for name in ("a", "b", "pending"):
         executor.suggest(name)
+    for name in ("a", "b"):
         executor.started(name)
     report = Report(0, 26, ({"epoch": 26.0, "val/reconstruction_mse": 0.1, "val/jsd_nats": 0.1},), finished=False)
     executor.result("a", report.to_result())
     assert not executor.should_stop()
-    conductor.clock.now += 200  # type: ignore[attr-defined]
+    assert conductor.ledger.trials_since is not None
+    conductor.clock.now = conductor.ledger.trials_since + 99  # type: ignore[attr-defined]
     assert not executor.should_stop() and executor.suggest("c") == Searcher.FINISHED
     assert conductor.ledger.trials[1].reason is Reason.BUDGET and conductor.ledger.trials[0].open
+    before = len(conductor.journal.history)
+    executor.started("pending")  # its machine has come after all
+    assert len(conductor.journal.history) == before and conductor.ledger.trials[2].reason is Reason.BUDGET
     last = Report(0, 27, ({"epoch": 27.0, "val/reconstruction_mse": 0.1, "val/jsd_nats": 0.1},), finished=True)
     assert executor.result("a", last.to_result()) and executor.should_stop()
     assert conductor.ledger.trials[0].reason is Reason.COMPLETED

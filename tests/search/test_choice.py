@@ -80,10 +80,11 @@ def test_a_choice_names_what_it_looks_at() -> None:
     assert reference_point((MSE, "perf/images_per_second"), trial(0.1, 0.1)) is None
 
 
-def test_every_metric_that_is_searched_on_has_a_worst() -> None:
-    """But for a divergence that has none: a nat of it is what log 2 is to the bound beside it."""
+def test_every_metric_that_is_searched_on_has_a_worst_or_a_unit_like_those_of_others() -> None:
+    """A nat, or a standard deviation of the prior, is about what log 2 is to the bound."""
     without = {name for name, metric in METRICS.items() if metric.direction and metric.worst is None}
-    assert without == {"val/kl_aggregate_nats", "perf/images_per_second"}  # nobody searches on the last
+    own_unit = {"val/kl_aggregate_nats", "val/scaled_sliced_wasserstein", "val/label_entropy_nats"}
+    assert without == own_unit | {"perf/images_per_second"}  # nobody searches on the last
 
 
 def test_a_kernel_distance_counts_beside_an_error_and_not_in_its_place() -> None:
@@ -96,4 +97,8 @@ def test_a_kernel_distance_counts_beside_an_error_and_not_in_its_place() -> None
     blurred, even, sharp = judged(0.072, 4.0), judged(0.016, 8.0), judged(0.012, 36.0)
     for rule in ("nearest_to_ideal", "hypervolume"):
         assert select([blurred, sharp, even], objectives, rule) == 2, rule
+    assert reference_point(objectives, even) == (0.08, 40.0)
+    early = {name: value for name, value in even.items() if not name.startswith(kid)}
+    assert reference_point(objectives, early) is None  # between rungs samples are not judged
+    assert scaled(kid, {kid: 8.0}) == 8.0  # of a study that did not measure the worst
     assert score(even, objectives, "hypervolume") < score(blurred, objectives, "hypervolume") < 1

@@ -611,6 +611,20 @@ def test_when_time_is_up_a_trial_that_is_about_to_end_does(
         assert conductor.reported(report) == Stop(Reason.COMPLETED) and not conductor.suggested
 
 
+def test_the_time_beyond_the_wall_clock_has_an_end(tmp_path: Path) -> None:
+    conductor = begin(tmp_path, plan_of(study__budget__wall_clock=100))
+    trial = begin_trial(conductor)
+    report = Report(trial.number, 26, (quality(trial, 26),), finished=False, training_seconds=80)
+    conductor.reported(report)
+    assert conductor.ledger.trials_since is not None
+    conductor.clock.now = conductor.ledger.trials_since + 100  # type: ignore[attr-defined]
+    conductor.out_of_time()
+    assert conductor.suggested == {trial.number}
+    conductor.clock.now = conductor.ledger.trials_since + 105  # type: ignore[attr-defined]
+    conductor.out_of_time()
+    assert not conductor.suggested and conductor.ledger.trials[0].reason is Reason.BUDGET
+
+
 def test_worker_hours_end_a_study_when_what_is_under_way_has_ended(tmp_path: Path) -> None:
     conductor = begin(tmp_path, plan_of(study__budget__worker_hours=0.01))
     while isinstance(suggestion := conductor.suggest(), Suggestion):

@@ -58,6 +58,11 @@ def test_a_request_that_is_withdrawn_for_a_moment_still_waits() -> None:
     assert decisions(*seen) == [None, None, 2, None, None]
 
 
+def test_a_wait_is_over_when_a_machine_has_come_for_the_last_one_who_waited() -> None:
+    seen = ((0, machines(1)), (590, machines(0, spot=1)), (600, machines(1, spot=1)), (1200, machines(1, spot=1)))
+    assert decisions(*seen) == [None, None, None, 1]
+
+
 def test_less_is_asked_for_as_soon_as_spot_comes_after_all() -> None:
     seen = ((0, machines(3)), (600, machines(3)), (700, machines(1, spot=2)), (710, machines(0, spot=3)))
     assert decisions(*seen, (720, machines(0, spot=3))) == [None, 3, 1, None, 0]

@@ -119,7 +119,7 @@ def container(controller: str, **limits: int) -> Iterator[list[str]]:
         for name, limit in limits.items():
             (group / f"{controller}.{name}").write_text(str(limit))
     except OSError:
-        pytest.skip(f"needs the right to make a control group for {controller}")
+        pytest.skip(f"needs control groups of version 1 and the right to make one for {controller}")
     try:
         yield ["sh", "-c", f'echo $$ > {shlex.quote(str(group))}/cgroup.procs && exec "$@"', "sh"]
     finally:

@@ -29,7 +29,9 @@ def other_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     place = tmp_path_factory.mktemp("other")
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
     pip = [str(place / "bin" / "pip"), "install", "--quiet", f"ray[default]=={OTHER}"]
-    if subprocess.run(pip, capture_output=True, timeout=400).returncode:
+    try:
+        subprocess.run(pip, capture_output=True, timeout=400, check=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         pytest.skip(f"needs a package registry that has ray {OTHER}")
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # short, for the names of sockets
     own = {"RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
