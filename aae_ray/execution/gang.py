@@ -32,6 +32,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 
 from aae_ray.execution.capacity import waiting_for_machines
 from aae_ray.execution.failures import Failed, GangError, describe, log_tail
@@ -103,6 +104,17 @@ class StartOnce(FailurePolicy):  # type: ignore[misc]
         return self.policy.make_decision(training_failed_error)
 
 
+class AskNobody(FixedScalingPolicy):  # type: ignore[misc]
+    """Ray Train's policy without its own request to the autoscaler, which hears from the placement group what a gang
+    waits for. A cluster has one such request at a time: Train's, repeated every 20 seconds by an actor that outlives
+    the gang, would replace the study's for machines on demand."""
+
+    def _send_resource_request(self) -> None:
+        pass
+
+    _maybe_send_resource_request = _cancel_resource_request = _send_resource_request
+
+
 class GangTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
     """A TorchTrainer without the process that deals Ray Data's data sets out to workers (a gang has none of those, and
     the process would cost seconds at its start and a hundredth of a core for as long as it lives), whose controller can
@@ -120,6 +132,7 @@ class GangTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         options = {"num_cpus": 0, "label_selector": here, "runtime_env": {"env_vars": get_env_vars_to_propagate()}}
         given["failure_policy"] = StartOnce(given["failure_policy"])
+        given["scaling_policy"] = AskNobody(given["scaling_policy"].scaling_config)
         self.controller = ray.remote(**options)(TrainController).remote(**given)
         ray.get(self.controller.run.remote())
         return ray.get(self.controller.get_result.remote())

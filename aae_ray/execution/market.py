@@ -67,9 +67,9 @@ class Market:
         try:
             machines = self.see()
             waited = self.fallback.waited(now)
-            asked = self.fallback.look(now, machines)
-            if asked is not None:
-                self.request(asked)
+            changed = self.fallback.look(now, machines) is not None
+            if changed or self.fallback.asked:  # again each time, as other jobs on the cluster may replace it by theirs
+                self.request(self.fallback.asked)
         except Exception:  # Ray is going down, or busy, which others tell: its errors here are of no common type
             logger.warning("the machines of the cluster could not be looked at", exc_info=True)
             return

@@ -170,6 +170,7 @@ def test_two_workers_equal_one_and_a_killed_one_is_a_lost_worker(
         assert listening(worker_processes()) <= LOOPBACK
     running = [actor.class_name for actor in list_actors(address=ray.get_runtime_context().gcs_address)]
     assert "RayTrainWorker" in running and "DatasetManager" not in running  # nobody needs that one
+    assert "_AutoscalingCoordinatorActor" not in running  # whose requests would replace the study's own
     too_deep = two_workers(small_run, **{"model.network": "convolutional", "model.channels": (4, 4, 4, 4, 4)})
     two.post(Train(4, FOREVER, Begin(too_deep)))
     failed = two.reply()
